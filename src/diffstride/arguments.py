@@ -1,0 +1,78 @@
+"""Checks of the arguments that the functions and the layers share.
+
+Every error quotes what came and says what was expected.
+"""
+
+import math
+from collections.abc import Sequence
+from numbers import Real
+
+from torch import Tensor
+
+from diffstride.spectrum import EDGES
+
+MAX_AXES = 3
+
+
+def as_strides(strides: Sequence[float] | float, name: str = "strides") -> tuple[float, ...]:
+    """One float per axis, each finite and at least 1; a single number means two axes.
+
+    >>> as_strides(2), as_strides([1.5, 2, 3])
+    ((2.0, 2.0), (1.5, 2.0, 3.0))
+    """
+    values = (strides, strides) if isinstance(strides, Real) else tuple(strides)  # type: ignore[arg-type]
+    if not 1 <= len(values) <= MAX_AXES:
+        raise ValueError(
+            f"{name} must be a number or a sequence of 1 to {MAX_AXES} numbers, one per spatial "
+            f"axis, but has {len(values)}: {strides!r}"
+        )
+    for value in values:
+        if not isinstance(value, Real) or not math.isfinite(value) or value < 1:
+            raise ValueError(f"{name} must be finite numbers of at least 1, but got {strides!r}")
+    return tuple(float(value) for value in values)
+
+
+def check_limits(lower: float | None, upper: float | None) -> None:
+    """Refuse limits below 1 or in the wrong order; None means no limit."""
+    for name, limit in (("lower_limit_stride", lower), ("upper_limit_stride", upper)):
+        if limit is not None and not limit >= 1:
+            raise ValueError(f"{name} must be at least 1 or None, but got {limit!r}")
+    if lower is not None and upper is not None and lower > upper:
+        raise ValueError(f"lower_limit_stride={lower!r} exceeds upper_limit_stride={upper!r}")
+
+
+def check_window(smoothness_factor: float, edge: str) -> None:
+    """Refuse a window that cannot be built."""
+    if not (math.isfinite(smoothness_factor) and smoothness_factor > 0):
+        raise ValueError(
+            f"smoothness_factor must be a finite number of bins above 0, "
+            f"but got {smoothness_factor!r}"
+        )
+    if edge not in EDGES:
+        raise ValueError(f"edge must be one of {', '.join(map(repr, EDGES))}, but got {edge!r}")
+
+
+def clamp_strides(
+    values: Sequence[float], lower: float | None, upper: float | None
+) -> tuple[float, ...]:
+    """The strides inside their limits (1 and no limit where None)."""
+    low, high = lower or 1.0, upper or math.inf
+    for value in values:
+        if math.isnan(value):
+            raise ValueError(
+                f"the strides have become {tuple(values)}: training has diverged; lower the "
+                "learning rate of the strides or clip their gradient"
+            )
+    return tuple(min(max(value, low), high) for value in values)
+
+
+def pooled_sizes(x: Tensor, num_axes: int) -> tuple[int, ...]:
+    """The lengths of the axes to pool, the last ``num_axes`` of ``x``."""
+    if not x.is_floating_point():
+        raise TypeError(f"pooling needs a floating-point tensor, but got {x.dtype}")
+    if x.dim() < num_axes or 0 in x.shape[x.dim() - num_axes :]:
+        raise ValueError(
+            f"pooling {num_axes} axes needs as many non-empty ones at the end of the input, "
+            f"but got shape {tuple(x.shape)}"
+        )
+    return tuple(x.shape[x.dim() - num_axes :])

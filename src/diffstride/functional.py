@@ -1,0 +1,114 @@
+"""Spectral pooling of any number of axes as small real matrix products.
+
+``y = A_1 x`` along one spatial axis, ``A_2`` along the next, and so on, with the matrices of
+`diffstride.spectrum`.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from diffstride.arguments import as_strides, check_limits, check_window, clamp_strides, pooled_sizes
+from diffstride.products import pool
+from diffstride.spectrum import plan_axis, plan_spectral_axis
+
+
+def diff_stride(
+    x: Tensor,
+    strides: Tensor | Sequence[float] | float,
+    *,
+    smoothness_factor: float = 4.0,
+    edge: str = "passband",
+    cropping: bool = True,
+    lower_limit_stride: float | None = None,
+    upper_limit_stride: float | None = None,
+    values: Sequence[float] | None = None,
+) -> Tensor:
+    """Shrink the last axes of ``x`` by fractional strides, differentiable in both.
+
+    ``y = A(s_1) … A(s_n) x``: every axis of length ``N`` is low-passed by a window whose edge
+    lies at bin ``N / (2 s)`` and cropped in the frequency domain, see `diffstride.spectrum`. The
+    output length is an integer, so it jumps while the window moves smoothly. Strides outside
+    their limits are clamped straight through: the limit is used, the gradient still flows.
+
+    Reference: *Learning Strides in Convolutional Neural Networks*, ICLR 2022,
+    https://arxiv.org/abs/2202.01653.
+
+    Args:
+        x: floating point, ``(…, N_1, …, N_n)``, in practice ``(B, C, H, W)``. Contiguous or
+            channels-last; the output has the same memory format.
+        strides: one stride per pooled axis, each at least 1; their number says how many axes
+            there are (a single number: two axes).
+        smoothness_factor: transition width ``R > 0`` of the window, in frequency bins.
+        edge: the end of the transition band that the stride sets, ``"passband"`` (as published;
+            32 at stride 2 gives 24) or ``"stopband"`` (32 at stride 2 gives 16).
+        cropping: if false, the axes are low-passed and keep their lengths.
+        lower_limit_stride, upper_limit_stride: limits of the strides, at least 1.
+        values: the strides as Python numbers, for callers that know them. Without them a tensor
+            of strides is read, for which an accelerator has to wait.
+
+    Returns:
+        ``(…, M_1, …, M_n)`` with ``M = spectrum.output_size(N, s)``, in the dtype of ``x``.
+
+    Raises:
+        ValueError: if ``x`` has too few or empty axes, or an argument is out of its range.
+        TypeError: if ``x`` is not floating point.
+
+    >>> import torch
+    >>> x = torch.arange(8.0).expand(1, 1, 8, 8)
+    >>> diff_stride(x, 4.0, edge="stopband")[0, 0]
+    tensor([[3.5000, 3.5000],
+            [3.5000, 3.5000]])
+    """
+    check_window(smoothness_factor, edge)
+    check_limits(lower_limit_stride, upper_limit_stride)
+    if values is None:
+        values = read_strides(strides) if isinstance(strides, Tensor) else as_strides(strides)
+    values = clamp_strides(values, lower_limit_stride, upper_limit_stride)
+    axes = tuple(
+        plan_axis(size, value, smoothness_factor, edge, cropping)
+        for size, value in zip(pooled_sizes(x, len(values)), values, strict=True)
+    )
+    return pool(x, axes, strides if isinstance(strides, Tensor) else None)
+
+
+def spectral_pool(x: Tensor, strides: Sequence[float] | float) -> Tensor:
+    """Shrink the last axes of ``x`` by cropping its spectrum, without a window.
+
+    ``y = A x`` with every gain 1 and ``M = ceil(N / s)``; at stride 1 the identity.
+
+    Reference: Rippel, Snoek, Adams, *Spectral Representations for Convolutional Neural Networks*,
+    NeurIPS 2015, https://arxiv.org/abs/1506.03767.
+
+    Args:
+        x: floating point, ``(…, N_1, …, N_n)``; the output has the same memory format.
+        strides: one stride per pooled axis, each at least 1 (a single number: two axes).
+
+    Returns:
+        ``(…, ceil(N_1 / s_1), …, ceil(N_n / s_n))``.
+
+    Raises:
+        ValueError: if ``x`` has too few or empty axes, or a stride is below 1.
+        TypeError: if ``x`` is not floating point.
+
+    >>> import torch
+    >>> spectral_pool(torch.tensor([[1.0, 3.0, 1.0, 3.0]]), [2.0])
+    tensor([[2., 2.]])
+    """
+    values = as_strides(strides)
+    sizes = pooled_sizes(x, len(values))
+    return pool(x, tuple(map(plan_spectral_axis, sizes, values)), None)
+
+
+def read_strides(strides: Tensor) -> tuple[float, ...]:
+    """The values of a tensor of strides; one without dimensions stands for two axes."""
+    if strides.dim() > 1:
+        raise ValueError(f"strides must be a vector, but got shape {tuple(strides.shape)}")
+    try:
+        values = strides.tolist()
+    except RuntimeError as error:
+        raise RuntimeError(
+            "the strides have no values to read (a vmap over them, or fake tensors), but the "
+            "output length depends on them: loop over the strides, or pass values="
+        ) from error
+    return (strides.item(),) * 2 if strides.dim() == 0 else tuple(values)

@@ -1,0 +1,344 @@
+"""Pooling layers: spectral with learned strides, spectral with fixed ones, spatial."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffstride.arguments import as_strides, check_limits, check_window, clamp_strides
+from diffstride.functional import diff_stride, spectral_pool
+from diffstride.spectrum import output_size
+
+
+class DiffStride(nn.Module):
+    """Pooling whose strides are parameters, learned by gradient descent with the weights.
+
+    ``y = A(s_1) … A(s_n) x``: every spatial axis of length ``N`` is low-passed in the frequency
+    domain by a window whose edge lies at bin ``N / (2 s)``, cropped, and transformed back, as one
+    real matrix product per axis (`diffstride.spectrum`). The mean of the map is kept.
+
+    After each step of the optimiser call `project_`, or let
+    `diffstride.callbacks.StrideMonitor` do it.
+
+    Warning:
+        With the default ``edge="passband"`` (as published) a 32 x 32 map leaves a layer of
+        stride 2 as 24 x 24: the transition band lies outside the nominal pass band. Choose
+        ``edge="stopband"`` for 16 x 16, what a strided convolution gives.
+
+    Reference: *Learning Strides in Convolutional Neural Networks*, ICLR 2022,
+    https://arxiv.org/abs/2202.01653.
+
+    Args:
+        strides: initial strides, each at least 1 and within the limits. Their number is the
+            number of spatial axes: one, two or three; a single number means two axes.
+        smoothness_factor: transition width ``R > 0`` of the window, in frequency bins.
+        cropping: whether the map shrinks; if not, it is only low-passed.
+        trainable: whether the strides receive a gradient.
+        shared_stride: whether one stride serves all axes.
+        lower_limit_stride: smallest stride that `project_` allows, at least 1 (default 1).
+        upper_limit_stride: largest stride that `project_` allows (default: no limit).
+        edge: the end of the transition band that the stride sets, ``"passband"`` or
+            ``"stopband"``.
+
+    Shape:
+        ``(B, C, N_1, …, N_n)`` to ``(B, C, M_1, …, M_n)`` with ``M`` from `output_size`.
+
+    Raises:
+        ValueError: if an argument is out of its range, or the input has another number of axes.
+
+    >>> pool = DiffStride(strides=(2.0, 2.0), edge="stopband")
+    >>> pool(torch.ones(1, 3, 32, 32)).shape
+    torch.Size([1, 3, 16, 16])
+    >>> pool
+    DiffStride(strides=(2, 2), smoothness_factor=4, edge='stopband', learning)
+    """
+
+    strides: nn.Parameter
+
+    def __init__(
+        self,
+        strides: Sequence[float] | float = (2.0, 2.0),
+        smoothness_factor: float = 4.0,
+        cropping: bool = True,
+        trainable: bool = True,
+        shared_stride: bool = False,
+        lower_limit_stride: float | None = None,
+        upper_limit_stride: float | None = None,
+        edge: str = "passband",
+    ) -> None:
+        super().__init__()
+        values = as_strides(strides)
+        check_window(smoothness_factor, edge)
+        check_limits(lower_limit_stride, upper_limit_stride)
+        if values != clamp_strides(values, lower_limit_stride, upper_limit_stride):
+            raise ValueError(
+                f"strides={strides!r} lie outside lower_limit_stride={lower_limit_stride!r}, "
+                f"upper_limit_stride={upper_limit_stride!r}: start within the limits"
+            )
+        if shared_stride and len(set(values)) > 1:
+            raise ValueError(f"shared_stride needs equal strides, but got {strides!r}")
+        self.num_axes = len(values)
+        self.smoothness_factor = smoothness_factor
+        self.cropping = cropping
+        self.shared_stride = shared_stride
+        self.lower_limit_stride = lower_limit_stride
+        self.upper_limit_stride = upper_limit_stride
+        self.edge = edge
+        initial = values[:1] if shared_stride else values
+        self.strides = nn.Parameter(
+            torch.tensor(initial, dtype=torch.float32), requires_grad=trainable
+        )
+        self._values, self._spelled, self._version = values, tuple(map(repr, values)), -1
+
+    def forward(self, x: Tensor) -> Tensor:
+        _check_input(self, x)
+        if torch.compiler.is_compiling() and self.training:
+            return _call_eagerly(self, x)  # pyright: ignore[reportCallIssue]
+        return self._pool(x)
+
+    def _pool(self, x: Tensor) -> Tensor:
+        return diff_stride(
+            x,
+            self.strides,
+            smoothness_factor=self.smoothness_factor,
+            edge=self.edge,
+            cropping=self.cropping,
+            lower_limit_stride=self.lower_limit_stride,
+            upper_limit_stride=self.upper_limit_stride,
+            values=self._read(),
+        )
+
+    def stride_values(self) -> tuple[float, ...]:
+        """The strides as Python numbers within their limits, one per axis."""
+        return clamp_strides(self._read(), self.lower_limit_stride, self.upper_limit_stride)
+
+    def output_size(self, input_size: Sequence[int]) -> tuple[int, ...]:
+        """The spatial size of the map that comes out for one of ``input_size``.
+
+        >>> DiffStride(2.0).output_size((32, 32))
+        (24, 24)
+        """
+        _check_size(self, input_size)
+        return tuple(
+            output_size(size, stride, self.smoothness_factor, self.edge, self.cropping)
+            for size, stride in zip(input_size, self.stride_values(), strict=True)
+        )
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        """Move the strides back into their limits, in place.
+
+        Nothing else writes the parameter: `forward` clamps in the computation. To be called
+        after a step of the optimiser, and after strides were written through ``.data``.
+        """
+        self.strides.clamp_(self.lower_limit_stride or 1.0, self.upper_limit_stride)
+        self._refresh()
+
+    def extra_repr(self) -> str:
+        strides = ", ".join(f"{value:.4g}" for value in self.stride_values())
+        state = "learning" if self.strides.requires_grad else "fixed"
+        options = [f"strides=({strides})", f"smoothness_factor={self.smoothness_factor:g}"]
+        options += [f"edge={self.edge!r}"]
+        options += ["cropping=False"] * (not self.cropping)
+        options += ["shared_stride=True"] * self.shared_stride
+        for name in ("lower_limit_stride", "upper_limit_stride"):
+            if getattr(self, name) is not None:
+                options.append(f"{name}={getattr(self, name):g}")
+        return ", ".join([*options, state])
+
+    # The output length is a Python integer, so the host has to know the strides. Reading them
+    # costs nothing on a CPU. An accelerator is asked once per change of the parameter; changes
+    # that do not move its version (moving, loading, `.data`) refresh what was read.
+
+    def _read(self) -> tuple[float, ...]:
+        if torch.compiler.is_compiling():
+            # Constants of the program, as train() or eval() last read them. The compiler makes
+            # a variable of a number that has changed once, but never of a string.
+            return tuple([float(value) for value in self._spelled])
+        if self.strides.device.type == "cpu" or self._version != self.strides._version:
+            self._refresh()
+        return self._values
+
+    def _refresh(self) -> None:
+        if self.strides.is_meta:
+            return
+        values = tuple(self.strides.tolist())
+        self._values = values * self.num_axes if self.shared_stride else values
+        self._spelled = tuple(map(repr, self._values))
+        self._version = self.strides._version
+
+    def train(self, mode: bool = True) -> "DiffStride":
+        self._refresh()
+        return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "DiffStride":
+        super()._apply(*args, **kwargs)
+        self._refresh()
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._refresh()
+
+
+@torch.compiler.disable
+def _call_eagerly(layer: DiffStride, x: Tensor) -> Tensor:
+    # While strides move, a compiled program would be stale after every step. The products gain
+    # nothing from compilation; the rest of the network is compiled around them.
+    return layer._pool(x)
+
+
+class FixedSpectralPooling(nn.Module):
+    """Pooling with fixed strides that crops the spectrum: `spectral_pool` as a layer.
+
+    ``y = A x`` with all gains 1 and ``M = ceil(N / s)`` samples per axis.
+
+    Reference: *Spectral Representations for Convolutional Neural Networks*, NeurIPS 2015,
+    https://arxiv.org/abs/1506.03767.
+
+    Args:
+        strides: strides, each at least 1, may be fractional; a single number means two axes.
+
+    Shape:
+        ``(B, C, N_1, …, N_n)`` to ``(B, C, ceil(N_1 / s_1), …, ceil(N_n / s_n))``.
+
+    Raises:
+        ValueError: if a stride is below 1, or the input has another number of axes.
+
+    >>> FixedSpectralPooling(2)(torch.ones(1, 3, 32, 31)).shape
+    torch.Size([1, 3, 16, 16])
+    """
+
+    def __init__(self, strides: Sequence[float] | float = (2.0, 2.0)) -> None:
+        super().__init__()
+        self.strides = as_strides(strides)
+        self.num_axes = len(self.strides)
+
+    def forward(self, x: Tensor) -> Tensor:
+        _check_input(self, x)
+        return spectral_pool(x, self.strides)
+
+    def output_size(self, input_size: Sequence[int]) -> tuple[int, ...]:
+        """The spatial size of the map that comes out for one of ``input_size``.
+
+        >>> FixedSpectralPooling(1.5).output_size((32, 32))
+        (22, 22)
+        """
+        return _ceil_sizes(self, input_size)
+
+    def extra_repr(self) -> str:
+        return f"strides=({', '.join(f'{value:.4g}' for value in self.strides)})"
+
+
+class SpatialPooling(nn.Module):
+    """Average pooling with padding such that ``M = ceil(N / s)``.
+
+    Where the padding cannot be halved the larger half comes last; padded places do not count in
+    the averages. With the default ``pool_size=(1, 1)`` it picks every ``s``-th sample.
+
+    Args:
+        pool_size: window of the average per axis, at least 1 sample; a single number serves
+            all axes.
+        strides: integer strides, each at least 1; a single number means two axes.
+
+    Shape:
+        ``(B, C, N_1, …, N_n)`` to ``(B, C, ceil(N_1 / s_1), …, ceil(N_n / s_n))``.
+
+    Raises:
+        ValueError: if an argument is no whole number of at least 1, the numbers of axes
+            differ, or the input has another number of axes.
+
+    >>> SpatialPooling(2, 2)(torch.tensor([[[[1.0, 3.0, 5.0]]]]))
+    tensor([[[[2., 5.]]]])
+    """
+
+    def __init__(
+        self,
+        pool_size: Sequence[int] | int = (1, 1),
+        strides: Sequence[int] | int = (2, 2),
+    ) -> None:
+        super().__init__()
+        self.strides = _as_integers("strides", as_strides(strides))
+        self.num_axes = len(self.strides)
+        sizes = (pool_size,) * self.num_axes if isinstance(pool_size, int) else pool_size
+        self.pool_size = _as_integers("pool_size", as_strides(sizes, "pool_size"))
+        if len(self.pool_size) != self.num_axes:
+            raise ValueError(
+                f"pool_size={pool_size!r} and strides={strides!r} must have one number per "
+                "spatial axis each"
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        _check_input(self, x)
+        pads = [self._padding(size, i) for i, size in enumerate(x.shape[2:])]
+        average = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[self.num_axes - 1]
+        if not any(map(sum, pads)):
+            return average(x, self.pool_size, self.strides)
+        padding = [pad for pair in reversed(pads) for pad in pair]
+        counted = F.pad(x.new_ones(1, 1, *x.shape[2:]), padding)
+        total = average(F.pad(x, padding), self.pool_size, self.strides)
+        return total / average(counted, self.pool_size, self.strides)
+
+    def _padding(self, size: int, axis: int) -> tuple[int, int]:
+        pool_size, stride = self.pool_size[axis], self.strides[axis]
+        missing = max(0, (math.ceil(size / stride) - 1) * stride + pool_size - size)
+        return missing // 2, missing - missing // 2
+
+    def output_size(self, input_size: Sequence[int]) -> tuple[int, ...]:
+        """The spatial size of the map that comes out for one of ``input_size``.
+
+        >>> SpatialPooling(2, 3).output_size((32, 32))
+        (11, 11)
+        """
+        return _ceil_sizes(self, input_size)
+
+    def extra_repr(self) -> str:
+        return f"pool_size={self.pool_size}, strides={self.strides}"
+
+
+def stride_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers of ``model`` that hold strides as a parameter, by name.
+
+    >>> list(stride_layers(nn.Sequential(nn.ReLU(), DiffStride())))
+    ['1']
+    """
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(getattr(module, "strides", None), nn.Parameter)
+        and hasattr(module, "project_")
+    }
+
+
+def _as_integers(name: str, values: tuple[float, ...]) -> tuple[int, ...]:
+    if any(value != int(value) for value in values):
+        raise ValueError(
+            f"{name} of SpatialPooling must be whole numbers, but got {values}; "
+            "FixedSpectralPooling takes fractional strides"
+        )
+    return tuple(map(int, values))
+
+
+def _check_input(layer: Any, x: Tensor) -> None:
+    if x.dim() != layer.num_axes + 2:
+        raise ValueError(
+            f"{type(layer).__name__} with {layer.num_axes} strides expects an input of shape "
+            f"(batch, channels, {layer.num_axes} spatial axes), but got {tuple(x.shape)}"
+        )
+
+
+def _check_size(layer: Any, input_size: Sequence[int]) -> None:
+    if len(input_size) != layer.num_axes or min(input_size) < 1:
+        raise ValueError(
+            f"input_size must be {layer.num_axes} positive lengths, but got {tuple(input_size)}"
+        )
+
+
+def _ceil_sizes(layer: Any, input_size: Sequence[int]) -> tuple[int, ...]:
+    _check_size(layer, input_size)
+    return tuple(
+        math.ceil(size / stride) for size, stride in zip(input_size, layer.strides, strict=True)
+    )

@@ -1,0 +1,222 @@
+"""The published TensorFlow layers on plain torch FFTs, quirks included: slow, exact, the yardstick.
+
+Use ``diffstride.pooling`` for work; use these to reproduce published runs and to compare with them.
+What they do otherwise than the library, on purpose:
+
+- the vertical window is not symmetric: frequency ``+k`` has the gain of position ``k`` and ``-k``
+  that of ``k - 1``; for an odd height its peak is one bin off zero;
+- the horizontal edge is one bin wider than the vertical one;
+- the inverse transform is normalised by the output size, so the mean grows by ``H W / (H' W')``;
+- the output width is always even;
+- ``forward`` writes the parameter when it raises a stride, and has no gradient outside the limits.
+"""
+
+from collections.abc import Sequence
+from math import inf
+
+import torch
+from torch import Tensor, nn
+
+from diffstride.arguments import as_strides, check_limits, check_window, clamp_strides
+
+Strides = float | Sequence[float]
+
+
+def _two_strides(strides: Strides) -> tuple[float, float]:
+    values = as_strides(strides)
+    if len(values) != 2:
+        raise ValueError(f"strides must be one number or two (height, width), but got {strides!r}")
+    return values
+
+
+def _map_size(size: Sequence[int], what: str) -> tuple[int, int]:
+    if len(size) != 2 or min(size) < 2:
+        raise ValueError(f"{what} must be (height, width), both at least 2, but got {tuple(size)}")
+    return size[0], size[1]
+
+
+def _full_precision(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _spectrum(x: Tensor) -> Tensor:
+    if x.ndim != 4 or not x.is_floating_point():
+        raise ValueError(
+            f"x must be a real tensor (batch, channels, height, width), "
+            f"but got {x.dtype} of shape {tuple(x.shape)}"
+        )
+    _map_size(x.shape[2:], "the map")
+    # FFTs of half precision do not exist on every device and need powers of two on the others.
+    return torch.fft.rfft2(_full_precision(x))
+
+
+def _vertical_positions(height: int) -> Tensor:
+    positions = torch.arange(height // 2 + height % 2)
+    return torch.cat([positions[height % 2 :].flip(0), positions])
+
+
+def _clip(value: Tensor, low: float, high: float) -> Tensor:
+    # As in TensorFlow, a value exactly on a bound still gets the gradient: at whole strides both
+    # ends of the ramp do. What torch.clamp does there depends on its version.
+    inside = (value >= low) & (value <= high)
+    return torch.where(inside, value, value.detach().clamp(low, high))
+
+
+def _window(edge: Tensor, smoothness_factor: float, positions: Tensor) -> Tensor:
+    return _clip((smoothness_factor + edge - positions.to(edge)) / smoothness_factor, 0.0, 1.0)
+
+
+class FixedSpectralPooling(nn.Module):
+    """Published spectral pooling: keeps the lowest frequencies of a map, without a window.
+
+    On each axis ``M = max(2, floor(N / s) - floor(N / s) mod 2)``; the rows ``[0, M/2)`` and
+    ``[N - M/2, N)`` and the columns ``[0, M/2]`` of ``rfft2(x)`` go through ``irfft2``.
+
+    Reference: Rippel, Snoek, Adams, Spectral Representations for Convolutional Neural Networks
+    (2015), https://arxiv.org/abs/1506.03767, as published with DiffStride.
+
+    Args:
+        strides: strides of height and width, or one for both; finite, at least 1.
+
+    Returns:
+        A layer from ``(B, C, H, W)`` to ``(B, C, H', W')``; both output sizes are even.
+
+    Raises:
+        ValueError: a stride is below 1, or there are not one or two of them.
+
+    Example:
+        >>> FixedSpectralPooling((2.0, 3.0)).output_size((32, 32))
+        (16, 10)
+    """
+
+    def __init__(self, strides: Strides = (2.0, 2.0)) -> None:
+        super().__init__()
+        self.strides = _two_strides(strides)
+
+    def output_size(self, input_size: Sequence[int]) -> tuple[int, int]:
+        """Size ``(H', W')`` of the output for a map of ``input_size = (H, W)``."""
+        sizes = torch.tensor(_map_size(input_size, "input_size"), dtype=torch.float32)
+        # In float32, as published: 33 / 1.1 is 30 there and less than 30 in double precision.
+        kept = torch.floor(sizes / torch.tensor(self.strides, dtype=torch.float32))
+        height, width = (kept - kept % 2).clamp(min=2).int().tolist()
+        return height, width
+
+    def forward(self, x: Tensor) -> Tensor:
+        spectrum = _spectrum(x)
+        height, width = self.output_size(x.shape[2:])
+        spectrum = spectrum[..., : width // 2 + 1]
+        low, high = spectrum[:, :, : height // 2], spectrum[:, :, x.shape[2] - height // 2 :]
+        return torch.fft.irfft2(torch.cat([low, high], dim=2), s=(height, width)).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"strides={self.strides}"
+
+
+class DiffStride(nn.Module):
+    """Published DiffStride: a window on the spectrum of a map whose edges depend on the strides.
+
+    On each axis ``m(p) = clip((R + T - p) / R, 0, 1)`` with ``T = max(H / s, 2) / 2`` over the
+    rows and ``T = max(W / s, 2) / 2 + 1`` over the columns; bins with ``m > 0`` are kept.
+
+    Warning: ``forward`` raises a stride below ``N / (N - R)`` to that value in place; the value
+    used after it gets the ordinary gradient. ``N = R`` sends the stride to infinity, as published.
+
+    Reference: Riad, Teboul, Grangier, Zeghidour, Learning Strides in Convolutional Neural Networks
+    (ICLR 2022), https://arxiv.org/abs/2202.01653.
+
+    Args:
+        strides: initial strides of height and width, or one for both; finite, at least 1.
+        smoothness_factor: width ``R`` of the transition, in frequency bins; above 0.
+        cropping: whether bins outside the window are dropped, or only set to zero.
+        trainable: whether the strides receive a gradient.
+        shared_stride: whether one parameter serves both axes.
+        lower_limit_stride: smallest stride used (1 if None); no gradient below it.
+        upper_limit_stride: largest stride used (no limit if None); no gradient above it.
+
+    Returns:
+        A layer from ``(B, C, H, W)`` to ``(B, C, H', W')``; ``W'`` is even.
+
+    Raises:
+        ValueError: a stride, the smoothness factor or a limit is out of range.
+
+    Example:
+        >>> DiffStride((2.0, 4.0)).output_size((64, 64))
+        (40, 24)
+    """
+
+    def __init__(
+        self,
+        strides: Strides = (2.0, 2.0),
+        smoothness_factor: float = 4.0,
+        cropping: bool = True,
+        trainable: bool = True,
+        shared_stride: bool = False,
+        lower_limit_stride: float | None = None,
+        upper_limit_stride: float | None = None,
+    ) -> None:
+        super().__init__()
+        pair = _two_strides(strides)
+        if shared_stride and pair[0] != pair[1]:
+            raise ValueError(f"shared_stride needs equal strides, but got {strides!r}")
+        check_window(smoothness_factor, "passband")
+        check_limits(lower_limit_stride, upper_limit_stride)
+        self.smoothness_factor = smoothness_factor
+        self.cropping = cropping
+        self.shared_stride = shared_stride
+        self.lower_limit_stride = lower_limit_stride
+        self.upper_limit_stride = upper_limit_stride
+        initial = torch.tensor(pair[:1] if shared_stride else pair, dtype=torch.float32)
+        self.strides = nn.Parameter(initial, requires_grad=trainable)
+
+    @property
+    def _limits(self) -> tuple[float, float]:
+        return self.lower_limit_stride or 1.0, self.upper_limit_stride or inf
+
+    def _raised(self, size: tuple[int, int]) -> Tensor:
+        sizes = self.strides.new_tensor(size)
+        smallest = sizes / (sizes - self.smoothness_factor)
+        return self.strides.maximum(smallest.amax() if self.shared_stride else smallest)
+
+    def _windows(self, strides: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        strides = _clip(_full_precision(strides), *self._limits)
+        vertical_stride, horizontal_stride = strides.expand(2)
+        height, width = size
+        lower_height = _clip(height / vertical_stride, 2.0, inf) / 2
+        upper_width = _clip(width / horizontal_stride, 2.0, inf) / 2 + 1
+        vertical = _window(lower_height, self.smoothness_factor, _vertical_positions(height))
+        horizontal = _window(upper_width, self.smoothness_factor, torch.arange(width // 2 + 1))
+        return torch.fft.fftshift(vertical), horizontal
+
+    def forward(self, x: Tensor) -> Tensor:
+        spectrum = _spectrum(x)
+        size = (x.shape[2], x.shape[3])
+        with torch.no_grad():
+            self.strides.copy_(self._raised(size))
+        # The clone lets a later call raise the parameter again before this one's backward.
+        vertical, horizontal = self._windows(self.strides.clone(), size)
+        spectrum = spectrum * vertical[:, None] * horizontal
+        if self.cropping:
+            spectrum = spectrum[:, :, vertical > 0][..., horizontal > 0]
+        return torch.fft.irfft2(spectrum).to(x.dtype)
+
+    def output_size(self, input_size: Sequence[int]) -> tuple[int, int]:
+        """Size ``(H', W')`` of the output for a map of ``input_size = (H, W)``."""
+        size = _map_size(input_size, "input_size")
+        with torch.no_grad():
+            vertical, horizontal = self._windows(self._raised(size), size)
+        if not self.cropping:
+            return len(vertical), 2 * (len(horizontal) - 1)
+        return int((vertical > 0).sum()), 2 * (int((horizontal > 0).sum()) - 1)
+
+    def project_(self) -> None:
+        """Move the parameter back into its limits, as the published optimiser does at a step."""
+        with torch.no_grad():
+            self.strides.clamp_(*self._limits)
+
+    def stride_values(self) -> tuple[float, ...]:
+        """The strides of height and width, within their limits."""
+        values = self.strides.detach().expand(2).tolist()
+        return clamp_strides(values, self.lower_limit_stride, self.upper_limit_stride)
+
+    def extra_repr(self) -> str:
+        return f"strides={self.stride_values()}, trainable={self.strides.requires_grad}"

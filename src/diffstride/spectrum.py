@@ -1,0 +1,211 @@
+"""One axis of a spectral pooling as one small real matrix.
+
+The convention of the whole library is owned here. An axis of length ``N`` is low-passed by a
+window ``m(k)`` over its frequency bins ``k = 0 … floor(N/2)`` (the same gain for ``+k`` and
+``-k``), cropped to ``M`` samples and transformed back:
+
+    A[i, j] = (1/N) sum_k g_k m(k) cos(2 pi k (i/M - j/N)),    k = 0 … floor(M/2)
+
+with ``g_0 = 1``, ``g_k = 2`` and ``g_{M/2} = 1`` for even ``M``. The factor ``1/N`` (and not
+``1/M``) keeps the mean: a constant signal stays what it was.
+
+Everything is a pure function of Python numbers. Reference: Riad, Teboul, Grangier, Zeghidour,
+*Learning Strides in Convolutional Neural Networks*, ICLR 2022, https://arxiv.org/abs/2202.01653.
+"""
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+EDGES = ("passband", "stopband")
+
+
+class Axis(NamedTuple):
+    """How one axis of ``size`` samples is pooled: everything derived from its stride.
+
+    ``size`` and ``output_size`` are in samples, ``cutoff`` (the first zero of the window) and
+    ``transition`` (the width of the ramp that ends there) in frequency bins; ``stride`` is the
+    value in use, raised to ``smallest_stride`` where the one asked for is below it.
+    """
+
+    size: int
+    output_size: int
+    stride: float
+    cutoff: float
+    transition: float
+
+    @property
+    def ramp(self) -> range:
+        """The bins whose gain moves with the stride; bin 0 never does, so the mean is kept."""
+        first = max(1, math.ceil(self.cutoff - self.transition))
+        return range(first, min(math.floor(self.cutoff), self.output_size // 2) + 1)
+
+    @property
+    def slope(self) -> float:
+        """The derivative ``dm/ds = -N / (2 s^2 R)`` of the window's gain on the ramp."""
+        return -self.size / (2 * self.stride**2 * self.transition)
+
+
+def transition_width(size: int, smoothness_factor: float = 4.0, edge: str = "passband") -> float:
+    """Width of the window's ramp in bins: the smoothness factor, limited by the axis length.
+
+    ``min(R, N/4)`` for ``edge="passband"``, ``max(1, min(R, N/8))`` for ``edge="stopband"``.
+
+    >>> transition_width(32), transition_width(8), transition_width(8, edge="stopband")
+    (4.0, 2.0, 1.0)
+    """
+    if edge == "passband":
+        return min(smoothness_factor, size / 4)
+    return max(1.0, min(smoothness_factor, size / 8))
+
+
+def smallest_stride(size: int, smoothness_factor: float = 4.0, edge: str = "passband") -> float:
+    """The smallest stride in use: ``N / (N - R)`` (passband edge) or 1 (stopband edge).
+
+    >>> smallest_stride(32, edge="stopband"), round(smallest_stride(32), 4)
+    (1.0, 1.1429)
+    """
+    if edge == "stopband":
+        return 1.0
+    return size / (size - transition_width(size, smoothness_factor, edge))
+
+
+def plan_axis(
+    size: int,
+    stride: float,
+    smoothness_factor: float = 4.0,
+    edge: str = "passband",
+    cropping: bool = True,
+) -> Axis:
+    """Work out cutoff, ramp and output length of one axis.
+
+    With ``edge="passband"`` (as published) the window is flat up to ``N/(2s)`` and its cutoff is
+    ``c = N/(2s) + R``, so that ``M = min(N, 2 ceil(c))``. With ``edge="stopband"`` the cutoff is
+    ``c = N/(2s)`` and ``M = min(N, ceil(N/s))``, the length that a padded strided convolution
+    returns. Without ``cropping`` the axis keeps its length and is only low-passed.
+
+    Args:
+        size: length ``N >= 1`` of the axis, in samples.
+        stride: how many samples become one; at least 1, may exceed ``size``.
+        smoothness_factor: transition width ``R > 0`` asked for, in bins.
+        edge: which end of the ramp the stride sets, ``"passband"`` or ``"stopband"``.
+        cropping: whether the axis is shortened.
+
+    >>> plan_axis(32, 2.0).output_size, plan_axis(32, 2.0, edge="stopband").output_size
+    (24, 16)
+    """
+    transition = transition_width(size, smoothness_factor, edge)
+    stride = max(stride, smallest_stride(size, smoothness_factor, edge))
+    if edge == "passband":
+        cutoff = size / (2 * stride) + transition
+        output_size = min(size, 2 * math.ceil(cutoff))
+    else:
+        # Above N/2 nothing but the mean is left under the window. Its shape stays the one at N/2,
+        # so that bin 1, at the end of the ramp, still tells the stride to come back.
+        stride_of_window = min(stride, max(1.0, size / 2))
+        cutoff = size / (2 * stride_of_window)
+        output_size = min(size, math.ceil(size / stride))
+    return Axis(size, output_size if cropping else size, stride, cutoff, transition)
+
+
+def plan_spectral_axis(size: int, stride: float) -> Axis:
+    """The axis of plain spectral pooling: no window, ``M = ceil(N/s)``.
+
+    >>> plan_spectral_axis(32, 3).output_size
+    11
+    """
+    # A cutoff out of reach puts every bin on the flat part of the window.
+    return Axis(size, max(1, math.ceil(size / stride)), stride, math.inf, 1.0)
+
+
+def output_size(
+    size: int,
+    stride: float,
+    smoothness_factor: float = 4.0,
+    edge: str = "passband",
+    cropping: bool = True,
+) -> int:
+    """Length of a pooled axis; arguments as for `plan_axis`.
+
+    >>> [output_size(32, 2.0), output_size(24, 2.0), output_size(32, 2.0, edge="stopband")]
+    [24, 20, 16]
+    """
+    return plan_axis(size, stride, smoothness_factor, edge, cropping).output_size
+
+
+def window(axis: Axis) -> Tensor:
+    """Gains ``m(k) = clip((c - k)/R, 0, 1)`` of the bins ``k = 0 … floor(M/2)``, float64.
+
+    Bin 0 always has gain 1. Where the cutoff lies below one transition width (large strides with
+    ``edge="stopband"``) the ramp alone would shrink the mean of the signal.
+
+    >>> window(plan_axis(32, 4.0, edge="stopband"))
+    tensor([1.0000, 0.7500, 0.5000, 0.2500, 0.0000], dtype=torch.float64)
+    """
+    bins = torch.arange(axis.output_size // 2 + 1, dtype=torch.float64)
+    if math.isinf(axis.cutoff):
+        return torch.ones_like(bins)
+    gains = ((axis.cutoff - bins) / axis.transition).clamp_(0.0, 1.0)
+    gains[0] = 1.0
+    return gains
+
+
+@lru_cache(maxsize=256)
+def synthesis_table(size: int, output_size: int) -> Tensor:
+    """``U``, shape ``(M, 2K)``: cosines then sines of ``2 pi k i / M``, ``K = floor(M/2) + 1``."""
+    return _waves(output_size, output_size // 2 + 1, 1.0)
+
+
+@lru_cache(maxsize=256)
+def analysis_table(size: int, output_size: int) -> Tensor:
+    """``D``, shape ``(N, 2K)``: cosines then sines of ``2 pi k j / N``, times ``g_k / N``."""
+    weights = torch.full((output_size // 2 + 1,), 2.0 / size, dtype=torch.float64)
+    weights[0] = 1.0 / size
+    if output_size % 2 == 0:
+        weights[-1] = 1.0 / size
+    return _waves(size, output_size // 2 + 1, weights.repeat(2))
+
+
+def _waves(length: int, num_bins: int, scale: Tensor | float) -> Tensor:
+    # Reducing k i modulo the length first keeps the angle below 2 pi, hence exact to an ulp.
+    turns = torch.outer(torch.arange(length), torch.arange(num_bins)) % length
+    angles = turns.to(torch.float64) * (2 * math.pi / length)
+    return torch.cat([angles.cos(), angles.sin()], dim=1) * scale
+
+
+def axis_matrix(axis: Axis) -> Tensor:
+    """The real matrix ``A = U diag(m) D^T`` of one axis, ``(M, N)``, float64."""
+    gains = window(axis).repeat(2)
+    synthesis = synthesis_table(axis.size, axis.output_size)
+    return (synthesis * gains) @ analysis_table(axis.size, axis.output_size).T
+
+
+def ramp_factors(axis: Axis) -> tuple[Tensor, Tensor]:
+    """The derivative of the matrix by the stride, in factors: ``dA/ds = slope * U_r D_r^T``.
+
+    Only the bins on the ramp take part, so the rank is about ``2R``. Returns ``U_r`` of shape
+    ``(M, 2r)`` and ``D_r`` of shape ``(N, 2r)``, float64.
+    """
+    num_bins = axis.output_size // 2 + 1
+    columns = [*axis.ramp, *(num_bins + k for k in axis.ramp)]
+    synthesis = synthesis_table(axis.size, axis.output_size)
+    return synthesis[:, columns], analysis_table(axis.size, axis.output_size)[:, columns]
+
+
+def pooling_matrix(
+    size: int,
+    stride: float,
+    smoothness_factor: float = 4.0,
+    edge: str = "passband",
+    cropping: bool = True,
+) -> Tensor:
+    """The matrix that pools one axis, ``(M, N)``, float64; arguments as for `plan_axis`.
+
+    >>> pooling_matrix(4, 2.0, edge="stopband")
+    tensor([[0.2500, 0.2500, 0.2500, 0.2500],
+            [0.2500, 0.2500, 0.2500, 0.2500]], dtype=torch.float64)
+    """
+    return axis_matrix(plan_axis(size, stride, smoothness_factor, edge, cropping))

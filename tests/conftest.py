@@ -1,0 +1,65 @@
+"""What several test modules share: the slow obvious version and where real images lie."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+DATA = Path(os.environ.get("DIFFSTRIDE_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def cifar_root() -> Path:
+    if not (DATA / "cifar10" / "train.parquet").exists():
+        pytest.skip(f"no CIFAR-10 under {DATA}; set DIFFSTRIDE_DATA to a folder that has it")
+    return DATA
+
+
+def literal_window(size: int, stride: float, smoothness_factor: float, edge: str) -> Tensor:
+    """The gains of the bins ``0 … floor(N/2)``, written from the design's table."""
+    width = min(smoothness_factor, size / 4)
+    if edge == "passband":
+        stride = max(stride, size / (size - width))
+        cutoff = size / (2 * stride) + width
+    else:
+        width = max(1.0, min(smoothness_factor, size / 8))
+        cutoff = max(size / (2 * stride), min(1.0, size / 2))
+    bins = torch.arange(size // 2 + 1, dtype=torch.float64)
+    gains = ((cutoff - bins) / width).clip(0, 1)
+    gains[0] = 1.0
+    return gains
+
+
+def literal_pool_axis(x: Tensor, gains: Tensor, output_size: int, dim: int) -> Tensor:
+    """FFT, symmetric window, symmetric crop with both Nyquist halves averaged, inverse FFT."""
+    size = x.shape[dim]
+    spectrum = torch.fft.fft(x.movedim(dim, -1).to(torch.complex128))
+    out = torch.zeros(*spectrum.shape[:-1], output_size, dtype=torch.complex128)
+    for k in range(-(output_size // 2), output_size // 2 + 1):
+        share = 0.5 if 2 * abs(k) == output_size else 1.0
+        if 2 * abs(k) == size == output_size:
+            share = 0.5  # one bin stands for both halves
+        out[..., k % output_size] += share * gains[abs(k)] * spectrum[..., k % size]
+    return (torch.fft.ifft(out).real * output_size / size).movedim(-1, dim)
+
+
+def literal_diff_stride(
+    x: Tensor,
+    strides: tuple[float, ...],
+    output_size: tuple[int, ...],
+    smoothness_factor: float,
+    edge: str,
+) -> Tensor:
+    """`diffstride.diff_stride` on complex FFTs, one bin at a time."""
+    for i, (stride, out) in enumerate(zip(strides, output_size, strict=True)):
+        dim = x.dim() - len(strides) + i
+        gains = literal_window(x.shape[dim], stride, smoothness_factor, edge)
+        x = literal_pool_axis(x, gains, out, dim)
+    return x

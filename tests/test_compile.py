@@ -1,0 +1,90 @@
+"""torch.compile: one program in evaluation, a bounded number of them while strides move."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounter
+
+from diffstride import DiffStride, FixedSpectralPooling, SpatialPooling
+
+
+def _network() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        DiffStride(2.0, edge="stopband"),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1),
+        DiffStride(2.0, edge="stopband"),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 4),
+    )
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler():
+    torch._dynamo.reset()
+    with warnings.catch_warnings():
+        # What the compiler warns of inside torch is not ours to mend.
+        warnings.filterwarnings("ignore", module="torch")
+        yield
+    torch._dynamo.reset()
+
+
+def test_training_while_strides_move_equals_eager_and_stops_recompiling() -> None:
+    eager, counter = _network(), CompileCounter()
+    compiled = copy.deepcopy(eager)
+    program = torch.compile(compiled, backend=counter)
+    optimisers = [torch.optim.SGD(m.parameters(), lr=0.05) for m in (eager, compiled)]
+    x = torch.randn(4, 3, 32, 32)
+    sizes, compilations = set(), []
+    for _ in range(200):
+        losses = []
+        for model, call, optimiser in zip(
+            (eager, compiled), (eager, program), optimisers, strict=True
+        ):
+            optimiser.zero_grad()
+            loss = call(x).square().sum()
+            loss.backward()
+            optimiser.step()
+            for layer in (model[1], model[4]):
+                # A push as steady as a strong gradient's, through some 20 map sizes.
+                layer.strides.data += 0.01
+                layer.project_()
+            losses.append(loss.item())
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+        sizes.add(compiled[1].output_size((32, 32)))
+        compilations.append(counter.frame_count)
+    assert len(sizes) > 6
+    assert compilations[-1] <= 8
+    assert compilations[-1] == compilations[20 * len(compilations) // 100]
+    torch.testing.assert_close(eager[1].strides, compiled[1].strides, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", [DiffStride, FixedSpectralPooling, SpatialPooling])
+def test_evaluation_has_no_graph_break_and_follows_the_strides(pooling) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), pooling(strides=(2.0, 2.0)), nn.ReLU()).eval()
+    program = torch.compile(model, backend="eager", fullgraph=True)
+    x = torch.randn(2, 3, 18, 18)
+    with torch.no_grad():
+        torch.testing.assert_close(program(x), model(x))
+        if pooling is DiffStride:
+            model[1].strides += 0.7
+            model[1].project_()
+            assert program(x).shape == model(x).shape
+            torch.testing.assert_close(program(x), model(x))
+
+
+def test_a_fixed_layer_trains_in_one_program() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), FixedSpectralPooling(2.0), nn.ReLU())
+    program = torch.compile(model, backend="aot_eager", fullgraph=True)
+    x = torch.randn(2, 3, 18, 18)
+    program(x).square().sum().backward()
+    assert model[0].weight.grad is not None
+    got = model[0].weight.grad.clone()
+    model.zero_grad()
+    model(x).square().sum().backward()
+    torch.testing.assert_close(got, model[0].weight.grad)

@@ -1,0 +1,273 @@
+"""The function on tensors: values, gradients, layouts, dtypes and transforms."""
+
+import itertools
+
+import pytest
+import torch
+from conftest import literal_diff_stride
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from diffstride import diff_stride, spectral_pool
+from diffstride.spectrum import EDGES, output_size
+
+CASES = [
+    ((2, 3, 9), (1.7,)),
+    ((2, 3, 16), (20.0,)),
+    ((1, 2, 8, 9), (2.0, 3.0)),
+    ((2, 1, 7, 12), (1.0, 2.6)),
+    ((1, 2, 5, 6, 8), (1.5, 2.0, 2.9)),
+]
+
+
+@pytest.mark.parametrize("edge", EDGES)
+@pytest.mark.parametrize(("shape", "strides"), CASES)
+def test_equals_complex_fft(shape: tuple, strides: tuple, edge: str) -> None:
+    x = torch.randn(shape, dtype=torch.float64)
+    y = diff_stride(x, strides, smoothness_factor=2.0, edge=edge)
+    sizes = shape[-len(strides) :]
+    out = tuple(output_size(n, s, 2.0, edge) for n, s in zip(sizes, strides, strict=True))
+    assert y.shape[-len(strides) :] == out
+    torch.testing.assert_close(
+        y, literal_diff_stride(x, strides, out, 2.0, edge), atol=1e-14, rtol=0
+    )
+
+
+@pytest.mark.parametrize("edge", EDGES)
+@pytest.mark.parametrize("cropping", [True, False])
+@pytest.mark.parametrize(("shape", "strides"), CASES)
+def test_gradcheck(shape: tuple, strides: tuple, edge: str, cropping: bool) -> None:
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    # Off the kinks of the window and the jumps of the length, and inside the useful range,
+    # since a clamp that lets the gradient through has another one than finite differences see.
+    values = torch.tensor(strides, dtype=torch.float64).clamp(1.35, 3.0) + 0.0137
+    values.requires_grad_()
+
+    def pool(x: Tensor, values: Tensor) -> Tensor:
+        return diff_stride(x, values, smoothness_factor=1.5, edge=edge, cropping=cropping)
+
+    assert torch.autograd.gradcheck(pool, (x, values))
+
+
+def test_gradient_at_a_jump_of_the_output_length() -> None:
+    # At stride 2 the length jumps from 16 to 17 towards smaller strides and the last bin of the
+    # ramp has gain 0: the gradient is the one from the side on which that bin counts.
+    x = torch.randn(1, 1, 32, dtype=torch.float64)
+    stride = torch.tensor([2.0], dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(1, 1, 16, dtype=torch.float64)
+    (diff_stride(x, stride, edge="stopband") * weights).sum().backward()
+    spectrum = torch.fft.rfft(x[0, 0])
+    i, expected = torch.arange(16, dtype=torch.float64), 0.0
+    for k in range(4, 9):
+        phase = torch.exp(2j * torch.pi * k * i / 16)
+        weight = 1 if k == 8 else 2
+        expected += (weights[0, 0] * (spectrum[k] * phase).real).sum() * weight / 32
+    assert stride.grad is not None
+    slope = -32 / (2 * 2.0**2 * 4)
+    torch.testing.assert_close(stride.grad[0], slope * expected)
+
+
+def test_clamped_strides_still_receive_the_gradient() -> None:
+    x = torch.randn(1, 1, 32, 32)
+    for value, used, limits in [
+        (1.0, 32 / 28, {}),
+        (1.5, 2.0, {"lower_limit_stride": 2.0}),
+        (4.0, 3.0, {"upper_limit_stride": 3.0}),
+    ]:
+        outside = torch.tensor([value, value], requires_grad=True)
+        inside = torch.tensor([used, used], requires_grad=True)
+        for strides, options in ((outside, limits), (inside, {})):
+            diff_stride(x, strides, **options).pow(2).sum().backward()
+        assert outside.grad is not None
+        assert outside.grad.abs().min() > 0
+        torch.testing.assert_close(outside.grad, inside.grad, rtol=1e-4, atol=1e-4)
+
+
+sizes = st.integers(2, 12)
+strides_1d = st.floats(1.0, 6.0, allow_nan=False)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(sizes, strides_1d), min_size=1, max_size=3), st.sampled_from(EDGES))
+def test_linear_mean_kept_and_flips_commute(axes: list[tuple[int, float]], edge: str) -> None:
+    shape, strides = zip(*axes, strict=True)
+    a, b = torch.randn(2, 1, 2, *shape, dtype=torch.float64)
+
+    def pool(x: Tensor) -> Tensor:
+        return diff_stride(x, strides, edge=edge)
+
+    y = pool(a)
+    expected = [output_size(n, s, edge=edge) for n, s in axes]
+    assert list(y.shape[2:]) == expected
+    close = {"rtol": 0, "atol": 1e-13}
+    torch.testing.assert_close(pool(3 * a - 2 * b), 3 * y - 2 * pool(b), **close)
+    dims = tuple(range(2, 2 + len(axes)))
+    torch.testing.assert_close(y.mean(dims), a.mean(dims), **close)
+    # A sample's mirror image about sample 0 (its neighbours run backwards) is a symmetry of the
+    # grid whatever the lengths are; `flip` moves sample 0, so it is rolled back.
+    for dim in dims:
+        torch.testing.assert_close(pool(_mirror(a, dim)), _mirror(y, dim), **close)
+
+
+def _mirror(x: Tensor, dim: int) -> Tensor:
+    return x.flip(dim).roll(1, dim)
+
+
+@pytest.mark.parametrize("strides", [(1.0,), (1.0, 1.0), (1.0, 1.0, 1.0)])
+def test_spectral_pool_at_stride_one_is_the_identity(strides: tuple) -> None:
+    x = torch.randn(2, 3, *(7,) * len(strides), dtype=torch.float64)
+    torch.testing.assert_close(spectral_pool(x, strides), x, rtol=0, atol=1e-14)
+
+
+def test_spectral_pool_keeps_low_frequencies_untouched() -> None:
+    i, j = torch.arange(32, dtype=torch.float64), torch.arange(11, dtype=torch.float64)
+    wave = torch.cos(2 * torch.pi * 5 * i / 32 + 0.3)
+    expected = torch.cos(2 * torch.pi * 5 * j / 11 + 0.3)
+    torch.testing.assert_close(spectral_pool(wave, [3.0]), expected, rtol=0, atol=1e-14)
+
+
+def _layouts(shape: tuple[int, ...]) -> dict[str, Tensor]:
+    x = torch.randn(shape)
+    spread = torch.empty(*shape[:-1], 2 * shape[-1])[..., ::2].copy_(x)
+    layouts = {"contiguous": x, "strided": spread}
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    if len(shape) in formats:
+        layouts["channels_last"] = x.contiguous(memory_format=formats[len(shape)])
+    return layouts
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 12), (2, 3, 8, 11), (2, 3, 6, 5, 8)])
+def test_memory_formats_agree_and_are_kept(shape: tuple[int, ...]) -> None:
+    results = {}
+    for name, x in _layouts(shape).items():
+        x = x.detach().requires_grad_()
+        strides = torch.full((len(shape) - 2,), 1.8, requires_grad=True)
+        y = diff_stride(x, strides, edge="stopband")
+        weights = torch.linspace(-1, 1, y.numel()).reshape(y.shape)
+        (y * weights).sum().backward()
+        results[name] = (y, x.grad, strides.grad)
+        if name == "channels_last":
+            formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+            assert y.is_contiguous(memory_format=formats[len(shape)])
+            assert not y.is_contiguous()
+        else:
+            assert y.is_contiguous()
+    for name, result in results.items():
+        for got, expected in zip(result, results["contiguous"], strict=True):
+            torch.testing.assert_close(got, expected, msg=name, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_close_to_float32(dtype: torch.dtype) -> None:
+    x = torch.randn(4, 8, 16, 16)
+    got, expected = [], []
+    for results, kind in ((got, dtype), (expected, torch.float32)):
+        inputs = x.to(dtype).to(kind).requires_grad_()
+        strides = torch.tensor([2.0, 1.6], requires_grad=True)
+        y = diff_stride(inputs, strides)
+        assert y.dtype == kind
+        y.square().sum().backward()
+        assert inputs.grad is not None
+        assert inputs.grad.dtype == kind
+        results += [y.float(), inputs.grad.float(), strides.grad]
+    for a, b, tolerance in zip(got, expected, (0.02, 0.02, 0.03), strict=True):
+        assert (a - b).abs().max() <= tolerance * b.abs().max()
+
+
+def test_autocast_keeps_the_dtype_of_the_input() -> None:
+    x = torch.randn(1, 2, 8, 8, requires_grad=True)
+    strides = torch.tensor([2.0, 2.0], requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = diff_stride(x, strides)
+        assert y.dtype == torch.float32
+        y.sum().backward()
+    torch.testing.assert_close(y, diff_stride(x, strides))
+
+
+def test_keeps_only_the_bins_on_the_ramp_for_the_backward() -> None:
+    x = torch.randn(4, 8, 32, 32, requires_grad=True)
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        diff_stride(x, torch.tensor([2.0, 2.0], requires_grad=True))
+    numel = sum(t.numel() for t in kept)
+    assert 0 < numel < 0.6 * x.numel()
+
+
+def test_per_sample_gradients_and_vmap() -> None:
+    x = torch.randn(3, 2, 8, 8)
+    strides = torch.tensor([2.0, 1.7])
+
+    def loss(strides: Tensor, x: Tensor) -> Tensor:
+        return diff_stride(x, strides).square().sum()
+
+    per_sample = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(strides, x)
+    for sample, got in zip(x, per_sample, strict=True):
+        torch.testing.assert_close(got, torch.func.grad(loss)(strides, sample))
+    mapped = torch.func.vmap(lambda x: diff_stride(x, [2.0, 1.7]))(x)
+    torch.testing.assert_close(mapped, diff_stride(x, [2.0, 1.7]))
+    with pytest.raises(RuntimeError, match="loop over the strides"):
+        torch.func.vmap(loss, in_dims=(0, None))(strides.expand(2, 2), x)
+
+
+def test_second_derivatives_work_with_fixed_strides_and_are_refused_with_learned_ones() -> None:
+    x = torch.randn(1, 1, 6, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda x: diff_stride(x, [1.5, 2.0]).pow(2), (x,))
+    strides = torch.tensor([1.5, 2.0], dtype=torch.float64, requires_grad=True)
+    (grad,) = torch.autograd.grad(diff_stride(x, strides).pow(2).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+def test_the_axes_are_pooled_in_any_order_alike() -> None:
+    x = torch.randn(1, 1, 9, 10, 11, dtype=torch.float64)
+    strides = (1.5, 2.5, 3.5)
+    expected = diff_stride(x, strides)
+    for order in itertools.permutations(range(3)):
+        dims = (0, 1, *(2 + i for i in order))
+        permuted = diff_stride(x.permute(dims), [strides[i] for i in order])
+        torch.testing.assert_close(permuted, expected.permute(dims))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda x: diff_stride(x, 0.5), ValueError, r"at least 1, but got 0.5"),
+        (lambda x: diff_stride(x, [2.0] * 4), ValueError, r"1 to 3 numbers.*has 4"),
+        (
+            lambda x: diff_stride(x, 2, smoothness_factor=0),
+            ValueError,
+            "smoothness_factor .* got 0",
+        ),
+        (
+            lambda x: diff_stride(x, 2, edge="middle"),
+            ValueError,
+            "'passband', 'stopband'.*'middle'",
+        ),
+        (lambda x: diff_stride(x, 2, lower_limit_stride=0.9), ValueError, "at least 1.*0.9"),
+        (
+            lambda x: diff_stride(x, 2, lower_limit_stride=3, upper_limit_stride=2),
+            ValueError,
+            "lower_limit_stride=3 exceeds",
+        ),
+        (lambda x: diff_stride(x[0, 0, 0], 2), ValueError, r"shape \(8,\)"),
+        (lambda x: diff_stride(x[..., :0], 2), ValueError, r"shape \(1, 1, 8, 0\)"),
+        (lambda x: diff_stride(x.int(), 2), TypeError, "torch.int32"),
+        (lambda x: diff_stride(x, torch.ones(2, 2)), ValueError, r"vector.*\(2, 2\)"),
+        (lambda x: diff_stride(x, torch.tensor([2.0, torch.nan])), ValueError, "diverged"),
+        (lambda x: spectral_pool(x, 0.5), ValueError, "at least 1"),
+    ],
+)
+def test_errors_say_what_came_and_what_was_expected(call, error, message: str) -> None:
+    with pytest.raises(error, match=message):
+        call(torch.zeros(1, 1, 8, 8))
+
+
+def test_an_empty_batch_passes_through() -> None:
+    x = torch.zeros(0, 3, 8, 8, requires_grad=True)
+    strides = torch.tensor([2.0, 2.0], requires_grad=True)
+    y = diff_stride(x, strides, edge="stopband")
+    assert y.shape == (0, 3, 4, 4)
+    y.sum().backward()
+    assert strides.grad is not None
+    assert strides.grad.tolist() == [0.0, 0.0]

@@ -1,0 +1,193 @@
+"""The layers: arguments, limits, state, and that each is its function."""
+
+import copy
+import io
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from diffstride import (
+    DiffStride,
+    FixedSpectralPooling,
+    SpatialPooling,
+    diff_stride,
+    spectral_pool,
+    stride_layers,
+)
+
+OPTIONS = [
+    {},
+    {"edge": "stopband"},
+    {"cropping": False},
+    {"smoothness_factor": 1.5, "edge": "stopband"},
+    {"lower_limit_stride": 1.5, "upper_limit_stride": 3.0},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize(("shape", "strides"), [((2, 3, 20), [1.7]), ((2, 3, 9, 12), [2.0, 1.5])])
+def test_layer_equals_function(shape: tuple, strides: list, options: dict) -> None:
+    layer, x = DiffStride(strides, **options), torch.randn(shape)
+    torch.testing.assert_close(layer(x), diff_stride(x, strides, **options))
+    assert layer.output_size(shape[2:]) == tuple(layer(x).shape[2:])
+    fixed = FixedSpectralPooling(strides)
+    torch.testing.assert_close(fixed(x), spectral_pool(x, strides))
+    assert fixed.output_size(shape[2:]) == tuple(fixed(x).shape[2:])
+
+
+@pytest.mark.parametrize("num_axes", [1, 2, 3])
+def test_every_stride_learns(num_axes: int) -> None:
+    layer = DiffStride([2.0] * num_axes)
+    layer(torch.randn(2, 3, *(12,) * num_axes)).square().sum().backward()
+    assert layer.strides.grad is not None
+    assert (layer.strides.grad.abs() > 1e-4).all()
+
+
+def test_shared_stride_sums_the_gradients_of_the_axes() -> None:
+    x = torch.randn(2, 3, 12, 16)
+    shared, separate = DiffStride(2.0, shared_stride=True), DiffStride(2.0)
+    for layer in (shared, separate):
+        layer(x).square().sum().backward()
+    assert shared.strides.shape == (1,)
+    torch.testing.assert_close(shared.strides.grad, separate.strides.grad.sum(0, keepdim=True))
+
+
+def test_a_fixed_layer_has_no_gradient_and_says_so() -> None:
+    layer = DiffStride(2.0, trainable=False)
+    layer(torch.randn(1, 1, 8, 8, requires_grad=True)).sum().backward()
+    assert layer.strides.grad is None
+    assert "fixed" in repr(layer)
+
+
+def test_project_moves_strides_into_the_limits_and_forward_never_writes() -> None:
+    layer = DiffStride([2.0, 2.0], lower_limit_stride=1.5, upper_limit_stride=3.0)
+    layer.strides.data = torch.tensor([0.2, 7.0])
+    y = layer(torch.randn(1, 1, 32, 32))
+    assert layer.strides.tolist() == pytest.approx([0.2, 7.0])
+    assert layer.stride_values() == (1.5, 3.0)
+    layer.project_()
+    assert layer.strides.tolist() == [1.5, 3.0]
+    assert y.shape[2:] == layer.output_size((32, 32))
+
+
+def test_a_diverged_stride_is_reported() -> None:
+    layer = DiffStride(2.0)
+    with torch.no_grad():
+        layer.strides[0] = float("nan")
+    with pytest.raises(ValueError, match="diverged"):
+        layer(torch.zeros(1, 1, 8, 8))
+
+
+def test_state_survives_saving_copying_and_pickling() -> None:
+    layer, x = DiffStride([2.3, 1.4], edge="stopband"), torch.randn(1, 2, 16, 16)
+    expected = layer(x)
+    other = DiffStride(edge="stopband").eval()
+    other(x)
+    buffer = io.BytesIO()
+    torch.save(layer.state_dict(), buffer)
+    buffer.seek(0)
+    other.load_state_dict(torch.load(buffer))
+    for copied in (other, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        torch.testing.assert_close(copied(x), expected, rtol=0, atol=0)
+
+
+def test_repr_shows_strides_and_whether_they_learn() -> None:
+    layer = DiffStride([2.0, 1.625], shared_stride=False, upper_limit_stride=4)
+    assert repr(layer) == (
+        "DiffStride(strides=(2, 1.625), smoothness_factor=4, edge='passband', "
+        "upper_limit_stride=4, learning)"
+    )
+    assert repr(FixedSpectralPooling(1.5)) == "FixedSpectralPooling(strides=(1.5, 1.5))"
+
+
+def test_moving_to_a_device_or_dtype_keeps_reading_the_right_strides() -> None:
+    layer = DiffStride([2.3, 1.4]).double()
+    assert layer.stride_values() == tuple(layer.strides.tolist())
+    assert layer.to("meta").stride_values() == pytest.approx((2.3, 1.4), abs=1e-6)
+
+
+class CountingReads(DiffStride):
+    """Counts the reads of an accelerator; the meta device stands in for one."""
+
+    reads = 0
+
+    def _refresh(self) -> None:
+        self.reads += 1
+        self._version = self.strides._version
+
+
+def test_an_accelerator_is_read_once_per_change_of_the_strides() -> None:
+    layer = CountingReads(2.0).to("meta")
+    layer.reads = 0  # moving it read it
+    for _ in range(3):
+        layer._read()
+    first = layer.reads
+    with torch.no_grad():
+        layer.strides.add_(1)
+    for _ in range(3):
+        layer._read()
+    assert (first, layer.reads) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: DiffStride((2.0, 0.9)), r"at least 1, but got \(2.0, 0.9\)"),
+        (lambda: DiffStride("ab"), "must be finite numbers"),
+        (lambda: DiffStride((2.0, 3.0), shared_stride=True), "shared_stride needs equal"),
+        (lambda: DiffStride(2.5, upper_limit_stride=2.0), "start within the limits"),
+        (lambda: DiffStride(2.0, smoothness_factor=-1.0), "smoothness_factor .* -1.0"),
+        (lambda: DiffStride(2.0, edge="flat"), "'flat'"),
+        (lambda: FixedSpectralPooling(()), "has 0"),
+        (lambda: SpatialPooling(2, 1.5), "whole numbers"),
+        (lambda: SpatialPooling((2, 2, 2), 2), "one number per"),
+        (lambda: DiffStride()(torch.zeros(1, 8, 8)), r"but got \(1, 8, 8\)"),
+        (lambda: SpatialPooling()(torch.zeros(8, 8)), r"but got \(8, 8\)"),
+        (lambda: DiffStride().output_size((8,)), r"2 positive lengths, but got \(8,\)"),
+    ],
+)
+def test_errors(build, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_spatial_pooling_picks_and_averages() -> None:
+    x = torch.randn(2, 3, 9, 8)
+    torch.testing.assert_close(SpatialPooling()(x), x[..., ::2, ::2])
+    torch.testing.assert_close(SpatialPooling(2, 2)(x[..., :8, :]), F.avg_pool2d(x[..., :8, :], 2))
+    ones = torch.ones(1, 1, 9, 10)
+    for pool_size, stride in ((3, 2), (2, 3), (4, 2), (1, 3)):
+        y = SpatialPooling(pool_size, stride)(ones)
+        assert tuple(y.shape[2:]) == SpatialPooling(pool_size, stride).output_size((9, 10))
+        torch.testing.assert_close(y, torch.ones_like(y))
+
+
+def test_spatial_pooling_of_signals_and_volumes() -> None:
+    x = torch.randn(1, 2, 7)
+    expected = torch.stack(
+        [x[..., 0:2].mean(-1), x[..., 2:4].mean(-1), x[..., 4:6].mean(-1), x[..., 6]], -1
+    )
+    torch.testing.assert_close(SpatialPooling(2, [2])(x), expected)
+    volume = torch.randn(1, 2, 4, 4, 4)
+    torch.testing.assert_close(SpatialPooling(2, [2, 2, 2])(volume), F.avg_pool3d(volume, 2))
+
+
+def test_stride_layers_finds_learned_strides_only() -> None:
+    model = nn.Sequential(DiffStride(), FixedSpectralPooling(), nn.Sequential(DiffStride([2.0])))
+    assert list(stride_layers(model)) == ["0", "2.0"]
+
+
+def test_importing_loads_torch_and_nothing_heavier() -> None:
+    program = "import sys, diffstride; print(' '.join(m.split('.')[0] for m in sys.modules))"
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    loaded = set(run.stdout.split())
+    heavy = {"gin", "lightning", "pytorch_lightning", "datasets", "matplotlib", "torchvision"}
+    assert "torch" in loaded
+    assert not loaded & (heavy | {"sklearn", "tensorboard", "absl", "timm", "onnx"})

@@ -1,0 +1,328 @@
+"""The networks: their size, what their layers compute, and that every stride learns."""
+
+import copy
+import math
+import re
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from diffstride import pooling, reference, resnet
+from diffstride.pooling import stride_layers
+from diffstride.resnet import ResidualLayer, Resnet, ResnetBlock, parameter_groups
+
+POOLINGS = [
+    pooling.DiffStride,
+    pooling.FixedSpectralPooling,
+    pooling.SpatialPooling,
+    reference.DiffStride,
+    reference.FixedSpectralPooling,
+]
+ORDERS = ("after", "before")
+
+
+def small(**kwargs) -> Resnet:
+    return resnet.resnet18(width=4, **{"num_output_classes": 5, **kwargs})
+
+
+def map_sizes(network: Resnet, image: Tensor) -> list[tuple[int, ...]]:
+    """Spatial sizes after the stem and after every block."""
+    sizes = []
+    hooks = [
+        part.register_forward_hook(lambda _, __, y: sizes.append(tuple(y.shape[2:])))
+        for part in (network.stem, *network.blocks)
+    ]
+    with torch.no_grad():
+        network.eval()(image)
+    for hook in hooks:
+        hook.remove()
+    return sizes
+
+
+def set_random_statistics(network: nn.Module) -> None:
+    """Make batch norms of evaluation mode tell one another apart."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in module.state_dict().values():
+                if tensor.is_floating_point():
+                    nn.init.uniform_(tensor, 0.5, 1.5)
+
+
+@pytest.mark.parametrize(
+    ("build", "pooling_cls", "count"),
+    [
+        (resnet.resnet18, None, 11_172_170),
+        (resnet.resnet18, pooling.DiffStride, 11_172_178),
+        (resnet.resnet18, reference.DiffStride, 11_172_178),
+        (resnet.resnet56, None, 855_834),
+        (resnet.resnet56, pooling.DiffStride, 855_842),
+    ],
+)
+def test_parameter_count_is_the_published_one(
+    build: Callable[..., Resnet], pooling_cls: type | None, count: int
+) -> None:
+    network = build(num_output_classes=10, pooling_cls=pooling_cls)
+    assert sum(parameter.numel() for parameter in network.parameters()) == count
+
+
+@pytest.mark.parametrize(
+    ("pooling_cls", "sizes"),
+    [
+        (None, [32, 32, 16, 8, 4]),
+        (pooling.DiffStride, [32, 32, 24, 20, 18]),
+        (reference.DiffStride, [32, 32, 24, 20, 18]),
+        (partial(pooling.DiffStride, edge="stopband"), [32, 32, 16, 8, 4]),
+        (pooling.SpatialPooling, [32, 32, 16, 8, 4]),
+    ],
+)
+@pytest.mark.parametrize("order", ORDERS)
+def test_map_sizes_of_resnet18(
+    pooling_cls: Callable[..., nn.Module] | None, sizes: list[int], order: str
+) -> None:
+    network = small(pooling_cls=pooling_cls, order=order)
+    assert map_sizes(network, torch.zeros(1, 3, 32, 32)) == [(size, size) for size in sizes]
+
+
+def test_strides_go_to_their_layers_and_sizes_round_up() -> None:
+    network = small(strides=[2, 5, (3, 1), 1, 2])
+    sizes = map_sizes(network, torch.zeros(1, 3, 29, 30))
+    # The first block does not project, hence its 5 has no effect.
+    assert sizes == [(15, 15), (15, 15), (5, 15), (5, 15), (3, 8)]
+
+
+def test_multiply_adds_of_strided_resnet18() -> None:
+    network = resnet.resnet18(num_output_classes=10)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.zeros(1, 3, 32, 32))
+    assert counter.get_total_flops() / 2 == pytest.approx(0.555e9, rel=1e-3)
+
+
+def channels_of_layers(network: Resnet) -> list[int]:
+    layers = [module for module in network.modules() if isinstance(module, ResidualLayer)]
+    return [layer.second_conv.out_channels for layer in layers]
+
+
+def test_width_scales_every_block() -> None:
+    assert channels_of_layers(small()) == [4, 4, 8, 8, 16, 16, 32, 32]
+    fiftysix = resnet.resnet56(width=2, num_output_classes=5)
+    assert channels_of_layers(fiftysix) == [2] * 9 + [4] * 9 + [8] * 9
+
+
+def test_pooling_layers_are_where_the_published_network_has_them() -> None:
+    names = list(stride_layers(small(pooling_cls=pooling.DiffStride)))
+    assert names == ["stem.pooling", *(f"blocks.{block}.0.pooling" for block in (1, 2, 3))]
+    names = list(stride_layers(resnet.resnet56(num_output_classes=2, pooling_cls=POOLINGS[0])))
+    assert names == ["stem.pooling", *(f"blocks.{block}.0.pooling" for block in (0, 1, 2))]
+
+
+def literal_layer(layer: ResidualLayer, x: Tensor) -> Tensor:
+    """The published formula, with the pooling after the projection; the layer projects."""
+    assert isinstance(layer.shortcut, nn.Conv2d)
+    if layer.order == "before":
+        x = layer.pooling(x)
+    pool = layer.pooling if layer.order == "after" else nn.Identity()
+    y = pool(layer.first_conv(layer.first_norm(x).clamp(min=0)))
+    y = layer.second_conv(layer.second_norm(y).clamp(min=0))
+    return y + pool(layer.shortcut(x))
+
+
+@pytest.mark.parametrize("pooling_cls", [None, *POOLINGS])
+@pytest.mark.parametrize("order", ORDERS)
+def test_projecting_layer_equals_the_formula(pooling_cls: type | None, order: str) -> None:
+    layer = ResidualLayer(3, 4, strides=2, pooling_cls=pooling_cls, project=True, order=order)
+    set_random_statistics(layer.eval())
+    x = torch.randn(2, 3, 12, 12)
+    torch.testing.assert_close(layer(x), literal_layer(layer, x), rtol=1e-4, atol=1e-5)
+
+
+def test_identity_layer_neither_pools_nor_strides() -> None:
+    layer = ResidualLayer(3, 3, strides=2, pooling_cls=pooling.DiffStride).eval()
+    set_random_statistics(layer)
+    x = torch.randn(2, 3, 9, 9)
+    y = layer.first_conv(layer.first_norm(x).relu())
+    y = layer.second_conv(layer.second_norm(y).relu())
+    torch.testing.assert_close(layer(x), y + x)
+    assert not stride_layers(layer)
+
+
+def test_network_equals_the_formula() -> None:
+    network = small(pooling_cls=pooling.DiffStride).eval()
+    set_random_statistics(network)
+    x = torch.randn(2, 3, 16, 16)
+    y = network.stem.get_submodule("pooling")(network.stem.get_submodule("conv")(x))
+    for layer in network.modules():
+        if isinstance(layer, ResidualLayer):
+            y = layer(y)
+    expected = network.dense(network.norm(y).relu().flatten(2).mean(2))
+    torch.testing.assert_close(network(x), expected)
+
+
+def test_strided_branches_sample_the_same_pixels() -> None:
+    layer = ResidualLayer(1, 1, strides=2, project=True)
+    assert isinstance(layer.shortcut, nn.Conv2d)
+    nn.init.dirac_(layer.first_conv.weight)
+    nn.init.ones_(layer.shortcut.weight)
+    x = torch.arange(64.0).reshape(1, 1, 8, 8)
+    torch.testing.assert_close(layer.first_conv(x), layer.shortcut(x))
+
+
+@pytest.mark.parametrize("build", [resnet.resnet18, resnet.resnet56])
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("pooling_cls", [pooling.DiffStride, reference.DiffStride])
+def test_gradient_reaches_every_parameter(
+    build: Callable[..., Resnet], order: str, pooling_cls: type
+) -> None:
+    network = build(width=2, num_output_classes=3, pooling_cls=pooling_cls, order=order)
+    loss = network(torch.randn(4, 3, 16, 16))
+    nn.functional.cross_entropy(loss, torch.tensor([0, 1, 2, 0])).backward()
+    assert len(stride_layers(network)) == 4
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        if name.endswith("strides"):
+            assert (parameter.grad != 0).all(), name
+
+
+@pytest.mark.parametrize("pooling_cls", [None, pooling.DiffStride])
+@pytest.mark.parametrize("order", ORDERS)
+def test_channels_last_is_kept_through_the_network(pooling_cls: type | None, order: str) -> None:
+    network = small(pooling_cls=pooling_cls, order=order).eval()
+    x = torch.randn(2, 3, 32, 32)
+    expected = network(x)
+    network.to(memory_format=torch.channels_last)
+    lost = []
+
+    def check(module: nn.Module, _: object, y: Tensor) -> None:
+        if y.ndim == 4 and not y.is_contiguous(memory_format=torch.channels_last):
+            lost.append(module)
+
+    for module in network.modules():
+        module.register_forward_hook(check)
+    y = network(x.to(memory_format=torch.channels_last))
+    assert lost == []
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_reloaded_network_equals_the_saved_one() -> None:
+    network = small(pooling_cls=pooling.DiffStride).eval()
+    with torch.no_grad():
+        for layer in stride_layers(network).values():
+            nn.init.uniform_(layer.get_parameter("strides"), 1.5, 2.5)
+    x = torch.randn(1, 3, 32, 32)
+    reloaded = small(pooling_cls=pooling.DiffStride).eval()
+    reloaded.load_state_dict(network.state_dict())
+    assert torch.equal(reloaded(x), network(x))
+    assert torch.equal(copy.deepcopy(network)(x), network(x))
+
+
+def test_kernels_are_he_normal_and_the_dense_bias_zero() -> None:
+    network = resnet.resnet18(num_output_classes=100, width=32)
+    for weight in (network.get_parameter("blocks.3.1.first_conv.weight"), network.dense.weight):
+        sigma = math.sqrt(2 / weight[0].numel())
+        assert weight.std().item() == pytest.approx(sigma, rel=0.02)
+        assert abs(weight.mean().item()) < 0.02 * sigma
+        assert weight.abs().max().item() <= 2 * sigma / 0.8796
+    assert not network.dense.bias.any()
+
+
+def test_output_activation() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    network = small().eval()
+    logits = network(x)
+    for activation, expected in (("softmax", logits.softmax(1)), (torch.tanh, logits.tanh())):
+        active = small(output_activation=activation).eval()
+        active.load_state_dict(network.state_dict())
+        torch.testing.assert_close(active(x), expected)
+
+
+def test_batch_norm_has_the_published_constants() -> None:
+    norms = [module for module in small().modules() if isinstance(module, nn.BatchNorm2d)]
+    assert len(norms) == 17
+    assert all(norm.eps == 1e-5 and norm.momentum == pytest.approx(0.1) for norm in norms)
+
+
+def test_batch_norm_can_be_replaced_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    # How a Gin registry makes `batch_norm.momentum` reach networks that it does not build.
+    monkeypatch.setattr(resnet, "batch_norm", partial(resnet.batch_norm, momentum=0.99))
+    norms = [module for module in small().modules() if isinstance(module, nn.BatchNorm2d)]
+    assert all(norm.momentum == pytest.approx(0.01) for norm in norms)
+
+
+@pytest.mark.parametrize("pooling_cls", [pooling.DiffStride, reference.DiffStride])
+def test_parameter_groups_split_the_whole_model(pooling_cls: type) -> None:
+    network = small(pooling_cls=pooling_cls)
+    groups = parameter_groups(network, network.weight_decay)
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    kernels, others, strides = ([names.pop(id(p)) for p in group["params"]] for group in groups)
+    assert names == {}
+    assert all("conv" in name or "shortcut" in name or "dense" in name for name in kernels)
+    assert all("norm" in name or name == "dense.bias" for name in others)
+    assert strides == [f"{name}.strides" for name in stride_layers(network)]
+    assert [group["name"] for group in groups] == ["kernels", "others", "strides"]
+
+
+def test_parameter_groups_decay_kernels_as_the_published_penalty() -> None:
+    network = small(pooling_cls=pooling.DiffStride)
+    set_random_statistics(network)
+    before = copy.deepcopy(network.state_dict())
+    penalised = copy.deepcopy(network)
+    kernels = {name: p for name, p in penalised.named_parameters() if p.ndim > 1}
+    penalty = torch.stack([0.03 * kernel.square().sum() for kernel in kernels.values()]).sum()
+    gradients = torch.autograd.grad(penalty, list(kernels.values()))
+    expected = {
+        name: kernels[name] - 0.1 * gradient
+        for name, gradient in zip(kernels, gradients, strict=True)
+    }
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    torch.optim.SGD(parameter_groups(network, 0.03), lr=0.1).step()
+    for name, parameter in network.named_parameters():
+        torch.testing.assert_close(parameter, expected.get(name, before[name]))
+
+
+def test_strides_learn_at_their_own_rate() -> None:
+    network = small(pooling_cls=pooling.DiffStride)
+    for parameter in network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    groups = parameter_groups(network, 0.0, stride_learning_rate=0.25)
+    torch.optim.SGD(groups, lr=0.1).step()
+    assert network.get_parameter("blocks.1.0.pooling.strides").tolist() == [1.75, 1.75]
+    assert network.dense.bias.tolist() == pytest.approx([-0.1] * 5)
+
+
+def test_parameter_groups_of_a_model_without_strides_serve_an_optimiser() -> None:
+    network = small()
+    network(torch.randn(2, 3, 8, 8)).sum().backward()
+    before = network.dense.bias.detach().clone()
+    torch.optim.SGD(parameter_groups(network, 5e-4), lr=0.1, momentum=0.9).step()
+    assert not torch.equal(network.dense.bias, before)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: small(strides=[1, 2, 2]), "[4, 4, 8, 16, 32] and [1, 2, 2]"),
+        (lambda: small(strides=[1, 1, 1.5, 2, 2]), "whole strides, but got (1.5, 1.5)"),
+        (lambda: small(strides=[1, 1, 0.5, 2, 2]), "at least 1, but got 0.5"),
+        (lambda: small(strides=[1, 1, (2, 2, 2), 2, 2]), "one number or (height, width)"),
+        (lambda: small(order="between"), "('after', 'before'), but got 'between'"),
+        (lambda: small(output_activation="sofmax"), "a callable, but got 'sofmax'"),
+        (lambda: Resnet([], [], 10), "but got [] and []"),
+        (lambda: Resnet([4, 8], [1, 2], 10, id_only=[0]), "4 channels into 8; set project=True"),
+        (lambda: ResnetBlock(4, 4, 1, num_layers=0), "num_layers must be at least 1, but got 0"),
+        (lambda: ResidualLayer(4, 4, kernel_size=4), "kernel_size must be odd"),
+        (lambda: parameter_groups(small(), -1.0), "weight_decay must be at least 0, but got -1.0"),
+    ],
+)
+def test_wrong_arguments_are_refused(build: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        build()
+
+
+def test_number_of_classes_is_required() -> None:
+    with pytest.raises(TypeError, match="num_output_classes"):
+        resnet.resnet18()
