@@ -8,9 +8,10 @@ from conftest import literal_diff_stride
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
-from diffstride import diff_stride, spectral_pool
-from diffstride.spectrum import EDGES, output_size
+from diffstride import diff_stride, products, spectral_pool
+from diffstride.spectrum import EDGES, output_size, plan_axis
 
 CASES = [
     ((2, 3, 9), (1.7,)),
@@ -271,3 +272,37 @@ def test_an_empty_batch_passes_through() -> None:
     y.sum().backward()
     assert strides.grad is not None
     assert strides.grad.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_pooling_in_blocks_equals_pooling_at_once(
+    dtype: torch.dtype, channels_last: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.randn(7, 3, 12, 10).to(dtype)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    results = []
+    for block_bytes in (1 << 30, 2 * x[0].numel() * 4):
+        monkeypatch.setattr(products, "BLOCK_BYTES", block_bytes)
+        inputs = x.detach().requires_grad_()
+        strides = torch.tensor([2.0, 1.4], requires_grad=True)
+        y = diff_stride(inputs, strides)
+        y.square().sum().backward()
+        with torch.no_grad():
+            torch.testing.assert_close(diff_stride(inputs, strides), y)
+        results.append((y, inputs.grad, strides.grad))
+    assert results[1][0].is_contiguous(
+        memory_format=torch.channels_last if channels_last else torch.contiguous_format
+    )
+    for at_once, in_blocks in zip(*results, strict=True):
+        torch.testing.assert_close(in_blocks, at_once)
+
+
+def test_flop_counter_sees_every_product() -> None:
+    x = torch.randn(7, 3, 12, 10)
+    axes = [plan_axis(12, 2.0), plan_axis(10, 2.0)]
+    diff_stride(x, 2.0)  # forms the matrices, which is counted too
+    with FlopCounterMode(display=False) as counter:
+        diff_stride(x, 2.0)
+    assert counter.get_total_flops() == 2 * 7 * 3 * products.multiply_adds(axes)

@@ -75,7 +75,7 @@ def test_derivative_equals_central_difference(size: int, stride: float, edge: st
     # A step off the jumps of the output length and off the kinks of the window.
     stride += 0.0123
     axis = spectrum.plan_axis(size, stride, edge=edge)
-    synthesis, analysis = spectrum.ramp_factors(axis)
+    synthesis, analysis = spectrum.ramp_factors(size, axis.output_size, axis.ramp)
     derivative = axis.slope * synthesis @ analysis.T
     step = 1e-6
     after = spectrum.pooling_matrix(size, stride + step, edge=edge)

@@ -11,7 +11,7 @@ _CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 class Layout(NamedTuple):
     """A dense view of a tensor: its dimensions in the order in which they lie in memory.
 
-    ``enter`` gives that view in the dtype of the products, ``leave`` undoes both.
+    ``enter`` gives that view, ``leave`` undoes it and restores the dtype.
     """
 
     channels_last: bool
@@ -21,7 +21,7 @@ class Layout(NamedTuple):
 
     def enter(self, x: Tensor) -> Tensor:
         dense = x.movedim(1, -1) if self.channels_last else x
-        return dense.contiguous().to(self.compute_dtype)
+        return dense.contiguous()
 
     def leave(self, dense: Tensor) -> Tensor:
         dense = dense.to(self.dtype)

@@ -1,32 +1,36 @@
 """The matrix products behind the pooling, forward and backward, and what they cost."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from diffstride.layout import layout_of
-from diffstride.spectrum import Axis, axis_matrix, ramp_factors
+from diffstride.layout import Layout, layout_of
+from diffstride.matrices import adjoint, analysis, matrix, synthesis
+from diffstride.spectrum import Axis
+
+# On a CPU a large batch is pooled in blocks of about this many bytes of input: what lies between
+# two products stays in the cache, in memory that the allocator has at hand. Fresh pages for whole
+# maps cost more than the arithmetic.
+BLOCK_BYTES = 1 << 21
 
 
 def pool(x: Tensor, axes: tuple[Axis, ...], strides: Tensor | None = None) -> Tensor:
     """Pool the last axes of ``x`` as planned; ``strides``, one per axis, receive a gradient."""
-    if strides is not None and strides.requires_grad and torch.is_grad_enabled():
-        return SpectralPool.apply(x, strides.expand(len(axes)), axes)[0]
-    # Nothing but constants multiplies x: plain operations, so that whatever transforms or
-    # exports programs (vmap, double backward, torch.export) sees nothing special.
-    layout = layout_of(x, len(axes))
+    differentiating = torch.is_grad_enabled()
     with _full_precision(x):
-        y = layout.enter(x)
-        for i in axis_order(axes):
-            operator, dim = matrix(axes[i], y.dtype, y.device), layout.first_dim + i
-            y = multiply(operator, y, dim, axes[i].output_size)
-        return layout.leave(y)
+        if strides is not None and strides.requires_grad and differentiating:
+            return SpectralPool.apply(x, strides.expand(len(axes)), axes)[0]
+        layout = layout_of(x, len(axes))
+        if not (x.requires_grad and differentiating) and is_plain(x):
+            return layout.leave(pool_blocks(layout.enter(x), axes, layout)[0])
+        # Nothing but constants multiplies x: plain operations, so that whatever transforms or
+        # exports programs (vmap, double backward, torch.export) sees nothing special.
+        return layout.leave(pool_block(layout.enter(x).to(layout.compute_dtype), axes, layout))
 
 
 class SpectralPool(torch.autograd.Function):
@@ -42,13 +46,7 @@ class SpectralPool(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, strides: Tensor, axes: tuple[Axis, ...]) -> tuple[Tensor, ...]:
         layout = layout_of(x, len(axes))
-        on_ramp = []
-        with _full_precision(x):
-            y = layout.enter(x)
-            for i in axis_order(axes):
-                dim, kind = layout.first_dim + i, (y.dtype, y.device)
-                on_ramp.append(multiply(analysis(axes[i], *kind), y, dim, 2 * len(axes[i].ramp)))
-                y = multiply(matrix(axes[i], *kind), y, dim, axes[i].output_size)
+        y, on_ramp = pool_blocks(layout.enter(x), axes, layout, learning=True)
         return layout.leave(y), *on_ramp
 
     @staticmethod
@@ -65,17 +63,90 @@ class SpectralPool(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, Tensor | None, None]:
         if grads[0] is None:
             return None, None, None
-        on_ramp = list(ctx.saved_tensors)
-        grad_strides: list[Tensor] = [grads[0]] * len(ctx.axes)
         with _full_precision(grads[0]):
-            grad = ctx.layout.enter(grads[0])
-            for i in reversed(axis_order(ctx.axes)):
-                axis, dim, kind = ctx.axes[i], ctx.layout.first_dim + i, (grad.dtype, grad.device)
-                ramp_grad = multiply(synthesis(axis, *kind), grad, dim, 2 * len(axis.ramp))
-                grad_strides[i] = axis.slope * inner(ramp_grad, on_ramp.pop())
-                grad = multiply(matrix(axis, *kind).T, grad, dim, axis.size)
-            grad_x = ctx.layout.leave(grad) if ctx.needs_input_grad[0] else None
-        return grad_x, torch.stack(grad_strides).to(ctx.strides_dtype), None
+            grad_y = ctx.layout.enter(grads[0])
+            grad_x, products = spread_blocks(grad_y, ctx.axes, ctx.layout, ctx.saved_tensors)
+        grad_strides = [axis.slope * p for axis, p in zip(ctx.axes, products, strict=True)]
+        return ctx.layout.leave(grad_x), torch.stack(grad_strides).to(ctx.strides_dtype), None
+
+
+def pool_blocks(
+    x: Tensor, axes: Sequence[Axis], layout: Layout, learning: bool = False
+) -> tuple[Tensor, list[Tensor]]:
+    """The pooled map and, while learning, the bins on each axis's ramp, in pooling order."""
+    blocks = list(block_slices(x, layout))
+    if len(blocks) < 2:
+        on_ramp: list[Tensor] = [x] * len(axes) if learning else []
+        y = pool_block(x.to(layout.compute_dtype), axes, layout, on_ramp)
+        return y.to(x.dtype), on_ramp
+    shape, on_ramp = list(x.shape), []
+    for i in axis_order(axes):
+        if learning:
+            ramp_shape = replace(shape, layout.first_dim + i, 2 * len(axes[i].ramp))
+            on_ramp.append(x.new_empty(ramp_shape, dtype=layout.compute_dtype))
+        shape[layout.first_dim + i] = axes[i].output_size
+    y = x.new_empty(shape)
+    for block in blocks:
+        dense = x[block].to(layout.compute_dtype)
+        pool_block(dense, axes, layout, [kept[block] for kept in on_ramp], y[block])
+    return y, on_ramp
+
+
+def pool_block(
+    x: Tensor,
+    axes: Sequence[Axis],
+    layout: Layout,
+    on_ramp: list[Tensor] | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """One product per axis; ``on_ramp`` is filled, in place where ``out`` is."""
+    order = axis_order(axes)
+    for j, i in enumerate(order):
+        axis, dim, kind = axes[i], layout.first_dim + i, (x.dtype, x.device)
+        if on_ramp:
+            kept = on_ramp[j] if out is not None else None
+            on_ramp[j] = multiply(analysis(axis, *kind), x, dim, 2 * len(axis.ramp), kept)
+        last = out if i == order[-1] else None
+        x = multiply(matrix(axis, *kind), x, dim, axis.output_size, last)
+    return x
+
+
+def spread_blocks(
+    grad_y: Tensor, axes: Sequence[Axis], layout: Layout, on_ramp: Sequence[Tensor]
+) -> tuple[Tensor, list[Tensor]]:
+    """``A^T grad_y`` and, per axis, ``<U_r^T grad_y, D_r^T x>``."""
+    blocks = list(block_slices(grad_y, layout))
+    if len(blocks) < 2:
+        grad_x, products = spread_block(grad_y.to(layout.compute_dtype), axes, layout, on_ramp)
+        return grad_x.to(grad_y.dtype), products
+    shape = list(grad_y.shape)
+    shape[layout.first_dim : layout.first_dim + len(axes)] = [axis.size for axis in axes]
+    grad_x, totals = grad_y.new_empty(shape), [grad_y] * 0
+    for block in blocks:
+        dense = grad_y[block].to(layout.compute_dtype)
+        kept = [part[block] for part in on_ramp]
+        products = spread_block(dense, axes, layout, kept, grad_x[block])[1]
+        totals = [a + b for a, b in zip(totals, products, strict=True)] if totals else products
+    return grad_x, totals
+
+
+def spread_block(
+    grad: Tensor,
+    axes: Sequence[Axis],
+    layout: Layout,
+    on_ramp: Sequence[Tensor],
+    out: Tensor | None = None,
+) -> tuple[Tensor, list[Tensor]]:
+    """The adjoint of `pool_block`: the products in reverse order, with the gradients' bins."""
+    order = axis_order(axes)
+    products = [grad] * len(axes)
+    for j, i in reversed(list(enumerate(order))):
+        axis, dim, kind = axes[i], layout.first_dim + i, (grad.dtype, grad.device)
+        ramp_grad = multiply(synthesis(axis, *kind), grad, dim, 2 * len(axis.ramp))
+        products[i] = inner(ramp_grad, on_ramp[j])
+        last = out if i == order[0] else None
+        grad = multiply(adjoint(axis, *kind), grad, dim, axis.size, last)
+    return grad, products
 
 
 def axis_order(axes: Sequence[Axis]) -> list[int]:
@@ -97,16 +168,24 @@ def multiply_adds(axes: Sequence[Axis]) -> int:
     return total
 
 
-def multiply(matrix: Tensor, x: Tensor, dim: int, length: int) -> Tensor:
-    """``matrix``, of ``length`` rows, times ``x`` along one dimension, as few large products."""
-    shape = x.shape
+def multiply(matrix: Tensor, x: Tensor, dim: int, length: int, out: Tensor | None = None) -> Tensor:
+    """``matrix``, of ``length`` rows, times ``x`` along one dimension, as few large products.
+
+    ``out``, if given, is contiguous and receives the result, converted to its dtype.
+    """
+    shape = replace(x.shape, dim, length)
     leading, trailing = math.prod(shape[:dim]), math.prod(shape[dim + 1 :])
+    target = out if out is not None and out.dtype == x.dtype else None
     if trailing == 1:
-        y = x.reshape(leading, shape[dim]) @ matrix.T
+        view = None if target is None else target.view(leading, length)
+        y = torch.mm(x.reshape(leading, x.shape[dim]), matrix.T, out=view)
     else:
-        batch = x.reshape(leading, shape[dim], trailing)
-        y = torch.bmm(matrix.expand(leading, length, shape[dim]), batch)
-    return y.reshape(*shape[:dim], length, *shape[dim + 1 :])
+        view = None if target is None else target.view(leading, length, trailing)
+        operator = matrix.expand(leading, length, x.shape[dim])
+        y = torch.bmm(operator, x.reshape(leading, x.shape[dim], trailing), out=view)
+    if out is not None and target is None:
+        out.copy_(y.view(shape))
+    return y.view(shape)
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
@@ -116,38 +195,29 @@ def inner(a: Tensor, b: Tensor) -> Tensor:
     return (a.float() * b.float()).sum()
 
 
-# The matrices below are functions of a few numbers. Small caches hold those in use: in training
-# the last step's, in evaluation those of every layer, so that nothing is computed twice.
+def block_slices(x: Tensor, layout: Layout) -> Iterator[slice]:
+    """Slices of the first dimension, each of about `BLOCK_BYTES`; one slice off the CPU."""
+    length = x.shape[0]
+    step = length
+    if layout.first_dim > 0 and length and is_plain(x):
+        sample = x.numel() // length * layout.compute_dtype.itemsize
+        step = max(1, BLOCK_BYTES // max(1, sample))
+    for start in range(0, length, max(1, step)):
+        yield slice(start, start + step)
 
 
-def matrix(axis: Axis, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """``A`` of one axis where ``x`` is, formed in float64 and rounded once."""
-    return _constant_matrix(*tuple(axis), dtype, device)
+def is_plain(x: Tensor) -> bool:
+    """Whether ``x`` is an ordinary CPU tensor, which may be written in place block by block."""
+    return (
+        x.device.type == "cpu"
+        and type(x) in (Tensor, torch.nn.Parameter)
+        and not torch.compiler.is_compiling()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(x)  # pyright: ignore
+    )
 
 
-@torch.compiler.assume_constant_result
-def _constant_matrix(*args: Any) -> Tensor:
-    # A compiled program gets the finished matrix. Its tracer hands over plain numbers only,
-    # and would look through the cache if it saw one.
-    return _cached_matrix(*args)
-
-
-@lru_cache(maxsize=256)
-def _cached_matrix(*args: Any) -> Tensor:
-    *fields, dtype, device = args
-    return axis_matrix(Axis(*fields)).to(device, dtype)
-
-
-@lru_cache(maxsize=256)
-def analysis(axis: Axis, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """``D_r^T`` of one axis where ``x`` is."""
-    return ramp_factors(axis)[1].T.to(device, dtype).contiguous()
-
-
-@lru_cache(maxsize=256)
-def synthesis(axis: Axis, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """``U_r^T`` of one axis where ``grad_y`` is."""
-    return ramp_factors(axis)[0].T.to(device, dtype).contiguous()
+def replace(shape: Sequence[int], dim: int, length: int) -> list[int]:
+    return [*shape[:dim], length, *shape[dim + 1 :]]
 
 
 def _full_precision(x: Tensor) -> AbstractContextManager:

@@ -183,16 +183,18 @@ def axis_matrix(axis: Axis) -> Tensor:
     return (synthesis * gains) @ analysis_table(axis.size, axis.output_size).T
 
 
-def ramp_factors(axis: Axis) -> tuple[Tensor, Tensor]:
+def ramp_factors(size: int, output_size: int, ramp: range) -> tuple[Tensor, Tensor]:
     """The derivative of the matrix by the stride, in factors: ``dA/ds = slope * U_r D_r^T``.
 
     Only the bins on the ramp take part, so the rank is about ``2R``. Returns ``U_r`` of shape
     ``(M, 2r)`` and ``D_r`` of shape ``(N, 2r)``, float64.
     """
-    num_bins = axis.output_size // 2 + 1
-    columns = [*axis.ramp, *(num_bins + k for k in axis.ramp)]
-    synthesis = synthesis_table(axis.size, axis.output_size)
-    return synthesis[:, columns], analysis_table(axis.size, axis.output_size)[:, columns]
+    num_bins = output_size // 2 + 1
+    columns = [*ramp, *(num_bins + k for k in ramp)]
+    return (
+        synthesis_table(size, output_size)[:, columns],
+        analysis_table(size, output_size)[:, columns],
+    )
 
 
 def pooling_matrix(
