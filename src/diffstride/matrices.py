@@ -18,11 +18,14 @@ def matrix(axis: Axis, dtype: torch.dtype, device: torch.device) -> Tensor:
     return _constant_matrix(*tuple(axis), dtype, device)
 
 
-@torch.compiler.assume_constant_result
 def _constant_matrix(*args: Any) -> Tensor:
     # A compiled program gets the finished matrix. Its tracer hands over plain numbers only,
     # and would look through the cache if it saw one.
     return _cached_matrix(*args)
+
+
+# What `torch.compiler.assume_constant_result` sets, which would import the compiler with us.
+_constant_matrix._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 @lru_cache(maxsize=256)

@@ -96,7 +96,9 @@ class DiffStride(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         _check_input(self, x)
         if torch.compiler.is_compiling() and self.training:
-            return _call_eagerly(self, x)  # pyright: ignore[reportCallIssue]
+            from diffstride.eager import call_eagerly
+
+            return call_eagerly(self, x)  # pyright: ignore[reportCallIssue]
         return self._pool(x)
 
     def _pool(self, x: Tensor) -> Tensor:
@@ -182,13 +184,6 @@ class DiffStride(nn.Module):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._refresh()
-
-
-@torch.compiler.disable
-def _call_eagerly(layer: DiffStride, x: Tensor) -> Tensor:
-    # While strides move, a compiled program would be stale after every step. The products gain
-    # nothing from compilation; the rest of the network is compiled around them.
-    return layer._pool(x)
 
 
 class FixedSpectralPooling(nn.Module):

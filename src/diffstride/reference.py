@@ -192,8 +192,7 @@ class DiffStride(nn.Module):
         size = (x.shape[2], x.shape[3])
         with torch.no_grad():
             self.strides.copy_(self._raised(size))
-        # The clone lets a later call raise the parameter again before this one's backward.
-        vertical, horizontal = self._windows(self.strides.clone(), size)
+        vertical, horizontal = self._windows(self.strides, size)
         spectrum = spectrum * vertical[:, None] * horizontal
         if self.cropping:
             spectrum = spectrum[:, :, vertical > 0][..., horizontal > 0]
