@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format bench docs clean
+.PHONY: demo test check format bench clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -23,6 +23,12 @@ check: .venv/installed
 format: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: .venv/installed  ## on a quiet machine
+	$(BIN)/python -m benchmarks.layer
+	$(BIN)/python -m benchmarks.network
+	$(BIN)/python -m benchmarks.scaling
+	$(BIN)/python -m benchmarks.render
 
 clean:
 	rm -rf .venv runs

@@ -1,0 +1,1 @@
+"""What the pooling costs, side by side with its alternatives; each module is a command."""

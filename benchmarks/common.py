@@ -1,0 +1,170 @@
+"""The contract of all benchmarks: their options, what every file records, how it is written."""
+
+import argparse
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.machine import ROOT, environment, set_allocator
+from benchmarks.timing import Effort, Timing
+
+RESULTS = ROOT / "benchmarks" / "results"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
+
+Report = dict[str, Any]
+
+
+def parser_of(name: str, description: str | None, repeats: int) -> argparse.ArgumentParser:
+    """A parser of the options that all benchmarks share."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
+    parser.set_defaults(benchmark=name)
+    add = parser.add_argument
+    add("--repeats", type=int, default=repeats, help="samples of each contender in a row")
+    add("--budget", type=float, default=30.0, help="seconds after which three samples are enough")
+    add("--seed", type=int, default=0)
+    add("--threads", type=int, help="threads of a product (default: torch's choice)")
+    keep = "keep: freed memory is handed out again without page faults (needs glibc)"
+    add("--allocator", choices=("default", "keep"), default="default", help=keep)
+    add("--quick", action="store_true", help="tiny sizes, to see that it runs; no result")
+    written = f"file to write (default: benchmarks/results/{name}.json, with --quick none)"
+    add("--out", type=Path, help=written)
+    return parser
+
+
+def start(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the options and put them into effect."""
+    options = parser.parse_args(arguments)
+    if options.repeats < 1:
+        parser.error(f"--repeats must be at least 1, but got {options.repeats}")
+    set_allocator(options.allocator)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+    if options.out is None and not options.quick:
+        options.out = RESULTS / f"{options.benchmark}.json"
+    options.command = command_of(parser, options)
+    return options
+
+
+def command_of(parser: argparse.ArgumentParser, options: argparse.Namespace) -> str:
+    """The command that repeats a run, with the options that are not at their defaults."""
+    words = [parser.prog or ""]
+    for name, value in vars(options).items():
+        if name in ("out", "benchmark", "command") or value == parser.get_default(name):
+            continue
+        values = value if isinstance(value, list) else [] if value is True else [value]
+        words += [f"--{name.replace('_', '-')}", *map(str, values)]
+    return " ".join(words)
+
+
+def effort_of(options: argparse.Namespace) -> Effort:
+    """How long to measure; a quick run only sees that it works."""
+    if options.quick:
+        return Effort(min(options.repeats, 3), sample_seconds=0.0, budget=1.0, seed=options.seed)
+    return Effort(options.repeats, budget=options.budget, seed=options.seed)
+
+
+def new_report(options: argparse.Namespace, **parts: Any) -> Report:
+    """What a file holds: the contract, then ``parts``."""
+    contract = {
+        "command": options.command,
+        "allocator": options.allocator,
+        "seed": options.seed,
+        "quick": options.quick,
+        **environment(),
+    }
+    return {"benchmark": options.benchmark, "contract": contract, **parts}
+
+
+def finish(options: argparse.Namespace, report: Report, tables: Callable[[Report], str]) -> Report:
+    """Print the tables of a report, and write it where the options say."""
+    print(tables(report))
+    if options.out is not None:
+        write_json(options.out, report)
+    return report
+
+
+def entry(timing: Timing, **labels: Any) -> dict[str, Any]:
+    """A measurement as it is stored: what was measured, then the numbers."""
+    return {**labels, **timing._asdict()}
+
+
+def select(entries: Iterable[Mapping[str, Any]], **labels: Any) -> list[Any]:
+    """The stored measurements that carry all ``labels``.
+
+    >>> select([{"size": 8, "median": 1.0}, {"size": 9, "median": 2.0}], size=9)
+    [{'size': 9, 'median': 2.0}]
+    """
+    wanted = labels.items()
+    return [entry for entry in entries if all(entry.get(key) == value for key, value in wanted)]
+
+
+def only(entries: Iterable[Mapping[str, Any]], **labels: Any) -> Any:
+    """The one stored measurement that carries all ``labels``."""
+    found = select(entries, **labels)
+    if len(found) != 1:
+        raise ValueError(f"expected one measurement of {labels}, but there are {len(found)}")
+    return found[0]
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write ``content``, without numbers that JSON does not have."""
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file such that a reader finds the old one or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def geometric_mean(ratios: Sequence[float]) -> float:
+    """The mean of ratios that treats twice and half as opposites.
+
+    >>> geometric_mean([0.5, 2.0])
+    1.0
+    """
+    if not ratios or min(ratios) <= 0:
+        raise ValueError(f"a geometric mean needs positive numbers, but got {ratios!r}")
+    return math.exp(math.fsum(map(math.log, ratios)) / len(ratios))
+
+
+class MovingStrides:
+    """Moves strides a little, to a new value at every call, as each step of a training does.
+
+    Fixed strides would let the layers find their matrices in a cache, which training never does.
+    The strides stay within a factor ``1 + 1/size``, which changes no size of a map.
+    """
+
+    def __init__(self, strides: Iterable[Tensor], size: int) -> None:
+        self._strides = [(parameter, parameter.detach().clone()) for parameter in strides]
+        self._size, self._step = size, 0
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        self._step += 1
+        factor = 1 + (self._step * GOLDEN_RATIO) % 1 / self._size
+        for parameter, initial in self._strides:
+            parameter.copy_(initial * factor)
+
+
+def strides_of(model: nn.Module) -> list[Tensor]:
+    """The learnable strides of a network, the library's and the reference's."""
+    return [parameter for name, parameter in model.named_parameters() if name.endswith("strides")]

@@ -1,0 +1,130 @@
+"""The contenders of a row: one pooling layer and what else could stand in its place.
+
+Forward alone is what evaluation does (no gradient, strides at rest). Forward and backward is what
+training does: strides that have moved since the last call, gradients of the input and of every
+parameter the contender has.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.common import DTYPES, FORMATS, MovingStrides, strides_of
+from diffstride import DiffStride, reference
+from diffstride.spectrum import EDGES, output_size
+
+STRIDE = 2.0
+DIRECTIONS = ("forward", "forward and backward")
+COPIES = ("copy into a new tensor", "copy into an existing tensor")
+
+
+class Row(NamedTuple):
+    """The map that a layer pools."""
+
+    batch: int
+    channels: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.batch},{self.channels},{self.size}"
+
+
+class Case(NamedTuple):
+    """A contender of a row."""
+
+    contender: str
+    dtype: str
+    format: str
+
+
+REFERENCE = Case("reference", "float32", "contiguous")
+Operation = Callable[[Tensor], Tensor]
+
+
+def contender(name: str, row: Row) -> Operation:
+    """The operation of that name, a module if it has parameters."""
+    if name in EDGES:
+        return DiffStride(STRIDE, edge=name)
+    if name == "reference":
+        return reference.DiffStride(STRIDE)
+    if name == "average":
+        return partial(F.avg_pool2d, kernel_size=2)
+    if name == "convolution":
+        return nn.Conv2d(row.channels, row.channels, 3, stride=2, padding=1, bias=False)
+    size = output_size(row.size, STRIDE, edge=name.removeprefix("interpolation, "))
+    return partial(F.interpolate, size=(size, size), mode="bilinear", antialias=True)
+
+
+def cases(dtypes: Iterable[str]) -> list[Case]:
+    """All contenders of a row."""
+    names = (*EDGES, "average", "convolution")
+    found = [Case(name, dtype, layout) for dtype in dtypes for layout in FORMATS for name in names]
+    for dtype in dtypes:
+        found += [Case(f"interpolation, {edge}", dtype, "contiguous") for edge in EDGES]
+    return [REFERENCE, *found]
+
+
+def unsupported(case: Case) -> str | None:
+    """Why a contender cannot take part; anything but a missing kernel of torch is an error."""
+    if not case.contender.startswith("interpolation"):
+        return None
+    row = Row(1, 1, 32)
+    try:
+        forward_backward(contender(case.contender, row), new_input(row, case.dtype, case.format))()
+    except NotImplementedError as error:
+        return str(error)
+    return None
+
+
+def new_input(row: Row, dtype: str, layout: str) -> Tensor:
+    x = torch.randn(row.batch, row.channels, row.size, row.size, dtype=DTYPES[dtype])
+    return x.contiguous(memory_format=FORMATS[layout]).requires_grad_()
+
+
+def forward(operation: Operation, x: Tensor) -> Callable[[], Tensor]:
+    """Evaluation of ``operation`` on ``x``, as a call."""
+    if isinstance(operation, nn.Module):
+        operation.eval()
+    return torch.no_grad()(lambda: operation(x))
+
+
+def forward_backward(operation: Operation, x: Tensor) -> Callable[[], Any]:
+    """A training step's share of ``operation`` on ``x``, as a call."""
+    module = operation.train() if isinstance(operation, nn.Module) else nn.Identity()
+    move = MovingStrides(strides_of(module), x.shape[-1])
+    grad = torch.randn_like(operation(x).detach())
+
+    def call() -> tuple[Tensor, ...]:
+        move()
+        return torch.autograd.grad(operation(x), [x, *module.parameters()], grad)
+
+    return call
+
+
+def calls_of(row: Row, direction: str, contenders: Sequence[Case]) -> dict[Case, Callable]:
+    """The contenders of a row and the copies of its input, ready to be timed."""
+    inputs = {
+        (case.dtype, case.format): new_input(row, case.dtype, case.format) for case in contenders
+    }
+    prepare = forward if direction == "forward" else forward_backward
+    calls: dict[Case, Callable] = {}
+    for case in contenders:
+        x = inputs[case.dtype, case.format]
+        calls[case] = prepare(_converted(contender(case.contender, row), case), x)
+    for (dtype, layout), x in inputs.items():
+        if layout == "contiguous":
+            source, target = x.detach(), torch.empty_like(x).detach()
+            calls[Case(COPIES[0], dtype, layout)] = source.clone
+            calls[Case(COPIES[1], dtype, layout)] = partial(target.copy_, source)
+    return calls
+
+
+def _converted(operation: Operation, case: Case) -> Operation:
+    # Strides stay in float32, as they do in a network that computes in bf16.
+    if isinstance(operation, nn.Conv2d):
+        return operation.to(dtype=DTYPES[case.dtype]).to(memory_format=FORMATS[case.format])  # type: ignore[call-overload]
+    return operation

@@ -1,0 +1,114 @@
+"""What the machine is, how it hands out memory, and how fast it multiplies and copies."""
+
+import ctypes
+import os
+import platform
+import subprocess
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import diffstride
+from diffstride.layout import compute_dtype
+
+ROOT = Path(__file__).parents[1]
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_THRESHOLDS = {
+    # Freed memory stays with the process and is handed out again, as jemalloc and tcmalloc do.
+    # By default glibc maps every large tensor anew, and the kernel clears its pages one fault
+    # at a time, which takes longer than many a layer.
+    "keep": {_M_MMAP_THRESHOLD: 1 << 30, _M_TRIM_THRESHOLD: (1 << 31) - 1},
+    # Freed tensors leave the process at once, so that its resident memory is what is alive.
+    "release": {_M_MMAP_THRESHOLD: 1 << 16, _M_TRIM_THRESHOLD: 1 << 16},
+}
+
+
+def set_allocator(name: str) -> None:
+    """Choose how freed memory is handled; to be called before tensors are made.
+
+    ``"default"`` changes nothing, ``"keep"`` and ``"release"`` need glibc (RuntimeError without).
+    """
+    if name == "default":
+        return
+    if platform.libc_ver()[0] != "glibc":
+        raise RuntimeError(f"allocator {name!r} sets options of glibc, which is not in use here")
+    libc = ctypes.CDLL(None)
+    for parameter, value in _THRESHOLDS[name].items():
+        if libc.mallopt(parameter, value) != 1:
+            raise RuntimeError(f"glibc refused mallopt({parameter}, {value}) of {name!r}")
+
+
+def processor_name() -> str:
+    """The processor's model as the kernel calls it, else what Python knows."""
+    cpuinfo = Path("/proc/cpuinfo")
+    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else []:
+        name, _, value = line.partition(":")
+        if name.strip() == "model name":
+            return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether the processor multiplies bf16 matrices itself."""
+    return compute_dtype(torch.bfloat16, "cpu") == torch.bfloat16
+
+
+def environment() -> dict[str, Any]:
+    """What a timing depends on apart from the benchmark itself."""
+    return {
+        "processor": processor_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "multiplies_bfloat16": multiplies_bfloat16(),
+        "system": " ".join((platform.system(), *platform.libc_ver())).strip(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "diffstride": diffstride.__version__,
+        "commit": _git("rev-parse", "HEAD") or "unknown",
+        "uncommitted_changes": bool(
+            _git("status", "--porcelain", "--", "src", ":(glob)benchmarks/*.py")
+        ),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _git(*arguments: str) -> str:
+    try:
+        run = subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return run.stdout.strip()
+
+
+def product_rate(dtype: torch.dtype, sizes: tuple[int, ...], repeats: int = 4) -> float:
+    """Multiply-adds a second of square matrix products, the best of all sizes and repetitions."""
+    return max(_product_rate(torch.randn(size, size).to(dtype), repeats) for size in sizes)
+
+
+def _product_rate(square: torch.Tensor, repeats: int) -> float:
+    torch.mm(square, square)
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        torch.mm(square, square)
+        best = min(best, time.perf_counter() - start)
+    return square.shape[0] ** 3 / best
+
+
+def floor_seconds(
+    multiply_adds: float, moved_bytes: float, products: float, copies: float
+) -> float:
+    """The least time of a layer: it has to multiply, and to move its input and its output.
+
+    ``products`` are multiply-adds a second, ``copies`` bytes (read and written) a second.
+
+    >>> floor_seconds(2e9, 1e9, products=1e9, copies=1e9)
+    2.0
+    """
+    return max(multiply_adds / products, moved_bytes / copies)

@@ -1,0 +1,132 @@
+"""Write the page of results, ``docs/benchmarks.md``, from the files of results."""
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import layer, network, scaling
+from benchmarks.common import RESULTS, Report, write_text
+from benchmarks.machine import ROOT
+
+PAGE = ROOT / "docs" / "benchmarks.md"
+TITLES = {"layer": "One layer", "network": "A network", "scaling": "How the cost grows"}
+TABLES: dict[str, Callable[[Report], str]] = {
+    "layer": layer.tables,
+    "network": network.tables,
+    "scaling": scaling.tables,
+}
+HEAD = """\
+# Benchmarks
+
+<!-- Written by `python -m benchmarks.render` from the files under benchmarks/results. -->
+
+`make bench`, on a quiet machine, measures all of this and writes this page. The contract:
+
+- The contenders of a row take turns in one process, in a new random order each round, so that a
+  drift of the machine hits all of them alike. Three calls warm up, of slow contenders fewer; a
+  sample is as many calls as fill 10 ms. Shown are the median and, in brackets, the quartiles over
+  the samples, of which slow contenders have fewer, at least three. Files hold seconds, tables
+  milliseconds.
+- Training means strides that move at every step: the layers compute their matrices anew, as they
+  do in training. Evaluation means strides at rest.
+- The allocator matters: by default glibc takes the memory of large tensors (always above 32 MB)
+  from the kernel and gives it back, at one page fault for 4 KB, which hits whatever returns a new
+  tensor. `--allocator keep` keeps freed memory, as jemalloc and tcmalloc do. The default is what a
+  user gets without doing anything. The files hold the page faults of a call as well.
+- Every file holds seed, threads, processor, commit and versions.
+"""
+INTRODUCTIONS = {
+    "layer": """\
+Stride 2, both edges of the window, against the published layer on FFTs (`reference`, always in
+float32 and contiguous), `F.avg_pool2d`, a strided 3 x 3 convolution of as many channels, and
+`F.interpolate(antialias=True)` to the same sizes (contiguous). The floor of a row is the larger of
+its multiply-adds over the measured rate of matrix products (the best of a few large squares) and
+its bytes in and out over the measured rate of copying its input into a new tensor. Forward and
+backward has twice the floor of forward: the products and the traffic of the input's gradient; the
+products of the strides' gradient are not counted. A dtype that the processor cannot multiply is
+computed in float32, and has the rate of float32.""",
+    "network": """\
+`average` is the same network with `F.avg_pool2d` in place of the pooling, at the map sizes of
+`stopband` (and nothing in place of a pooling of stride 1); `average, passband sizes` averages
+adaptively to the sizes of `passband`, which `reference` has as well. Peak memory is the rise of
+the resident memory of a process of its own that gives freed memory back at once: weights,
+gradients, momenta, activations, and the work space of convolutions and FFTs. Multiply-adds are
+those of convolutions and matrix products; FFTs are not counted. Every learned stride of a network
+is used as published, the ones of 1 included.""",
+    "scaling": """\
+Stride 2, the published window, float32, against the published layer on FFTs. Over the sizes the
+tensors have about 4 million elements each.""",
+}
+FACTS = {
+    "command": "command",
+    "processor": "processor",
+    "threads": "threads",
+    "multiplies_bfloat16": "multiplies bf16 itself",
+    "allocator": "allocator",
+    "seed": "seed",
+    "commit": "commit",
+    "torch": "torch",
+    "python": "Python",
+    "diffstride": "diffstride",
+    "system": "system",
+    "date": "date",
+}
+
+
+def read_reports(folder: Path) -> dict[str, Report]:
+    """The reports in a folder by file name, those of one benchmark together."""
+    reports = {path.name: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    rank = list(TABLES).index
+    for name, report in reports.items():
+        if report["benchmark"] not in TABLES:
+            raise ValueError(
+                f"{name} is of benchmark {report['benchmark']!r}, expected one of {list(TABLES)}"
+            )
+    return dict(sorted(reports.items(), key=lambda item: rank(item[1]["benchmark"])))
+
+
+def page(reports: Mapping[str, Report]) -> str:
+    """The page of results, from its reports alone."""
+    sections = [HEAD.rstrip()]
+    for benchmark, title in TITLES.items():
+        sections.append(f"## {title}\n\n{INTRODUCTIONS[benchmark]}")
+        found = {name: r for name, r in reports.items() if r["benchmark"] == benchmark}
+        sections += [_section(name, report) for name, report in found.items()]
+        if not found:
+            sections.append(f"No results yet: `python -m benchmarks.{benchmark}`.")
+    return "\n\n".join(sections) + "\n"
+
+
+def _section(name: str, report: Report) -> str:
+    tables = TABLES[report["benchmark"]](report)
+    return f"### {name}\n\n{_facts(report['contract'])}\n\n{tables}"
+
+
+def _facts(contract: Mapping[str, Any]) -> str:
+    lines = [f"- {label}: {_shown(key, contract)}" for key, label in FACTS.items()]
+    if contract["quick"]:
+        lines.insert(0, "- **A trial run at tiny sizes, no result.**")
+    return "\n".join(lines)
+
+
+def _shown(key: str, contract: Mapping[str, Any]) -> str:
+    value = contract[key]
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if key == "commit" and contract["uncommitted_changes"]:
+        return f"{value}, with uncommitted changes"
+    return f"`{value}`" if key in ("command", "commit") else str(value)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.render", description=__doc__)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the files")
+    parser.add_argument("--page", type=Path, default=PAGE, help="file to write")
+    options = parser.parse_args(arguments)
+    write_text(options.page, page(read_reports(options.results)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""Times of contenders that take turns, so that a drift of the machine hits all of them alike."""
+
+import gc
+import math
+import random
+import time
+from collections.abc import Callable, Hashable, Mapping
+from statistics import quantiles
+from typing import Any, NamedTuple, TypeVar
+
+try:
+    from resource import RUSAGE_SELF, getrusage
+except ImportError:  # not a Unix
+    getrusage = None
+
+Key = TypeVar("Key", bound=Hashable)
+WARM_UP_CALLS = 3
+FEWEST_SAMPLES = 3
+
+
+class Effort(NamedTuple):
+    """How long to measure.
+
+    Each contender is sampled ``repeats`` times, but only until it has used ``budget`` seconds
+    (three samples are always taken). A sample is as many calls as fill ``sample_seconds``. Three
+    calls warm up, fewer where they would use more than a tenth of the budget.
+    """
+
+    repeats: int
+    sample_seconds: float = 0.01
+    budget: float = 30.0
+    seed: int = 0
+
+
+class Timing(NamedTuple):
+    """Seconds a call: median and quartiles over the samples, and how they were taken."""
+
+    median: float
+    lower_quartile: float
+    upper_quartile: float
+    samples: int
+    calls_per_sample: int
+    page_faults: float | None
+
+
+class _Sample(NamedTuple):
+    seconds: float
+    faults: float
+
+
+class _Turns(NamedTuple):
+    calls: int
+    samples: int
+
+
+def measure(contenders: Mapping[Key, Callable[[], Any]], effort: Effort) -> dict[Key, Timing]:
+    """Warm up every contender, then let them take turns, in a new random order each round."""
+    turns = {key: _plan(call, effort) for key, call in contenders.items()}
+    samples: dict[Key, list[_Sample]] = {key: [] for key in contenders}
+    order = random.Random(effort.seed)
+    # Collecting garbage takes milliseconds and would hit whoever runs when it is due.
+    gc.collect()
+    gc.disable()
+    try:
+        for turn in range(effort.repeats):
+            for key in order.sample(list(contenders), len(contenders)):
+                if takes_turn(turn, turns[key].samples, effort.repeats):
+                    samples[key].append(_sample(contenders[key], turns[key].calls))
+    finally:
+        gc.enable()
+    return {key: _summarise(samples[key], turns[key].calls) for key in contenders}
+
+
+def takes_turn(turn: int, samples: int, repeats: int) -> bool:
+    """Whether one who has ``samples`` of ``repeats`` turns, evenly spread, has this one.
+
+    >>> [turn for turn in range(9) if takes_turn(turn, 3, 9)]
+    [2, 5, 8]
+    """
+    return (turn + 1) * samples // repeats > turn * samples // repeats
+
+
+def summary_of(seconds: list[float]) -> tuple[float, float, float]:
+    """Median, lower and upper quartile.
+
+    >>> summary_of([5.0, 1.0, 3.0, 2.0, 4.0])
+    (3.0, 2.0, 4.0)
+    """
+    if len(seconds) == 1:
+        return seconds[0], seconds[0], seconds[0]
+    lower, median, upper = quantiles(seconds, n=4, method="inclusive")
+    return median, lower, upper
+
+
+def _plan(call: Callable[[], Any], effort: Effort) -> _Turns:
+    spent = 0.0
+    for _ in range(WARM_UP_CALLS):
+        seconds = _sample(call, 1).seconds
+        spent += seconds
+        if spent > effort.budget / 10:
+            break
+    calls = max(1, math.ceil(effort.sample_seconds / seconds))
+    affordable = max(FEWEST_SAMPLES, int(effort.budget / (calls * seconds)))
+    return _Turns(calls, min(effort.repeats, affordable))
+
+
+def _sample(call: Callable[[], Any], calls: int) -> _Sample:
+    faults, start = _page_faults(), time.perf_counter()
+    for _ in range(calls):
+        call()
+    seconds = time.perf_counter() - start
+    return _Sample(seconds / calls, (_page_faults() - faults) / calls)
+
+
+def _page_faults() -> float:
+    return math.nan if getrusage is None else getrusage(RUSAGE_SELF).ru_minflt
+
+
+def _summarise(samples: list[_Sample], calls: int) -> Timing:
+    # Page faults tell whether new memory was part of what was timed.
+    faults = summary_of([sample.faults for sample in samples])[0]
+    return Timing(
+        *summary_of([sample.seconds for sample in samples]),
+        samples=len(samples),
+        calls_per_sample=calls,
+        page_faults=None if math.isnan(faults) else faults,
+    )

@@ -1,0 +1,296 @@
+"""The benchmarks: their contract, and that every one of them runs (no time is judged here)."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import diffstride
+from diffstride import reference
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import common, layer, machine, memory, network, render, scaling, steps  # noqa: E402
+from benchmarks import timing as clock  # noqa: E402
+from benchmarks.contenders import COPIES, Case, Row, forward_backward  # noqa: E402
+from benchmarks.tables import goal, goal_table, milliseconds  # noqa: E402
+
+
+def test_geometric_mean() -> None:
+    assert common.geometric_mean([2.0, 8.0, 4.0]) == pytest.approx(4.0)
+    with pytest.raises(ValueError, match=r"positive numbers, but got \[1.0, 0.0\]"):
+        common.geometric_mean([1.0, 0.0])
+
+
+def test_floor_is_the_larger_of_products_and_traffic() -> None:
+    assert machine.floor_seconds(6e9, 1e9, products=2e9, copies=1e9) == 3.0
+    assert machine.floor_seconds(1e9, 6e9, products=2e9, copies=1e9) == 6.0
+
+
+def _timing(seconds: float) -> clock.Timing:
+    return clock.Timing(seconds, seconds, seconds, 3, 1, None)
+
+
+def test_floors_of_a_row_take_the_copies_of_its_own_input() -> None:
+    row, size = Row(2, 3, 32), 2 * 3 * 32 * 32 * 4
+    timings = {
+        Case(COPIES[0], "float32", "contiguous"): _timing(2 * size / 1e6),
+        Case(COPIES[1], "float32", "contiguous"): _timing(2 * size / 2e6),
+    }
+    for passes, direction in enumerate(layer.DIRECTIONS, start=1):
+        found = layer.floors(row, direction, timings, {"float32": 1e12})
+        stopband = common.only(found, edge="stopband")
+        # 32 x 32 to 16 x 16 in float32; a copy reads and writes its input at 1 or 2 MB a second.
+        assert stopband["moved_bytes"] == size + size // 4
+        assert stopband["floor"] == pytest.approx(passes * 1.25 * size / 1e6)
+        assert stopband["floor_existing"] == pytest.approx(passes * 1.25 * size / 2e6)
+        # The product of one axis, then of the other, for six maps.
+        assert stopband["multiply_adds"] == 6 * (16 * 32 * 32 + 16 * 32 * 16)
+
+
+def test_contenders_take_turns_and_slow_ones_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, log = [0.0], []
+    monkeypatch.setattr(clock.time, "perf_counter", lambda: now[0])
+
+    def contender(name: str, seconds: list[float]):
+        def call() -> None:
+            now[0] += seconds[log.count(name) % len(seconds)]
+            log.append(name)
+
+        return call
+
+    calls = {"quick": contender("quick", [1.0, 2.0, 3.0]), "slow": contender("slow", [50.0])}
+    timings = clock.measure(calls, clock.Effort(repeats=9, sample_seconds=0.0, budget=100.0))
+    assert timings["quick"][:5] == (2.0, 1.0, 3.0, 9, 1)
+    assert timings["slow"][:5] == (50.0, 50.0, 50.0, 3, 1)
+    # One warm-up call of the slow one is a tenth of its budget and more.
+    measured = log[clock.WARM_UP_CALLS + 1 :]
+    turns = [index for index, name in enumerate(measured) if name == "slow"]
+    # Three of nine rounds, evenly spread, somewhere in its round.
+    assert [turn // 4 for turn in turns] == [0, 1, 2]
+    assert len(measured) == 12
+
+
+def test_short_calls_are_repeated_within_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(clock.time, "perf_counter", lambda: now[0])
+
+    def call() -> None:
+        now[0] += 0.25
+
+    timing = clock.measure({"": call}, clock.Effort(repeats=2, sample_seconds=1.0))[""]
+    assert timing.calls_per_sample == 4
+    assert timing.median == 0.25
+
+
+@pytest.mark.parametrize("size", [8, 18, 20, 24, 32, 37, 56])
+@pytest.mark.parametrize("start", [1.0, 2.0])
+def test_moving_strides_are_always_new_and_change_no_map(size: int, start: float) -> None:
+    for pool in (
+        diffstride.DiffStride(start),
+        diffstride.DiffStride(start, edge="stopband"),
+        reference.DiffStride(start),
+    ):
+        expected, seen = pool.output_size((size, size)), set()
+        move = common.MovingStrides([pool.strides], size)
+        for _ in range(300):
+            move()
+            seen.add(pool.stride_values())
+            assert pool.output_size((size, size)) == expected
+        assert len(seen) == 300
+
+
+def test_the_training_call_returns_the_gradients() -> None:
+    x = torch.randn(1, 2, 12, 12, requires_grad=True)
+    pool = diffstride.DiffStride(2.0)
+    grads = forward_backward(pool, x)()
+    assert [grad.shape for grad in grads] == [x.shape, (2,)]
+    assert all(grad.abs().sum() > 0 for grad in grads)
+    assert pool.strides[0] > 2
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "new" / "file.json"
+    common.write_json(path, {"a": 1.5})
+    assert json.loads(path.read_text()) == {"a": 1.5}
+
+    def fail(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="no space left"):
+        common.write_json(path, {"a": 2.5})
+    assert json.loads(path.read_text()) == {"a": 1.5}
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_the_recorded_command_repeats_the_run(tmp_path: Path) -> None:
+    parser = common.parser_of("layer", None, repeats=15)
+    parser.add_argument("--rows", nargs="+", type=layer._row)
+    words = ["--rows", "2,3,12", "1,4,18", "--quick", "--repeats", "5"]
+    options = common.start(parser, [*words, "--out", str(tmp_path / "x.json")])
+    program, *recorded = options.command.split("benchmarks.layer ")
+    again = parser.parse_args(recorded[0].split())
+    assert program == "python -m "
+    assert (again.rows, again.quick, again.repeats) == ([Row(2, 3, 12), Row(1, 4, 18)], True, 5)
+
+
+def test_bad_options_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        layer.main(["--quick", "--rows", "1,2"])
+    assert "a row is batch,channels,size" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        scaling.main(["--quick", "--repeats", "0"])
+    assert "--repeats must be at least 1, but got 0" in capsys.readouterr().err
+
+
+def test_goals_say_whether_they_are_reached() -> None:
+    goals = [
+        goal("fast", 6.9, at_least=7, aim=10),
+        goal("small", 1.1, at_most=1.2),
+        goal("x", 3.0),
+    ]
+    assert [line["reached"] for line in goals] == [False, True, None]
+    assert "| fast | 6.90 | ≥ 7 | ≥ 10 | **no** |" in goal_table(goals)
+    assert "| small | 1.10 | ≤ 1.2 | – | yes |" in goal_table(goals)
+
+
+KEEP = """
+import resource, torch
+from benchmarks.machine import set_allocator
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    x.clone()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+x = torch.ones(1 << 24)  # glibc learns to keep blocks of up to 32 MB by itself
+default = min(faults() for _ in range(3))
+set_allocator("keep")
+print(default, min(faults() for _ in range(20)))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="options of glibc")
+def test_the_keeping_allocator_ends_page_faults() -> None:
+    paths = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+    run = subprocess.run(
+        [sys.executable, "-c", KEEP],
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    default, kept = map(int, run.stdout.split())
+    assert default > 1000 > 10 > kept
+
+
+@pytest.mark.skipif(not memory.STATUS.exists(), reason="the peak is read from /proc")
+def test_peak_memory_counts_what_lives_at_once() -> None:
+    def make_step():
+        def step() -> None:
+            # 64 MB, then 64 and 128 together, then nothing.
+            torch.ones(1 << 24).repeat(2)
+
+        return step
+
+    step = make_step()
+    step()
+    assert memory.peak_rise(make_step) == pytest.approx(192 * 2**20, rel=0.05)
+
+
+def test_average_pooling_stands_in_at_the_same_map_sizes() -> None:
+    def maps(pooling: str) -> list[tuple[int, ...]]:
+        task = steps.Task(pooling, "float32", "contiguous", steps.FEWEST_CHANNELS, 1, 32, 0)
+        model, seen = task.network().eval(), []
+        for name, module in model.named_modules():
+            if name.endswith("second_norm"):
+                module.register_forward_hook(lambda _, __, y: seen.append(tuple(y.shape[2:])))
+        with torch.no_grad():
+            model(task.images())
+        return seen
+
+    assert maps("average") == maps("stopband") == maps("strided")
+    assert maps("average, passband sizes") == maps("passband") == maps("reference")
+    assert [size for size, _ in maps("passband")[2::2]] == [24, 20, 18]
+
+
+def test_multiply_adds_of_the_strided_network_are_the_published_ones() -> None:
+    task = steps.Task("strided", "float32", "contiguous", 64, 32, 32, 0)
+    assert steps.multiply_adds(task) == pytest.approx(0.555e9, rel=0.01)
+
+
+def _quick(main, tmp_path: Path, *arguments: str) -> dict:
+    path = tmp_path / "results" / f"{main.__module__.split('.')[-1]}.json"
+    main(["--quick", "--repeats", "2", "--out", str(path), *arguments])
+    report = json.loads(path.read_text())
+    contract = report["contract"]
+    assert contract["quick"]
+    assert contract["torch"] == torch.__version__
+    assert all(contract[name] for name in ("processor", "commit", "date", "threads", "command"))
+    shown = render.page(render.read_reports(path.parent))
+    assert "A trial run at tiny sizes" in shown
+    assert shown == render.page(render.read_reports(path.parent))
+    for entry in report["measurements"]:
+        assert 0 < entry["lower_quartile"] <= entry["median"] <= entry["upper_quartile"]
+        copied = entry.get("contender") in COPIES
+        assert copied or milliseconds(entry) in shown
+    return report
+
+
+def test_layer_runs(tmp_path: Path) -> None:
+    report = _quick(layer.main, tmp_path)
+    for direction in layer.DIRECTIONS:
+        where = {"direction": direction, "size": 18}
+        ours = common.only(
+            report["measurements"], **where, contender="passband", dtype="float32",
+            format="channels_last",
+        )  # fmt: skip
+        theirs = common.only(report["measurements"], **where, contender="reference")
+        ratios = layer.ratios(report, direction, "passband", "float32", "channels_last")
+        assert ratios["speedup"][1] == theirs["median"] / ours["median"]
+        least = common.only(report["floors"], **where, edge="passband", dtype="float32")
+        assert ratios["floor"][1] == ours["median"] / least["floor"]
+
+
+def test_scaling_runs(tmp_path: Path) -> None:
+    report = _quick(scaling.main, tmp_path)
+    rows = list(scaling.ratios(report, "size", "forward"))
+    assert [row["size"] for row in rows] == [8, 32]
+    worst = min(row["speedups"][0] for row in rows)
+    name = "reference / ours, worst of size, forward: contiguous"
+    assert common.only(report["goals"], what=name)["value"] == worst
+
+
+def test_network_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "multiplies_bfloat16", lambda: False)
+    measured = {"average": {"training": 40, "inference": 4}}
+    real = network.peaks
+    monkeypatch.setattr(network, "peaks", lambda task: measured.get(task.pooling) or real(task))
+    report = _quick(network.main, tmp_path)
+    (skipped,) = report["skipped"]
+    assert skipped["precision"] == "bf16-mixed"
+    ratios = {line["what"]: line for line in report["goals"]}
+    peak = ratios["peak memory of training, stopband / average: float32, contiguous"]
+    ours = common.only(report["memory"], pooling="stopband")["training"]
+    assert peak["value"] == ours / 40
+    assert peak["at_most"] == 1.2
+    assert report["multiply_adds"]["stopband"] > report["multiply_adds"]["average"]
+
+
+def test_the_page_is_the_rendering_of_the_files() -> None:
+    expected = render.page(render.read_reports(common.RESULTS))
+    assert render.PAGE.read_text(encoding="utf-8") == expected, "run: python -m benchmarks.render"
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text('{"benchmark": "speed"}')
+    with pytest.raises(ValueError, match=r"x\.json is of benchmark 'speed'"):
+        render.read_reports(tmp_path)
