@@ -1,0 +1,135 @@
+"""A Lightning callback for networks with learnable strides, for anybody's own training."""
+
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from diffstride.budget import CostBudget
+from diffstride.pooling import stride_layers
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+else:
+    try:
+        import lightning.pytorch as pl
+    except ImportError:
+        import pytorch_lightning as pl
+
+AXES = {1: ("",), 2: ("/height", "/width"), 3: ("/depth", "/height", "/width")}
+
+
+def project_strides(model: nn.Module) -> None:
+    """Move all learnable strides of ``model`` back into their limits: to follow every step.
+
+    >>> from diffstride import DiffStride
+    >>> pool = DiffStride((2.0, 2.0), upper_limit_stride=3.0)
+    >>> _ = pool.strides.data.fill_(9.0)
+    >>> project_strides(nn.Sequential(pool))
+    >>> pool.strides.tolist()
+    [3.0, 3.0]
+    """
+    for layer in stride_layers(model).values():
+        layer.project_()  # pyright: ignore[reportCallIssue]
+
+
+def stride_scalars(model: nn.Module) -> dict[str, float]:
+    """Every learnable stride of ``model`` as one number with a name.
+
+    >>> from diffstride import DiffStride
+    >>> stride_scalars(nn.Sequential(DiffStride((2.0, 3.0))))
+    {'stride/0/height': 2.0, 'stride/0/width': 3.0}
+    """
+    scalars = {}
+    for name, layer in stride_layers(model).items():
+        values = layer.stride_values()  # pyright: ignore[reportCallIssue]
+        for axis, value in zip(AXES[len(values)], values, strict=True):
+            scalars[f"stride/{name}{axis}"] = value
+    return scalars
+
+
+class StrideMonitor(pl.Callback):
+    """Keeps learnable strides within their limits after each step, and logs them.
+
+    The strides go to whatever loggers the trainer has, as ``stride/LAYER/AXIS``, once before the
+    first step and then every ``log_every_n_steps`` of the trainer; ``step`` counts the steps of the
+    optimiser that led to them. It needs nothing of the `LightningModule` but the layers inside.
+
+    In a plain loop these two lines do the same::
+
+        optimizer.step()
+        project_strides(model)  # from diffstride.callbacks
+        print(stride_scalars(model))
+
+    Arguments:
+        network: attribute of the `LightningModule` that holds the network, left out of the names;
+            ``""`` names layers from the `LightningModule` on.
+
+    >>> trainer = pl.Trainer(callbacks=[StrideMonitor()])  # doctest: +SKIP
+    """
+
+    def __init__(self, network: str = "") -> None:
+        self.network = network
+
+    def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        project_strides(pl_module)
+        if trainer.global_step == 0:
+            self._log(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", *args: Any
+    ) -> None:
+        project_strides(pl_module)
+        every = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
+        if every and trainer.global_step % every == 0:
+            self._log(trainer, pl_module)
+
+    def _log(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        if not trainer.loggers or not trainer.is_global_zero:
+            return
+        scalars = stride_scalars(pl_module.get_submodule(self.network))
+        for logger in trainer.loggers if scalars else ():
+            logger.log_metrics(scalars, step=trainer.global_step)
+
+
+class BudgetCallback(pl.Callback):
+    """Holds the network's multiply-adds to a budget after each step: `diffstride.CostBudget`.
+
+    The cost is logged as ``multiply_adds`` at the end of each epoch. The state is saved with the
+    trainer's checkpoints, so that a resumed training keeps its budget. Add it after `StrideMonitor`
+    to have strides logged before they are scaled, before it to have them logged after.
+
+    Arguments:
+        example: an input of the network, or a tuple of inputs; only shapes matter.
+        budget: up to 100 a fraction of the multiply-adds when training starts, above that their
+            number for one sample.
+        network: attribute of the `LightningModule` that holds the network; ``""`` for itself.
+
+    >>> trainer = pl.Trainer(callbacks=[BudgetCallback(images, 0.5)])  # doctest: +SKIP
+    """
+
+    def __init__(self, example: Any, budget: float = 1.0, network: str = "") -> None:
+        self.example, self.fraction, self.network = example, budget, network
+        self.budget: CostBudget | None = None
+        self._saved: dict[str, Any] = {}
+
+    def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        network = pl_module.get_submodule(self.network)
+        self.budget = CostBudget(network, self.example, self.fraction)
+        if self._saved:
+            self.budget.load_state_dict(self._saved)
+
+    def on_train_batch_end(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", *args: Any
+    ) -> None:
+        if self.budget is not None:
+            self.budget.project_()
+
+    def on_train_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        if self.budget is not None:
+            pl_module.log("multiply_adds", float(self.budget.cost.value()))
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.budget.state_dict() if self.budget is not None else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._saved = state_dict

@@ -1,0 +1,133 @@
+"""Files that are whole or absent, and checkpoints a killed run continues from."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from diffstride.examples.backend import Checkpoint, TorchCheckpointIO, pl, rank_zero_only
+
+LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
+
+
+@contextmanager
+def atomic_file(path: Path, backup: Path | None = None) -> Iterator[IO[bytes]]:
+    """Open a file to write that replaces ``path`` once it is complete and on the disk.
+
+    Arguments:
+        path: the file to replace; its folder is made.
+        backup: where the file that is replaced goes, if there is one.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "numbers"
+    >>> with atomic_file(path) as file:
+    ...     _ = file.write(b"42")
+    >>> path.read_bytes()
+    b'42'
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    if backup and path.exists():
+        os.replace(path, backup)
+    os.replace(partial, path)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes checkpoints through `atomic_file` and keeps the last but one."""
+
+    def save_checkpoint(
+        self,
+        checkpoint: dict[str, Any],
+        path: str | os.PathLike[str],
+        storage_options: Any | None = None,
+    ) -> None:
+        path = Path(path)
+        with atomic_file(path, backup=path.with_name(PREVIOUS)) as file:
+            torch.save(checkpoint, file)
+
+
+class Checkpoints(Checkpoint):
+    """Saves ``last.ckpt`` after every epoch, and keeps it as ``best.ckpt`` where it is the best."""
+
+    def __init__(self, folder: Path, monitor: str = "test_accuracy") -> None:
+        self.folder = folder
+        self.monitor = monitor
+        self.best = float("-inf")
+
+    def state_dict(self) -> dict[str, float]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        self.best = state_dict["best"]
+
+    def on_train_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        value = float(trainer.callback_metrics[self.monitor])
+        is_best, self.best = value > self.best, max(value, self.best)
+        trainer.save_checkpoint(self.folder / LAST, weights_only=False)
+        if is_best and trainer.is_global_zero:
+            with atomic_file(self.folder / BEST) as file:
+                file.write((self.folder / LAST).read_bytes())
+
+    def on_exception(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException
+    ) -> None:
+        if isinstance(exception, KeyboardInterrupt):
+            pl_module.print("stopped; started again, this run continues after its last whole epoch")
+
+
+def newest_checkpoint(folder: Path, network: torch.nn.Module) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint in ``folder`` that can be read and belongs to ``network``.
+
+    Arguments:
+        folder: where `Checkpoints` saved them; need not exist.
+        network: what is to be trained, held by a `LightningModule` as ``network``.
+
+    Returns:
+        Path and content, or None where there are no checkpoints yet.
+
+    Raises:
+        ValueError: there are checkpoints, and none is of use.
+    """
+    problems = []
+    for path in filter(Path.exists, (folder / LAST, folder / PREVIOUS)):
+        try:
+            checkpoint = _read(path, network)
+        except ValueError as problem:
+            problems.append(str(problem))
+        else:
+            _set_aside(path, problems)
+            return path, checkpoint
+    if problems:
+        advice = "remove the folder to start anew, or choose another workdir"
+        raise ValueError(f"{'; '.join(problems)}; no older checkpoint is of use: {advice}")
+    return None
+
+
+def _read(path: Path, network: torch.nn.Module) -> dict[str, Any]:
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load promises no type: zip, pickle, OS and runtime errors
+        raise ValueError(f"{path} cannot be read, truncated or no checkpoint") from error
+    expected = {f"network.{name}": value.shape for name, value in network.state_dict().items()}
+    states = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+    if not isinstance(states, dict) or "run" not in checkpoint or "loops" not in checkpoint:
+        raise ValueError(f"{path} is not a checkpoint of this program")
+    if {name: value.shape for name, value in states.items()} != expected:
+        raise ValueError(f"{path} holds another network")
+    return checkpoint
+
+
+@rank_zero_only
+def _set_aside(path: Path, problems: list[str]) -> None:
+    # Left in place, a broken last.ckpt would replace the good one before it at the next save.
+    if problems:
+        last = path.with_name(LAST)
+        os.replace(last, last.with_suffix(".unusable"))
+        print(f"{problems[0]}; moved to {last.stem}.unusable, continuing from {path}", flush=True)

@@ -1,0 +1,272 @@
+"""Train a network on images and learn its strides: the main job, with or without Gin."""
+
+import hashlib
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import gin
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from diffstride.callbacks import StrideMonitor
+from diffstride.examples.backend import TensorBoardLogger, pl, rank_zero_only
+from diffstride.examples.checkpoints import (
+    AtomicCheckpointIO,
+    Checkpoints,
+    atomic_file,
+    newest_checkpoint,
+)
+from diffstride.examples.data import Datasets, load_datasets
+from diffstride.examples.hardware import choose_precision, keep_freed_memory
+from diffstride.examples.logs import MetricsFile
+from diffstride.examples.module import Classifier
+from diffstride.examples.report import format_summary, layer_strides, read_summary, save_summary
+from diffstride.examples.schedules import build_schedule
+from diffstride.resnet import parameter_groups, resnet18
+
+CHECKPOINTS = "checkpoints"
+
+say = rank_zero_only(print)
+
+
+def train(
+    workdir: str | Path = "runs/train",
+    model: Callable[..., nn.Module] = resnet18,
+    datasets: Callable[..., Datasets] = load_datasets,
+    num_epochs: int = 10,
+    optimizer: Callable[..., Optimizer] = torch.optim.SGD,
+    schedule: Callable[..., LRScheduler] | None = None,
+    stride_learning_rate: float | None = None,
+    weight_decay: float | None = None,
+    label_smoothing: float = 0.0,
+    precision: str | int = "32-true",
+    channels_last: bool = True,
+    accelerator: str = "auto",
+    devices: int | str | list[int] = "auto",
+    strategy: Any = "auto",
+    threads: int | None = None,
+    seed: int = 0,
+    callbacks: Iterable[Any] = (),
+    progress_bar: bool | None = None,
+) -> dict[str, Any]:
+    """Train a network to tell images apart, and leave all there is to know of it in ``workdir``.
+
+    ``workdir`` gets checkpoints after every epoch (the last two and the best), ``metrics.csv`` and
+    ``tensorboard/``, the operative Gin configuration, and in the end ``summary.json`` and
+    ``strides.png``. Called again with the same arguments it continues after the last whole epoch,
+    or returns the summary of a run that is finished. The accuracy reported is that of the last
+    epoch: the test images take no part in any choice.
+
+    Arguments:
+        workdir: folder of this run, made where missing.
+        model: builds the network from ``num_output_classes`` and ``in_channels``; or a network.
+        datasets: builds the data sets from ``seed``, as `load_datasets` does.
+        num_epochs: passes over the training images, at least 1.
+        optimizer: builds the optimiser from the groups of `parameter_groups`.
+        schedule: builds a schedule by step, see `build_schedule`; None keeps the learning rate.
+        stride_learning_rate: of the strides, at the peak of the schedule; None for the weights'.
+        weight_decay: L2 penalty of the kernels; None for the network's own ``weight_decay``, or 0.
+        label_smoothing: share of each target that is given to all classes alike, in [0, 1].
+        precision: of Lightning's `Trainer`, or ``"auto"`` for what this machine is fast at.
+        channels_last: whether maps are kept with their channels innermost in memory.
+        accelerator: of the `Trainer`, as are ``devices`` and ``strategy``.
+        devices: number of processes, each with a batch of its own.
+        strategy: how they work together, for instance ``"ddp"``.
+        threads: of the CPU in each process; None for torch's choice. Small maps are fastest on one.
+        seed: of the initial weights and the order of the images.
+        callbacks: further Lightning callbacks.
+        progress_bar: whether to show one; None does so in a terminal.
+
+    Returns:
+        What ``summary.json`` holds: ``test_accuracy`` in percent, ``strides`` by layer,
+        ``multiply_adds_start`` and ``multiply_adds_end`` per image, ``epochs``, ``seconds``, ….
+
+    Raises:
+        ValueError: an argument is out of range, or ``workdir`` holds a run with other settings.
+
+    >>> summary = train("runs/first", num_epochs=1)  # doctest: +SKIP
+    """
+    _check_range("num_epochs", num_epochs, 1, float("inf"))
+    _check_range("label_smoothing", label_smoothing, 0, 1)
+    keep_freed_memory()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    workdir = Path(workdir)
+    data = datasets(seed=seed)
+    network = _build_network(model, data, seed)
+    decay = getattr(network, "weight_decay", 0.0) if weight_decay is None else weight_decay
+
+    def build_optimizer() -> Optimizer:
+        return optimizer(parameter_groups(network, decay, stride_learning_rate))
+
+    settings = {
+        "dataset": data.name,
+        "batch_size": data.train.batch_size,
+        "num_epochs": num_epochs,
+        "label_smoothing": label_smoothing,
+        "seed": seed,
+        "network": _digest(network),
+        **_describe_optimization(build_optimizer, schedule, num_epochs * len(data.train)),
+    }
+    finished = _find_finished(workdir, settings)
+    if finished is not None:
+        return finished
+    checkpoint, record, step = _find_checkpoint(workdir / CHECKPOINTS, network, settings)
+    _save_gin_config(workdir)
+    precision = choose_precision(precision, accelerator)
+    say(f"{data.name}: {_count(network):,} parameters, precision {precision}, in {workdir}")
+    setup = (data.image_shape, label_smoothing, channels_last, record)
+    module = Classifier(network, build_optimizer(), schedule, *setup)
+    with _without_advice():
+        trainer = _build_trainer(
+            workdir,
+            step,
+            callbacks,
+            progress_bar,
+            accelerator=accelerator,
+            devices=devices,
+            strategy=strategy,
+            precision=precision,
+            max_epochs=num_epochs,
+            log_every_n_steps=min(50, len(data.train)),
+        )
+        trainer.fit(module, data.train, data.test, ckpt_path=checkpoint)
+    return _finish(workdir, module, {"precision": precision})
+
+
+def _check_range(name: str, value: float, lowest: float, highest: float) -> None:
+    if not lowest <= value <= highest:
+        raise ValueError(f"{name} must be from {lowest} to {highest}, got {value!r}")
+
+
+def _find_finished(workdir: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    summary = read_summary(workdir)
+    if summary is not None:
+        _check_settings(workdir, summary.get("settings"), settings)
+        say(f"{workdir} holds this run, finished:\n{format_summary(summary)}", flush=True)
+    return summary
+
+
+def _finish(workdir: Path, module: Classifier, facts: dict[str, Any]) -> dict[str, Any]:
+    record, settings = module.record, module.record["settings"]
+    measured = ("test_accuracy", "multiply_adds_start", "multiply_adds_end", "epochs")
+    summary = {
+        **{name: record[name] for name in measured},
+        "seconds": round(record["seconds"], 1),
+        "strides": layer_strides(module.network),
+        "strides_start": record["strides_start"],
+        "dataset": settings["dataset"],
+        "seed": settings["seed"],
+        "parameters": _count(module.network),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        **facts,
+        "settings": settings,
+    }
+    if module.trainer.is_global_zero:
+        save_summary(workdir, summary)
+    say(format_summary(summary), flush=True)
+    return summary
+
+
+def _build_network(model: Callable[..., nn.Module], data: Datasets, seed: int) -> nn.Module:
+    if isinstance(model, nn.Module):
+        return model
+    torch.manual_seed(seed)
+    return model(num_output_classes=data.num_classes, in_channels=data.image_shape[0])
+
+
+def _count(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+
+
+def _digest(subject: Any) -> str:
+    return hashlib.sha256(repr(subject).encode()).hexdigest()[:12]
+
+
+def _describe_optimization(
+    build_optimizer: Callable[[], Optimizer],
+    schedule: Callable[..., LRScheduler] | None,
+    total_steps: int,
+) -> dict[str, str]:
+    # On an optimiser to throw away: a schedule rewrites the learning rates of the one it is given.
+    optimizer = build_optimizer()
+    description = {"optimizer": _digest(optimizer), "schedule": "constant"}
+    if schedule is not None:
+        state = build_schedule(schedule, optimizer, total_steps).state_dict()
+        description["schedule"] = _digest(state)
+    return description
+
+
+def _check_settings(workdir: Path, found: Any, expected: dict[str, Any]) -> None:
+    found = found if isinstance(found, dict) else {}
+    different = [name for name, value in expected.items() if found.get(name) != value]
+    if different:
+        raise ValueError(
+            f"{workdir} holds a run that differs in {', '.join(different)}: "
+            "choose another workdir, or remove this one"
+        )
+
+
+def _find_checkpoint(
+    folder: Path, network: nn.Module, settings: dict[str, Any]
+) -> tuple[Path | None, dict[str, Any], int]:
+    found = newest_checkpoint(folder, network)
+    if found is None:
+        return None, {"settings": settings}, 0
+    path, checkpoint = found
+    record = checkpoint["run"]
+    _check_settings(folder.parent, record["settings"], settings)
+    say(f"continuing after epoch {record['epochs']} from {path}")
+    return path, record, checkpoint["global_step"]
+
+
+@rank_zero_only
+def _save_gin_config(workdir: Path) -> None:
+    config = gin.operative_config_str()
+    if config:
+        with atomic_file(workdir / "operative_config.gin") as file:
+            file.write(config.encode())
+
+
+def _build_trainer(
+    workdir: Path, step: int, callbacks: Iterable[Any], progress_bar: bool | None, **options: Any
+) -> pl.Trainer:
+    # Epochs that will be run again leave both logs: TensorBoard drops events from purge_step on.
+    board = TensorBoardLogger(
+        workdir,
+        name="tensorboard",
+        version="",
+        default_hp_metric=False,
+        purge_step=step + 1 if step else 0,
+    )
+    return pl.Trainer(
+        logger=[board, MetricsFile(workdir / "metrics.csv", step)],
+        callbacks=[StrideMonitor("network"), *callbacks, Checkpoints(workdir / CHECKPOINTS)],
+        plugins=[AtomicCheckpointIO()],
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        enable_progress_bar=sys.stdout.isatty() if progress_bar is None else progress_bar,
+        use_distributed_sampler=False,  # the data sets deal out their own batches
+        **options,
+    )
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Without the notes of Lightning that nobody using this program can act on."""
+    for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # no tips, no list of absent hardware
+    with warnings.catch_warnings():
+        # The images lie decoded in memory: a worker would only copy them to another process.
+        warnings.filterwarnings("ignore", ".*does not have many workers")
+        # Lightning 2.6 calls what newer releases of torch have renamed.
+        warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
+        yield

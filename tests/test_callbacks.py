@@ -1,0 +1,152 @@
+"""`StrideMonitor` in a training that knows nothing of this project."""
+
+import importlib
+
+import pytest
+import torch
+from torch import nn
+
+from diffstride import DiffStride, stride_layers
+from diffstride.callbacks import StrideMonitor, project_strides, stride_scalars
+
+STEPS = 6
+
+
+@pytest.fixture(params=["lightning.pytorch", "pytorch_lightning"])
+def pl(request):
+    if request.param == "pytorch_lightning":
+        pytest.importorskip(request.param)
+    return importlib.import_module(request.param)
+
+
+def build_network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 2, 3, padding=1),
+        DiffStride((2.0, 1.2), upper_limit_stride=2.3),
+        nn.Conv2d(2, 2, 3),
+        DiffStride(1.5, shared_stride=False, lower_limit_stride=1.4, upper_limit_stride=1.6),
+    )
+
+
+def batches():
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(3, 1, 16, 12, generator=generator) for _ in range(STEPS)]
+
+
+def loss_of(network, batch):
+    # Pulls the strides of the two axes to their opposite ends.
+    strides = [layer.strides for layer in stride_layers(network).values()]
+    return network(batch).square().mean() + sum(s[0] - s[1] for s in strides)
+
+
+def train(pl, network, loggers, log_every_n_steps=2, seen=None):
+    class Training(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.body = network
+
+        def training_step(self, batch, _):
+            return loss_of(self.body, batch)
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.2)
+
+        def on_train_batch_end(self, *args):
+            if seen is not None:
+                seen.append(stride_scalars(self.body))
+
+    trainer = pl.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=loggers,
+        callbacks=[StrideMonitor()],
+        log_every_n_steps=log_every_n_steps,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Training(), torch.utils.data.DataLoader(batches(), batch_size=None))
+
+
+def recorder(pl):
+    class Recorder(pl.loggers.logger.DummyLogger):
+        def __init__(self):
+            super().__init__()
+            self.rows = {}
+
+        def log_metrics(self, metrics, step=None):
+            self.rows.setdefault(step, {}).update(metrics)
+
+    return Recorder()
+
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    # Lightning calls what newer releases of torch have renamed.
+    pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
+]
+
+
+def test_training_equals_the_two_lines_of_a_plain_loop(pl):
+    plain = build_network()
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.2)
+    expected = []
+    for batch in batches():
+        optimizer.zero_grad()
+        loss_of(plain, batch).backward()
+        optimizer.step()
+        project_strides(plain)
+        expected.append(stride_scalars(plain))
+
+    network, seen = build_network(), []
+    train(pl, network, loggers=False, seen=seen)
+    assert seen == expected
+    raw = [value for layer in stride_layers(network).values() for value in layer.strides.tolist()]
+    # Where the limits took hold, the parameter itself was moved, not just what is used of it.
+    assert raw == pytest.approx([1.0, 2.3, 1.4, 1.6])
+
+
+def test_every_logger_gets_the_strides_of_each_logged_step(pl):
+    loggers, seen = [recorder(pl), recorder(pl)], []
+    train(pl, build_network(), loggers, seen=seen)
+    assert loggers[0].rows == loggers[1].rows
+    rows = loggers[0].rows
+    assert list(rows) == [0, 2, 4, 6]
+    assert rows[0] == {
+        "stride/body.1/height": 2.0,
+        "stride/body.1/width": pytest.approx(1.2),
+        "stride/body.3/height": 1.5,
+        "stride/body.3/width": 1.5,
+    }
+    for step in (2, 4, 6):
+        assert rows[step] == {
+            name.replace("stride/", "stride/body."): value for name, value in seen[step - 1].items()
+        }
+
+
+def test_a_network_without_strides_is_left_alone(pl):
+    logger = recorder(pl)
+    network = build_network()
+    network[1], network[3] = nn.Identity(), nn.Identity()
+    train(pl, network, [logger])
+    assert logger.rows == {}
+
+
+@pytest.mark.parametrize(
+    ("strides", "names"),
+    [
+        (2.0, ["/height", "/width"]),
+        ((2.0,), [""]),
+        ((2.0, 3.0, 4.0), ["/depth", "/height", "/width"]),
+    ],
+)
+def test_names_tell_the_axes(strides, names):
+    scalars = stride_scalars(nn.ModuleDict({"pool": DiffStride(strides)}))
+    values = strides if isinstance(strides, tuple) else (strides, strides)
+    assert scalars == {f"stride/pool{name}": v for name, v in zip(names, values, strict=True)}
+
+
+def test_shared_strides_are_told_for_both_axes():
+    scalars = stride_scalars(nn.ModuleDict({"pool": DiffStride(3.0, shared_stride=True)}))
+    assert scalars == {"stride/pool/height": 3.0, "stride/pool/width": 3.0}

@@ -1,0 +1,321 @@
+"""The command, its flags, the names Gin knows, and the packaged configurations."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import gin
+import pytest
+import torch
+from absl.testing import flagsaver
+
+from diffstride import pooling, reference, resnet, stride_layers
+from diffstride.examples import main, registry
+
+PACKAGED = sorted(main.PACKAGED.glob("*.gin"))
+TINY = """
+train.train.model = @resnet.resnet18
+train.train.num_epochs = 1
+train.train.accelerator = 'cpu'
+torch.optim.SGD.lr = 0.01
+resnet.resnet18.width = 8
+data.load_datasets.name = 'digits'
+data.load_datasets.batch_size = 32
+data.load_datasets.train_examples = 64
+data.load_datasets.test_examples = 20
+"""
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    """Each test has a working folder with one configuration, and leaves Gin as it was."""
+    monkeypatch.chdir(tmp_path)
+    Path("tiny.gin").write_text(TINY)
+    yield
+    gin.clear_config()
+
+
+def command(*arguments):
+    with flagsaver.flagsaver():
+        return main.main(main._parse_flags(["main", *arguments]))
+
+
+def train_tiny(*bindings, flags=()):
+    bindings = [f"--gin_bindings={binding}" for binding in bindings]
+    assert command("--gin_config=tiny.gin", *bindings, *flags) == 0
+
+
+def build_network(*bindings, config="cifar10.gin"):
+    main.configure([config], ["resnet.resnet18.width = 4", *bindings])
+    return registry.resnet18(num_output_classes=10, in_channels=3)
+
+
+def kinds_of_pooling(network):
+    modules = (pooling, reference)
+    return {
+        type(module)
+        for module in network.modules()
+        if type(module).__module__ in {each.__name__ for each in modules}
+    }
+
+
+# The command
+
+
+def test_published_command_trains(tmp_path):
+    command = [sys.executable, "-m", "diffstride.examples.main", "--gin_config=tiny.gin"]
+    command.append("--gin_bindings=train.workdir = 'runs/resnet18'")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert re.search(r"^test accuracy +\d+\.\d\d % after 1 epochs$", done.stdout, re.MULTILINE)
+    files = {path.name for path in (tmp_path / "runs" / "resnet18").iterdir()}
+    assert {"summary.json", "metrics.csv", "tensorboard", "operative_config.gin"} <= files
+
+
+@pytest.mark.parametrize(
+    ("bindings", "flags", "folder"),
+    [
+        (["train.workdir = 'short'"], [], "short"),
+        (["train.train.workdir = 'long'"], [], "long"),
+        (["train.workdir = 'binding'"], ["--workdir=flag"], "flag"),
+        (["train.workdir = 'first'\ntrain.workdir = 'second'"], [], "second"),
+        (["train.workdir = 'first'", "train.workdir = 'second'"], [], "second"),
+    ],
+)
+def test_workdir_comes_from_bindings_unless_the_flag_is_given(bindings, flags, folder):
+    train_tiny(*bindings, flags=flags)
+    assert sorted(path.parent.name for path in Path().glob("*/summary.json")) == [folder]
+
+
+def test_seed_comes_from_the_flag(capsys):
+    train_tiny("train.seed = 1", flags=["--workdir=run", "--seed=2"])
+    assert command("--gin_config=tiny.gin", "--workdir=run") == 2
+    assert "differs in seed" in capsys.readouterr().err
+    train_tiny("train.seed = 2", flags=["--workdir=run"])
+
+
+def test_operative_config_makes_the_same_run_again(capsys):
+    bindings = ["resnet.Resnet.pooling_cls = @pooling.DiffStride", "batch_norm.momentum = 0.5"]
+    train_tiny(*bindings, "train.schedule = @OneCycleLR", flags=["--workdir=run"])
+    config = Path("run/operative_config.gin")
+    assert "batch_norm.momentum = 0.5" in config.read_text()
+    assert command(f"--gin_config={config}") == 0
+    assert "run holds this run, finished" in capsys.readouterr().out
+
+
+def test_several_configs_are_read_in_order():
+    Path("more.gin").write_text("train.workdir = 'more'\ntrain.seed = 7")
+    assert command("--gin_config=tiny.gin", "--gin_config=more.gin") == 0
+    assert '"seed": 7' in Path("more/summary.json").read_text()
+
+
+def test_configs_are_found_here_then_in_the_folder_then_among_the_packaged():
+    folder = Path("configs")
+    folder.mkdir()
+
+    def width():
+        main.configure(["digits.gin"], configs_folder="configs")
+        return gin.query_parameter("resnet18.width")
+
+    assert width() == 8
+    (folder / "digits.gin").write_text("include 'other.gin'")
+    (folder / "other.gin").write_text("resnet18.width = 5")
+    assert width() == 5
+    Path("digits.gin").write_text("resnet18.width = 3")
+    assert width() == 3
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--wrokdir=x"], "Unknown command line flag 'wrokdir'. Did you mean: workdir"),
+        (["--seed=one"], "flag --seed=one: invalid literal"),
+        (["train"], "unexpected argument 'train': flags start with --"),
+        (["--gin_config=cifar01.gin"], "no Gin file 'cifar01.gin' in .*mean 'cifar10.gin'.*digits"),
+        (["--gin_bindings=trian.workdir = 'x'"], "No configurable matching 'trian'.*mean 'train'"),
+        (["--gin_bindings=train.wrokdir = 'x'"], "parameter named 'wrokdir'.*mean 'workdir'"),
+        (["--gin_bindings=train.model = @resnet.resnet81"], "did you mean 'resnet.resnet18'"),
+        (["--gin_bindings=train.workdir = runs/x"], "'runs'.*line 1"),
+        (["--gin_bindings=train.workdir"], "expected ':' or '='"),
+        (["--gin_bindings=DiffStride.edge = 'stopband'"], "Ambiguous selector 'DiffStride'"),
+        (["--gin_bindings=OneCycleLR.max_lr = 1.0"], "OneCycleLR.*'max_lr'"),
+        (["--gin_bindings=import nothing_of_this_name"], "No module named 'nothing_of_this_name'"),
+        (["--gin_bindings=data.load_datasets.name = 'cifra10'"], "unknown data set 'cifra10'"),
+        (["--gin_bindings=resnet.resnet18.strides = [1, 2]"], r"\[1, 2\]"),
+        (
+            ["--gin_bindings=resnet.resnet18.stride = [1, 2]"],
+            "unexpected keyword argument 'stride'",
+        ),
+        (["--gin_bindings=resnet.Resnet.order = 'first'"], "order must be.*'first'"),
+        (["--gin_bindings=train.precision = '12'"], "'12' is invalid"),
+        (["--gin_bindings=train.accelerator = 'abacus'"], "abacus"),
+        (["--gin_bindings=train.num_epochs = 0"], "num_epochs must be from 1 to inf, got 0"),
+        (["--gin_bindings=train.label_smoothing = 'a'"], "'<=' not supported"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(capsys, arguments, message):
+    arguments = ["--gin_config=tiny.gin", "--workdir=run", *arguments]
+    if arguments[-1].startswith("--gin_config"):
+        del arguments[0]
+    try:
+        code = command(*arguments)
+    except SystemExit as exit:
+        code = exit.code
+    told = capsys.readouterr().err
+    assert code == 2
+    assert re.fullmatch(rf"error: .*(?:{message}).*\n", told), told
+
+
+def test_traceback_is_shown_on_demand(capsys):
+    arguments = ["--gin_config=tiny.gin", "--gin_bindings=train.num_epochs = 0"]
+    assert command(*arguments, "--verbosity=1") == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+# The names of the published system
+
+
+@pytest.mark.parametrize(
+    ("binding", "kinds"),
+    [
+        ("", {pooling.DiffStride}),
+        (
+            "resnet.Resnet.pooling_cls = @pooling.FixedSpectralPooling",
+            {pooling.FixedSpectralPooling},
+        ),
+        ("resnet.Resnet.pooling_cls = @pooling.SpatialPooling", {pooling.SpatialPooling}),
+        ("resnet.Resnet.pooling_cls = @reference.DiffStride", {reference.DiffStride}),
+        (
+            "resnet.Resnet.pooling_cls = @reference.FixedSpectralPooling",
+            {reference.FixedSpectralPooling},
+        ),
+        ("resnet.Resnet.pooling_cls = None", set()),
+    ],
+)
+def test_pooling_is_chosen_by_name(binding, kinds):
+    assert kinds_of_pooling(build_network(binding)) == kinds
+
+
+def test_strides_of_the_readme():
+    network = build_network("resnet.resnet18.strides = [1, 1, 3, 2, 3]")
+    strides = [layer.stride_values() for layer in stride_layers(network).values()]
+    assert strides == [(1, 1), (3, 3), (2, 2), (3, 3)]
+
+
+def test_options_reach_what_is_built_inside():
+    network = build_network(
+        "batch_norm.momentum = 0.75",
+        "batch_norm.epsilon = 0.5",
+        "resnet.Resnet.order = 'before'",
+        "resnet.Resnet.weight_decay = 0.25",
+        "pooling.DiffStride.smoothness_factor = 2.0",
+        "pooling.DiffStride.lower_limit_stride = 1.0",
+        "pooling.DiffStride.upper_limit_stride = 5.0",
+        "pooling.DiffStride.shared_stride = True",
+        "pooling.DiffStride.trainable = False",
+        "pooling.DiffStride.cropping = False",
+        "pooling.DiffStride.edge = 'stopband'",
+    )
+    norms = [each for each in network.modules() if isinstance(each, torch.nn.BatchNorm2d)]
+    assert {(norm.momentum, norm.eps) for norm in norms} == {(0.25, 0.5)}
+    assert network.weight_decay == 0.25
+    for layer in stride_layers(network).values():
+        assert (layer.smoothness_factor, layer.upper_limit_stride) == (2.0, 5.0)
+        assert (layer.shared_stride, layer.cropping, layer.edge) == (True, False, "stopband")
+        assert not layer.strides.requires_grad
+
+
+def test_resnet56_and_a_resnet_of_ones_own():
+    main.configure(
+        [],
+        [
+            "batch_norm.epsilon = 0.5",
+            "resnet.Resnet.pooling_cls = @pooling.DiffStride",
+            "resnet.resnet56.width = 2",
+        ],
+    )
+    own = registry.Resnet([2, 4], [1, 2], num_output_classes=3)
+    for network, count in ((registry.resnet56(num_output_classes=3), 4), (own, 2)):
+        norm = next(each for each in network.modules() if isinstance(each, torch.nn.BatchNorm2d))
+        assert norm.eps == 0.5
+        assert 0 < len(stride_layers(network)) <= count
+
+
+def test_library_itself_is_not_configured():
+    builders = resnet.Resnet, resnet.batch_norm
+    main.configure([], ["batch_norm.epsilon = 0.5"])
+    assert registry.resnet18(width=4, num_output_classes=2) is not None
+    assert (resnet.Resnet, resnet.batch_norm) == builders
+    norms = resnet.resnet18(width=4, num_output_classes=2).modules()
+    assert next(each for each in norms if isinstance(each, torch.nn.BatchNorm2d)).eps != 0.5
+
+
+def test_optimisers_and_schedules_go_by_their_names_in_torch():
+    for name in ("torch.optim.SGD", "torch.optim.Adam", "torch.optim.AdamW"):
+        assert "lr" in registry.NAMES[name]
+    for name in ("OneCycleLR", "MultiStepLR", "CosineAnnealingLR"):
+        assert f"torch.optim.lr_scheduler.{name}" in registry.NAMES
+    assert "seed" not in registry.NAMES["data.load_datasets"]
+    published = {"name", "batch_size", "augment_fn", "mixup_alpha"}
+    assert published <= set(registry.NAMES["data.load_datasets"])
+
+
+@pytest.mark.parametrize(
+    "schedule", ["@OneCycleLR", "@schedules.multi_step", "@MultiStepLR", "None"]
+)
+def test_other_optimisers_and_schedules_train(schedule):
+    train_tiny(
+        f"train.schedule = {schedule}",
+        "train.optimizer = @torch.optim.AdamW",
+        "torch.optim.AdamW.lr = 0.001",
+        "MultiStepLR.milestones = [1]",
+        "data.load_datasets.augment_fn = 'crop_flip'",
+        "data.load_datasets.mixup_alpha = 0.2",
+        flags=["--workdir=run"],
+    )
+    config = Path("run/operative_config.gin").read_text()
+    assert "AdamW.lr = 0.001" in config
+
+
+# The packaged configurations
+
+
+@pytest.mark.parametrize("path", PACKAGED, ids=lambda path: path.name)
+def test_packaged_config_opens_with_command_machine_time_and_accuracy(path):
+    head = path.read_text().split("\n\n")[0]
+    assert all(line.startswith("#") for line in head.splitlines())
+    fields = dict(re.findall(r"^# (\w+): +(.+)$", head, re.MULTILINE))
+    assert list(fields) == ["Command", "Machine", "Time", "Accuracy"]
+    start = f"python3 -m diffstride.examples.main --gin_config={path.name}"
+    assert fields["Command"].startswith(start)
+    assert "%" in fields["Accuracy"]
+
+
+@pytest.mark.parametrize("path", PACKAGED, ids=lambda path: path.name)
+def test_packaged_config_runs_for_a_moment(path, capsys):
+    bindings = [
+        "train.num_epochs = 1",
+        "train.precision = '32-true'",
+        "resnet.resnet18.width = 8",
+        "data.load_datasets.name = 'digits'",
+        "data.load_datasets.batch_size = 16",
+        "data.load_datasets.train_examples = 64",
+        "data.load_datasets.test_examples = 20",
+    ]
+    flags = [f"--gin_bindings={binding}" for binding in bindings]
+    assert command(f"--gin_config={path.name}", "--workdir=run", *flags) == 0
+    assert "test accuracy" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_digits_reach_95_percent_within_90_seconds(capsys):
+    start = [sys.executable, "-m", "diffstride.examples.main", "--gin_config=digits.gin"]
+    done = subprocess.run(start, capture_output=True, text=True, timeout=90, check=True)
+    accuracy = re.search(r"test accuracy +(\S+) % after", done.stdout)
+    assert accuracy is not None
+    assert float(accuracy[1]) >= 95

@@ -1,0 +1,245 @@
+"""A run that was broken off continues, and ends where an unbroken one does."""
+
+import csv
+import os
+import shutil
+from functools import partial
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_runs import EPOCHS, STEPS_PER_EPOCH, At, run_script, tiny_network, train_tiny
+
+from diffstride.examples.checkpoints import atomic_file
+
+
+class BrokenOff(BaseException):
+    """What no handler of errors catches, as no handler sees a kill."""
+
+
+def break_off(*args, **kwargs):
+    raise BrokenOff
+
+
+def read_log(workdir):
+    with (workdir / "metrics.csv").open(newline="") as file:
+        return {
+            int(row["step"]): {name: float(value) for name, value in row.items() if value}
+            for row in csv.DictReader(file)
+        }
+
+
+def count_rows(workdir):
+    return len((workdir / "metrics.csv").read_text().splitlines()) - 1
+
+
+def assert_same_end(summary, expected):
+    assert summary["test_accuracy"] == expected["test_accuracy"]
+    assert summary["strides"].keys() == expected["strides"].keys()
+    for name, strides in summary["strides"].items():
+        assert strides == pytest.approx(expected["strides"][name], abs=1e-6)
+    for name in ("epochs", "strides_start", "multiply_adds_start", "multiply_adds_end"):
+        assert summary[name] == expected[name]
+
+
+def assert_same_log(workdir, expected):
+    log, whole = read_log(workdir), read_log(expected)
+    assert count_rows(workdir) == count_rows(expected) == len(log)
+    assert log.keys() == whole.keys()
+    for step, row in log.items():
+        assert row == pytest.approx(whole[step], abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("unbroken")
+    return workdir, train_tiny(workdir)
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory):
+    """Broken off in the middle of the third epoch."""
+    workdir = tmp_path_factory.mktemp("interrupted")
+    with pytest.raises(BrokenOff):
+        train_tiny(workdir, callbacks=[At(2 * STEPS_PER_EPOCH + 2, break_off)])
+    return workdir
+
+
+@pytest.fixture
+def workdir(interrupted, tmp_path):
+    return shutil.copytree(interrupted, tmp_path / "copy")
+
+
+def test_killed_run_loses_its_epoch_and_nothing_else(unbroken, tmp_path, capsys):
+    killed = run_script(tmp_path, "--kill", STEPS_PER_EPOCH + 3)
+    assert killed.returncode == -9, killed.stderr
+    assert "epoch   1/3" in killed.stdout
+    assert "epoch   2/3" not in killed.stdout
+    summary = train_tiny(tmp_path)
+    printed = capsys.readouterr().out
+    assert "continuing after epoch 1 from" in printed
+    assert "epoch   1/3" not in printed
+    assert_same_end(summary, unbroken[1])
+    assert_same_log(tmp_path, unbroken[0])
+
+
+def half_a_file(original, calls, checkpoint, file):
+    calls.append(file)
+    if len(calls) == 2:
+        file.write(b"half of it")
+        break_off()
+    original(checkpoint, file)
+
+
+def rename_fewer(allowed):
+    def rename(original, calls, source, target):
+        # One rename in the first epoch; in the second the old file's, then the new one's.
+        calls.extend([source] * ("last.ckpt" in str(source)))
+        if len(calls) > allowed:
+            break_off()
+        original(source, target)
+
+    return rename
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "breaks_off"),
+    [
+        (torch, "save", half_a_file),
+        (os, "replace", rename_fewer(1)),
+        (os, "replace", rename_fewer(2)),
+    ],
+    ids=["writing", "before renaming", "between renaming"],
+)
+def test_kill_while_a_checkpoint_is_saved(
+    unbroken, tmp_path, monkeypatch, capsys, module, name, breaks_off
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, partial(breaks_off, getattr(module, name), []))
+        with pytest.raises(BrokenOff):
+            train_tiny(tmp_path)
+    capsys.readouterr()
+    assert_same_end(train_tiny(tmp_path), unbroken[1])
+    assert "continuing after epoch 1 from" in capsys.readouterr().out
+    assert_same_log(tmp_path, unbroken[0])
+
+
+def test_seconds_of_all_parts_add_up(workdir, interrupted):
+    before = torch.load(interrupted / "checkpoints" / "last.ckpt")["run"]["seconds"]
+    assert train_tiny(workdir)["seconds"] > round(before, 1)
+
+
+def test_tensorboard_shows_each_step_once(workdir, unbroken):
+    train_tiny(workdir)
+    boards = [
+        EventAccumulator(str(each / "tensorboard")).Reload() for each in (workdir, unbroken[0])
+    ]
+    assert boards[0].Tags()["scalars"] == boards[1].Tags()["scalars"]
+    for tag in ("test_accuracy", "loss", "multiply_adds", "stride/stem.pooling/height"):
+        points, expected = ([(e.step, e.value) for e in b.Scalars(tag)] for b in boards)
+        assert [step for step, _ in points] == [step for step, _ in expected]
+        values = [value for _, value in expected]
+        assert [value for _, value in points] == pytest.approx(values, abs=1e-5)
+
+
+def test_finished_run_says_so_and_trains_no_more(unbroken, capsys):
+    workdir, summary = unbroken
+    before = (workdir / "checkpoints" / "last.ckpt").stat().st_mtime_ns
+    assert train_tiny(workdir) == summary
+    printed = capsys.readouterr().out
+    assert f"{workdir} holds this run, finished" in printed
+    assert f"{summary['test_accuracy']:.2f} % after {EPOCHS} epochs" in printed
+    assert (workdir / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before
+
+
+def test_run_killed_before_its_summary_was_written_still_gets_one(unbroken, tmp_path):
+    workdir = shutil.copytree(unbroken[0], tmp_path / "copy")
+    (workdir / "summary.json").unlink()
+    assert train_tiny(workdir) == unbroken[1]
+
+
+def test_best_and_last_checkpoints_are_kept(unbroken):
+    workdir, summary = unbroken
+    folder = workdir / "checkpoints"
+    assert {path.name for path in folder.iterdir()} == {"last.ckpt", "previous.ckpt", "best.ckpt"}
+    epochs = {path.stem: torch.load(path)["run"]["epochs"] for path in folder.iterdir()}
+    accuracies = [
+        row["test_accuracy"] for row in read_log(workdir).values() if "test_accuracy" in row
+    ]
+    assert (epochs["last"], epochs["previous"]) == (EPOCHS, EPOCHS - 1)
+    assert epochs["best"] == accuracies.index(max(accuracies)) + 1
+    assert summary["test_accuracy"] == pytest.approx(100 * accuracies[-1], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (lambda path: os.truncate(path, 1000), "cannot be read"),
+        (lambda path: path.write_bytes(b""), "cannot be read"),
+        (lambda path: torch.save({"weights": 1}, path), "is not a checkpoint of this program"),
+        (lambda path: torch.save([1], path), "is not a checkpoint of this program"),
+    ],
+)
+def test_falls_back_to_the_checkpoint_before_a_bad_one(
+    workdir, unbroken, capsys, damage, complaint
+):
+    last = workdir / "checkpoints" / "last.ckpt"
+    damage(last)
+    summary = train_tiny(workdir)
+    printed = capsys.readouterr().out
+    assert f"{last} {complaint}" in printed
+    assert "continuing after epoch 1 from" in printed
+    assert_same_end(summary, unbroken[1])
+    assert_same_log(workdir, unbroken[0])
+    assert last.with_suffix(".unusable").exists()
+
+
+def test_no_usable_checkpoint_is_an_error_that_names_the_files(workdir):
+    for name in ("last.ckpt", "previous.ckpt"):
+        os.truncate(workdir / "checkpoints" / name, 100)
+    with pytest.raises(ValueError, match=r"last\.ckpt.*previous\.ckpt.*choose another workdir"):
+        train_tiny(workdir)
+
+
+def test_checkpoints_of_another_network_are_refused(workdir):
+    def wider(**kwargs):
+        network = tiny_network(**kwargs)
+        network.extra = torch.nn.Linear(2, 2)
+        return network
+
+    with pytest.raises(ValueError, match=r"last\.ckpt holds another network"):
+        train_tiny(workdir, model=wider)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"num_epochs": 4}, "num_epochs"),
+        ({"seed": 1}, "seed"),
+        ({"batch_size": 32}, "batch_size"),
+        ({"optimizer": partial(torch.optim.SGD, lr=0.2, momentum=0.9)}, "optimizer"),
+        ({"schedule": None}, "schedule"),
+        ({"stride_learning_rate": 0.01}, "optimizer"),
+    ],
+)
+def test_workdir_of_other_settings_is_refused(unbroken, workdir, change, name):
+    for folder in (unbroken[0], workdir):
+        with pytest.raises(ValueError, match=f"holds a run that differs in .*{name}"):
+            train_tiny(folder, **change)
+
+
+def test_foreign_summary_is_refused(tmp_path):
+    (tmp_path / "summary.json").write_text('{"accuracy": 1}')
+    with pytest.raises(ValueError, match=r"summary\.json is not a summary"):
+        train_tiny(tmp_path)
+
+
+def test_atomic_file_keeps_the_old_content_until_the_new_one_is_whole(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with pytest.raises(ZeroDivisionError), atomic_file(path) as file:
+        file.write(b"new" * (1 // 0))
+    assert path.read_bytes() == b"old"
+    with atomic_file(path, backup=tmp_path / "backup") as file:
+        file.write(b"new")
+    assert (path.read_bytes(), (tmp_path / "backup").read_bytes()) == (b"new", b"old")

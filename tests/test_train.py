@@ -1,0 +1,352 @@
+"""Training with `diffstride.examples.train`, without Gin."""
+
+import csv
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_runs import EPOCHS, STEPS_PER_EPOCH, tiny_network, train_tiny
+from torch import nn
+
+from diffstride import DiffStride, stride_layers
+from diffstride.examples import hardware
+from diffstride.examples.data import load_datasets
+from diffstride.examples.hardware import choose_precision
+from diffstride.examples.report import measure_cost
+from diffstride.examples.schedules import build_schedule, multi_step
+
+STEPS = EPOCHS * STEPS_PER_EPOCH
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    return workdir, train_tiny(workdir, stride_learning_rate=0.02)
+
+
+@pytest.fixture(scope="module")
+def log(run):
+    return read_log(run[0])
+
+
+@pytest.fixture(scope="module")
+def trained(run):
+    checkpoint = torch.load(run[0] / "checkpoints" / "last.ckpt")
+    network = tiny_network(10, 1)
+    states = {name.removeprefix("network."): v for name, v in checkpoint["state_dict"].items()}
+    network.load_state_dict(states)
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def test_batches():
+    return list(load_datasets("digits", train_examples=320, test_examples=101).test)
+
+
+def read_log(workdir):
+    with (workdir / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {int(row["step"]): {k: float(v) for k, v in row.items() if v} for row in rows}
+
+
+# What is reported
+
+
+@torch.no_grad()
+def test_accuracy_is_that_of_the_last_network_on_all_test_images(run, trained, test_batches):
+    correct = sum(
+        int((trained(images).argmax(1) == labels).sum()) for images, labels in test_batches
+    )
+    assert sum(len(labels) for _, labels in test_batches) == 101
+    assert run[1]["test_accuracy"] == pytest.approx(100 * correct / 101, abs=1e-3)
+
+
+@torch.no_grad()
+def test_test_loss_in_the_log_is_the_mean_over_all_test_images(log, trained, test_batches):
+    total = sum(F.cross_entropy(trained(x), y, reduction="sum").item() for x, y in test_batches)
+    assert log[STEPS]["test_loss"] == pytest.approx(total / 101, rel=1e-4)
+
+
+def test_strides_are_those_of_the_last_network_and_all_have_moved(run, trained):
+    layers = stride_layers(trained)
+    assert run[1]["strides"] == {name: list(each.stride_values()) for name, each in layers.items()}
+    for name, strides in run[1]["strides"].items():
+        assert run[1]["strides_start"][name] == [2.0, 2.0]
+        assert all(abs(stride - 2.0) > 1e-4 for stride in strides)
+
+
+def test_multiply_adds_are_those_of_the_first_and_the_last_network(run, trained):
+    assert run[1]["multiply_adds_end"] == measure_cost(trained, (1, 8, 8)).multiply_adds
+    assert (
+        run[1]["multiply_adds_start"] == measure_cost(tiny_network(10, 1), (1, 8, 8)).multiply_adds
+    )
+
+
+def test_summary_is_saved_with_the_facts_of_the_run(run):
+    workdir, summary = run
+    assert json.loads((workdir / "summary.json").read_text()) == summary
+    facts = {"dataset": "digits", "seed": 0, "epochs": 3, "precision": "32-true"}
+    assert facts.items() <= summary.items()
+    assert summary["parameters"] == sum(p.numel() for p in tiny_network(10, 1).parameters())
+    assert summary["threads"] == torch.get_num_threads()
+    assert summary["torch"] == torch.__version__
+    assert 0 < summary["seconds"] < 60
+
+
+def test_summary_is_printed(tmp_path, capsys):
+    summary = train_tiny(tmp_path, num_epochs=1)
+    printed = capsys.readouterr().out
+    height, width = summary["strides"]["stem.pooling"]
+    for words in (
+        f"epoch   1/1  loss {read_log(tmp_path)[5]['train_loss']:.4f}",
+        f"{summary['test_accuracy']:.2f} % after 1 epochs",
+        f"stride stem.pooling        {height:.3f} x {width:.3f}",
+        f"{summary['multiply_adds_start'] / 1e6:.2f} M at the start",
+        f"{summary['multiply_adds_end'] / 1e6:.2f} M at the end",
+        "time ",
+    ):
+        assert words in printed
+
+
+# The logs
+
+
+def test_log_has_a_row_for_the_start_and_each_epoch(log, run):
+    assert list(log) == [0, 5, 10, 15]
+    assert [row.get("epoch") for row in log.values()] == [None, 1, 2, 3]
+    assert log[0]["multiply_adds"] == run[1]["multiply_adds_start"]
+    assert log[STEPS]["multiply_adds"] == run[1]["multiply_adds_end"]
+    assert log[STEPS]["stride/stem.pooling/width"] == run[1]["strides"]["stem.pooling"][1]
+    assert 100 * log[STEPS]["test_accuracy"] == pytest.approx(run[1]["test_accuracy"], abs=1e-3)
+
+
+def test_map_sizes_in_the_log_are_those_of_the_layers(log, trained):
+    sizes = trained.stem.pooling.output_size((8, 8))
+    assert (log[STEPS]["map/stem.pooling/height"], log[STEPS]["map/stem.pooling/width"]) == sizes
+    inner = trained.blocks[0][0].pooling.output_size(sizes)
+    names = [f"map/blocks.0.0.pooling/{axis}" for axis in ("height", "width")]
+    assert tuple(log[STEPS][name] for name in names) == inner
+
+
+def test_tensorboard_has_the_rows_of_the_csv(run, log):
+    board = EventAccumulator(str(run[0] / "tensorboard")).Reload()
+    assert set(board.Tags()["scalars"]) == {name for row in log.values() for name in row} - {"step"}
+    for tag in board.Tags()["scalars"]:
+        points = {event.step: event.value for event in board.Scalars(tag)}
+        assert points == pytest.approx({k: row[tag] for k, row in log.items() if tag in row})
+
+
+def test_strides_follow_the_schedule_at_their_own_rate(log):
+    rates = [row["learning_rate"] for row in log.values()]
+    assert max(rates) > 0.09 > 0.004 > rates[-1]
+    for row in log.values():
+        assert row["stride_learning_rate"] == pytest.approx(row["learning_rate"] / 5)
+
+
+def test_picture_of_the_strides_is_drawn(run):
+    assert (run[0] / "strides.png").read_bytes().startswith(b"\x89PNG")
+
+
+# The training itself
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.3])
+@pytest.mark.parametrize("mixup_alpha", [0.0, 0.5])
+def test_first_steps_are_that_of_a_plain_loop(tmp_path, label_smoothing, mixup_alpha):
+    datasets = partial(load_datasets, batch_size=32, train_examples=64, mixup_alpha=mixup_alpha)
+    options = {"lr": 0.1, "momentum": 0.9}
+    train_tiny(
+        tmp_path,
+        datasets=datasets,
+        num_epochs=1,
+        schedule=None,
+        label_smoothing=label_smoothing,
+        optimizer=partial(torch.optim.SGD, **options),
+        stride_learning_rate=0.5,
+        weight_decay=0.01,
+        model=small_network,
+    )
+    trained = torch.load(tmp_path / "checkpoints" / "last.ckpt")["state_dict"]
+
+    torch.manual_seed(0)
+    network = small_network(10, 1)
+    data = datasets(seed=0)
+    data.train.sampler.set_epoch(0)
+    kernels = [p for p in network.parameters() if p.ndim > 1]
+    others = [p for n, p in network.named_parameters() if p.ndim == 1 and "strides" not in n]
+    groups = [
+        {"params": kernels, "weight_decay": 0.02},
+        {"params": others},
+        {"params": [network[1].strides], "lr": 0.5},
+    ]
+    optimizer = torch.optim.SGD(groups, **options)
+    for images, targets in data.train:
+        optimizer.zero_grad()
+        logits = network(images)
+        F.cross_entropy(logits, targets, label_smoothing=label_smoothing).backward()
+        optimizer.step()
+        network[1].project_()
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(trained[f"network.{name}"], value, rtol=1e-4, atol=1e-6)
+
+
+def small_network(num_output_classes, in_channels):
+    return nn.Sequential(
+        nn.Conv2d(in_channels, 8, 3, padding=1),
+        DiffStride((2.0, 1.5), edge="stopband"),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32, num_output_classes),
+    )
+
+
+def test_a_network_in_place_of_a_builder(tmp_path):
+    network = tiny_network(10, 1)
+    before = network.dense.weight.clone()
+    summary = train_tiny(tmp_path, model=network, num_epochs=1)
+    assert summary["strides"]["stem.pooling"] == list(network.stem.pooling.stride_values())
+    assert not torch.equal(network.dense.weight, before)
+
+
+def test_same_seed_same_run_other_seed_another(tmp_path):
+    one, same, other = (
+        train_tiny(tmp_path / str(i), num_epochs=1, seed=seed)["strides"]
+        for i, seed in enumerate((0, 0, 1))
+    )
+    assert one == same
+    assert one != other
+
+
+def test_memory_format_changes_nothing_but_speed(tmp_path):
+    runs = [
+        train_tiny(tmp_path / str(flag), num_epochs=1, channels_last=flag)["strides"]
+        for flag in (False, True)
+    ]
+    for name, strides in runs[0].items():
+        assert strides == pytest.approx(runs[1][name], abs=1e-5)
+
+
+def test_bfloat16_learns_much_the_same_strides(tmp_path):
+    exact, mixed = (
+        train_tiny(tmp_path / precision, num_epochs=1, precision=precision)
+        for precision in ("32-true", "bf16-mixed")
+    )
+    assert mixed["precision"] == "bf16-mixed"
+    for name, strides in exact["strides"].items():
+        assert mixed["strides"][name] == pytest.approx(strides, abs=5e-3)
+        assert mixed["strides"][name] != strides
+
+
+def test_number_of_threads_is_set(tmp_path):
+    before = torch.get_num_threads()
+    try:
+        assert train_tiny(tmp_path, num_epochs=1, threads=2)["threads"] == 2
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_epochs": 0}, "num_epochs must be from 1 to inf, got 0"),
+        ({"label_smoothing": 1.5}, "label_smoothing must be from 0 to 1, got 1.5"),
+        ({"weight_decay": -1.0}, "weight_decay must be at least 0, .*got -1.0"),
+    ],
+)
+def test_values_out_of_range_are_refused_before_anything_is_written(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        train_tiny(tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+# Its parts
+
+
+def optimizer_of(*rates):
+    return torch.optim.SGD([{"params": [torch.zeros(1)], "lr": rate} for rate in rates], lr=1.0)
+
+
+def rates_of(schedule, steps):
+    rates = []
+    for _ in range(steps):
+        rates.append(schedule.get_last_lr())
+        schedule.optimizer.step()
+        schedule.step()
+    return rates
+
+
+def test_multi_step_is_the_published_schedule():
+    schedule = multi_step(optimizer_of(0.1, 0.02))
+    factor = schedule.lr_lambdas[0]
+    # A boundary is the last step of its multiple, as in Keras.
+    expected = {0: 0.1, 400: 0.1, 401: 1.0, 18_000: 1.0, 18_001: 0.1, 32_000: 0.1, 32_001: 0.01}
+    assert {step: factor(step) for step in expected} == expected
+    assert rates_of(schedule, 402)[400:] == [pytest.approx([0.01, 0.002]), [0.1, 0.02]]
+
+
+@pytest.mark.parametrize(
+    ("boundaries", "factors"), [([1], [1.0]), ([2, 1], [1.0, 1.0, 1.0]), ([1, 1], [1.0, 1.0, 1.0])]
+)
+def test_multi_step_refuses_what_does_not_fit(boundaries, factors):
+    with pytest.raises(ValueError, match="increasing boundaries and one factor more"):
+        multi_step(optimizer_of(0.1), boundaries, factors)
+
+
+@pytest.mark.parametrize("name", ["OneCycleLR", "CosineAnnealingLR", "MultiStepLR"])
+def test_schedules_of_torch_get_the_length_and_the_rates_of_the_run(name):
+    build = getattr(torch.optim.lr_scheduler, name)
+    if name == "MultiStepLR":
+        build = partial(build, milestones=[4])
+    schedule = build_schedule(build, optimizer_of(0.1, 0.02), total_steps=10)
+    first, second = zip(*rates_of(schedule, 10), strict=True)
+    assert max(first) == pytest.approx(0.1)
+    assert first[-1] < 0.011
+    assert [5 * rate for rate in second] == pytest.approx(first)
+
+
+def test_cost_is_that_of_the_layers_and_leaves_the_network_as_it_was():
+    network = nn.Sequential(
+        nn.Conv2d(3, 5, 3, padding=1), DiffStride(2.0, edge="stopband"), nn.BatchNorm2d(5)
+    )
+    network[2].eval()
+    for _ in range(2):  # matrices that are already known must not make it cheaper
+        cost = measure_cost(network, (3, 8, 12))
+        convolution = 5 * 3 * 9 * 8 * 12
+        pooling = 5 * min(4 * 8 * 12 + 6 * 12 * 4, 6 * 12 * 8 + 4 * 8 * 6)
+        assert cost.multiply_adds == convolution + pooling
+        assert cost.map_sizes == {"1": (4, 6)}
+    assert [each.training for each in network] == [True, True, False]
+    assert int(network[2].num_batches_tracked) == 0
+
+
+@pytest.mark.parametrize(
+    ("cuda", "cpu", "accelerator", "expected"),
+    [
+        (True, False, "auto", "bf16-mixed"),
+        (True, False, "cpu", "32-true"),
+        (False, True, "auto", "bf16-mixed"),
+        (False, True, "cpu", "bf16-mixed"),
+        (False, True, "mps", "32-true"),
+        (False, False, "auto", "32-true"),
+    ],
+)
+def test_precision_is_what_the_machine_is_fast_at(monkeypatch, cuda, cpu, accelerator, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: cuda)
+    monkeypatch.setattr(hardware, "_cpu_multiplies_bfloat16", lambda: cpu)
+    assert choose_precision("auto", accelerator) == expected
+    assert choose_precision("16-mixed", accelerator) == "16-mixed"
+
+
+def test_cpu_is_fast_at_bfloat16_only_with_the_instructions():
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        pytest.skip("only Linux tells the instructions of its CPU in /proc/cpuinfo")
+    flags = cpuinfo.read_text().split()
+    assert hardware._cpu_multiplies_bfloat16() == ("avx512_bf16" in flags or "amx_tile" in flags)

@@ -1,0 +1,116 @@
+"""Trainings of a few seconds that several test modules share; run as a script, one in a process.
+
+python tests/tiny_runs.py WORKDIR [--kill STEP] [--processes N] [--strides FOLDER]
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+from torch import nn
+
+from diffstride import DiffStride
+from diffstride.callbacks import stride_scalars
+from diffstride.examples.data import load_datasets
+from diffstride.examples.train import train
+from diffstride.resnet import Resnet
+
+STEPS_PER_EPOCH = 5
+EPOCHS = 3
+
+
+def tiny_network(num_output_classes: int, in_channels: int, frozen_norms: bool = False) -> Resnet:
+    pooling_cls = partial(DiffStride, edge="stopband")
+    network = Resnet(
+        [4, 8], [2, 2], num_output_classes, in_channels=in_channels, pooling_cls=pooling_cls
+    )
+    norms = [each for each in network.modules() if isinstance(each, nn.BatchNorm2d)]
+    for norm in norms if frozen_norms else []:
+        norm.eval().train = lambda mode=True, norm=norm: norm  # whoever asks for training mode
+    return network
+
+
+def train_tiny(workdir, frozen_norms=False, batch_size=64, **options):
+    options = {
+        "model": partial(tiny_network, frozen_norms=frozen_norms),
+        "num_epochs": EPOCHS,
+        "optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9),
+        "schedule": torch.optim.lr_scheduler.OneCycleLR,
+        "datasets": partial(
+            load_datasets,
+            batch_size=batch_size,
+            train_examples=STEPS_PER_EPOCH * 64,
+            test_examples=101,
+        ),
+        "accelerator": "cpu",
+        "devices": 1,
+    } | options
+    return train(workdir, **options)
+
+
+class At(pl.Callback):
+    """Does something after the given step."""
+
+    def __init__(self, step, action):
+        self.step = step
+        self.action = action
+
+    def on_train_batch_end(self, trainer, *args):
+        if trainer.global_step == self.step:
+            self.action()
+
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class WriteStrides(pl.Callback):
+    """Writes the strides after every step to one file per process."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        self.history = []
+
+    def on_train_batch_end(self, trainer, pl_module, *args):
+        self.history.append(stride_scalars(pl_module.network))
+
+    def on_train_end(self, trainer, pl_module):
+        self.folder.mkdir(exist_ok=True)
+        (self.folder / f"{trainer.global_rank}.json").write_text(json.dumps(self.history))
+
+
+def run_script(*arguments):
+    """This file with the given arguments, in a process of its own."""
+    command = [sys.executable, __file__, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("workdir")
+    parser.add_argument("--kill", type=int)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--strides")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    options = {}
+    if arguments.kill:
+        options["callbacks"] = [At(arguments.kill, kill)]
+    if arguments.strides:
+        options["callbacks"] = [WriteStrides(arguments.strides)]
+        options["frozen_norms"] = True
+    if arguments.processes > 1:
+        options |= {"devices": arguments.processes, "strategy": "ddp"}
+        options["batch_size"] = 64 // arguments.processes
+    train_tiny(arguments.workdir, **options)
+
+
+if __name__ == "__main__":
+    main()
