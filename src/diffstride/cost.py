@@ -1,0 +1,233 @@
+"""What a network costs as a function of its strides."""
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from math import inf, prod
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from diffstride.arguments import clamp_strides
+from diffstride.freeze import FrozenPooling
+from diffstride.pooling import DiffStride, FixedSpectralPooling, stride_layers
+from diffstride.products import axis_order
+from diffstride.resolution import Dim, Resolutions, resolve
+from diffstride.sizes import (
+    Number,
+    Size,
+    Sizes,
+    moving_dims,
+    number,
+    proportional,
+    straight_through,
+)
+from diffstride.spectrum import Axis, plan_axis, plan_spectral_axis
+from diffstride.tracing import is_pooling, trace
+
+Strides = Mapping[str, Tensor | Sequence[float]]
+
+
+class MultiplyAdds:
+    """The multiply-adds of a network for one sample, as a function of its strides.
+
+    ``sum over operations of c * product of the sizes of their maps``: convolutions, linear layers
+    and matrix products as torch's ``FlopCounterMode`` counts them (its count is twice as high),
+    and the products inside the pooling layers. Every size follows from the strides above it. The
+    value counts whole samples; its gradient is that of the sizes before rounding.
+
+    The network is traced once, here; a call then takes well under a millisecond.
+
+    Args:
+        model: a network with `DiffStride` layers, its own or those of `convert`.
+        example: an input, or a tuple of inputs; only shapes matter.
+        leaf_modules: as for `convert`.
+
+    Raises:
+        ValueError: if the network cannot be traced, branches with different strides meet, or the
+            cost of an operation does not follow from the sizes of its maps.
+
+    >>> net = nn.Sequential(DiffStride(2.0, edge="stopband"), nn.Conv2d(1, 1, 1))
+    >>> cost = MultiplyAdds(net, torch.zeros(1, 1, 32, 32))
+    >>> cost.value(), 16 * 32 * 32 + 16 * 16 * 32 + 16 * 16
+    (24832, 24832)
+    >>> cost.value({"0": (4.0, 4.0)})
+    10304
+    >>> cost().backward()
+    >>> net[0].strides.grad
+    tensor([-12416.,  -4224.])
+    """
+
+    def __init__(
+        self, model: nn.Module, example: Any, leaf_modules: Iterable[str | type[nn.Module]] = ()
+    ) -> None:
+        self.layers: dict[str, Any] = stride_layers(model)
+        traced = trace(model, example, leaf_modules)
+        calls = [node for node in traced.graph.nodes if is_pooling(traced.module(node))]
+        found = resolve(traced, calls)
+        _check_shared(found)
+        sizes = Sizes(found)
+        self._pooling = [_Pooling(found, sizes, calls) for calls in found.classes()]
+        self._terms = _terms(found, sizes)
+        self._totals: dict[tuple[Size, ...], float] = {}
+        for (_, factors), count in self._terms.items():
+            self._totals[factors] = self._totals.get(factors, 0.0) + count
+
+    def __call__(self, strides: Strides | None = None) -> Tensor:
+        """The cost as a float64 scalar, differentiable in the strides.
+
+        Args:
+            strides: strides to use instead of the layers' own, by the name of the layer.
+        """
+        layers = self.layers.items()
+        own = {name: layer.strides.to("cpu", torch.float64) for name, layer in layers}
+        given = self._complete(own | dict(strides or {}))
+        return torch.as_tensor(self._evaluate(given), dtype=torch.float64)
+
+    def value(self, strides: Strides | None = None) -> int:
+        """The cost as a number without a gradient, for searches; arguments as for a call."""
+        return round(number(self._evaluate(self._complete(strides))))
+
+    def maps(self, strides: Strides | None = None) -> dict[str, list[Axis]]:
+        """How each layer pools its axes where it is first called, at these strides."""
+        known: dict[Hashable, Number] = {}
+        given = self._complete(strides)
+        pooled = [(layer.name, layer.pool(known, given.get(layer.name))) for layer in self._pooling]
+        return {name: axes for name, axes in reversed(pooled) if name in self.layers}
+
+    def by_module(self) -> dict[str, int]:
+        """The cost at the present strides, by the name of the module that causes it."""
+        known: dict[Hashable, Number] = {}
+        given, costs = self._complete(None), dict.fromkeys((name for name, _ in self._terms), 0.0)
+        for layer in self._pooling:
+            layer.pool(known, given.get(layer.name))
+            costs[layer.name] = costs.get(layer.name, 0.0) + number(layer.cost(known))
+        for (name, factors), count in self._terms.items():
+            costs[name] += count * prod(number(factor.at(known)) for factor in factors)
+        return {name: round(cost) for name, cost in costs.items()}
+
+    def _complete(self, strides: Strides | None) -> dict[str, Any]:
+        """These strides, and of the other layers their own, as numbers."""
+        given = dict(strides or {})
+        if unknown := given.keys() - self.layers.keys():
+            raise ValueError(f"strides: the model has no stride layer named {unknown.pop()!r}")
+        missing = self.layers.keys() - given.keys()
+        return given | {name: self.layers[name].stride_values() for name in missing}
+
+    def _evaluate(self, strides: Mapping[str, Any]) -> Number:
+        known: dict[Hashable, Number] = {}
+        total: Number = 0.0
+        for layer in self._pooling:
+            layer.pool(known, strides.get(layer.name))
+            total = total + layer.cost(known)
+        for factors, count in self._totals.items():
+            total = total + count * prod(factor.at(known) for factor in factors)
+        return total
+
+
+class _Pooling:
+    """A pooling layer at one resolution: from the sizes that come in to those that come out."""
+
+    def __init__(self, found: Resolutions, sizes: Sizes, calls: list[fx.Node]) -> None:
+        self.call, values = calls[0], found.trace.values
+        self.name = str(self.call.target)
+        self.module: Any = found.trace.module(self.call)
+        self.channels = sum(values[call].shape[1] for call in calls)
+        self.inputs = [sizes.read(dim) for dim in found.input_dims(self.call)]
+
+    def pool(self, known: dict[Hashable, Number], strides: Any) -> list[Axis]:
+        """Add the sizes of the pooled map to those that are known."""
+        inputs = [size.at(known) for size in self.inputs]
+        own = getattr(self.module, "strides", (1.0,))
+        smooth = self._per_axis(own if strides is None else strides)
+        axes = self._plan([round(number(n)) for n in inputs], [number(s) for s in smooth])
+        for i, (axis, size, stride) in enumerate(zip(axes, inputs, smooth, strict=True)):
+            known[self.call, i] = straight_through(axis.output_size, size / stride)
+        self._order = axis_order(axes)
+        return axes
+
+    def cost(self, known: Mapping[Hashable, Number]) -> Number:
+        """Multiply-adds of the products along the axes, after `pool`."""
+        if not isinstance(self.module, (DiffStride, FixedSpectralPooling, FrozenPooling)):
+            return 0.0  # averages and Fourier transforms multiply no matrices
+        sizes, total = [size.at(known) for size in self.inputs], 0.0
+        for i in self._order:
+            total = total + prod(sizes) * known[self.call, i]
+            sizes[i] = known[self.call, i]
+        return total * self.channels
+
+    def _per_axis(self, strides: Any) -> list[Number]:
+        values = list(strides)
+        return values * len(self.inputs) if len(values) == 1 else values
+
+    def _plan(self, sizes: list[int], strides: list[float]) -> list[Axis]:
+        layer = self.module
+        if isinstance(layer, FixedSpectralPooling):
+            return [plan_spectral_axis(*pair) for pair in zip(sizes, strides, strict=True)]
+        if not isinstance(layer, DiffStride):
+            outputs = zip(sizes, layer.output_size(sizes), strides, strict=True)
+            return [Axis(*values, cutoff=inf, transition=1.0) for values in outputs]
+        strides = list(clamp_strides(strides, layer.lower_limit_stride, layer.upper_limit_stride))
+        return [
+            plan_axis(size, stride, layer.smoothness_factor, layer.edge, layer.cropping)
+            for size, stride in zip(sizes, strides, strict=True)
+        ]
+
+
+def _terms(found: Resolutions, sizes: Sizes) -> dict[tuple[str, tuple[Size, ...]], float]:
+    """For each module and sizes of maps, the multiply-adds per sample and per unit of size."""
+    traced, terms = found.trace, {}
+    for node, cost in traced.multiply_adds.items():
+        total = Dim(cost, found.multiply_adds.get(node, cost))
+        if not (total.size or total.moved):
+            continue
+        dims = proportional(total, moving_dims(node, found), most=4) if total.shift else ()
+        try:
+            assert dims is not None
+            factors = tuple(sizes.read(dim) for dim in dims)
+        except (AssertionError, LookupError) as error:
+            raise ValueError(
+                f"the cost of {traced.label(node)} is no product of the sizes of its maps "
+                f"({error}); without it, the multiply-adds of the network are not known"
+            ) from error
+        key = str(node.target) if node.op == "call_module" else traced.owners[node], factors
+        count = cost / traced.batch / prod(dim.size for dim in dims)
+        terms[key] = terms.get(key, 0.0) + count
+    return terms
+
+
+def _check_shared(found: Resolutions) -> None:
+    for calls in found.classes():
+        names = {str(call.target) for call in calls}
+        if len(names) > 1:
+            raise ValueError(
+                f"the maps of {' and '.join(sorted(map(repr, names)))} meet, but these layers do "
+                "not share their strides: use one pooling layer in both places"
+            )
+
+
+def stride_penalty(model: nn.Module) -> Tensor:
+    """The regulariser of the DiffStride paper, to be added to the loss with a weight ``lambda``.
+
+    ``sum over layers l of the product over i <= l of 1 / (S_h^i S_w^i)``, layers in the order of
+    the model's modules: a measure of the memory of all maps, the input's being 1.
+
+    Reference: *Learning Strides in Convolutional Neural Networks*, ICLR 2022, equation 6,
+    https://arxiv.org/abs/2202.01653.
+
+    Returns:
+        A float32 scalar, differentiable in the strides; 0 for a model without any.
+
+    >>> stride_penalty(nn.Sequential(DiffStride((2.0, 2.0)), DiffStride((2.0, 4.0)))).item()
+    0.28125
+    >>> 1 / 4 + 1 / 4 * 1 / 8
+    0.28125
+    """
+    layers = list(stride_layers(model).values())
+    area = torch.ones((), device=layers[0].strides.device if layers else None)  # type: ignore
+    total = torch.zeros_like(area)
+    for layer in layers:
+        strides: Tensor = layer.strides  # type: ignore[assignment]
+        axes = len(layer.stride_values())  # type: ignore[operator]
+        area = area / strides.expand(axes).prod()
+        total = total + area
+    return total

@@ -1,0 +1,139 @@
+"""The sizes of maps as functions of the sizes that pooling layers return."""
+
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from itertools import combinations_with_replacement
+from math import floor, prod
+
+from torch import Tensor, fx
+
+from diffstride.resolution import Dim, Resolutions
+
+Number = float | Tensor
+
+
+@dataclass(frozen=True)
+class Size:
+    """``scale * product(sources) + offset``, rounded down if ``rounded``.
+
+    A source is another size, or names one that is known (a call and an axis of what it returns).
+    """
+
+    sources: tuple[Hashable, ...] = ()
+    scale: float = 1.0
+    offset: float = 0.0
+    rounded: bool = False
+
+    def at(self, known: Mapping[Hashable, Number]) -> Number:
+        """The value for these known sizes, differentiable in them.
+
+        >>> half = Size(("rows",), 0.5, 0.5, rounded=True)
+        >>> half.at({"rows": 7}), half.at({"rows": 8})
+        (4, 4)
+        """
+        parts = (s.at(known) if isinstance(s, Size) else known[s] for s in self.sources)
+        value = prod(parts) * self.scale + self.offset
+        return straight_through(floor(number(value) + 1e-6), value) if self.rounded else value
+
+
+def straight_through(exact: float, smooth: Number) -> Number:
+    """The exact number, with the gradient of the smooth one where that is a tensor."""
+    return exact + smooth - smooth.detach() if isinstance(smooth, Tensor) else exact
+
+
+def number(value: Number) -> float:
+    """The value of a number or a scalar tensor."""
+    return float(value.detach() if isinstance(value, Tensor) else value)
+
+
+class Sizes:
+    """Reads off the dimensions of a network's tensors which sizes they follow, and how.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from diffstride import DiffStride
+    >>> from diffstride.resolution import resolve
+    >>> from diffstride.tracing import trace
+    >>> net = nn.Sequential(DiffStride(2.0, edge="stopband"), nn.Conv2d(3, 3, 3), nn.Flatten(2))
+    >>> traced = trace(net, torch.zeros(1, 3, 8, 10))
+    >>> pool, conv, flat = [node for node in traced.graph.nodes if node.op == "call_module"]
+    >>> found = resolve(traced, [pool])
+    >>> tokens = Sizes(found).read(found.dims(flat)[2])
+    >>> tokens.at({(pool, 0): 4, (pool, 1): 5}), tokens.at({(pool, 0): 6, (pool, 1): 7})
+    (6.0, 20.0)
+    """
+
+    def __init__(self, found: Resolutions) -> None:
+        self._found = found
+        self._known: dict[int, tuple[Size, int]] = {}
+        for node in found.trace.graph.nodes:
+            for axis, dim in enumerate(found.dims(node)):
+                if (node, axis - 2) in found.shifts and found.leaders[node] is node:
+                    self._known[dim.shift] = Size(((node, axis - 2),)), dim.size
+                elif dim.shift and dim.shift not in self._known:
+                    self._learn(node, axis, dim)
+
+    def read(self, dim: Dim) -> Size:
+        """The size of a dimension as a function of those that pooling layers return.
+
+        Raises:
+            LookupError: if it does not follow from them in a way that is understood.
+        """
+        if not dim.shift:
+            return Size(scale=0.0, offset=dim.size)
+        if dim.shift not in self._known:
+            raise LookupError(f"a dimension of {dim.size} grew to {dim.moved}")
+        size, base = self._known[dim.shift]
+        return replace(size, offset=size.offset + dim.size - base)
+
+    def _learn(self, node: fx.Node, axis: int, dim: Dim) -> None:
+        operands = [
+            (source, i, operand)
+            for source in node.all_input_nodes
+            for i, operand in enumerate(self._found.dims(source))
+            if operand.shift in self._known
+        ]
+        if factors := proportional(dim, dict.fromkeys(dim for *_, dim in operands), most=3):
+            scale = dim.size / prod(factor.size for factor in factors)
+            self._known[dim.shift] = Size(tuple(map(self.read, factors)), scale), dim.size
+            return
+        for source, i, operand in operands:
+            if size := self._strided(node, axis, source, i, operand):
+                self._known[dim.shift] = size, dim.size
+                return
+
+    def _strided(
+        self, node: fx.Node, axis: int, source: fx.Node, source_axis: int, operand: Dim
+    ) -> Size | None:
+        """``floor((n + a) / s)``: what strided operations that stay as they are return."""
+        dim = self._found.dims(node)[axis]
+        stride = round(operand.shift / dim.shift)
+        steps = range(max(stride, 1))
+        grown = [self._found.probe(node, source, source_axis, step)[axis] for step in steps]
+        least = dim.size * stride - operand.size
+        for added in range(least, least + stride):
+            sizes = [(operand.size + step + added) // stride for step in steps]
+            if sizes == grown and (operand.moved + added) // stride == dim.moved:
+                return Size((self.read(operand),), 1 / stride, added / stride, rounded=True)
+        return None
+
+
+def proportional(total: Dim, dims: Iterable[Dim], most: int) -> tuple[Dim, ...] | None:
+    """Those of ``dims`` (a dimension may count twice) to whose product ``total`` is proportional.
+
+    >>> proportional(Dim(60, 180), [Dim(4, 6), Dim(5, 10)], most=3)
+    (Dim(size=4, moved=6), Dim(size=5, moved=10))
+    """
+    dims = list(dims)
+    for count in range(1, most + 1):
+        for factors in combinations_with_replacement(dims, count):
+            size, moved = (prod(values) for values in zip(*factors, strict=True))
+            if total.moved * size == total.size * moved:
+                return factors
+    return None
+
+
+def moving_dims(node: fx.Node, found: Resolutions) -> list[Dim]:
+    """The dimensions of a node's output, then inputs, that move; without repetition."""
+    nodes = (node, *node.all_input_nodes)
+    return list(dict.fromkeys(dim for n in nodes for dim in found.dims(n) if dim.shift))

@@ -1,0 +1,280 @@
+"""A network as a graph of calls whose every value is known: `torch.fx` with sizes.
+
+Plain symbolic tracing stops at the first ``if x.shape[-1] % 2``. Here each call is also evaluated
+while it is recorded, on fake tensors that have a shape and no data, so that control flow which
+depends on shapes is followed, and the graph comes out with the value and the cost of each node.
+The graph serves analysis only: nothing is ever run through it.
+"""
+
+import logging
+import operator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.proxy import Attribute
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass
+class Trace:
+    """A traced network.
+
+    ``graph`` is in order of execution; ``values`` and ``multiply_adds`` hold what each node
+    returned (fake tensors, numbers) and cost for the whole batch; ``owners`` the name of the
+    module whose ``forward`` made the call.
+    """
+
+    model: nn.Module
+    graph: fx.Graph
+    fake_mode: FakeTensorMode
+    batch: int
+    values: dict[fx.Node, Any]
+    multiply_adds: dict[fx.Node, int]
+    owners: dict[fx.Node, str]
+    modules: dict[str, nn.Module] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.modules = dict(self.model.named_modules())
+
+    def module(self, node: fx.Node) -> nn.Module | None:
+        """The module that a node calls, or None where it calls a function."""
+        return self.modules[str(node.target)] if node.op == "call_module" else None
+
+    def label(self, node: fx.Node) -> str:
+        """What to call a node in a message: the module's name, or the function and its owner."""
+        if node.op == "call_module":
+            return f"{node.target} ({type(self.module(node)).__name__})"
+        name = getattr(node.target, "__name__", str(node.target))
+        return f"{name} in {self.owners[node] or 'the model itself'}"
+
+
+def trace(
+    model: nn.Module, example: Any, leaf_modules: Iterable[str | type[nn.Module]] = ()
+) -> Trace:
+    """Record the calls that ``model(example)`` makes, without computing anything.
+
+    The model runs in its present mode (training or evaluation) and is not changed; its hooks do
+    not run. A module of `torch.nn`, a pooling layer, one with a ``stride`` and no children, and
+    those in ``leaf_modules`` are single nodes; all others are looked into.
+
+    Args:
+        model: any network.
+        example: its input, or a tuple of its inputs; only shapes, dtypes and devices matter.
+        leaf_modules: names or classes of modules not to look into.
+
+    Raises:
+        ValueError: if the forward pass cannot be followed; names the module that is at fault.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU())
+    >>> traced = trace(net, torch.zeros(1, 3, 8, 8))
+    >>> [(node.name, tuple(value.shape)) for node, value in traced.values.items()][:2]
+    [('input_1', (1, 3, 8, 8)), ('_0', (1, 8, 4, 4))]
+    """
+    inputs = example if isinstance(example, tuple) else (example,)
+    fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    with torch.no_grad(), quiet(), fake_mode, FlopCounterMode(display=False) as counter:
+        fakes = tree_map_only(Tensor, lambda x: torch.empty_like(x, device=device), inputs)
+        tracer = _Tracer(model, fakes, leaf_modules, counter)
+        try:
+            graph = tracer.trace(model)
+        except Exception as error:
+            raise ValueError(tracer.complaint(error)) from error
+    batch = next(value.shape[0] for value in fakes if isinstance(value, Tensor))
+    return Trace(model, graph, fake_mode, batch, tracer.values, tracer.multiply_adds, tracer.owners)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without torch's log of errors on fake tensors."""
+    # It comes with a traceback for each; here they are answers, or raised again in plain words.
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    disabled, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = disabled
+
+
+def execute(module: nn.Module | None, node: fx.Node, args: Any, kwargs: Any) -> Any:
+    """What a node returns for these arguments; modules are run without their hooks."""
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) or node.target is F.batch_norm:
+        # Slower on fake tensors than all the rest, and in training it refuses single values.
+        return torch.empty_like(args[0])
+    if is_pooling(module):
+        return _pooled(module, args[0])
+    if module is not None:
+        return module.forward(*args, **kwargs)
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def is_pooling(module: nn.Module | None) -> bool:
+    """Whether a module is a pooling layer that tells its output size, as those of this library."""
+    return callable(getattr(module, "output_size", None))
+
+
+def _pooled(layer: Any, x: Tensor) -> Tensor:
+    # Never run the layer itself on fake tensors: it reads its strides and caches its matrices.
+    with _disable_current_modes():
+        size = layer.output_size(x.shape[2:])
+    return x.new_empty((*x.shape[:2], *size))
+
+
+class _Known:
+    """A proxy that knows the value it stands for, and answers where Python insists on one."""
+
+    node: fx.Node
+    tracer: "_Tracer"
+
+    def _value(self) -> Any:
+        return self.tracer.values[self.node]
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("device", "dtype", "ndim"):
+            return getattr(self._value(), name)  # never depends on a stride
+        return _KnownAttribute(self, name)  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return len(self._value())
+
+    def __index__(self) -> int:
+        return operator.index(self._value())
+
+    def __int__(self) -> int:
+        return int(self._value())
+
+    def __float__(self) -> float:
+        return float(self._value())
+
+
+class _KnownProxy(_Known, fx.Proxy):
+    pass
+
+
+class _KnownAttribute(_Known, Attribute):
+    pass
+
+
+class _Tracer(fx.Tracer):
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: tuple,
+        leaf_modules: Iterable[str | type[nn.Module]],
+        counter: FlopCounterMode,
+    ) -> None:
+        super().__init__()
+        leaves = (leaf_modules,) if isinstance(leaf_modules, (str, type)) else tuple(leaf_modules)
+        self.leaf_names = {leaf for leaf in leaves if isinstance(leaf, str)}
+        self.leaf_types = tuple(leaf for leaf in leaves if isinstance(leaf, type))
+        if unknown := self.leaf_names - {name for name, _ in model.named_modules()}:
+            raise ValueError(f"leaf_modules: the model has no module named {unknown.pop()!r}")
+        self.inputs, self.counter = iter(inputs), counter
+        self.tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+        self.names = {id(tensor): name for name, tensor in self.tensors.items()}
+        self.values: dict[fx.Node, Any] = {}
+        self.multiply_adds: dict[fx.Node, int] = {}
+        self.owners: dict[fx.Node, str] = {}
+        self.stack = [""]
+        self.evaluating = False
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return (
+            module_qualified_name in self.leaf_names
+            or isinstance(m, self.leaf_types)
+            or is_pooling(m)
+            or (hasattr(m, "stride") and not any(m.children()))
+            or super().is_leaf_module(m, module_qualified_name)
+        )
+
+    def call_module(self, m: nn.Module, forward: Any, args: tuple, kwargs: dict) -> Any:
+        if self.evaluating:
+            return m.forward(*args, **kwargs)
+        name = self.path_of_module(m)
+        self.stack.append(name)
+        if self.is_leaf_module(m, name):
+            result = self.create_proxy("call_module", name, args, kwargs)
+        else:
+            # Not through __call__: the user's hooks should not meet proxies.
+            result = m.forward(*args, **kwargs)
+        self.stack.pop()  # left as it is by an error, to say where it arose
+        return result
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if self.evaluating or id(attr_val) not in self.names:
+            return attr_val
+        name = self.names[id(attr_val)]
+        if name not in parameter_proxy_cache:
+            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+        return parameter_proxy_cache[name]
+
+    def create_arg(self, a: Any) -> Any:
+        if not isinstance(a, Tensor):
+            return super().create_arg(a)
+        # Not left to fx, which looks through all parameters and stores constants in the model.
+        name = self.names.setdefault(id(a), f"constant{len(self.names)}")
+        self.tensors[name] = a
+        return self.create_node("get_attr", name, (), {})
+
+    def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(kind, *args, **kwargs)
+        self.owners[node] = self.stack[-1]
+        before = self.counter.get_total_flops()
+        self.evaluating = True
+        self.values[node] = self._evaluate(node)
+        self.evaluating = False
+        self.multiply_adds[node] = (self.counter.get_total_flops() - before) // 2
+        return node
+
+    def _evaluate(self, node: fx.Node) -> Any:
+        if node.op == "placeholder":
+            return next(self.inputs, *node.args)
+        if node.op == "get_attr":
+            return self.tensors[str(node.target)]
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: self.values[n])
+        if node.op == "output":
+            return args[0]
+        module = self.root.get_submodule(str(node.target)) if node.op == "call_module" else None
+        return execute(module, node, args, kwargs)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _KnownProxy(node, self)
+
+    def to_bool(self, obj: Any) -> bool:
+        return bool(self.values[obj.node])
+
+    def iter(self, obj: Any) -> Iterator:
+        return iter([obj[i] for i in range(len(self.values[obj.node]))])
+
+    def keys(self, obj: Any) -> Any:
+        return self.values[obj.node].keys()
+
+    def complaint(self, error: Exception) -> str:
+        """What to tell the user about an error raised while tracing."""
+        name = self.stack[-1]
+        kind = type(self.root.get_submodule(name)).__name__
+        if not name:
+            return (
+                f"the forward pass of {kind} cannot be followed: {_one_line(error)}; check that "
+                "the example has the shape the model expects"
+            )
+        return (
+            f"the forward pass cannot be followed into {name!r} ({kind}): {_one_line(error)}; if "
+            f"the example is right, exclude the module with leaf_modules=[{name!r}], its own "
+            "strides then stay as they are"
+        )
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}"

@@ -1,0 +1,189 @@
+"""The networks that conversion is tested on, and the test of one.
+
+To redo the table of ``docs/converting.md``: ``python tests/networks.py``, a few minutes.
+"""
+
+import random
+import sys
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from diffstride.convert import convert
+from diffstride.cost import MultiplyAdds
+from diffstride.pooling import stride_layers
+
+# Networks whose layers give a place to most of what strides are made of, and take little time.
+QUICK = (
+    "torchvision/resnet18",
+    "torchvision/googlenet",
+    "torchvision/shufflenet_v2_x0_5",
+    "torchvision/mobilenet_v3_small",
+    "timm/resnet18d",
+    "timm/ghostnet_050",
+    "timm/repvgg_a0",
+    "timm/tf_efficientnet_lite0",
+)
+THOROUGH = (
+    "torchvision/alexnet",
+    "torchvision/densenet121",
+    "torchvision/efficientnet_b0",
+    "torchvision/efficientnet_v2_s",
+    "torchvision/inception_v3",
+    "torchvision/mnasnet0_5",
+    "torchvision/mobilenet_v2",
+    "torchvision/regnet_x_400mf",
+    "torchvision/regnet_y_400mf",
+    "torchvision/resnet50",
+    "torchvision/resnext50_32x4d",
+    "torchvision/squeezenet1_1",
+    "torchvision/vgg11",
+    "torchvision/vgg11_bn",
+    "torchvision/wide_resnet50_2",
+    "torchvision/convnext_tiny",
+    "torchvision/segmentation.fcn_resnet50",
+    "torchvision/segmentation.deeplabv3_mobilenet_v3_large",
+    "torchvision/video.r3d_18",
+    "timm/convnext_atto",
+    "timm/cspdarknet53",
+    "timm/cspresnet50",
+    "timm/densenet121",
+    "timm/dla34",
+    "timm/dm_nfnet_f0",
+    "timm/dpn68",
+    "timm/efficientvit_b0",
+    "timm/ese_vovnet19b_dw",
+    "timm/fastvit_t8",
+    "timm/gernet_s",
+    "timm/hgnetv2_b0",
+    "timm/hrnet_w18_small",
+    "timm/inception_resnet_v2",
+    "timm/inception_v4",
+    "timm/mixnet_s",
+    "timm/mobileone_s0",
+    "timm/mobilevit_xxs",
+    "timm/nf_resnet50",
+    "timm/poolformer_s12",
+    "timm/regnety_002",
+    "timm/res2net50_14w_8s",
+    "timm/resnest14d",
+    "timm/resnetblur50",
+    "timm/resnetv2_50",
+    "timm/rexnet_100",
+    "timm/seresnet50",
+    "timm/skresnet18",
+    "timm/xception41",
+)
+FAILING = {
+    "timm/hrnet_w18_small": "branches meet after upsampling by a fixed factor of 2, which only "
+    "even sizes survive",
+    "timm/mobilevit_xxs": "its attention cuts maps into 2 x 2 patches and needs even sizes",
+}
+SIZES = {
+    "torchvision/inception_v3": 299,
+    "torchvision/alexnet": 96,
+    "timm/inception_v4": 128,
+    "timm/inception_resnet_v2": 128,
+}
+PATCHIFYING = ("convnext", "poolformer")
+
+
+@dataclass
+class Outcome:
+    """What the table says of a network."""
+
+    places: int
+    layers: int
+    left_out: int
+    cost: float
+
+
+def build(name: str) -> nn.Module:
+    """A network with random weights by ``LIBRARY/NAME``."""
+    library, model = name.split("/")
+    if library == "timm":
+        import timm
+
+        return timm.create_model(model)
+    from torchvision.models import get_model
+
+    options = {"weights_backbone": None} if model.startswith("segmentation") else {}
+    options |= {"init_weights": False} if model in ("googlenet", "inception_v3") else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of deprecated names inside torchvision
+        return get_model(model.removeprefix("segmentation.").removeprefix("video."), **options)
+
+
+def example(name: str, size: int | None = None) -> Tensor:
+    """A small batch of what a network takes."""
+    size = size or SIZES.get(name, 64)
+    return torch.rand(2, 3, 8, size, size) if "video." in name else torch.rand(2, 3, size, size)
+
+
+def check(name: str) -> Outcome:
+    """Convert a network, train a step, move its strides, train another, and convert again."""
+    torch.manual_seed(0)
+    model, x = build(name), example(name)
+    patchify = any(kind in name for kind in PATCHIFYING)
+    converted = convert(model, x, patchify=patchify)
+    loaded = converted.load_state_dict(model.state_dict(), strict=False)
+    assert not loaded.unexpected_keys
+    assert all(key.endswith(".pooling.strides") for key in loaded.missing_keys)
+    cost = MultiplyAdds(converted, x).value() / converted.conversion.multiply_adds[""]
+    strided, pooled = _outputs(model.eval()(x)), _outputs(converted.eval()(x))
+    assert [a.shape for a in strided] == [b.shape for b in pooled]
+    converted.train()
+    step(converted, x)
+    move_strides(converted)
+    step(converted, x)
+    again = convert(converted, x, patchify=patchify)
+    assert list(again.state_dict()) == list(converted.state_dict())
+    assert [type(m) for m in again.modules()] == [type(m) for m in converted.modules()]
+    places = converted.conversion.strides
+    return Outcome(
+        len(places), len(stride_layers(converted)), len(converted.conversion.left_out), cost
+    )
+
+
+def step(model: nn.Module, x: Tensor) -> None:
+    """Forward and backward; every stride must receive a finite gradient."""
+    model.zero_grad()
+    sum(out.square().mean() for out in _outputs(model(x))).backward()  # type: ignore[union-attr]
+    for name, layer in stride_layers(model).items():
+        gradient = layer.strides.grad
+        assert gradient is not None, f"{name} received no gradient"
+        assert gradient.isfinite().all(), f"{name} received {gradient}"
+
+
+def move_strides(model: nn.Module, seed: int = 0, low: float = 1.0, high: float = 2.4) -> None:
+    """Set all strides at random."""
+    numbers = random.Random(seed)
+    for layer in stride_layers(model).values():
+        with torch.no_grad():
+            layer.strides.copy_(torch.tensor([numbers.uniform(low, high) for _ in layer.strides]))
+        layer.project_()
+
+
+def _outputs(output: object) -> list[Tensor]:
+    if isinstance(output, dict):
+        output = tuple(output.values())
+    outputs = output if isinstance(output, tuple) else (output,)
+    return [out for out in outputs if isinstance(out, Tensor)]
+
+
+def main() -> None:
+    print("| network | places | layers | left out | multiply-adds |")
+    print("| --- | --- | --- | --- | --- |")
+    for name in sys.argv[1:] or sorted((*QUICK, *THOROUGH), reverse=True):
+        if name in FAILING:
+            print(f"| `{name}` | fails: {FAILING[name]} | | | |", flush=True)
+            continue
+        done = check(name)
+        numbers = f"{done.places} | {done.layers} | {done.left_out} | x {done.cost:.2f}"
+        print(f"| `{name}` | {numbers} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,517 @@
+"""Conversion: what stays, what is shared, what is refused, and the networks it works on."""
+
+import copy
+import io
+import math
+import pickle
+import re
+from pathlib import Path
+
+import networks
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from diffstride import DiffStride, diff_stride
+from diffstride.convert import convert
+from diffstride.pooled import Pooled
+from diffstride.pooling import stride_layers
+from diffstride.report import report
+
+IMAGE = (2, 3, 32, 32)
+
+
+class Block(nn.Module):
+    """A residual block with a strided shortcut, behind a stem; names as in most libraries."""
+
+    def __init__(self, shortcut: nn.Module | None = None, body: nn.Module | None = None):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv = body or nn.Conv2d(8, 8, 3, stride=2, padding=1)
+        self.shortcut = shortcut or nn.Conv2d(8, 8, 1, stride=2)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.relu(self.norm(self.stem(x)))
+        return self.head((self.conv(x) + self.shortcut(x)).mean((2, 3)))
+
+
+def test_operation_at_stride_1_and_pooling():
+    """Each converted module is the module at stride 1 followed by diff_stride, nothing else."""
+    x = torch.rand(2, 4, 16, 20)
+    modules = {
+        "conv": nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2),
+        "dilated": nn.Conv2d(4, 6, 3, stride=(2, 1), padding=2, dilation=2),
+        "max": nn.MaxPool2d(3, 2, padding=1),
+        "average": nn.AvgPool2d(3, stride=(2, 4), padding=1),
+        "power": nn.LPPool2d(2, 3),
+    }
+    for module in modules.values():
+        converted = convert(nn.Sequential(module), x)[0]
+        stride = module.stride or module.kernel_size
+        strides = torch.broadcast_to(torch.tensor(stride), (2,)).tolist()
+        assert converted.pooling.stride_values() == tuple(strides)
+        full = copy.deepcopy(module)
+        full.stride = type(module.stride)((1, 1)) if isinstance(module.stride, tuple) else 1
+        expected = diff_stride(full(x), [float(s) for s in strides], edge="stopband")
+        torch.testing.assert_close(converted(x), expected)
+        assert converted(x).shape == module(x).shape
+
+
+def test_smooth_maps_pass_as_through_the_strided_network():
+    """Below the window's ramp nothing is lost: the pooled samples are the strided ones."""
+    position = 2 * math.pi * torch.arange(64.0) / 64
+    rows, columns = torch.cos(2 * position + 1), torch.sin(3 * position)
+    x = torch.stack([rows[:, None] * columns, rows[:, None] + columns])[None]
+    conv = nn.Conv2d(2, 3, 3, stride=2, padding=1, padding_mode="circular")
+    for module in (conv, nn.Conv2d(2, 3, 1, stride=4)):
+        converted = convert(nn.Sequential(module), x)
+        torch.testing.assert_close(converted(x), module(x), rtol=1e-4, atol=1e-5)
+
+
+def test_even_kernels_and_same_padding_keep_their_samples_in_place():
+    """A kernel of 4 leaves 63 of 64 samples, "same" padding starts one sample later."""
+    from timm.layers import Conv2dSame
+
+    x = torch.cos(4 * math.pi * torch.arange(64.0) / 64).expand(1, 1, 64, 64)
+    for conv in (nn.Conv2d(1, 1, 4, stride=2, padding=1), Conv2dSame(1, 1, 3, stride=2)):
+        nn.init.constant_(conv.weight, 0.1)
+        middle = (..., slice(8, 24), slice(8, 24))  # away from the borders, padded with zeros
+        difference = (convert(nn.Sequential(conv), x)(x) - conv(x))[middle].abs().max()
+        assert difference < 0.05 * conv(x)[middle].abs().max()
+
+
+def test_pointwise_convolution_is_pooled_first_and_costs_less():
+    conv, x = nn.Conv2d(8, 64, 1, stride=2), torch.rand(1, 8, 16, 16)
+    converted = convert(nn.Sequential(conv), x)
+    assert converted[0].pool_first
+    conv.stride = (1, 1)
+    torch.testing.assert_close(converted(x), diff_stride(conv(x), 2.0, edge="stopband"))
+
+
+BRANCHES = {
+    "kernel 1": nn.Conv2d(8, 8, 1, stride=2),
+    "even kernel": nn.Conv2d(8, 8, 2, stride=2),
+    "average of 2": nn.AvgPool2d(2),
+    "average, rounded up": nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False),
+    "max": nn.MaxPool2d(3, 2, padding=1),
+    "maximum, rounded up": nn.MaxPool2d(3, 2, ceil_mode=True),
+    "two convolutions": nn.Sequential(nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 5, 2, padding=2)),
+}
+
+
+@pytest.mark.parametrize("size", [32, 31])
+@pytest.mark.parametrize("kind", BRANCHES)
+def test_branches_agree_at_every_stride(kind, size):
+    """Whatever the kernel, padding and rounding, maps that meet keep equal sizes."""
+    branch = copy.deepcopy(BRANCHES[kind])
+    body = nn.Conv2d(8, 8, 3, stride=2, padding=1)
+    if size % 2 and kind in ("even kernel", "average of 2", "maximum, rounded up"):
+        body = nn.Conv2d(8, 8, 3, stride=2)  # the strided branches have to agree, too
+    x = torch.rand(2, 3, size, size)
+    model = convert(Block(branch, body), x, patchify=True)
+    assert len(stride_layers(model)) == 1
+    (layer,) = stride_layers(model).values()
+    strided = Block(branch, body).eval()
+    before = {}
+    for name, net in (("strided", strided), ("converted", model)):
+        net.conv.register_forward_hook(
+            lambda *args, name=name: before.update({name: args[2].shape})
+        )
+        net(x)
+    assert before["strided"] == before["converted"]
+    for stride in (1.0, 1.07, 1.5, 1.99, 2.01, 2.7, 4.0, 30.0):
+        layer.strides.data.fill_(stride)
+        networks.step(model, x)
+
+
+def test_what_stays():
+    model = Block().to(memory_format=torch.channels_last).eval()
+    model.stem.weight.requires_grad_(False)
+    seen = []
+    model.conv.register_forward_hook(lambda module, args, out: seen.append(out.shape))
+    before = copy.deepcopy(model)
+    converted = convert(model, torch.rand(IMAGE))
+    assert type(model.conv) is nn.Conv2d
+    assert model.conv.stride == (2, 2)
+    assert seen == []
+    assert type(converted) is Block
+    assert isinstance(converted.conv, nn.Conv2d)
+    assert isinstance(converted.conv, Pooled)
+    assert not any(module.training for module in converted.modules())
+    names = dict(converted.named_parameters())
+    for name, parameter in before.named_parameters():
+        assert torch.equal(parameter, names[name])
+        assert parameter.requires_grad == names[name].requires_grad
+        assert parameter.stride() == names[name].stride()
+    assert [name for name in names if name not in dict(before.named_parameters())] == [
+        "conv.pooling.strides"
+    ]
+    converted(torch.rand(IMAGE))
+    assert seen == [(2, 8, 16, 16)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_dtype_stays(dtype):
+    x = torch.rand(1, 3, 8, 8, dtype=dtype)
+    model = convert(Block().to(dtype), x)
+    assert model.conv.weight.dtype == dtype
+    assert model.conv.pooling.strides.dtype == torch.float32
+    assert model(x).dtype == dtype
+
+
+def test_checkpoints_go_both_ways():
+    plain, x = Block(), torch.rand(IMAGE)
+    converted = convert(Block(), x)
+    loaded = converted.load_state_dict(plain.state_dict(), strict=False)
+    assert loaded.missing_keys == ["conv.pooling.strides", "shortcut.pooling.strides"]
+    assert loaded.unexpected_keys == []
+    networks.move_strides(converted)
+    other = convert(Block(), x)
+    other.load_state_dict(converted.state_dict())
+    assert torch.equal(other.eval()(x), converted.eval()(x))
+
+
+def test_copies_share_what_the_original_shares():
+    x = torch.rand(IMAGE)
+    model = convert(Block(), x).eval()
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    copies = [
+        copy.deepcopy(model),
+        pickle.loads(pickle.dumps(model)),
+        torch.load(file, weights_only=False),
+    ]
+    for other in copies:
+        assert type(other.conv) is type(model.conv)
+        assert other.conv.pooling is other.shortcut.pooling
+        assert other.conv.pooling is not model.conv.pooling
+        assert torch.equal(other(x), model(x))
+
+
+def test_shared_strides_are_one_parameter_with_both_gradients():
+    x = torch.rand(IMAGE)
+    model = convert(Block(), x).double()
+    assert model.conv.pooling is model.shortcut.pooling
+    model.conv.pooling.float()
+    strides = [p for name, p in model.named_parameters() if name.endswith("strides")]
+    assert len(strides) == 1
+
+    def gradient(cut):
+        model.zero_grad()
+        out = model.stem(x.double())
+        a, b = model.conv(out), model.shortcut(out)
+        (cut[0] * a.square().sum() + cut[1] * b.square().sum()).backward()
+        return strides[0].grad
+
+    both = gradient((1, 1)).clone()
+    assert torch.allclose(both, gradient((1, 0)).clone() + gradient((0, 1)), rtol=1e-4)
+
+
+def test_filter_leaves_out_a_module_and_what_it_meets():
+    model = convert(
+        nn.Sequential(nn.Conv2d(3, 3, 3, 2), Block()),
+        torch.rand(1, 3, 40, 40),
+        filter_fn=lambda module, name: not name.endswith("shortcut"),
+    )
+    assert list(model.conversion.strides) == ["0"]
+    assert model.conversion.left_out == {
+        "1.shortcut": "left out by filter_fn",
+        "1.conv": "meets maps in add in 1 whose size its stride does not decide",
+    }
+    assert type(model[1].conv) is nn.Conv2d
+
+
+def test_patchifying_convolutions_are_left_out_unless_asked_for():
+    model = nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.Conv2d(8, 8, 3, stride=2, padding=1))
+    x = torch.rand(IMAGE)
+    converted = convert(model, x)
+    assert converted.conversion.strides == {"1": (2, 2)}
+    assert "patchifying" in converted.conversion.left_out["0"]
+    every = convert(model, x, patchify=True)
+    assert every.conversion.strides == {"0": (4, 4), "1": (2, 2)}
+    assert every[0](x).shape == model[0](x).shape
+
+
+def test_include_gives_stride_1_places_a_layer():
+    x = torch.rand(IMAGE)
+    model = convert(Block(), x, include=["stem"])
+    assert model.stem.pooling.stride_values() == (1.0, 1.0)
+    assert model.stem.stride == (1, 1)
+    networks.move_strides(model)
+    networks.step(model, x)
+    norm = convert(Block(), x, include=["norm"])
+    assert isinstance(norm.norm, nn.BatchNorm2d)
+    assert norm.norm.pooling.stride_values() == (1.0, 1.0)
+
+
+class Identity(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.down = nn.Conv2d(3, 3, 3, stride=2)
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.twice = nn.ReLU()
+
+    def forward(self, x):
+        x = self.twice(self.down(x))
+        return x + self.twice(self.conv(x))
+
+
+def test_include_refuses_what_cannot_have_a_stride():
+    x = torch.rand(IMAGE)
+    with pytest.raises(
+        ValueError, match="include: 'conv' down and conv meet, but start from different"
+    ):
+        convert(Identity(), x, include=["conv"])
+    with pytest.raises(ValueError, match=r"include: .* no single operation named 'nowhere'"):
+        convert(Identity(), x, include="nowhere")
+
+
+def test_twice_is_once_and_more_can_be_added():
+    x = torch.rand(IMAGE)
+    once = convert(Block(), x)
+    networks.move_strides(once)
+    twice = convert(once, x)
+    assert list(twice.state_dict()) == list(once.state_dict())
+    assert torch.equal(twice.eval()(x), once.eval()(x))
+    assert twice.conversion.strides == once.conversion.strides
+    more = convert(once, x, include=["stem"])
+    assert list(more.conversion.strides) == ["conv", "shortcut", "stem"]
+    assert more.conv.pooling.stride_values() == once.conv.pooling.stride_values()
+
+
+def test_late_branch_joins_the_layer_that_is_there():
+    x = torch.rand(IMAGE)
+    model = convert(Block(), x)
+    networks.move_strides(model)
+    model.shortcut = nn.Conv2d(8, 8, 1, stride=2)
+    model.conv.pooling.strides.data.fill_(2.0)
+    joined = convert(model, x)
+    assert joined.shortcut.pooling is joined.conv.pooling
+    networks.move_strides(joined)
+    networks.step(joined, x)
+
+
+class Several(nn.Module):
+    """One pooling module called at two resolutions, and one for which that cannot work."""
+
+    def __init__(self, pool):
+        super().__init__()
+        self.pool = pool
+
+    def forward(self, x):
+        return self.pool(self.pool(x))
+
+
+def test_a_module_called_at_two_resolutions_has_one_stride():
+    x = torch.rand(IMAGE)
+    model = convert(Several(nn.MaxPool2d(3, 2, padding=1)), x)
+    assert len(stride_layers(model)) == 1
+    model.pool.pooling.strides.data.fill_(1.6)
+    assert model(x).shape[2:] == (13, 13)
+    with pytest.raises(ValueError, match="called several times, on maps that cannot share"):
+        convert(Several(nn.MaxPool2d(3, 2, ceil_mode=True)), torch.rand(1, 3, 30, 30))
+
+
+class Functional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, stride=2)
+        self.last = nn.Conv2d(6, 6, 3, stride=2, padding=1)
+
+    def forward(self, x):
+        return self.last(torch.cat([self.conv(x), F.max_pool2d(x, 3, 2)], 1))
+
+
+def test_functional_strides_stay_and_are_reported_with_what_meets_them():
+    x = torch.rand(IMAGE)
+    model = convert(Functional(), x)
+    assert model.conversion.left_out == {
+        "max_pool2d in the model itself": "a function, not a module: its stride stays",
+        "conv": "meets maps in cat in the model itself whose size its stride does not decide",
+    }
+    networks.move_strides(model)
+    networks.step(model, x)
+
+
+class NotSampling(nn.Module):
+    """Has a stride that does not sample what it returns at stride 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.stride = 2
+
+    def forward(self, x):
+        return F.avg_pool2d(x, self.stride)
+
+
+def test_a_stride_that_means_something_else_is_left_alone():
+    model = nn.Sequential(nn.Conv2d(3, 3, 3, stride=2), NotSampling())
+    converted = convert(model, torch.rand(IMAGE))
+    assert converted.conversion.strides == {"0": (2, 2)}
+    assert converted.conversion.left_out["1"].startswith("what it returns is not what")
+
+
+def test_blur_pooling_of_timm_is_a_place():
+    from timm.layers import BlurPool2d
+
+    model = convert(nn.Sequential(BlurPool2d(3, filt_size=4, stride=2)), torch.rand(IMAGE))
+    assert model.conversion.strides == {"0": (2, 2)}
+    assert model(torch.rand(IMAGE)).shape == (2, 3, 17, 17)
+
+
+def test_global_pooling_of_a_fixed_size_is_named():
+    x = torch.rand(IMAGE)
+    conv = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+    with pytest.raises(ValueError, match=r"3 \(Linear\) accepts maps of one size only"):
+        convert(nn.Sequential(conv, nn.AvgPool2d(16), nn.Flatten(), nn.Linear(4, 5)), x)
+    pooled = nn.Sequential(conv, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(64, 5))
+    networks.move_strides(converted := convert(pooled, x))
+    networks.step(converted, x)
+
+
+def test_nothing_to_convert_says_why():
+    model = nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.ReLU())
+    with pytest.raises(ValueError, match=r"Sequential has no stride to convert; 0: patchifying"):
+        convert(model, torch.rand(IMAGE))
+
+
+def test_leaf_modules_keep_their_strides():
+    model = nn.Sequential(nn.Conv2d(3, 3, 3, 2), nn.Sequential(nn.MaxPool2d(2), nn.ReLU()))
+    converted = convert(model, torch.rand(IMAGE), leaf_modules=["1"])
+    assert list(converted.conversion.strides) == ["0"]
+    assert "leaf_modules" in converted.conversion.left_out["1.0"]
+    assert "leaf_modules" in report(converted)
+
+
+def test_layers_that_meet_without_sharing_are_refused():
+    class Own(Block):
+        def __init__(self):
+            super().__init__(DiffStride(2.0, edge="stopband"), DiffStride(2.0, edge="stopband"))
+
+    with pytest.raises(ValueError, match="maps of 'conv' and 'shortcut' meet, but their strides"):
+        convert(Own(), torch.rand(IMAGE))
+
+
+@pytest.mark.parametrize("axes", [1, 3])
+def test_signals_and_volumes(axes):
+    conv = (nn.Conv1d, None, nn.Conv3d)[axes - 1]
+    model = nn.Sequential(conv(2, 4, 3, stride=2, padding=1), conv(4, 4, 3, padding=1))
+    x = torch.rand(1, 2, *(12,) * axes)
+    converted = convert(model, x)
+    assert converted(x).shape == model(x).shape
+    networks.move_strides(converted)
+    networks.step(converted, x)
+
+
+def test_layer_options_are_passed_on():
+    model = convert(
+        Block(),
+        torch.rand(IMAGE),
+        edge="passband",
+        smoothness_factor=2.0,
+        trainable=False,
+        shared_stride=True,
+        lower_limit_stride=1.5,
+        upper_limit_stride=3.0,
+    )
+    expected = DiffStride(2.0, 2.0, True, False, True, 1.5, 3.0, "passband")
+    assert repr(model.conv.pooling) == repr(expected)
+
+
+def test_report_lists_places_sizes_and_costs():
+    model = convert(Block(), torch.rand(IMAGE))
+    model.conv.pooling.strides.data.copy_(torch.tensor([1.6, 2.5]))
+    model.conv.pooling.project_()
+    lines = report(model).splitlines()
+    convolution, pooling = 32 * 32 * 9 * 64, 2 * 8 * (13 * 32 * 32 + 20 * 13 * 32)
+    expected = f"conv 1.60 x 2.50 2 x 2 32 x 32 -> 20 x 13 {convolution + pooling:,} 147,456"
+    assert lines[1].split() == expected.split()
+    assert lines[2].split() == ["shortcut", "same", "2", "x", "2", f"{20 * 13 * 64:,}", "16,384"]
+    assert re.match(r"whole network +[\d,]+ +[\d,]+$", lines[3])
+    with pytest.raises(ValueError, match="report needs a model returned by convert"):
+        report(Block())
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
+def test_compiled_equals_eager_while_strides_move():
+    x = torch.rand(IMAGE)
+    model = convert(Block(), x).eval()
+    compiled = torch.compile(model, backend="aot_eager")
+    for stride in (2.0, 1.5):
+        model.conv.pooling.strides.data.fill_(stride)
+        model.eval()
+        torch.testing.assert_close(compiled(x), model(x))
+
+
+def test_data_parallel_training_step():
+    import torch.distributed as dist
+
+    store = dist.HashStore()
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        x = torch.rand(IMAGE)
+        model = convert(Block(), x)
+        alone = copy.deepcopy(model)
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        wrapped(x).square().sum().backward()
+        alone(x).square().sum().backward()
+        torch.testing.assert_close(model.conv.pooling.strides.grad, alone.conv.pooling.strides.grad)
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("name", networks.QUICK)
+def test_networks(name):
+    pytest.importorskip(name.split("/")[0])
+    networks.check(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", networks.THOROUGH)
+def test_many_networks(name):
+    pytest.importorskip(name.split("/")[0])
+    if name in networks.FAILING:
+        with pytest.raises(ValueError, match=r"size"):
+            networks.check(name)
+    else:
+        networks.check(name)
+
+
+DOCS = (Path(__file__).parents[1] / "docs" / "converting.md").read_text()
+BLOCKS = re.findall(r"```(python|text)\n(.*?)```", DOCS, re.DOTALL)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside the ONNX exporter
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("export", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_docs_run_and_print_what_they_say(export, capsys, tmp_path, monkeypatch):
+    pytest.importorskip("torchvision")
+    monkeypatch.chdir(tmp_path)
+    blocks = [text for kind, text in BLOCKS if kind == "python"]
+    blocks = [text for text in blocks if "onnx" not in text or export]
+    assert len(blocks) == 3 + export
+    exec("\n".join(blocks), {})  # they build on each other
+    (printed,) = (text for kind, text in BLOCKS if kind == "text")
+    assert capsys.readouterr().out.startswith(printed)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside the ONNX exporter
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_example_trains_and_runs_elsewhere_with_the_same_answers(capsys, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    from diffstride.examples.convert_torchvision import main
+
+    monkeypatch.chdir(tmp_path)
+    main("digits", "resnet18", "1")
+    in_torch, in_onnxruntime = re.findall(r"^(\d+) right", capsys.readouterr().out, re.MULTILINE)
+    assert in_torch == in_onnxruntime
+    assert int(in_torch) > 36  # of 360, a tenth by chance
+    assert (tmp_path / "resnet18.onnx").exists()

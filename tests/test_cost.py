@@ -1,0 +1,329 @@
+"""Multiply-adds as a function of the strides, the published penalty, and the budget."""
+
+import copy
+import functools
+
+import networks
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from diffstride import DiffStride, FixedSpectralPooling, SpatialPooling
+from diffstride.budget import CostBudget
+from diffstride.convert import convert
+from diffstride.cost import MultiplyAdds, stride_penalty
+from diffstride.freeze import freeze
+from diffstride.pooling import stride_layers
+from diffstride.resnet import resnet18
+
+
+def counted(model, x):
+    """Multiply-adds of one sample, counted while the model runs."""
+    with torch.no_grad():
+        model(x)  # fills the caches of matrices, whose making is not part of the network's cost
+        with FlopCounterMode(display=False) as counter:
+            model(x)
+    return counter.get_total_flops() / 2 / x.shape[0]
+
+
+def small_resnet(edge="stopband", **kwargs):
+    pooling_cls = functools.partial(DiffStride, edge=edge)
+    return resnet18(num_output_classes=10, width=8, pooling_cls=pooling_cls, **kwargs).eval()
+
+
+@pytest.mark.parametrize("edge", ["stopband", "passband"])
+@pytest.mark.parametrize("order", ["after", "before"])
+def test_own_networks(edge, order):
+    model, x = small_resnet(edge, order=order), torch.rand(2, 3, 32, 32)
+    cost = MultiplyAdds(model, x)
+    for seed in range(4):
+        assert cost.value() == counted(model, x)
+        assert sum(cost.by_module().values()) == cost.value()
+        networks.move_strides(model, seed)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "torchvision/resnet18",
+        "torchvision/shufflenet_v2_x0_5",
+        "torchvision/inception_v3",
+        "timm/resnet18d",
+        "timm/ghostnet_050",
+        "timm/efficientvit_b0",
+    ],
+)
+def test_six_networks_at_random_strides(name):
+    pytest.importorskip(name.split("/")[0])
+    x = networks.example(name, 128 if "inception" in name else 64)
+    plain = networks.build(name).eval()
+    model = convert(plain, x)
+    assert model.conversion.multiply_adds[""] == counted(plain, x)
+    cost = MultiplyAdds(model, x)
+    assert cost.value() == pytest.approx(counted(model, x), rel=1e-6)
+    for seed in range(2):
+        networks.move_strides(model, seed)
+        assert cost.value() == pytest.approx(counted(model, x), rel=0.02)
+        assert cost().item() == pytest.approx(cost.value())
+
+
+class Tokens(nn.Module):
+    """Attention over the places of a map, then a valid and a strided convolution that stays."""
+
+    def __init__(self):
+        super().__init__()
+        self.pool = DiffStride(2.0, edge="stopband")
+        self.project = nn.Linear(8, 24)
+        self.valid = nn.Conv2d(8, 4, 3)
+        self.strided = nn.Conv2d(4, 4, 3, stride=2, padding=1)
+
+    def forward(self, x):
+        x = self.pool(x)
+        tokens = x.flatten(2).transpose(1, 2)
+        q, k, v = self.project(tokens).chunk(3, dim=-1)
+        mixed = (q @ k.transpose(1, 2)).softmax(-1) @ v
+        maps = mixed.transpose(1, 2).reshape(x.shape)
+        return self.strided(self.valid(maps)).mean((2, 3))
+
+
+def test_products_of_sizes_and_strides_that_stay():
+    model, x = Tokens().eval(), torch.rand(2, 8, 24, 20)
+    cost = MultiplyAdds(model, x)
+    for strides in [(2.0, 2.0), (1.3, 1.7), (2.9, 1.0), (1.9, 2.3)]:
+        model.pool.strides.data.copy_(torch.tensor(strides))
+        assert cost.value() == counted(model, x)
+        assert cost.value({"pool": strides}) == cost.value()
+
+
+def test_other_poolings_and_frozen_networks():
+    x = torch.rand(1, 3, 20, 21)
+    for pooling in (FixedSpectralPooling(1.7), SpatialPooling(2, 2), nn.AvgPool2d(2)):
+        model = nn.Sequential(pooling, nn.Conv2d(3, 4, 3), DiffStride(1.5)).eval()
+        assert MultiplyAdds(model, x).value() == counted(model, x)
+        frozen = freeze(model, x)
+        assert MultiplyAdds(frozen, x).value() == counted(frozen, x) == counted(model, x)
+
+
+def test_gradient_is_that_of_the_unrounded_sizes():
+    """Where all maps are large, rounding is small: compare with a wide difference of the cost."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1),
+        DiffStride((2.0, 3.0), edge="stopband"),
+        nn.Conv2d(4, 4, 3, padding=1),
+        DiffStride((1.5, 1.3), edge="stopband"),
+        nn.Conv2d(4, 4, 1),
+    )
+    cost = MultiplyAdds(model, torch.empty(1, 3, 30000, 20000, device="meta"))
+    cost().backward()
+    for name, layer in stride_layers(model).items():
+        for i in range(2):
+            up, down = layer.strides.tolist(), layer.strides.tolist()
+            up[i], down[i] = up[i] * 1.02, down[i] * 0.98
+            slope = (cost.value({name: up}) - cost.value({name: down})) / (up[i] - down[i])
+            assert layer.strides.grad[i].item() == pytest.approx(slope, rel=0.01)
+
+
+def test_shared_stride_and_limits():
+    pool = DiffStride(2.0, shared_stride=True, upper_limit_stride=2.5, edge="stopband")
+    cost = MultiplyAdds(nn.Sequential(pool), torch.zeros(1, 3, 32, 32))
+    assert cost.value({"0": [2.0]}) == cost.value({"0": (2.0, 2.0)}) == cost.value()
+    assert cost.value({"0": [9.0]}) == cost.value({"0": [2.5]})
+    with pytest.raises(ValueError, match="no stride layer named 'pool'"):
+        cost.value({"pool": [2.0]})
+
+
+def test_layers_that_meet_without_sharing_are_refused():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = DiffStride(2.0), DiffStride(2.0)
+
+        def forward(self, x):
+            return self.a(x) + self.b(x)
+
+    with pytest.raises(ValueError, match="maps of 'a' and 'b' meet, but these layers do not share"):
+        MultiplyAdds(Own(), torch.zeros(1, 3, 32, 32))
+
+
+def test_penalty_is_the_published_sum_of_products():
+    model = nn.Sequential(
+        DiffStride((1.5, 2.0)), DiffStride(3.0, shared_stride=True), DiffStride((1.2, 1.1))
+    )
+    areas = [1.5 * 2.0, 1.5 * 2.0 * 9.0, 1.5 * 2.0 * 9.0 * 1.2 * 1.1]
+    penalty = stride_penalty(model)
+    assert penalty.item() == pytest.approx(sum(1 / area for area in areas))
+    penalty.backward()
+    tail = 1 / areas[1] + 1 / areas[2]
+    assert model[0].strides.grad[0].item() == pytest.approx(-penalty.item() / 1.5)
+    assert model[1].strides.grad[0].item() == pytest.approx(-2 * tail / 3.0)
+    assert model[2].strides.grad[1].item() == pytest.approx(-1 / areas[2] / 1.1)
+    assert stride_penalty(nn.ReLU()).item() == 0
+
+
+def train(model, x, budget=None, steps=60, rate=0.3):
+    """Steps of a toy loss that wants the layers' strides far apart; returns the costs."""
+    torch.manual_seed(1)
+    layers = list(stride_layers(model).values())
+    optimizer = torch.optim.SGD([layer.strides for layer in layers], lr=rate, momentum=0.5)
+    cost, costs = MultiplyAdds(model, x), []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        wanted = [0.02 * (-1) ** i * layer.strides.sum() for i, layer in enumerate(layers)]
+        (model(x).square().mean() * 1e-3 + sum(wanted)).backward()
+        optimizer.step()
+        if budget:
+            budget.project_()
+        costs.append(cost.value())
+    return torch.tensor(costs, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.6])
+def test_budget_is_kept_within_a_hundredth_while_strides_learn(fraction):
+    x = torch.rand(1, 3, 32, 32)
+    model = small_resnet(strides=[1, 1, 2, 2, 2])
+    budget = CostBudget(model, x, fraction)
+    before = {name: layer.stride_values() for name, layer in stride_layers(model).items()}
+    assert budget.multiply_adds == pytest.approx(fraction * counted(small_resnet(), x))
+    costs = train(model, x, budget) / budget.multiply_adds
+    assert costs.max() <= 1
+    assert costs.min() >= 0.99
+    assert counted(model, x) <= budget.multiply_adds
+    ratios = [
+        torch.tensor(layer.stride_values()) / torch.tensor(before[name])
+        for name, layer in stride_layers(model).items()
+    ]
+    odd, even = ratios[1::2], ratios[::2]  # the toy loss lowers one kind and raises the other
+    assert min(r.min() for r in odd) > max(r.max() for r in even) * 1.1
+
+
+def test_without_a_budget_the_same_training_changes_the_cost():
+    x = torch.rand(1, 3, 32, 32)
+    model = small_resnet()
+    costs = train(model, x)
+    assert costs.min() < 0.95 * costs[0]
+
+
+def test_budget_scales_all_strides_alike():
+    model = nn.Sequential(
+        DiffStride((2.0, 3.0), edge="stopband"),
+        nn.Conv2d(3, 8, 3, padding=1),
+        DiffStride((1.5, 1.25), edge="stopband"),
+        nn.Conv2d(8, 8, 3, padding=1),
+    )
+    CostBudget(model, torch.zeros(1, 3, 512, 512), 0.5)
+    ratios = torch.cat([model[0].strides / torch.tensor([2.0, 3.0]),
+                        model[2].strides / torch.tensor([1.5, 1.25])])  # fmt: skip
+    assert ratios.std() < 1e-3 * ratios.mean()
+    assert ratios.mean() > 1.2
+
+
+def test_budget_respects_limits_and_layers_that_do_not_learn():
+    fixed = DiffStride(2.0, trainable=False, edge="stopband")
+    limited = DiffStride(2.0, upper_limit_stride=2.1, edge="stopband")
+    free = DiffStride(2.0, edge="stopband")
+    convolutions = [nn.Conv2d(*channels, 3, padding=1) for channels in ((3, 8), (8, 8), (8, 99))]
+    pairs = zip((fixed, limited, free), convolutions, strict=True)
+    model = nn.Sequential(*(module for pair in pairs for module in pair))
+    CostBudget(model, torch.zeros(1, 3, 256, 256), 0.9)
+    assert fixed.stride_values() == (2.0, 2.0)
+    assert max(limited.stride_values()) <= 2.1
+    assert min(free.stride_values()) > 2.1
+
+
+def test_budget_as_a_number_and_those_that_cannot_be_met():
+    x = torch.zeros(1, 3, 64, 64)
+    model = small_resnet()
+    budget = CostBudget(model, x, 5e6)
+    assert 0.99 * 5e6 <= budget.cost.value() <= 5e6
+    # More than the network can spend: all strides go down to 1.
+    CostBudget(model, x, 1e12)
+    assert {layer.stride_values() for layer in stride_layers(model).values()} == {(1.0, 1.0)}
+    with pytest.raises(ValueError, match="a budget of 1,000 multiply-adds cannot be met"):
+        CostBudget(small_resnet(), x, 1000)
+    with pytest.raises(ValueError, match="budget must be positive, but got 0"):
+        CostBudget(model, x, 0)
+    with pytest.raises(ValueError, match="no DiffStride layer whose strides learn"):
+        CostBudget(nn.Sequential(DiffStride(2.0, trainable=False)), x)
+
+
+def test_small_steps_add_up_although_maps_are_small():
+    """A step far too small to change any map's size must not be undone by the projection."""
+    x = torch.rand(1, 3, 32, 32)
+    model = small_resnet()
+    budget = CostBudget(model, x)
+    layers = list(stride_layers(model).values())
+    sizes = set()
+    for _ in range(400):
+        layers[1].strides.data.sub_(2e-3)
+        budget.project_()
+        sizes.add(tuple(budget.cost.maps()["blocks.1.0.pooling"][i].output_size for i in (0, 1)))
+    assert len(sizes) >= 4
+
+
+def test_interrupted_budget_goes_on_unchanged():
+    x = torch.rand(1, 3, 32, 32)
+
+    def run(interrupt):
+        model = small_resnet(strides=[1, 1, 3, 2, 3])
+        model.load_state_dict(initial)
+        budget = CostBudget(model, x, 0.8)
+        for step in range(40):
+            if step == 23 and interrupt:
+                saved = copy.deepcopy((model.state_dict(), budget.state_dict()))
+                model = small_resnet()
+                model.load_state_dict(saved[0])
+                budget = CostBudget(model, x)
+                budget.load_state_dict(saved[1])
+            for i, layer in enumerate(stride_layers(model).values()):
+                layer.strides.data.add_(0.01 * (-1) ** i)
+            budget.project_()
+        return [layer.strides.tolist() for layer in stride_layers(model).values()]
+
+    initial = small_resnet().state_dict()
+    initial |= {k: v for k, v in small_resnet(strides=[1, 1, 3, 2, 3]).state_dict().items()
+                if k.endswith("strides")}  # fmt: skip
+    assert run(interrupt=True) == run(interrupt=False)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # renamed by newer torch
+def test_lightning_callback_keeps_the_budget(tmp_path):
+    pl = pytest.importorskip("lightning.pytorch")
+    from diffstride.callbacks import BudgetCallback, StrideMonitor
+
+    x = torch.rand(4, 3, 32, 32)
+
+    class Task(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.network = small_resnet().train()
+            self.ratios = []
+
+        def training_step(self, batch, index):
+            return F.cross_entropy(self.network(batch), torch.tensor([0, 1]))
+
+        def on_before_zero_grad(self, optimizer):
+            self.ratios.append(counted(self.network, x) / budget.budget.multiply_adds)
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    budget = BudgetCallback(x, 0.7, network="network")
+    task = Task()
+    trainer = pl.Trainer(
+        max_epochs=3,
+        accelerator="cpu",
+        logger=False,
+        callbacks=[StrideMonitor("network"), budget],
+        default_root_dir=tmp_path,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(task, torch.utils.data.DataLoader(x, batch_size=2))
+    assert len(task.ratios) == 6
+    assert 0.99 <= min(task.ratios) <= max(task.ratios) <= 1
+    assert trainer.callback_metrics["multiply_adds"] == budget.budget.cost.value()
+    assert budget.state_dict()["multiply_adds"] == budget.budget.multiply_adds

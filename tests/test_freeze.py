@@ -1,0 +1,200 @@
+"""Frozen networks: the same outputs from constants, ready for export."""
+
+import functools
+
+import networks
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from diffstride import DiffStride, FixedSpectralPooling
+from diffstride.convert import convert
+from diffstride.freeze import FrozenPooling, freeze, nearest_stride
+from diffstride.pooling import stride_layers
+from diffstride.resnet import resnet18
+from diffstride.spectrum import plan_axis
+
+
+def learned(edge="stopband", size=24):
+    """A small network whose strides have moved, and an example."""
+    pooling_cls = functools.partial(DiffStride, edge=edge)
+    model = resnet18(num_output_classes=10, width=8, pooling_cls=pooling_cls).eval()
+    networks.move_strides(model)
+    return model, torch.rand(2, 3, size, size)
+
+
+def assert_same(got, expected, tolerance):
+    assert (got - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+@pytest.mark.parametrize("edge", ["stopband", "passband"])
+def test_same_outputs_and_nothing_to_learn(edge):
+    model, x = learned(edge)
+    names = set(stride_layers(model))
+    frozen = freeze(model, x)
+    assert stride_layers(frozen) == {}
+    kept = {name for name, _ in frozen.named_parameters()}
+    assert kept == {n for n, _ in model.named_parameters() if not n.endswith(".strides")}
+    assert all(isinstance(frozen.get_submodule(name), FrozenPooling) for name in names)
+    assert set(stride_layers(model)) == names
+    for batch in (1, 2, 5):
+        other = torch.rand(batch, *x.shape[1:])
+        assert_same(frozen(other), model(other), 1e-6)
+
+
+@pytest.mark.parametrize("name", ["torchvision/googlenet", "timm/resnet18d"])
+def test_converted_networks(name):
+    pytest.importorskip(name.split("/")[0])
+    x = networks.example(name)
+    model = convert(networks.build(name).eval(), x)
+    networks.move_strides(model)
+    assert_same(freeze(model, x)(x), model(x), 1e-6)
+
+
+def test_frozen_strides_do_not_follow_the_model():
+    model, x = learned()
+    frozen = freeze(model, x)
+    before = frozen(x)
+    networks.move_strides(model, seed=1)
+    assert torch.equal(frozen(x), before)
+    assert not torch.allclose(model(x), before)
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+@pytest.mark.parametrize("layer", [DiffStride, FixedSpectralPooling])
+def test_lone_layers_of_any_dimension(axes, layer):
+    pool = layer(strides=(1.7, 2.3, 1.2)[:axes])
+    x = torch.rand(2, 3, *(9, 12, 10)[:axes])
+    assert_same(freeze(pool, x)(x), pool(x), 1e-6)
+
+
+def test_mode_dtype_and_statistics_stay():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), DiffStride(1.5)).double()
+    model[1].eval()
+    x = torch.rand(2, 3, 16, 16, dtype=torch.float64)
+    model[2].float()
+    frozen = freeze(model, x)
+    assert [m.training for m in frozen] == [True, False, True]
+    assert torch.equal(frozen[1].running_mean, torch.zeros(4, dtype=torch.float64))
+    assert {buffer.dtype for buffer in frozen[2].buffers()} == {torch.float64}
+    torch.testing.assert_close(frozen(x), model(x))
+
+
+def test_state_dict_of_a_frozen_network_holds_its_matrices():
+    model, x = learned()
+    frozen, other = freeze(model, x), freeze(model, x)
+    for buffer in other.buffers():
+        buffer.zero_()
+    other.load_state_dict(frozen.state_dict())
+    assert torch.equal(other(x), frozen(x))
+
+
+def test_other_sizes_are_refused():
+    model, x = learned()
+    with pytest.raises(ValueError, match=r"frozen for maps of \(24, 24\), but got \(26, 26\)"):
+        freeze(model, x)(torch.rand(1, 3, 26, 26))
+    with pytest.raises(ValueError, match="Conv2d has no pooling layer to freeze"):
+        freeze(nn.Conv2d(3, 3, 3), x)
+    with pytest.raises(ValueError, match="round_to must be positive or None, but got 0"):
+        freeze(model, x, round_to=0)
+
+
+def test_a_layer_that_met_two_sizes_keeps_both():
+    pool = DiffStride(1.6, edge="stopband")
+    model = nn.Sequential(pool, nn.ReLU(), pool)
+    x = torch.rand(1, 2, 20, 16)
+    frozen = freeze(model, x)
+    assert frozen[0] is frozen[2]
+    assert_same(frozen(x), model(x), 1e-6)
+
+
+def test_rounding_gives_the_sizes_of_strided_networks():
+    x = torch.rand(1, 3, 32, 32)
+    model = convert(networks.build("torchvision/resnet18").eval(), x)
+    strided, sizes = networks.build("torchvision/resnet18").eval(), []
+    for layer in stride_layers(model).values():
+        layer.strides.data.copy_(torch.tensor([1.8, 2.3]))
+    frozen = freeze(model, x, round_to=1)
+    for network in (strided, frozen):
+        shapes = []
+        for name in ("conv1", "maxpool", "layer2", "layer3"):
+            part = network.get_submodule(name)
+            part.register_forward_hook(lambda *args, shapes=shapes: shapes.append(args[2].shape))
+        network(x)
+        sizes.append(shapes)
+    assert sizes[0] == sizes[1]
+    assert not torch.allclose(frozen(x), model(x))
+
+
+def test_rounding_to_strides_that_were_learned_changes_nothing():
+    model, x = learned()
+    for layer in stride_layers(model).values():
+        layer.strides.data.copy_(torch.tensor([2.0, 1.0]))
+    assert_same(freeze(model, x, round_to=1)(x), model(x), 1e-6)
+
+
+@pytest.mark.parametrize("size", [7, 32, 57])
+@pytest.mark.parametrize("round_to", [0.5, 1, 2])
+def test_nearest_stride_is_the_nearest_of_all(size, round_to):
+    for stride in (1.0, 1.3, 1.6, 2.2, 3.4, 6.0, 100.0):
+        axis = plan_axis(size, stride, edge="stopband")
+        nearest = nearest_stride(axis, round_to)
+        assert nearest == 1 or nearest % round_to == 0
+        allowed = [1.0, *(k * round_to for k in range(1, 4 * size) if k * round_to >= 1)]
+        gaps = [abs(-(-size // s) - axis.output_size) for s in allowed]
+        assert abs(-(-size // nearest) - axis.output_size) == min(gaps)
+
+
+def test_gradients_flow_through_a_frozen_network():
+    model, x = learned()
+    frozen = freeze(model, x)
+    for network in (frozen, model):
+        network.zero_grad()
+        F.cross_entropy(network(x), torch.tensor([1, 2])).backward()
+    torch.testing.assert_close(
+        frozen.stem.conv.weight.grad, model.stem.conv.weight.grad, rtol=1e-4, atol=1e-6
+    )
+
+
+def test_export_with_any_batch():
+    model, x = learned()
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(freeze(model, x), (x,), dynamic_shapes=({0: batch},)).module()
+    for images in (x, torch.rand(7, *x.shape[1:])):
+        assert_same(program(images), model(images), 1e-6)
+
+
+def test_compiles_to_one_graph():
+    model, x = learned()
+    frozen = freeze(model, x)
+    compiled = torch.compile(frozen, fullgraph=True, backend="aot_eager")
+    assert_same(compiled(x), model(x), 1e-6)
+
+
+# Deprecations inside the exporter; nothing of them is ours to change.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", ["own", "torchvision/resnet18"])
+def test_onnxruntime_gives_the_same_for_any_batch(name, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    if name == "own":
+        model, x = learned()
+    else:
+        x = torch.rand(2, 3, 32, 32)
+        model = convert(networks.build(name).eval(), x)
+        networks.move_strides(model, high=1.8)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    file = str(tmp_path / "model.onnx")
+    torch.onnx.export(
+        freeze(model, x), (x,), file, dynamo=True, dynamic_shapes=({0: batch},), verbose=False
+    )
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    (source,) = session.get_inputs()
+    for size in (1, 5):
+        images = torch.rand(size, *x.shape[1:])
+        (got,) = session.run(None, {source.name: images.numpy()})
+        with torch.no_grad():
+            assert_same(torch.from_numpy(got), model(images), 1e-4)

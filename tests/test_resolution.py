@@ -1,0 +1,235 @@
+"""Tracing with known values, and which tensors share a resolution."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from diffstride import DiffStride
+from diffstride.pooled import Margin, fit
+from diffstride.resolution import UnshareableError, resolve
+from diffstride.sizes import Sizes
+from diffstride.tracing import trace
+
+
+def strided(kernel_size=3, stride=2, channels=4, in_channels=4):
+    return nn.Conv2d(in_channels, channels, kernel_size, stride, padding=kernel_size // 2)
+
+
+class Net(nn.Module):
+    """A network from modules and a function of them and the input."""
+
+    def __init__(self, forward, **modules):
+        super().__init__()
+        self.function = forward
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+def found(net, size=(16, 20), names=None):
+    traced = trace(net, torch.zeros(2, 4, *size))
+    calls = [
+        node
+        for node in traced.graph.nodes
+        if node.op == "call_module"
+        and (node.target in names if names else hasattr(traced.module(node), "stride"))
+    ]
+    return resolve(traced, calls)
+
+
+def classes(net, **kwargs):
+    return [[str(call.target) for call in calls] for calls in found(net, **kwargs).classes()]
+
+
+def shuffle(x, groups=2):
+    batch, channels, height, width = x.size()
+    x = x.view(batch, groups, channels // groups, height, width).transpose(1, 2)
+    return x.reshape(batch, channels, height, width)
+
+
+MEETINGS = {
+    "addition": lambda m, x: m.a(x) + m.b(x),
+    "concatenation": lambda m, x: torch.cat([m.a(x), m.b(x)], dim=1),
+    "product after a shuffle": lambda m, x: shuffle(m.a(x)) * F.relu(m.b(x)),
+    "channels last": lambda m, x: m.a(x).permute(0, 2, 3, 1) + m.b(x).permute(0, 2, 3, 1),
+    "flattened": lambda m, x: m.a(x).flatten(2) + m.b(x).flatten(2),
+    "matrix product": lambda m, x: m.a(x).flatten(2) @ m.b(x).flatten(2).transpose(1, 2),
+    "stack": lambda m, x: torch.stack([m.a(x), m.b(x)]).sum(0),
+}
+
+
+@pytest.mark.parametrize("meeting", MEETINGS)
+def test_branches_that_meet_share_a_resolution(meeting):
+    net = Net(MEETINGS[meeting], a=strided(3), b=strided(1))
+    assert classes(net) == [["a", "b"]]
+
+
+def test_calls_in_a_row_and_branches_that_pool_globally_do_not():
+    net = Net(
+        lambda m, x: m.b(m.a(x)).mean((2, 3)) + m.c(x).amax((2, 3)),
+        a=strided(),
+        b=strided(),
+        c=strided(),
+    )
+    assert classes(net) == [["a"], ["b"], ["c"]]
+
+
+def test_a_gate_of_size_one_does_not_tie_its_map():
+    gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), strided(1, stride=1), nn.Sigmoid())
+    net = Net(lambda m, x: m.a(x) * m.gate(m.b(x)), a=strided(), b=strided(), gate=gate)
+    assert classes(net, names=("a", "b")) == [["a"], ["b"]]
+
+
+def test_sharing_downstream_is_sharing_upstream():
+    """The second strides of two branches share, so the first ones must."""
+    net = Net(
+        lambda m, x: m.a2(m.a1(x)) + m.b2(m.b1(x)),
+        a1=strided(),
+        a2=strided(),
+        b1=strided(1),
+        b2=strided(1),
+    )
+    assert sorted(classes(net)) == [["a1", "b1"], ["a2", "b2"]]
+
+
+def test_identity_shortcut_refuses_a_stride():
+    net = Net(lambda m, x: x + m.b(F.relu(m.a(x))), a=strided(stride=1), b=strided(stride=1))
+    with pytest.raises(UnshareableError, match=r"meets maps in add in the model itself") as error:
+        found(net)
+    assert [call.target for call in error.value.calls] == ["b"]
+
+
+def test_two_strides_against_one_are_refused():
+    net = Net(lambda m, x: m.b(m.a(x)) + m.c(x), a=strided(), b=strided(), c=strided(1, stride=4))
+    with pytest.raises(UnshareableError, match="b and c meet, but start from different sizes"):
+        found(net)
+
+
+def test_upsampling_by_a_factor_is_refused_and_to_a_size_is_not():
+    by_factor = Net(lambda m, x: F.interpolate(m.a(x), scale_factor=2.0) + x, a=strided())
+    with pytest.raises(UnshareableError, match="meets maps in add") as error:
+        found(by_factor)
+    assert [call.target for call in error.value.calls] == ["a"]
+    to_size = Net(lambda m, x: F.interpolate(m.a(x), size=x.shape[-2:]) + x, a=strided())
+    assert classes(to_size) == [["a"]]
+
+
+def test_flattening_into_a_linear_layer_names_it():
+    net = Net(lambda m, x: m.head(m.a(x).flatten(1)), a=strided(), head=nn.Linear(4 * 8 * 10, 5))
+    with pytest.raises(
+        UnshareableError, match=r"head \(Linear\) accepts .* leave out 'a'"
+    ) as error:
+        found(net)
+    assert error.value.calls == []
+    pooled = Net(lambda m, x: m.head(m.pool(m.a(x)).flatten(1)), a=strided(),
+                 pool=nn.AdaptiveAvgPool2d(2), head=nn.Linear(16, 5))  # fmt: skip
+    assert classes(pooled, names=("a",)) == [["a"]]
+
+
+@pytest.mark.parametrize("size", [(16, 20), (17, 23)])
+def test_sizes_follow_operations_that_stay(size):
+    """Sizes read off at one stride predict those at others, through all kinds of operations."""
+    net = Net(
+        lambda m, x: F.interpolate(m.c(F.max_pool2d(m.b(m.a(x)), 3, 2)), scale_factor=3).flatten(2),
+        a=strided(),
+        b=nn.Conv2d(4, 4, 3),
+        c=nn.Conv2d(4, 4, 3, stride=2, padding=1),
+    )
+    resolutions = found(net, size, names=("a",))
+    (call,) = resolutions.leaders
+    nodes = {node.name: node for node in resolutions.trace.graph.nodes}
+    sizes = Sizes(resolutions)
+    for height in range(7, 24):
+        maps = F.max_pool2d(net.b(torch.zeros(1, 4, height, 15)), 3, 2)
+        rows = sizes.read(resolutions.dims(nodes["c"])[2]).at({(call, 0): height, (call, 1): 15})
+        assert rows == net.c(maps).shape[2]
+        tokens = sizes.read(resolutions.dims(nodes["flatten"])[2])
+        expected = 9 * net.c(maps).shape[2:].numel()
+        assert tokens.at({(call, 0): height, (call, 1): 15}) == expected
+
+
+def test_control_flow_on_shapes_is_followed():
+    def forward(m, x):
+        if x.shape[-1] % 2 == 0 and len(x.shape) == 4:
+            x = F.pad(x, (0, 1))
+        for _ in range(x.size(1) - 2):
+            x = m.a(x)
+        return x
+
+    traced = trace(Net(forward, a=strided(stride=1)), torch.zeros(1, 4, 8, 8))
+    names = [
+        node.name for node in traced.graph.nodes if node.op in ("call_module", "call_function")
+    ]
+    assert names.count("pad") == 1
+    assert [name for name in names if name.startswith("a")] == ["a", "a_1"]
+    assert traced.values[next(reversed(traced.values))].shape == (1, 4, 8, 9)
+
+
+def test_tracing_leaves_the_model_alone():
+    def forward(m, x):
+        return m.norm(m.inner(x)) * torch.tensor([0.5]) + m.norm.running_mean[0]
+
+    inner = nn.Sequential(strided(), nn.Dropout())
+    net = Net(forward, norm=nn.BatchNorm2d(4), inner=inner)
+    seen = []
+    inner.register_forward_hook(lambda *args: seen.append(args))
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    attributes, random = set(vars(net)), torch.get_rng_state()
+    trace(net, torch.zeros(1, 4, 2, 2))
+    assert set(vars(net)) == attributes
+    assert seen == []
+    assert torch.equal(random, torch.get_rng_state())
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_multiply_adds_are_counted_by_node():
+    net = nn.Sequential(nn.Conv2d(4, 8, 3, stride=2, padding=1), nn.Flatten(2), nn.Linear(16, 5))
+    traced = trace(net, torch.zeros(2, 4, 8, 8))
+    counts = {str(node.target): count for node, count in traced.multiply_adds.items() if count}
+    assert counts == {"0": 2 * 16 * 8 * 4 * 9, "2": 2 * 8 * 16 * 5}
+
+
+class DataDependent(nn.Module):
+    def forward(self, x):
+        return x * 2 if x.mean().item() > 0 else x
+
+
+def test_what_cannot_be_followed_is_named():
+    net = nn.Sequential(strided(), nn.Sequential(DataDependent()))
+    with pytest.raises(ValueError, match=r"into '1\.0' \(DataDependent\).*leaf_modules=\['1\.0'\]"):
+        trace(net, torch.zeros(1, 4, 8, 8))
+    with pytest.raises(ValueError, match="no module named 'nowhere'"):
+        trace(net, torch.zeros(1, 4, 8, 8), leaf_modules=["nowhere"])
+    with pytest.raises(ValueError, match=r"check that the example has the shape|if the example is"):
+        trace(strided(), torch.zeros(1, 3, 8, 8))
+
+
+def test_leaf_modules_by_name_and_class_are_not_looked_into():
+    net = nn.Sequential(nn.Sequential(strided(), nn.ReLU()), strided())
+    for leaf in ("0", nn.Sequential):
+        nodes = trace(net, torch.zeros(1, 4, 8, 8), leaf_modules=[leaf]).graph.nodes
+        assert [node.target for node in nodes if node.op == "call_module"] == ["0", "1"]
+
+
+def test_pooling_layers_are_calls_of_their_own():
+    pool = DiffStride(2.0, edge="stopband")
+    net = Net(lambda m, x: m.conv(m.pool(x)) + m.pool(m.other(x)), pool=pool,
+              conv=strided(stride=1), other=strided(stride=1))  # fmt: skip
+    assert classes(net, names=("pool",)) == [["pool", "pool"]]
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_fit_drops_and_repeats_samples_of_its_axis(axes):
+    x = torch.arange(5.0).expand(1, 1, *(5,) * axes)
+    others = [Margin()] * (axes - 1)
+    for margin, expected in [
+        (Margin(), [0, 1, 2, 3, 4]),
+        (Margin(drop=2, add=1), [2, 3, 4, 4]),
+        (Margin(drop=1, add=-2), [1, 2]),
+    ]:
+        got = fit(x, [*others, margin])
+        assert torch.equal(got, torch.tensor(expected).float().expand(*x.shape[:-1], -1))
