@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -127,7 +128,8 @@ def literal_layer(layer: ResidualLayer, x: Tensor) -> Tensor:
     pool = layer.pooling if layer.order == "after" else nn.Identity()
     y = pool(layer.first_conv(layer.first_norm(x).clamp(min=0)))
     y = layer.second_conv(layer.second_norm(y).clamp(min=0))
-    return y + pool(layer.shortcut(x))
+    shortcut = F.conv2d(x, layer.shortcut.weight, stride=layer.first_conv.stride)
+    return y + pool(shortcut)
 
 
 @pytest.mark.parametrize("pooling_cls", [None, *POOLINGS])
@@ -167,7 +169,7 @@ def test_strided_branches_sample_the_same_pixels() -> None:
     nn.init.dirac_(layer.first_conv.weight)
     nn.init.ones_(layer.shortcut.weight)
     x = torch.arange(64.0).reshape(1, 1, 8, 8)
-    torch.testing.assert_close(layer.first_conv(x), layer.shortcut(x))
+    torch.testing.assert_close(layer.first_conv(x), layer.shortcut(layer.subsampling(x)))
 
 
 @pytest.mark.parametrize("build", [resnet.resnet18, resnet.resnet56])
@@ -326,3 +328,8 @@ def test_wrong_arguments_are_refused(build: Callable[[], object], message: str) 
 def test_number_of_classes_is_required() -> None:
     with pytest.raises(TypeError, match="num_output_classes"):
         resnet.resnet18()
+
+
+def test_networks_share_no_module() -> None:
+    one, other = (resnet.resnet18(width=8, num_output_classes=3) for _ in range(2))
+    assert not {id(module) for module in one.modules()} & {id(module) for module in other.modules()}

@@ -10,14 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from diffstride.arguments import as_strides
-from diffstride.pooling import stride_layers
+from diffstride.pooling import SpatialPooling, stride_layers
 
 Stride = float | Sequence[float]
 Activation = Callable[[Tensor], Tensor]
 PoolingFactory = Callable[..., nn.Module]
 
 ORDERS = ("after", "before")
-ACTIVATIONS: dict[Any, Activation] = {None: nn.Identity(), "softmax": nn.Softmax(dim=-1)}
+# Functions and not modules: a module here would be a part of every network, and share its mode.
+ACTIVATIONS: dict[Any, Activation] = {
+    None: torch.Tensor.contiguous,
+    "softmax": partial(torch.softmax, dim=-1),
+}
 
 
 def he_normal_(weight: Tensor) -> Tensor:
@@ -120,7 +124,12 @@ class ResidualLayer(nn.Module):
         self.first_conv = _conv2d(in_channels, filters, kernel_size, strides)
         self.second_norm = batch_norm(filters)
         self.second_conv = _conv2d(filters, filters, kernel_size)
-        self.shortcut = _conv2d(in_channels, filters, 1, strides) if project else nn.Identity()
+        # A strided 1 x 1 convolution, as a choice of pixels and a convolution of stride 1: oneDNN
+        # corrupts memory in the gradient of the former for few channels-last channels
+        # (https://github.com/uxlfoundation/oneDNN/issues/6035).
+        pair = as_strides(strides)
+        self.subsampling = SpatialPooling(1, pair) if max(pair) > 1 else nn.Identity()
+        self.shortcut = _conv2d(in_channels, filters, 1) if project else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = self.pooling(x)
@@ -128,7 +137,8 @@ class ResidualLayer(nn.Module):
             y = self.first_conv(torch.relu(self.first_norm(pooled)))
         else:
             y = self.pooling(self.first_conv(torch.relu(self.first_norm(x))))
-        return self.second_conv(torch.relu(self.second_norm(y))) + self.shortcut(pooled)
+        shortcut = self.shortcut(self.subsampling(pooled))
+        return self.second_conv(torch.relu(self.second_norm(y))) + shortcut
 
     def extra_repr(self) -> str:
         return f"order={self.order!r}"
