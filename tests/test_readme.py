@@ -1,0 +1,56 @@
+"""README says what is true: its blocks run, its figures are those of the committed results."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+SMALL = ROOT / "results" / "small"
+NAMES = {
+    "diffstride": "`DiffStride`",
+    "spectral": "`FixedSpectralPooling`",
+    "strided": "`None` (strided convolution)",
+}
+
+
+def _row(name: str) -> str:
+    run = json.loads((SMALL / name / "summary.json").read_text())
+    start, end = (run[f"multiply_adds_{when}"] / 1e6 for when in ("start", "end"))
+    cost = f"{start:.1f} M" if start == end else f"{start:.1f} M to {end:.1f} M"
+    strides = ", ".join("x".join(f"{s:.2f}" for s in pair) for pair in run["strides"].values())
+    minutes = run["seconds"] / 60
+    return (
+        f"| {NAMES[name]} | {run['test_accuracy']:.2f} % | {cost} | {strides or '2, 2, 2'} "
+        f"| {run['epochs']} | {minutes:.1f} min, {run['threads']} threads, {run['precision']} |"
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_table_of_small_runs_quotes_the_committed_summaries(name: str) -> None:
+    if not (SMALL / name / "summary.json").exists():
+        assert f"| {NAMES[name]} |" not in README, "a row without a run"
+        return
+    assert _row(name) in README
+
+
+def test_python_blocks_run() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) >= 2
+    program = "\n".join(["import diffstride", "from torch import nn", *blocks[:1]])
+    program += "\nmodel = nn.Sequential(pool)\n" + blocks[1]
+    program += "\nassert y.shape == (8, 64, 16, 16) and pool.strides.tolist() != [2.0, 2.0]"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+def test_commands_name_what_exists() -> None:
+    targets = re.findall(r"^make (\w+)", README, re.MULTILINE)
+    makefile = (ROOT / "Makefile").read_text()
+    assert targets
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
+    for config in set(re.findall(r"[\w]+\.gin\b", README)):
+        assert (ROOT / "src" / "diffstride" / "examples" / config).exists(), config
