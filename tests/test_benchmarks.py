@@ -10,15 +10,13 @@ import pytest
 import torch
 
 import diffstride
+from benchmarks import common, layer, machine, memory, network, render, scaling, steps
+from benchmarks import timing as clock
+from benchmarks.contenders import COPIES, Case, Row, forward_backward
+from benchmarks.tables import goal, goal_table, milliseconds
 from diffstride import reference
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from benchmarks import common, layer, machine, memory, network, render, scaling, steps  # noqa: E402
-from benchmarks import timing as clock  # noqa: E402
-from benchmarks.contenders import COPIES, Case, Row, forward_backward  # noqa: E402
-from benchmarks.tables import goal, goal_table, milliseconds  # noqa: E402
 
 
 def test_geometric_mean() -> None:

@@ -3,14 +3,16 @@
 import csv
 import os
 import shutil
+import signal
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_runs import EPOCHS, STEPS_PER_EPOCH, At, run_script, tiny_network, train_tiny
 
-from diffstride.examples.checkpoints import atomic_file
+from diffstride.examples.checkpoints import Checkpoints, atomic_file
 
 
 class BrokenOff(BaseException):
@@ -58,10 +60,18 @@ def unbroken(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory):
-    """Broken off in the middle of the third epoch."""
+    """Broken off in the middle of the third epoch, of which the logs have got a row."""
     workdir = tmp_path_factory.mktemp("interrupted")
+
+    def log_and_break_off(trainer):
+        for logger in trainer.loggers:
+            logger.log_metrics({"loss": 42.0}, step=trainer.global_step)
+            logger.save()
+        break_off()
+
     with pytest.raises(BrokenOff):
-        train_tiny(workdir, callbacks=[At(2 * STEPS_PER_EPOCH + 2, break_off)])
+        train_tiny(workdir, callbacks=[At(2 * STEPS_PER_EPOCH + 2, log_and_break_off)])
+    assert 42.0 in [row.get("loss") for row in read_log(workdir).values()]
     return workdir
 
 
@@ -124,9 +134,27 @@ def test_kill_while_a_checkpoint_is_saved(
     assert_same_log(tmp_path, unbroken[0])
 
 
-def test_seconds_of_all_parts_add_up(workdir, interrupted):
-    before = torch.load(interrupted / "checkpoints" / "last.ckpt")["run"]["seconds"]
-    assert train_tiny(workdir)["seconds"] > round(before, 1)
+def test_keyboard_interrupt_says_how_to_continue(unbroken, tmp_path, capsys):
+    def interrupt(trainer):
+        raise KeyboardInterrupt
+
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit):
+            train_tiny(tmp_path, callbacks=[At(STEPS_PER_EPOCH + 1, interrupt)])
+    finally:
+        signal.signal(signal.SIGINT, handler)  # Lightning leaves it ignored
+    assert "stopped; started again, this run continues" in capsys.readouterr().out
+    assert_same_end(train_tiny(tmp_path), unbroken[1])
+
+
+def test_seconds_of_all_parts_add_up(workdir):
+    last = workdir / "checkpoints" / "last.ckpt"
+    before = torch.load(last)["run"]["seconds"]
+    summary = train_tiny(workdir)
+    total = torch.load(last)["run"]["seconds"]
+    assert total > before
+    assert summary["seconds"] == pytest.approx(total, abs=0.051)
 
 
 def test_tensorboard_shows_each_step_once(workdir, unbroken):
@@ -169,6 +197,22 @@ def test_best_and_last_checkpoints_are_kept(unbroken):
     assert (epochs["last"], epochs["previous"]) == (EPOCHS, EPOCHS - 1)
     assert epochs["best"] == accuracies.index(max(accuracies)) + 1
     assert summary["test_accuracy"] == pytest.approx(100 * accuracies[-1], abs=1e-3)
+
+
+def test_best_stays_that_of_the_highest_accuracy_over_a_restart(tmp_path):
+    def end_of_epoch(callback, accuracy):
+        trainer = SimpleNamespace(
+            callback_metrics={"test_accuracy": torch.tensor(accuracy)},
+            save_checkpoint=lambda path, **_: path.write_text(str(accuracy)),
+            is_global_zero=True,
+        )
+        callback.on_train_epoch_end(trainer, None)
+        return (tmp_path / "best.ckpt").read_text()
+
+    first, second = Checkpoints(tmp_path), Checkpoints(tmp_path)
+    assert [end_of_epoch(first, accuracy) for accuracy in (0.2, 0.5, 0.3)] == ["0.2", "0.5", "0.5"]
+    second.load_state_dict(first.state_dict())
+    assert [end_of_epoch(second, accuracy) for accuracy in (0.4, 0.6)] == ["0.5", "0.6"]
 
 
 @pytest.mark.parametrize(

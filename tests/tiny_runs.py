@@ -56,7 +56,7 @@ def train_tiny(workdir, frozen_norms=False, batch_size=64, **options):
 
 
 class At(pl.Callback):
-    """Does something after the given step."""
+    """Calls a function with the trainer after the given step."""
 
     def __init__(self, step, action):
         self.step = step
@@ -64,10 +64,10 @@ class At(pl.Callback):
 
     def on_train_batch_end(self, trainer, *args):
         if trainer.global_step == self.step:
-            self.action()
+            self.action(trainer)
 
 
-def kill():
+def kill(trainer):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
