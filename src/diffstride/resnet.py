@@ -17,9 +17,15 @@ Activation = Callable[[Tensor], Tensor]
 PoolingFactory = Callable[..., nn.Module]
 
 ORDERS = ("after", "before")
+
+
+def identity(x: Tensor) -> Tensor:
+    return x
+
+
 # Functions and not modules: a module here would be a part of every network, and share its mode.
 ACTIVATIONS: dict[Any, Activation] = {
-    None: torch.Tensor.contiguous,
+    None: identity,
     "softmax": partial(torch.softmax, dim=-1),
 }
 
