@@ -253,7 +253,7 @@ class SpatialPooling(nn.Module):
     def __init__(
         self,
         pool_size: Sequence[int] | int = (1, 1),
-        strides: Sequence[int] | int = (2, 2),
+        strides: Sequence[float] | float = (2, 2),
     ) -> None:
         super().__init__()
         self.strides = _as_integers("strides", as_strides(strides))
