@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diffstride.arguments import as_strides
-from diffstride.pooling import SpatialPooling, stride_layers
+from diffstride.pooling import stride_layers
 
 Stride = float | Sequence[float]
 Activation = Callable[[Tensor], Tensor]
@@ -133,8 +133,7 @@ class ResidualLayer(nn.Module):
         # A strided 1 x 1 convolution, as a choice of pixels and a convolution of stride 1: oneDNN
         # corrupts memory in the gradient of the former for few channels-last channels
         # (https://github.com/uxlfoundation/oneDNN/issues/6035).
-        pair = as_strides(strides)
-        self.subsampling = SpatialPooling(1, pair) if max(pair) > 1 else nn.Identity()
+        self.subsampling = nn.AvgPool2d(1, tuple(map(int, as_strides(strides))))
         self.shortcut = _conv2d(in_channels, filters, 1) if project else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
