@@ -133,7 +133,8 @@ class ResidualLayer(nn.Module):
         # A strided 1 x 1 convolution, as a choice of pixels and a convolution of stride 1: oneDNN
         # corrupts memory in the gradient of the former for few channels-last channels
         # (https://github.com/uxlfoundation/oneDNN/issues/6035).
-        self.subsampling = nn.AvgPool2d(1, tuple(map(int, as_strides(strides))))
+        steps = tuple(map(int, as_strides(strides)))
+        self.subsampling = nn.AvgPool2d(1, steps) if max(steps) > 1 else nn.Identity()
         self.shortcut = _conv2d(in_channels, filters, 1) if project else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
