@@ -133,8 +133,9 @@ class ResidualLayer(nn.Module):
         # A strided 1 x 1 convolution, as a choice of pixels and a convolution of stride 1: oneDNN
         # corrupts memory in the gradient of the former for few channels-last channels
         # (https://github.com/uxlfoundation/oneDNN/issues/6035).
-        steps = tuple(map(int, as_strides(strides)))
-        self.subsampling = nn.AvgPool2d(1, steps) if max(steps) > 1 else nn.Identity()
+        height, width = map(int, as_strides(strides))
+        strided = max(height, width) > 1
+        self.subsampling = nn.AvgPool2d(1, (height, width)) if strided else nn.Identity()
         self.shortcut = _conv2d(in_channels, filters, 1) if project else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
