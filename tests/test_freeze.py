@@ -176,7 +176,9 @@ def test_compiles_to_one_graph():
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("name", ["own", "torchvision/resnet18"])
+@pytest.mark.parametrize(
+    "name", ["own", pytest.param("torchvision/resnet18", marks=pytest.mark.slow)]
+)
 def test_onnxruntime_gives_the_same_for_any_batch(name, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

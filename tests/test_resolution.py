@@ -170,6 +170,7 @@ def test_control_flow_on_shapes_is_followed():
 
 def test_tracing_leaves_the_model_alone():
     def forward(m, x):
+        m.norm.num_batches_tracked.add_(1)
         return m.norm(m.inner(x)) * torch.tensor([0.5]) + m.norm.running_mean[0]
 
     inner = nn.Sequential(strided(), nn.Dropout())

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map_only
 
 from diffstride.places import Filter, Place, common_size, find_places
-from diffstride.pooled import Margin, attach_pooling
+from diffstride.pooled import Margin, Pooled, attach_pooling
 from diffstride.pooling import DiffStride, stride_layers
 from diffstride.resolution import Resolutions, UnshareableError, resolve
 from diffstride.tracing import Trace, trace
@@ -109,7 +109,9 @@ def convert(
     leaf_modules = (leaf_modules,) if isinstance(leaf_modules, (str, type)) else leaf_modules
     leaf_modules = tuple(leaf_modules)
     traced = trace(converted, example, leaf_modules)
-    include = (include,) if isinstance(include, str) else tuple(include)
+    modules = dict(converted.named_modules())
+    include = (include,) if isinstance(include, str) else include
+    include = tuple(name for name in include if not isinstance(modules.get(name), Pooled))
     places, left_out = find_places(traced, filter_fn, include, patchify)
     layers = _plan(traced, places, left_out, include)
     if not (layers or stride_layers(converted)):

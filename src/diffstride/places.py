@@ -160,11 +160,11 @@ def _measure(trace: Trace, node: fx.Node, module: nn.Module) -> Place | str:
     strides = stride_of(module, source.dim() - 2)
     generator = torch.Generator().manual_seed(0)
     noise = torch.rand((1, *source.shape[1:]), generator=generator).to(source.device, source.dtype)
-    arguments = [trace.values[a] if isinstance(a, fx.Node) else a for a in node.args[1:]]
-    if any(isinstance(a, Tensor) for a in [*arguments, *node.kwargs.values()]):
+    args, kwargs = fx.map_arg((node.args[1:], node.kwargs), lambda n: trace.values[n])
+    if any(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
         return "takes more than one tensor"
-    strided = module.forward(noise, *arguments, **node.kwargs)
-    full = _at_stride_1(module, noise, arguments, node.kwargs)
+    strided = module.forward(noise, *args, **kwargs)
+    full = _at_stride_1(module, noise, args, kwargs)
     drop = _first_sample(strided, full, strides)
     if drop is None:
         return "what it returns is not what it returns at stride 1, sampled"
@@ -180,7 +180,7 @@ def _measure(trace: Trace, node: fx.Node, module: nn.Module) -> Place | str:
     )
 
 
-def _at_stride_1(module: nn.Module, x: Tensor, args: list, kwargs: dict) -> Tensor:
+def _at_stride_1(module: nn.Module, x: Tensor, args: Any, kwargs: Any) -> Tensor:
     attributes = dict(vars(module))
     set_stride(module, 1)
     try:

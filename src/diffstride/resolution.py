@@ -12,11 +12,9 @@ from collections.abc import Iterable, Mapping
 from random import Random
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, fx
-from torch.utils.flop_counter import FlopCounterMode
 
-from diffstride.tracing import Trace, execute, quiet
+from diffstride.tracing import Trace, execute, shapes_only
 
 
 class Dim(NamedTuple):
@@ -99,7 +97,7 @@ class Resolutions:
         """The shape that a node returns if one axis of one of its operands grows alone."""
         shape = list(self.trace.values[source].shape)
         shape[axis] += added
-        with torch.no_grad(), quiet(), self.trace.fake_mode:
+        with shapes_only(self.trace.model, self.trace.fake_mode):
             operand = self.trace.values[source].new_empty(shape)
             return tuple(_run(self, node, ChainMap({source: operand}, self.trace.values)).shape)
 
@@ -125,6 +123,7 @@ def resolve(trace: Trace, calls: Iterable[fx.Node]) -> Resolutions:
         UnshareableError: if maps meet of which only one follows a stride (carries the calls to
             leave out), or if an operation accepts maps of one size only (carries none).
 
+    >>> import torch
     >>> from torch import nn
     >>> from diffstride.tracing import trace
     >>> class Residual(nn.Module):
@@ -155,7 +154,7 @@ def resolve(trace: Trace, calls: Iterable[fx.Node]) -> Resolutions:
 def _move(found: Resolutions, nodes: list[fx.Node]) -> None:
     """Run these nodes with moved sizes, as far as a resizing call reaches them."""
     values = found.values
-    with torch.no_grad(), quiet(), found.trace.fake_mode, FlopCounterMode(display=False) as counter:
+    with shapes_only(found.trace.model, found.trace.fake_mode) as counter:
         for node in nodes:
             if node in found.leaders:
                 values[node] = _grown(found, node)

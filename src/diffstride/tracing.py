@@ -81,7 +81,7 @@ def trace(
     inputs = example if isinstance(example, tuple) else (example,)
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    with torch.no_grad(), quiet(), fake_mode, FlopCounterMode(display=False) as counter:
+    with shapes_only(model, fake_mode) as counter:
         fakes = tree_map_only(Tensor, lambda x: torch.empty_like(x, device=device), inputs)
         tracer = _Tracer(model, fakes, leaf_modules, counter)
         try:
@@ -93,15 +93,23 @@ def trace(
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Without torch's log of errors on fake tensors."""
-    # It comes with a traceback for each; here they are answers, or raised again in plain words.
+def shapes_only(model: nn.Module, fake_mode: FakeTensorMode) -> Iterator[FlopCounterMode]:
+    """Run parts of a model on fake tensors, with their cost counted and nothing changed."""
+    # Fake tensors do not keep a module from counting its batches in a buffer, say.
+    buffers = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers()]
+    # torch logs errors on fake tensors with their traceback; here they are answers, or raised
+    # again in plain words.
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     disabled, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = disabled
+    with torch.no_grad():
+        try:
+            with fake_mode, FlopCounterMode(display=False) as counter:
+                yield counter
+        finally:
+            logger.disabled = disabled
+            for buffer, version, value in buffers:
+                if buffer._version != version:
+                    buffer.copy_(value)
 
 
 def execute(module: nn.Module | None, node: fx.Node, args: Any, kwargs: Any) -> Any:
