@@ -306,3 +306,17 @@ def test_flop_counter_sees_every_product() -> None:
     with FlopCounterMode(display=False) as counter:
         diff_stride(x, 2.0)
     assert counter.get_total_flops() == 2 * 7 * 3 * products.multiply_adds(axes)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_an_in_place_operation_may_follow(memory_format: torch.memory_format) -> None:
+    results = []
+    for inplace in (False, True):
+        torch.manual_seed(0)
+        x = torch.randn(2, 3, 8, 8).contiguous(memory_format=memory_format).requires_grad_()
+        strides = torch.tensor([2.0, 1.6], requires_grad=True)
+        y = torch.nn.functional.relu(diff_stride(x, strides, edge="stopband"), inplace=inplace)
+        y.square().sum().backward()
+        results.append((y, x.grad, strides.grad))
+    for apart, in_place in zip(*results, strict=True):
+        torch.testing.assert_close(in_place, apart)

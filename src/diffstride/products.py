@@ -46,8 +46,11 @@ class SpectralPool(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, strides: Tensor, axes: tuple[Axis, ...]) -> tuple[Tensor, ...]:
         layout = layout_of(x, len(axes))
-        y, on_ramp = pool_blocks(layout.enter(x), axes, layout, learning=True)
-        return layout.leave(y), *on_ramp
+        dense, on_ramp = pool_blocks(layout.enter(x), axes, layout, learning=True)
+        y = layout.leave(dense)
+        # A function's output that is a view may not be changed in place, as an in-place ReLU
+        # behind the layer does. Detached it is none; under vmap there is nothing to detach.
+        return (y if is_transformed(y) else y.data), *on_ramp
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -212,8 +215,13 @@ def is_plain(x: Tensor) -> bool:
         x.device.type == "cpu"
         and type(x) in (Tensor, torch.nn.Parameter)
         and not torch.compiler.is_compiling()
-        and not torch._C._functorch.is_functorch_wrapped_tensor(x)  # pyright: ignore
+        and not is_transformed(x)
     )
+
+
+def is_transformed(x: Tensor) -> bool:
+    """Whether ``x`` stands for other tensors inside `torch.func`'s transforms."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(x)  # pyright: ignore
 
 
 def replace(shape: Sequence[int], dim: int, length: int) -> list[int]:
