@@ -49,7 +49,7 @@ class SpectralPool(torch.autograd.Function):
         dense, on_ramp = pool_blocks(layout.enter(x), axes, layout, learning=True)
         y = layout.leave(dense)
         # A function's output that is a view may not be changed in place, as an in-place ReLU
-        # behind the layer does. Detached it is none; under vmap there is nothing to detach.
+        # behind the layer does. Detached it is none; in a transform there is nothing to detach.
         return (y if is_transformed(y) else y.data), *on_ramp
 
     @staticmethod
@@ -212,15 +212,14 @@ def block_slices(x: Tensor, layout: Layout) -> Iterator[slice]:
 def is_plain(x: Tensor) -> bool:
     """Whether ``x`` is an ordinary CPU tensor, which may be written in place block by block."""
     return (
-        x.device.type == "cpu"
-        and type(x) in (Tensor, torch.nn.Parameter)
-        and not torch.compiler.is_compiling()
-        and not is_transformed(x)
+        x.device.type == "cpu" and type(x) in (Tensor, torch.nn.Parameter) and not is_transformed(x)
     )
 
 
 def is_transformed(x: Tensor) -> bool:
-    """Whether ``x`` stands for other tensors inside `torch.func`'s transforms."""
+    """Whether ``x`` stands for other tensors, in a program being compiled or in `torch.func`."""
+    if torch.compiler.is_compiling():
+        return True  # and the compiler could not look into the question below
     return torch._C._functorch.is_functorch_wrapped_tensor(x)  # pyright: ignore
 
 
