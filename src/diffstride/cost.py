@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from diffstride.arguments import clamp_strides
 from diffstride.freeze import FrozenPooling
 from diffstride.pooling import DiffStride, FixedSpectralPooling, stride_layers
 from diffstride.products import axis_order
@@ -21,7 +20,7 @@ from diffstride.sizes import (
     proportional,
     straight_through,
 )
-from diffstride.spectrum import Axis, plan_axis, plan_spectral_axis
+from diffstride.spectrum import Axis
 from diffstride.tracing import is_pooling, trace
 
 Strides = Mapping[str, Tensor | Sequence[float]]
@@ -160,17 +159,10 @@ class _Pooling:
         return values * len(self.inputs) if len(values) == 1 else values
 
     def _plan(self, sizes: list[int], strides: list[float]) -> list[Axis]:
-        layer = self.module
-        if isinstance(layer, FixedSpectralPooling):
-            return [plan_spectral_axis(*pair) for pair in zip(sizes, strides, strict=True)]
-        if not isinstance(layer, DiffStride):
-            outputs = zip(sizes, layer.output_size(sizes), strides, strict=True)
-            return [Axis(*values, cutoff=inf, transition=1.0) for values in outputs]
-        strides = list(clamp_strides(strides, layer.lower_limit_stride, layer.upper_limit_stride))
-        return [
-            plan_axis(size, stride, layer.smoothness_factor, layer.edge, layer.cropping)
-            for size, stride in zip(sizes, strides, strict=True)
-        ]
+        if isinstance(self.module, (DiffStride, FixedSpectralPooling)):
+            return list(self.module.plan(sizes, strides))
+        outputs = zip(sizes, self.module.output_size(sizes), strides, strict=True)
+        return [Axis(*values, cutoff=inf, transition=1.0) for values in outputs]
 
 
 def _terms(found: Resolutions, sizes: Sizes) -> dict[tuple[str, tuple[Size, ...]], float]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffstride.pooling import DiffStride, FixedSpectralPooling
+from diffstride.products import axis_order
 from diffstride.spectrum import Axis, axis_matrix, plan_axis, plan_spectral_axis
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -34,6 +35,7 @@ class FrozenPooling(nn.Module):
         super().__init__()
         self.layer_axes = [_Planner(layer, i, round_to) for i in range(layer.num_axes)]
         self.sizes: dict[tuple[int, ...], tuple[int, ...]] = {}
+        self.orders: dict[tuple[int, ...], list[int]] = {}
 
     def meet(
         self, sizes: Sequence[int], dtype: torch.dtype = torch.float32, device: Any = None
@@ -41,6 +43,7 @@ class FrozenPooling(nn.Module):
         """Make the matrices for maps of these sizes."""
         axes = [plan(size) for plan, size in zip(self.layer_axes, sizes, strict=True)]
         self.sizes[tuple(sizes)] = tuple(axis.output_size for axis in axes)
+        self.orders[tuple(sizes)] = axis_order(axes)
         for i, axis in enumerate(axes):
             self.register_buffer(f"matrix_{i}_{axis.size}", axis_matrix(axis).to(device, dtype))
 
@@ -51,8 +54,7 @@ class FrozenPooling(nn.Module):
                 f"the pooling was frozen for maps of {' or '.join(map(str, self.sizes))}, but got "
                 f"{sizes}: freeze the network with an example of the size to be used"
             )
-        outputs = self.sizes[sizes]
-        for i in sorted(range(len(sizes)), key=lambda i: outputs[i] / sizes[i]):
+        for i in self.orders[sizes]:
             x = _multiply(getattr(self, f"matrix_{i}_{sizes[i]}").to(x.dtype), x, 2 + i)
         return x
 

@@ -1,6 +1,5 @@
 """Pooling layers: spectral with learned strides, spectral with fixed ones, spatial."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from diffstride.arguments import as_strides, check_limits, check_window, clamp_strides
 from diffstride.functional import diff_stride, spectral_pool
-from diffstride.spectrum import output_size
+from diffstride.spectrum import Axis, plan_axis, plan_spectral_axis
 
 
 class DiffStride(nn.Module):
@@ -123,10 +122,18 @@ class DiffStride(nn.Module):
         >>> DiffStride(2.0).output_size((32, 32))
         (24, 24)
         """
+        return tuple(axis.output_size for axis in self.plan(input_size))
+
+    def plan(
+        self, input_size: Sequence[int], strides: Sequence[float] | None = None
+    ) -> tuple[Axis, ...]:
+        """How each axis of a map of ``input_size`` is pooled, by the layer's strides or others."""
         _check_size(self, input_size)
+        values = self._read() if strides is None else strides
+        values = clamp_strides(values, self.lower_limit_stride, self.upper_limit_stride)
         return tuple(
-            output_size(size, stride, self.smoothness_factor, self.edge, self.cropping)
-            for size, stride in zip(input_size, self.stride_values(), strict=True)
+            plan_axis(size, stride, self.smoothness_factor, self.edge, self.cropping)
+            for size, stride in zip(input_size, values, strict=True)
         )
 
     @torch.no_grad()
@@ -222,7 +229,15 @@ class FixedSpectralPooling(nn.Module):
         >>> FixedSpectralPooling(1.5).output_size((32, 32))
         (22, 22)
         """
-        return _ceil_sizes(self, input_size)
+        return tuple(axis.output_size for axis in self.plan(input_size))
+
+    def plan(
+        self, input_size: Sequence[int], strides: Sequence[float] | None = None
+    ) -> tuple[Axis, ...]:
+        """How each axis of a map of ``input_size`` is pooled, by the layer's strides or others."""
+        _check_size(self, input_size)
+        values = self.strides if strides is None else strides
+        return tuple(map(plan_spectral_axis, input_size, values))
 
     def extra_repr(self) -> str:
         return f"strides=({', '.join(f'{value:.4g}' for value in self.strides)})"
@@ -279,7 +294,7 @@ class SpatialPooling(nn.Module):
 
     def _padding(self, size: int, axis: int) -> tuple[int, int]:
         pool_size, stride = self.pool_size[axis], self.strides[axis]
-        missing = max(0, (math.ceil(size / stride) - 1) * stride + pool_size - size)
+        missing = max(0, (_ceil_div(size, stride) - 1) * stride + pool_size - size)
         return missing // 2, missing - missing // 2
 
     def output_size(self, input_size: Sequence[int]) -> tuple[int, ...]:
@@ -288,7 +303,8 @@ class SpatialPooling(nn.Module):
         >>> SpatialPooling(2, 3).output_size((32, 32))
         (11, 11)
         """
-        return _ceil_sizes(self, input_size)
+        _check_size(self, input_size)
+        return tuple(map(_ceil_div, input_size, self.strides))
 
     def extra_repr(self) -> str:
         return f"pool_size={self.pool_size}, strides={self.strides}"
@@ -332,8 +348,5 @@ def _check_size(layer: Any, input_size: Sequence[int]) -> None:
         )
 
 
-def _ceil_sizes(layer: Any, input_size: Sequence[int]) -> tuple[int, ...]:
-    _check_size(layer, input_size)
-    return tuple(
-        math.ceil(size / stride) for size, stride in zip(input_size, layer.strides, strict=True)
-    )
+def _ceil_div(size: int, stride: int) -> int:
+    return -(-size // stride)
