@@ -193,9 +193,10 @@ def multiply(matrix: Tensor, x: Tensor, dim: int, length: int, out: Tensor | Non
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
     """The sum of ``a * b``, accumulated in float32 or better."""
-    if a.dtype in (torch.float32, torch.float64):
-        return torch.dot(a.reshape(-1), b.reshape(-1))
-    return (a.float() * b.float()).sum()
+    if a.dtype not in (torch.float32, torch.float64):
+        # torch.dot takes half precision in scalar loops, and would return the sum rounded to it.
+        a, b = a.float(), b.float()
+    return torch.dot(a.reshape(-1), b.reshape(-1))
 
 
 def block_slices(x: Tensor, layout: Layout) -> Iterator[slice]:
@@ -204,9 +205,24 @@ def block_slices(x: Tensor, layout: Layout) -> Iterator[slice]:
     step = length
     if layout.first_dim > 0 and length and is_plain(x):
         sample = x.numel() // length * layout.compute_dtype.itemsize
-        step = max(1, BLOCK_BYTES // max(1, sample))
+        step = block_length(length, max(1, BLOCK_BYTES // max(1, sample)))
     for start in range(0, length, max(1, step)):
         yield slice(start, start + step)
+
+
+def block_length(length: int, longest: int) -> int:
+    """The length of blocks of at most ``longest`` samples, if possible all of one length.
+
+    oneDNN compiles and keeps a kernel, of up to a megabyte, for every shape it multiplies: a last
+    block of another length would double their number.
+
+    >>> block_length(128, 50), block_length(128, 200), block_length(13, 5)
+    (32, 128, 5)
+    """
+    if longest >= length:
+        return length
+    equal = next(step for step in range(longest, 0, -1) if length % step == 0)
+    return equal if 2 * equal > longest else longest
 
 
 def is_plain(x: Tensor) -> bool:
