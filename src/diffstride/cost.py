@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from diffstride.freeze import FrozenPooling
+from diffstride.one_axis import counted_products
 from diffstride.pooling import DiffStride, FixedSpectralPooling, stride_layers
 from diffstride.products import axis_order
 from diffstride.resolution import Dim, Resolutions, resolve
@@ -31,8 +32,10 @@ class MultiplyAdds:
 
     ``sum over operations of c * product of the sizes of their maps``: convolutions, linear layers
     and matrix products as torch's ``FlopCounterMode`` counts them (its count is twice as high),
-    and the products inside the pooling layers. Every size follows from the strides above it. The
-    value counts whole samples; its gradient is that of the sizes before rounding.
+    and the products inside the pooling layers. Of these there is one per axis; axes of some hundred
+    samples take half of what is counted, and those of 1024 or more count nothing, see
+    `diffstride.one_axis`. Every size follows from the strides above it. The value counts whole
+    samples; its gradient is that of the sizes before rounding.
 
     The network is traced once, here; a call then takes well under a millisecond.
 
@@ -141,7 +144,7 @@ class _Pooling:
         axes = self._plan([round(number(n)) for n in inputs], [number(s) for s in smooth])
         for i, (axis, size, stride) in enumerate(zip(axes, inputs, smooth, strict=True)):
             known[self.call, i] = straight_through(axis.output_size, size / stride)
-        self._order = axis_order(axes)
+        self._products = [(i, counted_products(axes[i])) for i in axis_order(axes)]
         return axes
 
     def cost(self, known: Mapping[Hashable, Number]) -> Number:
@@ -149,8 +152,8 @@ class _Pooling:
         if not isinstance(self.module, (DiffStride, FixedSpectralPooling, FrozenPooling)):
             return 0.0  # averages and Fourier transforms multiply no matrices
         sizes, total = [size.at(known) for size in self.inputs], 0.0
-        for i in self._order:
-            total = total + prod(sizes) * known[self.call, i]
+        for i, count in self._products:
+            total = total + count * prod(sizes) * known[self.call, i]
             sizes[i] = known[self.call, i]
         return total * self.channels
 

@@ -1,5 +1,6 @@
 """Where the axes of a tensor lie in memory, and in which dtype they are multiplied."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -8,24 +9,32 @@ from torch import Tensor
 _CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
+FIRST_DIM = 1  # of the axes that are pooled, in a dense view
+
+
 class Layout(NamedTuple):
     """A dense view of a tensor: its dimensions in the order in which they lie in memory.
 
-    ``enter`` gives that view, ``leave`` undoes it and restores the dtype.
+    ``enter`` gives that view, ``(maps, N_1, …, N_n)`` or, channels-last, ``(B, N_1, …, N_n, C)``;
+    ``leave`` undoes it and restores the dtype.
     """
 
     channels_last: bool
-    first_dim: int
+    leading: tuple[int, ...]
     dtype: torch.dtype
     compute_dtype: torch.dtype
 
     def enter(self, x: Tensor) -> Tensor:
-        dense = x.movedim(1, -1) if self.channels_last else x
-        return dense.contiguous()
+        if self.channels_last:
+            return x.movedim(1, -1).contiguous()
+        axes = x.shape[len(self.leading) :]
+        return x.contiguous().view(math.prod(self.leading), *axes)
 
     def leave(self, dense: Tensor) -> Tensor:
         dense = dense.to(self.dtype)
-        return dense.movedim(-1, 1) if self.channels_last else dense
+        if self.channels_last:
+            return dense.movedim(-1, 1)
+        return dense.view(*self.leading, *dense.shape[FIRST_DIM:])
 
 
 def layout_of(x: Tensor, num_axes: int) -> Layout:
@@ -37,8 +46,8 @@ def layout_of(x: Tensor, num_axes: int) -> Layout:
         and x.is_contiguous(memory_format=memory_format)
         and not x.is_contiguous()
     )
-    first_dim = 1 if channels_last else x.dim() - num_axes
-    return Layout(channels_last, first_dim, x.dtype, compute_dtype(x.dtype, x.device.type))
+    leading = tuple(x.shape[: x.dim() - num_axes])
+    return Layout(channels_last, leading, x.dtype, compute_dtype(x.dtype, x.device.type))
 
 
 def compute_dtype(dtype: torch.dtype, device_type: str) -> torch.dtype:

@@ -4,6 +4,7 @@ They are functions of a few numbers. Small caches hold those in use: in training
 in evaluation those of every layer, so that nothing is computed twice.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -13,25 +14,48 @@ from torch import Tensor
 from diffstride.spectrum import Axis, axis_matrix, ramp_factors
 
 
+def as_constant(cached: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Let compiled programs hold what ``cached`` returns for plain numbers as a constant.
+
+    The tracer would look through a cache if it saw one, and compute what is at hand.
+    """
+
+    def constant(*args: Any) -> Tensor:
+        return cached(*args)
+
+    # What `torch.compiler.assume_constant_result` sets, which would import the compiler with us.
+    constant._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+    return constant
+
+
 def matrix(axis: Axis, dtype: torch.dtype, device: torch.device) -> Tensor:
     """``A`` of one axis where ``x`` is, formed in float64 and rounded once."""
-    return _constant_matrix(*tuple(axis), dtype, device)
+    return _matrix(*tuple(axis), dtype, device)
 
 
-def _constant_matrix(*args: Any) -> Tensor:
-    # A compiled program gets the finished matrix. Its tracer hands over plain numbers only,
-    # and would look through the cache if it saw one.
-    return _cached_matrix(*args)
-
-
-# What `torch.compiler.assume_constant_result` sets, which would import the compiler with us.
-_constant_matrix._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
-
-
+@as_constant
 @lru_cache(maxsize=256)
-def _cached_matrix(*args: Any) -> Tensor:
+def _matrix(*args: Any) -> Tensor:
     *fields, dtype, device = args
     return axis_matrix(Axis(*fields)).to(device, dtype)
+
+
+def halves(axis: Axis, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``A`` of even lengths by its even and its odd bins, ``(2, M/2, N/2)``.
+
+    Half a line further even bins are what they were and odd bins change their sign. So ``A`` is
+    ``[[E + O, E - O], [E - O, E + O]]`` with the two matrices ``E`` and ``O`` returned.
+    """
+    return _halves(*tuple(axis), dtype, device)
+
+
+@as_constant
+@lru_cache(maxsize=64)
+def _halves(*args: Any) -> Tensor:
+    *fields, dtype, device = args
+    axis = Axis(*fields)
+    left, right = axis_matrix(axis)[: axis.output_size // 2].split(axis.size // 2, 1)
+    return (torch.stack([left + right, left - right]) / 2).to(device, dtype)
 
 
 @lru_cache(maxsize=256)

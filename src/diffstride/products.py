@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from diffstride.layout import Layout, layout_of
-from diffstride.matrices import adjoint, analysis, matrix, synthesis
+from diffstride.layout import FIRST_DIM, Layout, layout_of
+from diffstride.one_axis import counted_products, inner, pool_axis, replace, spread_axis
 from diffstride.spectrum import Axis
 
 # On a CPU a large batch is pooled in blocks of about this many bytes of input: what lies between
@@ -85,9 +85,9 @@ def pool_blocks(
     shape, on_ramp = list(x.shape), []
     for i in axis_order(axes):
         if learning:
-            ramp_shape = replace(shape, layout.first_dim + i, 2 * len(axes[i].ramp))
+            ramp_shape = replace(shape, FIRST_DIM + i, 2 * len(axes[i].ramp))
             on_ramp.append(x.new_empty(ramp_shape, dtype=layout.compute_dtype))
-        shape[layout.first_dim + i] = axes[i].output_size
+        shape[FIRST_DIM + i] = axes[i].output_size
     y = x.new_empty(shape)
     for block in blocks:
         dense = x[block].to(layout.compute_dtype)
@@ -102,15 +102,14 @@ def pool_block(
     on_ramp: list[Tensor] | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """One product per axis; ``on_ramp`` is filled, in place where ``out`` is."""
+    """One axis after the other; ``on_ramp`` is filled, in place where ``out`` is."""
     order = axis_order(axes)
     for j, i in enumerate(order):
-        axis, dim, kind = axes[i], layout.first_dim + i, (x.dtype, x.device)
-        if on_ramp:
-            kept = on_ramp[j] if out is not None else None
-            on_ramp[j] = multiply(analysis(axis, *kind), x, dim, 2 * len(axis.ramp), kept)
+        kept = on_ramp[j] if on_ramp and out is not None else None
         last = out if i == order[-1] else None
-        x = multiply(matrix(axis, *kind), x, dim, axis.output_size, last)
+        x, bins = pool_axis(axes[i], x, FIRST_DIM + i, last, bool(on_ramp), kept)
+        if on_ramp and bins is not None:
+            on_ramp[j] = bins
     return x
 
 
@@ -123,7 +122,7 @@ def spread_blocks(
         grad_x, products = spread_block(grad_y.to(layout.compute_dtype), axes, layout, on_ramp)
         return grad_x.to(grad_y.dtype), products
     shape = list(grad_y.shape)
-    shape[layout.first_dim : layout.first_dim + len(axes)] = [axis.size for axis in axes]
+    shape[FIRST_DIM : FIRST_DIM + len(axes)] = [axis.size for axis in axes]
     grad_x, totals = grad_y.new_empty(shape), [grad_y] * 0
     for block in blocks:
         dense = grad_y[block].to(layout.compute_dtype)
@@ -144,11 +143,9 @@ def spread_block(
     order = axis_order(axes)
     products = [grad] * len(axes)
     for j, i in reversed(list(enumerate(order))):
-        axis, dim, kind = axes[i], layout.first_dim + i, (grad.dtype, grad.device)
-        ramp_grad = multiply(synthesis(axis, *kind), grad, dim, 2 * len(axis.ramp))
-        products[i] = inner(ramp_grad, on_ramp[j])
         last = out if i == order[0] else None
-        grad = multiply(adjoint(axis, *kind), grad, dim, axis.size, last)
+        grad, ramp_grad = spread_axis(axes[i], grad, FIRST_DIM + i, last)
+        products[i] = inner(ramp_grad, on_ramp[j])
     return grad, products
 
 
@@ -166,44 +163,16 @@ def multiply_adds(axes: Sequence[Axis]) -> int:
     """
     size, total = math.prod(axis.size for axis in axes), 0
     for i in axis_order(axes):
-        total += size * axes[i].output_size
+        total += counted_products(axes[i]) * size * axes[i].output_size
         size = size // axes[i].size * axes[i].output_size
     return total
-
-
-def multiply(matrix: Tensor, x: Tensor, dim: int, length: int, out: Tensor | None = None) -> Tensor:
-    """``matrix``, of ``length`` rows, times ``x`` along one dimension, as few large products.
-
-    ``out``, if given, is contiguous and receives the result, converted to its dtype.
-    """
-    shape = replace(x.shape, dim, length)
-    leading, trailing = math.prod(shape[:dim]), math.prod(shape[dim + 1 :])
-    target = out if out is not None and out.dtype == x.dtype else None
-    if trailing == 1:
-        view = None if target is None else target.view(leading, length)
-        y = torch.mm(x.reshape(leading, x.shape[dim]), matrix.T, out=view)
-    else:
-        view = None if target is None else target.view(leading, length, trailing)
-        operator = matrix.expand(leading, length, x.shape[dim])
-        y = torch.bmm(operator, x.reshape(leading, x.shape[dim], trailing), out=view)
-    if out is not None and target is None:
-        out.copy_(y.view(shape))
-    return y.view(shape)
-
-
-def inner(a: Tensor, b: Tensor) -> Tensor:
-    """The sum of ``a * b``, accumulated in float32 or better."""
-    if a.dtype not in (torch.float32, torch.float64):
-        # torch.dot takes half precision in scalar loops, and would return the sum rounded to it.
-        a, b = a.float(), b.float()
-    return torch.dot(a.reshape(-1), b.reshape(-1))
 
 
 def block_slices(x: Tensor, layout: Layout) -> Iterator[slice]:
     """Slices of the first dimension, each of about `BLOCK_BYTES`; one slice off the CPU."""
     length = x.shape[0]
     step = length
-    if layout.first_dim > 0 and length and is_plain(x):
+    if length and is_plain(x):
         sample = x.numel() // length * layout.compute_dtype.itemsize
         step = block_length(length, max(1, BLOCK_BYTES // max(1, sample)))
     for start in range(0, length, max(1, step)):
@@ -237,10 +206,6 @@ def is_transformed(x: Tensor) -> bool:
     if torch.compiler.is_compiling():
         return True  # and the compiler could not look into the question below
     return torch._C._functorch.is_functorch_wrapped_tensor(x)  # pyright: ignore
-
-
-def replace(shape: Sequence[int], dim: int, length: int) -> list[int]:
-    return [*shape[:dim], length, *shape[dim + 1 :]]
 
 
 def _full_precision(x: Tensor) -> AbstractContextManager:

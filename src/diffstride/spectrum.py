@@ -162,11 +162,16 @@ def synthesis_table(size: int, output_size: int) -> Tensor:
 @lru_cache(maxsize=256)
 def analysis_table(size: int, output_size: int) -> Tensor:
     """``D``, shape ``(N, 2K)``: cosines then sines of ``2 pi k j / N``, times ``g_k / N``."""
+    return _waves(size, output_size // 2 + 1, bin_weights(size, output_size).repeat(2))
+
+
+def bin_weights(size: int, output_size: int) -> Tensor:
+    """``g_k / N`` of the bins ``k = 0 … floor(M/2)``, float64."""
     weights = torch.full((output_size // 2 + 1,), 2.0 / size, dtype=torch.float64)
     weights[0] = 1.0 / size
     if output_size % 2 == 0:
         weights[-1] = 1.0 / size
-    return _waves(size, output_size // 2 + 1, weights.repeat(2))
+    return weights
 
 
 def _waves(length: int, num_bins: int, scale: Tensor | float) -> Tensor:

@@ -1,0 +1,107 @@
+"""The ways to pool one axis agree: one product, two halves, Fourier transforms."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from diffstride import DiffStride, diff_stride, one_axis, products, spectral_pool
+from diffstride.spectrum import EDGES, plan_axis, pooling_matrix
+
+NEVER = 1 << 40
+WAYS = {"product": (NEVER, NEVER), "halves": (1, NEVER), "transforms": (NEVER, 1)}
+SHAPES = [(2, 3, 17), (2, 3, 16), (2, 3, 12, 18), (2, 3, 9, 12), (1, 2, 6, 5, 8), (7, 12)]
+
+
+def _go(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in zip(("HALVED_AXIS", "LONG_AXIS"), WAYS[way], strict=True):
+        monkeypatch.setattr(one_axis, name, value)
+
+
+def _pooled(x: Tensor, num_axes: int, stride: float, edge: str) -> list[Tensor]:
+    """Everything that comes out of a layer: values and gradients, learned and fixed."""
+    x = x.detach().requires_grad_()
+    strides = torch.full((num_axes,), stride, dtype=torch.float64, requires_grad=True)
+    y = diff_stride(x, strides, smoothness_factor=2.0, edge=edge)
+    y.backward(torch.arange(y.numel(), dtype=torch.float64).cos().view_as(y))
+    with torch.no_grad():
+        evaluated = diff_stride(x, strides, smoothness_factor=2.0, edge=edge)
+    assert x.grad is not None
+    assert strides.grad is not None
+    fixed = torch.autograd.grad(spectral_pool(x, [stride] * num_axes).square().sum(), x)[0]
+    return [y, x.grad, strides.grad, evaluated, fixed]
+
+
+@pytest.mark.parametrize("way", ["halves", "transforms"])
+@pytest.mark.parametrize("edge", EDGES)
+@pytest.mark.parametrize("stride", [1.0, 1.3, 2.0, 2.7, 9.0])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_way_gives_the_same(
+    way: str, edge: str, stride: float, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_axes = max(1, len(shape) - 2)
+    x = torch.randn(shape, dtype=torch.float64)
+    if len(shape) == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    _go("product", monkeypatch)
+    expected = _pooled(x, num_axes, stride, edge)
+    _go(way, monkeypatch)
+    for got, wanted in zip(_pooled(x, num_axes, stride, edge), expected, strict=True):
+        torch.testing.assert_close(got, wanted, atol=1e-13, rtol=1e-11)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_blocks_and_half_precision(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(8, 2, 16, 12)
+    exact = pooling_matrix(16, 1.9).float() @ x @ pooling_matrix(12, 1.9).float().T
+    _go(way, monkeypatch)
+    monkeypatch.setattr(products, "BLOCK_BYTES", 3 * x[0].numel() * 4)
+    strides = torch.tensor([1.9, 1.9], requires_grad=True)
+    torch.testing.assert_close(diff_stride(x, strides), exact)
+    half = diff_stride(x.bfloat16(), strides)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), exact, atol=0.04, rtol=0.02)
+
+
+def test_a_second_of_sound_needs_no_matrix() -> None:
+    # The matrix of this axis alone would hold 128 million numbers.
+    time = torch.arange(16000, dtype=torch.float64) / 16000
+    sound = torch.sin(2 * math.pi * 440 * time).float().expand(1, 2, -1).requires_grad_()
+    pool = DiffStride((2.0,), edge="stopband")
+    y = pool(sound)
+    y.square().sum().backward()
+    assert y.shape == (1, 2, 8000)
+    torch.testing.assert_close(y, sound[..., ::2], atol=1e-4, rtol=0)
+    assert pool.strides.grad is not None
+    assert pool.strides.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(("way", "share"), [("product", 1), ("halves", 0.5), ("transforms", 0)])
+def test_halves_make_half_of_the_multiply_adds(
+    way: str, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    axes = [plan_axis(12, 2.0), plan_axis(10, 2.0)]
+    one_product = products.multiply_adds(axes)
+    x = torch.randn(1, 3, 12, 10)
+    _go(way, monkeypatch)
+    with torch.no_grad():
+        diff_stride(x, 2.0)  # forms the matrices, which is counted too
+        with FlopCounterMode(display=False) as counter:
+            diff_stride(x, 2.0)
+    assert counter.get_total_flops() == 2 * 3 * share * one_product
+    # What a budget goes by counts halves as the product they replace.
+    assert products.multiply_adds(axes) == (0 if way == "transforms" else one_product)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_evaluation_compiles_without_a_break(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _go(way, monkeypatch)
+    torch._dynamo.reset()
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), DiffStride(2.0)).eval()
+    program = torch.compile(model, backend="eager", fullgraph=True)
+    x = torch.randn(2, 3, 18, 20)
+    with torch.no_grad():
+        torch.testing.assert_close(program(x), model(x))
+    torch._dynamo.reset()
