@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from functools import partial
 from pathlib import Path
 
@@ -110,6 +111,17 @@ def test_summary_is_printed(tmp_path, capsys):
         "time ",
     ):
         assert words in printed
+
+
+def test_progress_bar_shows_accuracy_and_the_lines_of_the_epochs_go_above_it(tmp_path, capsys):
+    train_tiny(tmp_path, num_epochs=2, progress_bar=True)
+    printed = re.split("[\r\n]+", capsys.readouterr().out)
+    bars = [line for line in printed if "/5 [" in line]
+    assert re.search(r"loss=\d.*, accuracy=[01]\.\d{3}, test_loss=.*, test_accuracy=", bars[-1])
+    assert [line[:11] for line in printed if line.startswith("epoch")] == [
+        "epoch   1/2",
+        "epoch   2/2",
+    ]
 
 
 # The logs

@@ -1,5 +1,6 @@
 """The training step, what is logged of it, and the record a run keeps of itself."""
 
+import sys
 import time
 from typing import Any
 
@@ -130,9 +131,9 @@ class Classifier(pl.LightningModule):
             f"  loss {metrics['train_loss']:.4f}"
             f"  accuracy {100 * metrics['train_accuracy']:.2f} %"
             f"  test accuracy {100 * metrics['test_accuracy']:.2f} %"
-            f"  multiply-adds {cost.multiply_adds / 1e6:.2f} M  {seconds:.1f} s",
-            flush=True,
+            f"  multiply-adds {cost.multiply_adds / 1e6:.2f} M  {seconds:.1f} s"
         )
+        sys.stdout.flush()  # not by print: a progress bar takes its place, and no such argument
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["run"] = self.record
