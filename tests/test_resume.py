@@ -10,7 +10,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny_runs import EPOCHS, STEPS_PER_EPOCH, At, run_script, tiny_network, train_tiny
+from tiny_runs import (
+    EPOCHS,
+    STEPS_PER_EPOCH,
+    At,
+    run_script,
+    tiny_datasets,
+    tiny_network,
+    train_tiny,
+)
 
 from diffstride.examples.checkpoints import Checkpoints, atomic_file
 
@@ -264,6 +272,9 @@ def test_checkpoints_of_another_network_are_refused(workdir):
         ({"optimizer": partial(torch.optim.SGD, lr=0.2, momentum=0.9)}, "optimizer"),
         ({"schedule": None}, "schedule"),
         ({"stride_learning_rate": 0.01}, "optimizer"),
+        ({"datasets": tiny_datasets(augment_fn="flip")}, "augment_fn"),
+        ({"datasets": tiny_datasets(mixup_alpha=0.2)}, "mixup_alpha"),
+        ({"datasets": tiny_datasets(test_examples=100)}, "test_images"),
     ],
 )
 def test_workdir_of_other_settings_is_refused(unbroken, workdir, change, name):

@@ -37,18 +37,18 @@ def tiny_network(num_output_classes: int, in_channels: int, frozen_norms: bool =
     return network
 
 
+def tiny_datasets(**options):
+    sizes = {"batch_size": 64, "train_examples": STEPS_PER_EPOCH * 64, "test_examples": 101}
+    return partial(load_datasets, **sizes | options)
+
+
 def train_tiny(workdir, frozen_norms=False, batch_size=64, **options):
     options = {
         "model": partial(tiny_network, frozen_norms=frozen_norms),
         "num_epochs": EPOCHS,
         "optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9),
         "schedule": torch.optim.lr_scheduler.OneCycleLR,
-        "datasets": partial(
-            load_datasets,
-            batch_size=batch_size,
-            train_examples=STEPS_PER_EPOCH * 64,
-            test_examples=101,
-        ),
+        "datasets": tiny_datasets(batch_size=batch_size),
         "accelerator": "cpu",
         "devices": 1,
     } | options

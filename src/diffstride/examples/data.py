@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +25,8 @@ class Datasets:
     image_shape: tuple[int, int, int]
     mean: Tensor
     std: Tensor
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What tells these data sets from others of the name: a run is resumed with the same alone."""
 
     @property
     def num_classes(self) -> int:
@@ -114,6 +116,13 @@ def load_datasets(
         (channels, height, width),
         mean,
         std,
+        {
+            "augment_fn": augment and getattr(augment, "__name__", type(augment).__name__),
+            "mixup_alpha": mixup_alpha,
+            "images": [*images.shape],
+            "test_images": len(test_images),
+            "holdout": holdout,
+        },
     )
 
 

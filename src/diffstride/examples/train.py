@@ -109,6 +109,7 @@ def train(
     settings = {
         "dataset": data.name,
         "batch_size": data.train.batch_size,
+        **data.settings,
         "num_epochs": num_epochs,
         "label_smoothing": label_smoothing,
         "seed": seed,
