@@ -1,5 +1,6 @@
 """The command, its flags, the names Gin knows, and the packaged configurations."""
 
+import os
 import re
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import gin
 import pytest
 import torch
 from absl.testing import flagsaver
+from lightning.pytorch.utilities import exceptions
+from PIL import Image
 
 from diffstride import pooling, reference, resnet, stride_layers
 from diffstride.examples import main, registry
@@ -72,6 +75,30 @@ def test_published_command_trains(tmp_path):
     assert re.search(r"^test accuracy +\d+\.\d\d % after 1 epochs$", done.stdout, re.MULTILINE)
     files = {path.name for path in (tmp_path / "runs" / "resnet18").iterdir()}
     assert {"summary.json", "metrics.csv", "tensorboard", "operative_config.gin"} <= files
+
+
+def test_nothing_else_is_told_where_nobody_watches(tmp_path):
+    for number, path in enumerate(("train/a", "train/b", "test/a", "test/b")):
+        folder = tmp_path / "own" / path
+        folder.mkdir(parents=True)
+        for shade in range(4):
+            image = Image.new("RGB", (8, 8), (number, 60 * shade, 0))
+            image.save(folder / f"{shade}.png")
+    tmp_path.joinpath("own.gin").write_text(
+        """
+        include 'tiny.gin'
+        data.load_datasets.name = 'own'
+        data.load_datasets.root = '.'
+        data.load_datasets.batch_size = 4
+        """
+    )
+    command = [sys.executable, "-m", "diffstride.examples.main", "--gin_config=own.gin"]
+    environment = os.environ | {"HF_HOME": str(tmp_path / "cache")}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, check=True, env=environment
+    )
+    assert done.stderr == ""
+    assert "test accuracy" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -156,6 +183,14 @@ def test_configs_are_found_here_then_in_the_folder_then_among_the_packaged():
         (["--gin_bindings=train.accelerator = 'abacus'"], "abacus"),
         (["--gin_bindings=train.num_epochs = 0"], "num_epochs must be from 1 to inf, got 0"),
         (["--gin_bindings=train.label_smoothing = 'a'"], "'<=' not supported"),
+        (["--gin_bindings=train.threads = 0"], "threads must be from 1 to inf, got 0"),
+        (
+            ["--gin_bindings=resnet.Resnet.output_activation = 'softmax'"],
+            "leave output_activation of the network None",
+        ),
+        (["--configs_folder=nowhere"], "configs_folder is 'nowhere': there is no such folder"),
+        (["--workdir=tiny.gin"], "cannot write to workdir 'tiny.gin' .File exists.: choose"),
+        (["--workdir=/dev/null/run"], "cannot write to workdir '/dev/null/run' .Not a dir"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(capsys, arguments, message):
@@ -169,6 +204,18 @@ def test_a_mistake_is_told_in_one_line(capsys, arguments, message):
     told = capsys.readouterr().err
     assert code == 2
     assert re.fullmatch(rf"error: .*(?:{message}).*\n", told), told
+
+
+@pytest.mark.parametrize(
+    ("reason", "code"), [(KeyboardInterrupt, 130), (exceptions.SIGTERMException, 143)]
+)
+def test_a_program_that_was_stopped_says_so_by_its_exit_code(monkeypatch, capsys, reason, code):
+    def stop():
+        raise reason
+
+    monkeypatch.setattr(registry, "train", stop)
+    assert command("--gin_config=tiny.gin") == code
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_traceback_is_shown_on_demand(capsys):

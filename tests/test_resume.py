@@ -142,14 +142,15 @@ def test_kill_while_a_checkpoint_is_saved(
     assert_same_log(tmp_path, unbroken[0])
 
 
-def test_keyboard_interrupt_says_how_to_continue(unbroken, tmp_path, capsys):
-    def interrupt(trainer):
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_stop_says_how_to_continue(unbroken, tmp_path, capsys, number):
+    def send(trainer):
+        signal.raise_signal(number)
 
     handler = signal.getsignal(signal.SIGINT)
     try:
         with pytest.raises(SystemExit):
-            train_tiny(tmp_path, callbacks=[At(STEPS_PER_EPOCH + 1, interrupt)])
+            train_tiny(tmp_path, callbacks=[At(STEPS_PER_EPOCH + 1, send)])
     finally:
         signal.signal(signal.SIGINT, handler)  # Lightning leaves it ignored
     assert "stopped; started again, this run continues" in capsys.readouterr().out

@@ -8,7 +8,7 @@ from typing import IO, Any
 
 import torch
 
-from diffstride.examples.backend import Checkpoint, TorchCheckpointIO, pl, rank_zero_only
+from diffstride.examples.backend import callbacks, exceptions, pl, plugins, rank_zero_only
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 
@@ -39,7 +39,7 @@ def atomic_file(path: Path, backup: Path | None = None) -> Iterator[IO[bytes]]:
     os.replace(partial, path)
 
 
-class AtomicCheckpointIO(TorchCheckpointIO):
+class AtomicCheckpointIO(plugins.TorchCheckpointIO):
     """Writes checkpoints through `atomic_file` and keeps the last but one."""
 
     def save_checkpoint(
@@ -53,7 +53,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             torch.save(checkpoint, file)
 
 
-class Checkpoints(Checkpoint):
+class Checkpoints(callbacks.Checkpoint):
     """Saves ``last.ckpt`` after every epoch, and keeps it as ``best.ckpt`` where it is the best."""
 
     def __init__(self, folder: Path, monitor: str = "test_accuracy") -> None:
@@ -78,7 +78,7 @@ class Checkpoints(Checkpoint):
     def on_exception(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException
     ) -> None:
-        if isinstance(exception, KeyboardInterrupt):
+        if isinstance(exception, KeyboardInterrupt | exceptions.SIGTERMException):
             pl_module.print("stopped; started again, this run continues after its last whole epoch")
 
 

@@ -5,11 +5,11 @@ import io
 from pathlib import Path
 from typing import Any
 
-from diffstride.examples.backend import Logger, rank_zero_only
+from diffstride.examples.backend import loggers, rank_zero_only
 from diffstride.examples.checkpoints import atomic_file
 
 
-class MetricsFile(Logger):
+class MetricsFile(loggers.Logger):
     """Collects what is logged for a step in one row of a CSV file.
 
     Lightning's own logger deletes the file when a run starts again in the same folder.

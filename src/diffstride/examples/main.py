@@ -5,7 +5,9 @@ python3 -m diffstride.examples.main --gin_config=cifar10.gin \
 """
 
 import difflib
+import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -16,10 +18,13 @@ import gin
 from absl import app, flags
 
 from diffstride.examples import registry
-from diffstride.examples.backend import MisconfigurationException
+from diffstride.examples.backend import exceptions
 
 PACKAGED = Path(__file__).parent
 USAGE_ERROR = 2
+MISCONFIGURED = exceptions.MisconfigurationException  # pyright: ignore[reportPrivateImportUsage]
+FATAL = -3  # what absl logs at least
+KILLED_BY = 128  # plus the signal: how a shell reports the end of a program
 
 FLAGS = flags.FLAGS
 flags.DEFINE_multi_string(
@@ -47,10 +52,12 @@ def configure(
     """Load Gin files and bindings, as the flags of the same names ask for.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: there is no such file, or no such folder.
         Exception: of many types, for whatever Gin cannot parse or does not know.
     """
     folders = [Path(), *([Path(configs_folder)] if configs_folder else []), PACKAGED]
+    if configs_folder and not Path(configs_folder).is_dir():
+        raise FileNotFoundError(f"configs_folder is {configs_folder!r}: there is no such folder")
     for folder in folders:
         gin.add_config_file_search_path(str(folder))
     gin.clear_config()
@@ -114,9 +121,19 @@ def _fail(message: str) -> int:
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
     try:
-        return FLAGS(argv)
+        rest = FLAGS(argv)
     except flags.Error as error:
         sys.exit(_fail(explain(error)))
+    if FLAGS["verbosity"].using_default_value:
+        FLAGS.verbosity = FATAL  # Gin logs an error for each folder an included file is not in
+    return rest
+
+
+def _keep_data_quiet() -> None:
+    """Have `datasets`, not imported yet, leave errors to us and its bars out of log files."""
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # it tells of every retry, twice
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -128,9 +145,15 @@ def main(argv: Sequence[str]) -> int:
         configure(**given)
     except Exception as error:  # Gin raises what its parser happens to: any of it is the user's
         return _fail(explain(error))
+    _keep_data_quiet()
     try:
         registry.train()
-    except (ValueError, TypeError, OSError, MisconfigurationException) as error:
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return KILLED_BY + signal.SIGINT
+    except exceptions.SIGTERMException:
+        return KILLED_BY + signal.SIGTERM
+    except (ValueError, TypeError, OSError, MISCONFIGURED) as error:
         if FLAGS.verbosity > 0:
             traceback.print_exc()
         return _fail(explain(error))

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from diffstride.callbacks import StrideMonitor
-from diffstride.examples.backend import TensorBoardLogger, pl, rank_zero_only
+from diffstride.examples.backend import loggers, pl, rank_zero_only
 from diffstride.examples.checkpoints import (
     AtomicCheckpointIO,
     Checkpoints,
@@ -29,7 +30,7 @@ from diffstride.examples.logs import MetricsFile
 from diffstride.examples.module import Classifier
 from diffstride.examples.report import format_summary, layer_strides, read_summary, save_summary
 from diffstride.examples.schedules import build_schedule
-from diffstride.resnet import parameter_groups, resnet18
+from diffstride.resnet import identity, parameter_groups, resnet18
 
 CHECKPOINTS = "checkpoints"
 
@@ -97,6 +98,7 @@ def train(
     _check_range("label_smoothing", label_smoothing, 0, 1)
     keep_freed_memory()
     if threads is not None:
+        _check_range("threads", threads, 1, float("inf"))
         torch.set_num_threads(threads)
     workdir = Path(workdir)
     data = datasets(seed=seed)
@@ -120,7 +122,7 @@ def train(
     if finished is not None:
         return finished
     checkpoint, record, step = _find_checkpoint(workdir / CHECKPOINTS, network, settings)
-    _save_gin_config(workdir)
+    _open_workdir(workdir)
     precision = choose_precision(precision, accelerator)
     say(f"{data.name}: {_count(network):,} parameters, precision {precision}, in {workdir}")
     setup = (data.image_shape, label_smoothing, channels_last, record)
@@ -181,7 +183,12 @@ def _build_network(model: Callable[..., nn.Module], data: Datasets, seed: int) -
     if isinstance(model, nn.Module):
         return model
     torch.manual_seed(seed)
-    return model(num_output_classes=data.num_classes, in_channels=data.image_shape[0])
+    network = model(num_output_classes=data.num_classes, in_channels=data.image_shape[0])
+    if getattr(network, "output_activation", identity) is not identity:
+        raise ValueError(
+            "the loss applies the softmax itself: leave output_activation of the network None"
+        )
+    return network
 
 
 def _count(network: nn.Module) -> int:
@@ -230,18 +237,26 @@ def _find_checkpoint(
 
 
 @rank_zero_only
-def _save_gin_config(workdir: Path) -> None:
+def _open_workdir(workdir: Path) -> None:
+    """Make the folder, see that it takes files, and save the Gin configuration if there is one."""
     config = gin.operative_config_str()
-    if config:
-        with atomic_file(workdir / "operative_config.gin") as file:
-            file.write(config.encode())
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=workdir).close()
+        if config:
+            with atomic_file(workdir / "operative_config.gin") as file:
+                file.write(config.encode())
+    except OSError as error:
+        raise OSError(
+            f"cannot write to workdir {str(workdir)!r} ({error.strerror}): choose another one"
+        ) from error
 
 
 def _build_trainer(
     workdir: Path, step: int, callbacks: Iterable[Any], progress_bar: bool | None, **options: Any
 ) -> pl.Trainer:
     # Epochs that will be run again leave both logs: TensorBoard drops events from purge_step on.
-    board = TensorBoardLogger(
+    board = loggers.TensorBoardLogger(
         workdir,
         name="tensorboard",
         version="",
@@ -252,6 +267,7 @@ def _build_trainer(
         logger=[board, MetricsFile(workdir / "metrics.csv", step)],
         callbacks=[StrideMonitor("network"), *callbacks, Checkpoints(workdir / CHECKPOINTS)],
         plugins=[AtomicCheckpointIO()],
+        default_root_dir=workdir,
         num_sanity_val_steps=0,
         enable_model_summary=False,
         enable_progress_bar=sys.stdout.isatty() if progress_bar is None else progress_bar,
@@ -268,6 +284,8 @@ def _without_advice() -> Iterator[None]:
     with warnings.catch_warnings():
         # The images lie decoded in memory: a worker would only copy them to another process.
         warnings.filterwarnings("ignore", ".*does not have many workers")
+        # Several processes share the steps of an epoch; its end is logged in any case.
+        warnings.filterwarnings("ignore", ".*smaller than the logging interval")
         # Lightning 2.6 calls what newer releases of torch have renamed.
         warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
         yield
