@@ -139,6 +139,9 @@ def test_an_accelerator_is_read_once_per_change_of_the_strides() -> None:
     [
         (lambda: DiffStride((2.0, 0.9)), r"at least 1, but got \(2.0, 0.9\)"),
         (lambda: DiffStride("ab"), "must be finite numbers"),
+        (lambda: DiffStride(None), "must be finite numbers of at least 1, but got None"),
+        (lambda: DiffStride(2.0, smoothness_factor="4"), "smoothness_factor .* got '4'"),
+        (lambda: DiffStride(2.0, upper_limit_stride="4"), "upper_limit_stride .* got '4'"),
         (lambda: DiffStride((2.0, 3.0), shared_stride=True), "shared_stride needs equal"),
         (lambda: DiffStride(2.5, upper_limit_stride=2.0), "start within the limits"),
         (lambda: DiffStride(2.0, smoothness_factor=-1.0), "smoothness_factor .* -1.0"),

@@ -4,8 +4,9 @@ Every error quotes what came and says what was expected.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Real
+from typing import Any
 
 from torch import Tensor
 
@@ -20,7 +21,11 @@ def as_strides(strides: Sequence[float] | float, name: str = "strides") -> tuple
     >>> as_strides(2), as_strides([1.5, 2, 3])
     ((2.0, 2.0), (1.5, 2.0, 3.0))
     """
-    values = (strides, strides) if isinstance(strides, Real) else tuple(strides)  # type: ignore[arg-type]
+    if isinstance(strides, Real):
+        values: tuple[Any, ...] = (strides, strides)
+    else:
+        # Of what is no sequence at all, only itself: the number check refuses it below.
+        values = tuple(strides) if isinstance(strides, Iterable) else (strides,)
     if not 1 <= len(values) <= MAX_AXES:
         raise ValueError(
             f"{name} must be a number or a sequence of 1 to {MAX_AXES} numbers, one per spatial "
@@ -35,7 +40,7 @@ def as_strides(strides: Sequence[float] | float, name: str = "strides") -> tuple
 def check_limits(lower: float | None, upper: float | None) -> None:
     """Refuse limits below 1 or in the wrong order; None means no limit."""
     for name, limit in (("lower_limit_stride", lower), ("upper_limit_stride", upper)):
-        if limit is not None and not limit >= 1:
+        if limit is not None and not (isinstance(limit, Real) and limit >= 1):
             raise ValueError(f"{name} must be at least 1 or None, but got {limit!r}")
     if lower is not None and upper is not None and lower > upper:
         raise ValueError(f"lower_limit_stride={lower!r} exceeds upper_limit_stride={upper!r}")
@@ -43,7 +48,8 @@ def check_limits(lower: float | None, upper: float | None) -> None:
 
 def check_window(smoothness_factor: float, edge: str) -> None:
     """Refuse a window that cannot be built."""
-    if not (math.isfinite(smoothness_factor) and smoothness_factor > 0):
+    is_number = isinstance(smoothness_factor, Real) and math.isfinite(smoothness_factor)
+    if not is_number or smoothness_factor <= 0:
         raise ValueError(
             f"smoothness_factor must be a finite number of bins above 0, "
             f"but got {smoothness_factor!r}"

@@ -239,8 +239,11 @@ def _decode(item: Any, row: int, title: str) -> Tensor:
         encoded = item["bytes"]
         return _pixels(Path(item["path"]).read_bytes() if encoded is None else encoded)
     except (OSError, SyntaxError, TypeError, ValueError) as error:
+        reason = _first_line(error)
+        if isinstance(error, PIL.UnidentifiedImageError):  # which tells an address in memory
+            reason = f"none of {', '.join(FORMATS)}"
         raise DataError(
-            f"cannot decode {_place(item, row, title)} ({_first_line(error)}): replace or remove it"
+            f"cannot decode {_place(item, row, title)} ({reason}): replace or remove it"
         ) from error
 
 
