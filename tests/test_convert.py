@@ -15,6 +15,7 @@ from torch import nn
 
 from diffstride import DiffStride, diff_stride
 from diffstride.convert import convert
+from diffstride.cost import MultiplyAdds
 from diffstride.pooled import Pooled
 from diffstride.pooling import stride_layers
 from diffstride.report import report
@@ -247,6 +248,9 @@ def test_include_gives_stride_1_places_a_layer():
     norm = convert(Block(), x, include=["norm"])
     assert isinstance(norm.norm, nn.BatchNorm2d)
     assert norm.norm.pooling.stride_values() == (1.0, 1.0)
+    # To measure what the module returns is to run it, in training mode, too.
+    assert norm.norm.running_mean.eq(0).all()
+    assert norm.norm.num_batches_tracked == 0
 
 
 class Identity(nn.Module):
@@ -332,7 +336,8 @@ def test_functional_strides_stay_and_are_reported_with_what_meets_them():
     x = torch.rand(IMAGE)
     model = convert(Functional(), x)
     assert model.conversion.left_out == {
-        "max_pool2d in the model itself": "a function, not a module: its stride stays",
+        "max_pool2d in the model itself": "a function, whose stride stays: call a module in its "
+        "place to convert it",
         "conv": "meets maps in cat in the model itself whose size its stride does not decide",
     }
     networks.move_strides(model)
@@ -368,11 +373,63 @@ def test_blur_pooling_of_timm_is_a_place():
 def test_global_pooling_of_a_fixed_size_is_named():
     x = torch.rand(IMAGE)
     conv = nn.Conv2d(3, 4, 3, stride=2, padding=1)
-    with pytest.raises(ValueError, match=r"3 \(Linear\) accepts maps of one size only"):
+    with pytest.raises(
+        ValueError, match=r"3 \(Linear\) accepts maps of one size only, here \(2, 4\)"
+    ):
         convert(nn.Sequential(conv, nn.AvgPool2d(16), nn.Flatten(), nn.Linear(4, 5)), x)
     pooled = nn.Sequential(conv, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(64, 5))
     networks.move_strides(converted := convert(pooled, x))
     networks.step(converted, x)
+
+
+@pytest.mark.parametrize(
+    ("example", "message"),
+    [
+        (IMAGE, r"tensor or a tuple of several, but got \(2, 3, 32, 32\): pass torch"),
+        (None, "a tensor or a tuple of several, but got None"),
+        (
+            torch.rand(IMAGE[1:]),
+            r"needs a batch axis: stem .* of shape \(3, 32, 32\); pass example",
+        ),
+    ],
+)
+def test_examples_that_are_none_are_refused(example, message):
+    with pytest.raises(ValueError, match=message):
+        convert(Block(), example)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.* is deprecated:FutureWarning")
+def test_networks_that_cannot_be_looked_into_are_refused():
+    x = torch.rand(IMAGE)
+    for model in (torch.compile(Block()), torch.jit.trace(Block().eval(), x)):
+        with pytest.raises(ValueError, match=r"compiled already .*: pass the network itself"):
+            convert(model, x)
+    with pytest.raises(ValueError, match=r"'0\.weight' has no shape yet: call the network"):
+        convert(nn.Sequential(nn.LazyConv2d(8, 3, stride=2)), x)
+
+
+class Windows(nn.Module):
+    """Pads maps to whole windows of 7, as shifted-window transformers do."""
+
+    def __init__(self):
+        super().__init__()
+        self.down = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+        self.mix = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        x = self.down(x)
+        return self.mix(F.pad(x, (0, -x.shape[-1] % 7, 0, -x.shape[-2] % 7)))
+
+
+def test_report_of_a_cost_that_is_not_known_lists_the_places():
+    x = torch.rand(IMAGE)
+    model = convert(Windows(), x)
+    with pytest.raises(ValueError, match=r"the cost of mix \(Conv2d\) is no product of the sizes"):
+        MultiplyAdds(model, x)
+    lines = report(model).splitlines()
+    assert lines[1].split()[:5] == ["down", "2.00", "x", "2.00", "2"]
+    assert lines[2].split()[:3] == ["whole", "network", "?"]
+    assert lines[3].startswith("multiply-adds: the cost of mix (Conv2d) is no product")
 
 
 def test_nothing_to_convert_says_why():

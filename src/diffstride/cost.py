@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from diffstride.execution import is_pooling
 from diffstride.freeze import FrozenPooling
 from diffstride.one_axis import counted_products
 from diffstride.pooling import DiffStride, FixedSpectralPooling, stride_layers
@@ -22,7 +23,7 @@ from diffstride.sizes import (
     straight_through,
 )
 from diffstride.spectrum import Axis
-from diffstride.tracing import is_pooling, trace
+from diffstride.tracing import trace
 
 Strides = Mapping[str, Tensor | Sequence[float]]
 
@@ -177,12 +178,13 @@ def _terms(found: Resolutions, sizes: Sizes) -> dict[tuple[str, tuple[Size, ...]
             continue
         dims = proportional(total, moving_dims(node, found), most=4) if total.shift else ()
         try:
-            assert dims is not None
+            if dims is None:
+                raise LookupError(f"{total.size:,} grew to {total.moved:,}")
             factors = tuple(sizes.read(dim) for dim in dims)
-        except (AssertionError, LookupError) as error:
+        except LookupError as error:
             raise ValueError(
-                f"the cost of {traced.label(node)} is no product of the sizes of its maps "
-                f"({error}); without it, the multiply-adds of the network are not known"
+                f"the cost of {traced.label(node)} is no product of the sizes of its maps; without "
+                "it, the multiply-adds of the network are not known"
             ) from error
         key = str(node.target) if node.op == "call_module" else traced.owners[node], factors
         count = cost / traced.batch / prod(dim.size for dim in dims)

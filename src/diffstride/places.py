@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from diffstride.execution import buffers_kept, is_pooling
 from diffstride.pooled import Margin, Pooled, set_stride
-from diffstride.tracing import Trace, is_pooling
+from diffstride.tracing import Trace
 
 Filter = Callable[[nn.Module, str], bool]
 
@@ -132,7 +133,7 @@ def _strided_function(trace: Trace, node: fx.Node) -> str | None:
         return None
     pairs = zip(source.shape[2:], value.shape[2:], strict=True)
     if any(1 < new <= (old + 1) // 2 for old, new in pairs):
-        return "a function, not a module: its stride stays"
+        return "a function, whose stride stays: call a module in its place to convert it"
     return None
 
 
@@ -163,8 +164,9 @@ def _measure(trace: Trace, node: fx.Node, module: nn.Module) -> Place | str:
     args, kwargs = fx.map_arg((node.args[1:], node.kwargs), lambda n: trace.values[n])
     if any(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
         return "takes more than one tensor"
-    strided = module.forward(noise, *args, **kwargs)
-    full = _at_stride_1(module, noise, args, kwargs)
+    with buffers_kept(module):
+        strided = module.forward(noise, *args, **kwargs)
+        full = _at_stride_1(module, noise, args, kwargs)
     drop = _first_sample(strided, full, strides)
     if drop is None:
         return "what it returns is not what it returns at stride 1, sampled"

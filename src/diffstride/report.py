@@ -8,6 +8,7 @@ from diffstride.convert import Conversion
 from diffstride.cost import MultiplyAdds
 from diffstride.pooling import stride_layers
 
+UNKNOWN = "?"
 HEADINGS = ("place", "strides", "was", "map", "multiply-adds", "before")
 
 
@@ -17,7 +18,8 @@ def report(model: nn.Module) -> str:
     Places that share their strides stand together, the first with the strides. For each place: the
     stride it had, the map that comes in and the one that goes out, and the multiply-adds of one
     sample, now and before, of the module with its pooling; in the end those of the whole network
-    and what was left out, with the reason.
+    and what was left out, with the reason. Where the cost of the network does not follow from the
+    sizes of its maps, the table says so, and lacks them.
 
     Args:
         model: a network from `convert`; it may have been trained since.
@@ -40,34 +42,41 @@ def report(model: nn.Module) -> str:
         raise ValueError(
             f"report needs a model returned by convert, but this {type(model).__name__} is not"
         )
-    cost = MultiplyAdds(model, conversion.example, conversion.leaf_modules)
+    try:
+        cost, unknown = MultiplyAdds(model, conversion.example, conversion.leaf_modules), []
+    except ValueError as error:
+        cost, unknown = None, [f"multiply-adds: {error}"]
     rows = [HEADINGS, *_rows(model, conversion, cost)]
-    before = conversion.multiply_adds[""]
-    rows.append(("whole network", "", "", "", f"{cost.value():,}", f"{before:,}"))
-    lines = _aligned(rows)
+    before, now = conversion.multiply_adds[""], f"{cost.value():,}" if cost else UNKNOWN
+    rows.append(("whole network", "", "", "", now, f"{before:,}"))
+    lines = _aligned(rows) + unknown
     if conversion.left_out:
         lines.append("left out:")
         lines += [f"  {name}: {reason}" for name, reason in conversion.left_out.items()]
     return "\n".join(lines)
 
 
-def _rows(model: nn.Module, conversion: Conversion, cost: MultiplyAdds) -> list[tuple[str, ...]]:
-    costs, maps = cost.by_module(), cost.maps()
+def _rows(
+    model: nn.Module, conversion: Conversion, cost: MultiplyAdds | None
+) -> list[tuple[str, ...]]:
+    costs, maps = (cost.by_module(), cost.maps()) if cost else ({}, {})
     places: dict[nn.Module, list[str]] = {}
     for name in conversion.strides:
         places.setdefault(model.get_submodule(name).pooling, []).append(name)  # type: ignore
     rows = []
     for layer_name, layer in stride_layers(model).items():
         strides = " x ".join(f"{stride:.2f}" for stride in layer.stride_values())  # type: ignore
-        axes = maps[layer_name]
-        size = f"{_times([a.size for a in axes])} -> {_times([a.output_size for a in axes])}"
+        axes = maps.get(layer_name, ())
+        sizes = [_times([a.size for a in axes]), _times([a.output_size for a in axes])]
+        size = " -> ".join(sizes) if axes else UNKNOWN
         # The pooling of all places is counted where they share it first.
         pooling = costs.get(layer_name, 0)
         for place in places.get(layer, [layer_name]):
             was = _times(conversion.strides.get(place, ()))
             now = pooling + (costs.get(place, 0) if place != layer_name else 0)
             before = conversion.multiply_adds.get(place, 0)
-            rows.append((place, strides, was, size, f"{now:,}", f"{before:,}"))
+            shown = f"{now:,}" if cost else UNKNOWN
+            rows.append((place, strides, was, size, shown, f"{before:,}"))
             strides, size, pooling = "  same", "", 0
     return rows
 

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, fx
 
-from diffstride.tracing import Trace, execute, shapes_only
+from diffstride.execution import execute, shapes_only
+from diffstride.tracing import Trace
 
 
 class Dim(NamedTuple):
@@ -246,8 +247,10 @@ def _refuse(found: Resolutions, clash: ClashError, blamed: list[fx.Node]) -> Non
     label = found.trace.label(clash.node)
     if not clash.dims:
         names = list(dict.fromkeys(repr(str(call.target)) for call in found.upstream(clash.node)))
+        shapes = [[dim.size for dim in found.dims(source)] for source in clash.node.all_input_nodes]
+        here = " and ".join(str(tuple(shape)) for shape in shapes if shape)
         raise UnshareableError(
-            f"{label} accepts maps of one size only ({clash.why}), but learned strides change it: "
+            f"{label} accepts maps of one size only, here {here}, but learned strides change it: "
             f"put adaptive pooling before it, or leave out {', '.join(names[:3])}"
             f"{' and others' * (len(names) > 3)} with filter_fn"
         )

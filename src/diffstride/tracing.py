@@ -6,21 +6,20 @@ depends on shapes is followed, and the graph comes out with the value and the co
 The graph serves analysis only: nothing is ever run through it.
 """
 
-import logging
 import operator
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.proxy import Attribute
-from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils._pytree import tree_map_only
+from torch.nn.parameter import UninitializedParameter
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
+
+from diffstride.execution import execute, is_pooling, shapes_only
 
 
 @dataclass
@@ -71,7 +70,8 @@ def trace(
         leaf_modules: names or classes of modules not to look into.
 
     Raises:
-        ValueError: if the forward pass cannot be followed; names the module that is at fault.
+        ValueError: if the example is none, or the forward pass cannot be followed; names the module
+            that is at fault.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU())
     >>> traced = trace(net, torch.zeros(1, 3, 8, 8))
@@ -79,6 +79,7 @@ def trace(
     [('input_1', (1, 3, 8, 8)), ('_0', (1, 8, 4, 4))]
     """
     inputs = example if isinstance(example, tuple) else (example,)
+    _check_traceable(model, inputs)
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with shapes_only(model, fake_mode) as counter:
@@ -86,56 +87,45 @@ def trace(
         tracer = _Tracer(model, fakes, leaf_modules, counter)
         try:
             graph = tracer.trace(model)
+        except ExampleError:
+            raise
         except Exception as error:
             raise ValueError(tracer.complaint(error)) from error
-    batch = next(value.shape[0] for value in fakes if isinstance(value, Tensor))
+    batch = next(leaf.shape[0] for leaf in tree_leaves(fakes) if isinstance(leaf, Tensor))
     return Trace(model, graph, fake_mode, batch, tracer.values, tracer.multiply_adds, tracer.owners)
 
 
-@contextmanager
-def shapes_only(model: nn.Module, fake_mode: FakeTensorMode) -> Iterator[FlopCounterMode]:
-    """Run parts of a model on fake tensors, with their cost counted and nothing changed."""
-    # Fake tensors do not keep a module from counting its batches in a buffer, say.
-    buffers = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers()]
-    # torch logs errors on fake tensors with their traceback; here they are answers, or raised
-    # again in plain words.
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    disabled, logger.disabled = logger.disabled, True
-    with torch.no_grad():
-        try:
-            with fake_mode, FlopCounterMode(display=False) as counter:
-                yield counter
-        finally:
-            logger.disabled = disabled
-            for buffer, version, value in buffers:
-                if buffer._version != version:
-                    buffer.copy_(value)
+class ExampleError(ValueError):
+    """The example is at fault, and no module."""
 
 
-def execute(module: nn.Module | None, node: fx.Node, args: Any, kwargs: Any) -> Any:
-    """What a node returns for these arguments; modules are run without their hooks."""
-    if isinstance(module, nn.modules.batchnorm._BatchNorm) or node.target is F.batch_norm:
-        # Slower on fake tensors than all the rest, and in training it refuses single values.
-        return torch.empty_like(args[0])
-    if is_pooling(module):
-        return _pooled(module, args[0])
-    if module is not None:
-        return module.forward(*args, **kwargs)
-    if node.op == "call_method":
-        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    return node.target(*args, **kwargs)  # type: ignore[operator]
+def _check_traceable(model: nn.Module, inputs: tuple) -> None:
+    """Refuse what no network takes, and networks that no tracer can look into."""
+    if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(inputs)):
+        got = inputs[0] if len(inputs) == 1 else inputs
+        raise ExampleError(
+            f"example must be an input of the network, a tensor or a tuple of several, but got "
+            f"{got!r}: pass torch.rand(1, 3, 224, 224), say"
+        )
+    if isinstance(model, torch.jit.ScriptModule) or hasattr(model, "_orig_mod"):
+        raise ValueError(
+            f"this {type(model).__name__} is compiled already and cannot be looked into: pass the "
+            "network itself, and compile what comes out"
+        )
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, UninitializedParameter):
+            raise ValueError(f"{name!r} has no shape yet: call the network on an input first")
 
 
-def is_pooling(module: nn.Module | None) -> bool:
-    """Whether a module is a pooling layer that tells its output size, as those of this library."""
-    return callable(getattr(module, "output_size", None))
-
-
-def _pooled(layer: Any, x: Tensor) -> Tensor:
-    # Never run the layer itself on fake tensors: it reads its strides and caches its matrices.
-    with _disable_current_modes():
-        size = layer.output_size(x.shape[2:])
-    return x.new_empty((*x.shape[:2], *size))
+def _check_batched(module: nn.Module | None, node: fx.Node, args: tuple) -> None:
+    # torch lets a convolution take a single image, whose channels would here pass for a batch.
+    if isinstance(module, nn.modules.conv._ConvNd) and args and isinstance(args[0], Tensor):
+        shape = tuple(args[0].shape)
+        if len(shape) == len(module.kernel_size) + 1:
+            raise ExampleError(
+                f"the example needs a batch axis: {node.target} ({type(module).__name__}) gets "
+                f"maps of shape {shape}; pass example[None]"
+            )
 
 
 class _Known:
@@ -150,6 +140,8 @@ class _Known:
     def __getattr__(self, name: str) -> Any:
         if name in ("device", "dtype", "ndim"):
             return getattr(self._value(), name)  # never depends on a stride
+        if name.startswith("__"):
+            raise AttributeError(name)  # torch asks whether this is an array of another library
         return _KnownAttribute(self, name)  # type: ignore[arg-type]
 
     def __len__(self) -> int:
@@ -253,6 +245,7 @@ class _Tracer(fx.Tracer):
         if node.op == "output":
             return args[0]
         module = self.root.get_submodule(str(node.target)) if node.op == "call_module" else None
+        _check_batched(module, node, args)
         return execute(module, node, args, kwargs)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:

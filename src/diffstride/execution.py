@@ -1,0 +1,68 @@
+"""Running single calls of a network on shapes alone, and what of it must leave no trace."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Undo what running parts of a model does to its buffers, the statistics of a norm say."""
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if not buffer.is_meta]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in buffers:
+                if not torch.equal(buffer, value):  # a norm's kernels do not count the version up
+                    buffer.copy_(value)
+
+
+@contextmanager
+def shapes_only(model: nn.Module, fake_mode: FakeTensorMode) -> Iterator[FlopCounterMode]:
+    """Run parts of a model on fake tensors, with their cost counted and nothing changed."""
+    # torch logs errors on fake tensors with their traceback; here they are answers, or raised
+    # again in plain words.
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    disabled, logger.disabled = logger.disabled, True
+    counter = FlopCounterMode(display=False)
+    try:
+        # Fake tensors do not keep a module from counting its batches in a buffer, say.
+        with buffers_kept(model), torch.no_grad(), fake_mode, counter:
+            yield counter
+    finally:
+        logger.disabled = disabled
+
+
+def execute(module: nn.Module | None, node: fx.Node, args: Any, kwargs: Any) -> Any:
+    """What a node returns for these arguments; modules are run without their hooks."""
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) or node.target is F.batch_norm:
+        # Slower on fake tensors than all the rest, and in training it refuses single values.
+        return torch.empty_like(args[0])
+    if is_pooling(module):
+        return _pooled(module, args[0])
+    if module is not None:
+        return module.forward(*args, **kwargs)
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def is_pooling(module: nn.Module | None) -> bool:
+    """Whether a module is a pooling layer that tells its output size, as those of this library."""
+    return callable(getattr(module, "output_size", None))
+
+
+def _pooled(layer: Any, x: Tensor) -> Tensor:
+    # Never run the layer itself on fake tensors: it reads its strides and caches its matrices.
+    with _disable_current_modes():
+        size = layer.output_size(x.shape[2:])
+    return x.new_empty((*x.shape[:2], *size))
