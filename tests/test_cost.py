@@ -198,6 +198,36 @@ def test_budget_is_kept_within_a_hundredth_while_strides_learn(fraction):
     assert min(r.min() for r in odd) > max(r.max() for r in even) * 1.1
 
 
+@pytest.mark.parametrize("name", ["torchvision/mobilenet_v3_small", "timm/repvgg_a0", "passband"])
+def test_budget_is_kept_at_any_strides_although_maps_are_small(name):
+    """One sample of a small map is several hundredths of the cost: other maps have to make up."""
+    if name == "passband":
+        x, model = torch.rand(1, 3, 32, 32), small_resnet("passband")
+    else:
+        pytest.importorskip(name.split("/")[0])
+        x = networks.example(name)
+        model = convert(networks.build(name), x)
+    for seed, fraction in enumerate([1.0, 0.7, 0.9] * 3):
+        networks.move_strides(model, seed)
+        budget = CostBudget(model, x, fraction)
+        for _ in range(4):
+            for layer in stride_layers(model).values():
+                layer.strides.data.add_(0.01 * torch.randn_like(layer.strides))
+            budget.project_()
+            assert 0.99 <= budget.cost.value() / budget.multiply_adds <= 1
+
+
+def test_where_no_sizes_spend_the_budget_some_of_it_stays():
+    """A single map of 16: there is nothing between 15 and 16 samples."""
+    model = nn.Sequential(DiffStride((2.0,), edge="stopband"), nn.Conv1d(1, 64, 3, padding=1))
+    budget = CostBudget(model, torch.rand(1, 1, 32), 0.99)
+    assert budget.cost.maps()["0"][0].output_size == 15
+    for _ in range(3):
+        model[0].strides.data.sub_(0.01)
+        budget.project_()
+    assert 0.9 < budget.cost.value() / budget.multiply_adds < 0.99
+
+
 def test_without_a_budget_the_same_training_changes_the_cost():
     x = torch.rand(1, 3, 32, 32)
     model = small_resnet()

@@ -90,8 +90,11 @@ class MultiplyAdds:
         """The cost as a number without a gradient, for searches; arguments as for a call."""
         return round(number(self._evaluate(self._complete(strides))))
 
-    def maps(self, strides: Strides | None = None) -> dict[str, list[Axis]]:
-        """How each layer pools its axes where it is first called, at these strides."""
+    def maps(self, strides: Mapping[str, Any] | None = None) -> dict[str, list[Axis]]:
+        """How each layer pools its axes where it is first called, at these strides.
+
+        The strides of a layer may be a function of the sizes that come in, too.
+        """
         known: dict[Hashable, Number] = {}
         given = self._complete(strides)
         pooled = [(layer.name, layer.pool(known, given.get(layer.name))) for layer in self._pooling]
@@ -108,7 +111,7 @@ class MultiplyAdds:
             costs[name] += count * prod(number(factor.at(known)) for factor in factors)
         return {name: round(cost) for name, cost in costs.items()}
 
-    def _complete(self, strides: Strides | None) -> dict[str, Any]:
+    def _complete(self, strides: Mapping[str, Any] | None) -> dict[str, Any]:
         """These strides, and of the other layers their own, as numbers."""
         given = dict(strides or {})
         if unknown := given.keys() - self.layers.keys():
@@ -140,9 +143,11 @@ class _Pooling:
     def pool(self, known: dict[Hashable, Number], strides: Any) -> list[Axis]:
         """Add the sizes of the pooled map to those that are known."""
         inputs = [size.at(known) for size in self.inputs]
-        own = getattr(self.module, "strides", (1.0,))
-        smooth = self._per_axis(own if strides is None else strides)
-        axes = self._plan([round(number(n)) for n in inputs], [number(s) for s in smooth])
+        sizes = [round(number(size)) for size in inputs]
+        if strides is None:
+            strides = getattr(self.module, "strides", (1.0,))
+        smooth = self._per_axis(strides(sizes) if callable(strides) else strides)
+        axes = self._plan(sizes, [number(s) for s in smooth])
         for i, (axis, size, stride) in enumerate(zip(axes, inputs, smooth, strict=True)):
             known[self.call, i] = straight_through(axis.output_size, size / stride)
         self._products = [(i, counted_products(axes[i])) for i in axis_order(axes)]
