@@ -2,8 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
+from matplotlib.image import imread
+from torch import nn
 
-from diffstride.plots import plot_stride_trajectories, read_trajectories
+from diffstride import DiffStride, FixedSpectralPooling
+from diffstride.plots import plot_stride_trajectories, plot_windows, read_trajectories
+from diffstride.spectrum import window
 
 LOG = """\
 step,loss,stride/b.pool/height,stride/b.pool/width,stride/a.pool/height,stride/a.pool/width
@@ -45,3 +50,73 @@ def test_a_log_without_strides_gives_an_empty_picture(tmp_path):
     figure = plot_stride_trajectories({}, tmp_path / "strides.svg")
     assert not figure.axes[0].get_lines()
     assert b"<svg" in (tmp_path / "strides.svg").read_bytes()
+
+
+def pooled_network(number, edge="stopband"):
+    layers = []
+    for i in range(number):
+        layers += [nn.Conv2d(2, 2, 3, padding=1), DiffStride((1.05 + i / 40, 1.1), edge=edge)]
+    return nn.Sequential(*layers)
+
+
+@pytest.mark.parametrize("edge", ["stopband", "passband"])
+def test_windows_are_those_of_the_layers_at_the_maps_they_meet(edge, tmp_path):
+    model = pooled_network(2, edge).train()
+    figure = plot_windows(model, torch.zeros(1, 2, 64, 48), tmp_path / "windows.png")
+    assert all(module.training for module in model.modules())
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    size = (64, 48)
+    for panel, layer in zip(figure.axes, (model[1], model[3]), strict=True):
+        name = "1" if layer is model[1] else "3"
+        after = layer.output_size(size)
+        assert panel.get_title() == f"{name}\n{size[0]} x {size[1]} → {after[0]} x {after[1]}"
+        lines = panel.get_lines()
+        height, width = (axis.stride for axis in layer.plan(size))
+        labels = [f"height {height:.2f}", f"width {width:.2f}"]
+        assert [line.get_label() for line in lines[::3]] == labels
+        for i, axis in enumerate(layer.plan(size)):
+            curve, dots, cutoff = lines[3 * i : 3 * i + 3]
+            bins = np.arange(axis.output_size // 2 + 1) / axis.size
+            np.testing.assert_allclose(dots.get_xdata(), bins)
+            np.testing.assert_allclose(dots.get_ydata(), window(axis))
+            # The curve leads through the dots.
+            through = np.interp(bins - 1e-9, curve.get_xdata(), curve.get_ydata())
+            np.testing.assert_allclose(through, window(axis), atol=1e-6)
+            last = min(axis.cutoff, axis.size / 2)  # a passband edge near stride 1 lies beyond
+            assert cutoff.get_xdata()[0] == pytest.approx(last / axis.size)
+        size = after
+
+
+def test_a_narrow_window_and_one_without_a_ramp_keep_their_corners(tmp_path):
+    drawn = {}
+    for pool in (DiffStride((20.0,), edge="stopband"), FixedSpectralPooling((3.0,))):
+        figure = plot_windows(pool, torch.zeros(1, 1, 24), tmp_path / "window.png")
+        drawn[type(pool)] = figure.axes[0].get_lines()
+    curve, dots, _ = drawn[DiffStride]
+    assert curve.get_label() == "stride 20.00"
+    assert dots.get_ydata().tolist() == [1, 0]  # the mean is kept, the next bin is not
+    assert (curve.get_xdata()[0], curve.get_ydata()[0]) == (0, 1)
+    curve, dots, end = drawn[FixedSpectralPooling]
+    assert curve.get_label() == "stride 3.00"
+    assert curve.get_ydata().tolist() == [1, 1, 1, 0, 0]
+    assert dots.get_ydata().tolist() == [1] * 5
+    assert end.get_xdata()[0] == pytest.approx(4 / 24)
+
+
+@pytest.mark.parametrize("number", [1, 4, 20])
+def test_every_layer_has_a_panel_large_enough_to_read(number, tmp_path):
+    path = tmp_path / "windows.png"
+    figure = plot_windows(pooled_network(number), torch.zeros(1, 2, 96, 80), path)
+    drawn = [panel for panel in figure.axes if panel.get_lines()]
+    assert len(drawn) == number
+    assert len({panel.get_title() for panel in drawn}) == number
+    height, width = imread(path).shape[:2]
+    for panel in drawn:
+        box = panel.get_position()
+        assert box.width * width > 150
+        assert box.height * height > 90
+
+
+def test_a_network_without_windows_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="Conv2d runs no DiffStride or FixedSpectralPooling"):
+        plot_windows(nn.Conv2d(1, 1, 3), torch.zeros(1, 1, 8, 8), tmp_path / "windows.png")

@@ -2,11 +2,23 @@
 
 import csv
 import os
+from collections.abc import Sequence
+from functools import partial
+from math import ceil, sqrt
 from pathlib import Path
+from typing import Any
 
+import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from torch import Tensor, nn
 
+from diffstride.pooling import DiffStride, FixedSpectralPooling
+from diffstride.spectrum import Axis, window
+
+AXES = {1: ("stride",), 2: ("height", "width"), 3: ("depth", "height", "width")}
+STYLES = {"width": "--", "depth": ":"}
+COLOURS = {"width": "C1", "depth": "C2"}
 Trajectories = dict[str, tuple[list[int], list[float]]]
 
 
@@ -51,10 +63,102 @@ def plot_stride_trajectories(trajectories: Trajectories, path: str | os.PathLike
     for name, (steps, strides) in trajectories.items():
         layer, _, axis = name.rpartition("/")
         colour = colormaps["viridis"](layers.index(layer or name) / max(1, len(layers)))
-        style = {"width": "--", "depth": ":"}.get(axis, "-")
-        axes.plot(steps, strides, style, color=colour, label=name)
+        axes.plot(steps, strides, STYLES.get(axis, "-"), color=colour, label=name)
     axes.grid(alpha=0.3)
     if trajectories:
         axes.legend(fontsize="x-small", ncols=2)
     figure.savefig(path, dpi=120)
     return figure
+
+
+def plot_windows(model: nn.Module, example: Any, path: str | os.PathLike[str]) -> Figure:
+    """Draw the windows of a network: the gain over frequency, a panel for each pooling layer.
+
+    Frequencies are in cycles per sample of the map that comes in; dots are its bins that are kept.
+    A vertical line marks the cutoff, above which the gain is 0, and the legend tells the strides in
+    use.
+
+    Arguments:
+        model: a network with `DiffStride` or `FixedSpectralPooling` layers, learned or not.
+        example: an input, or a tuple of inputs; the model is run on it, in evaluation mode.
+        path: picture to write, its ending names the format (``.png``, ``.svg``, ``.pdf``).
+
+    Returns:
+        The figure, for changes of one's own.
+
+    Raises:
+        ValueError: if no such layer is run.
+
+    >>> from diffstride import DiffStride
+    >>> _ = plot_windows(DiffStride(2.0), torch.zeros(1, 1, 32, 32), "windows.png")
+    ... # doctest: +SKIP
+    """
+    windows = _pooled_axes(model, example)
+    if not windows:
+        raise ValueError(
+            f"{type(model).__name__} runs no DiffStride or FixedSpectralPooling, whose windows "
+            "could be drawn"
+        )
+    columns = min(5, ceil(sqrt(len(windows))))
+    rows = ceil(len(windows) / columns)
+    figure = Figure(figsize=(max(6, 2.8 * columns), 0.6 + 2.2 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for panel, (name, layer_axes) in zip(panels.flat, windows.items(), strict=False):
+        _draw_windows(panel, name, layer_axes)
+    for panel in panels.flat[len(windows) :]:
+        panel.set_axis_off()
+    figure.supxlabel("frequency, cycles per sample", fontsize="medium")
+    figure.supylabel("gain", fontsize="medium")
+    figure.savefig(path, dpi=100)
+    return figure
+
+
+@torch.no_grad()
+def _pooled_axes(model: nn.Module, example: Any) -> dict[str, tuple[Axis, ...]]:
+    """How each layer pools the axes of the first map it meets, in order of execution."""
+    axes: dict[str, tuple[Axis, ...]] = {}
+
+    def note(name: str, layer: Any, inputs: tuple[Tensor, ...]) -> None:
+        axes.setdefault(name, layer.plan(inputs[0].shape[2:]))
+
+    hooks = [
+        layer.register_forward_pre_hook(partial(note, name))
+        for name, layer in model.named_modules()
+        if isinstance(layer, DiffStride | FixedSpectralPooling)
+    ]
+    modes = {module: module.training for module in model.modules()}
+    model.eval()(*(example if isinstance(example, tuple) else (example,)))
+    for hook in hooks:
+        hook.remove()
+    for module, training in modes.items():
+        module.training = training
+    return axes
+
+
+def _draw_windows(panel: Any, name: str, axes: Sequence[Axis]) -> None:
+    before = " x ".join(str(axis.size) for axis in axes)
+    after = " x ".join(str(axis.output_size) for axis in axes)
+    panel.set_title(f"{name}\n{before} → {after}", fontsize="small")
+    for label, axis in zip(AXES[len(axes)], axes, strict=True):
+        style = {"linestyle": STYLES.get(label, "-"), "color": COLOURS.get(label, "C0")}
+        gains = window(axis)
+        panel.plot(*_curve(axis), label=f"{label} {axis.stride:.2f}", **style)
+        panel.plot([k / axis.size for k in range(len(gains))], gains, ".", color=style["color"])
+        panel.axvline(_last_bin(axis) / axis.size, alpha=0.4, **style)
+    panel.set(xlim=(0, 0.5), ylim=(-0.03, 1.08))
+    panel.grid(alpha=0.3)
+    panel.legend(fontsize="x-small", loc="lower left")
+
+
+def _last_bin(axis: Axis) -> float:
+    """Where a window ends, in bins: at its cutoff, or where the spectrum is cropped."""
+    return min(axis.cutoff, axis.output_size / 2)
+
+
+def _curve(axis: Axis) -> tuple[list[float], list[float]]:
+    """The corners of a window: frequencies in cycles per sample, and gains."""
+    end = _last_bin(axis)
+    flat = min(max(axis.cutoff - axis.transition, 0.0), end)
+    ramp = [(k, min(max((axis.cutoff - k) / axis.transition, 0.0), 1.0)) for k in (flat, end)]
+    corners = [(0.0, 1.0), *ramp, (end, 0.0), (axis.size / 2, 0.0)]
+    return [k / axis.size for k, _ in corners], [gain for _, gain in corners]

@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffstride.callbacks import AXES
 from diffstride.examples.checkpoints import atomic_file
-from diffstride.plots import plot_stride_trajectories, read_trajectories
-from diffstride.pooling import stride_layers
+from diffstride.plots import plot_stride_trajectories, plot_windows, read_trajectories
+from diffstride.pooling import DiffStride, FixedSpectralPooling, stride_layers
 
 SUMMARY = "summary.json"
 
@@ -74,11 +74,16 @@ def layer_strides(network: nn.Module) -> dict[str, list[float]]:
     return {name: list(layer.stride_values()) for name, layer in layers.items()}  # pyright: ignore
 
 
-def save_summary(workdir: Path, summary: Mapping[str, Any]) -> None:
-    """Write ``summary.json`` and the picture of the strides' trajectories."""
+def save_summary(
+    workdir: Path, summary: Mapping[str, Any], network: nn.Module, image_shape: tuple[int, ...]
+) -> None:
+    """Write ``summary.json`` and the pictures of the strides' trajectories and of the windows."""
     trajectories = read_trajectories(workdir / "metrics.csv")
     if trajectories:
         plot_stride_trajectories(trajectories, workdir / "strides.png")
+    if any(isinstance(layer, DiffStride | FixedSpectralPooling) for layer in network.modules()):
+        image = next(network.parameters()).new_zeros(1, *image_shape)
+        plot_windows(network, image, workdir / "windows.png")
     with atomic_file(workdir / SUMMARY) as file:
         file.write(json.dumps(summary, indent=2).encode() + b"\n")
 

@@ -60,10 +60,10 @@ def train(
     """Train a network to tell images apart, and leave all there is to know of it in ``workdir``.
 
     ``workdir`` gets checkpoints after every epoch (the last two and the best), ``metrics.csv`` and
-    ``tensorboard/``, the operative Gin configuration, and in the end ``summary.json`` and
-    ``strides.png``. Called again with the same arguments it continues after the last whole epoch,
-    or returns the summary of a run that is finished. The accuracy reported is that of the last
-    epoch: the test images take no part in any choice.
+    ``tensorboard/``, the operative Gin configuration, and in the end ``summary.json``,
+    ``strides.png`` and ``windows.png``. Called again with the same arguments it continues after the
+    last whole epoch, or returns the summary of a run that is finished. The accuracy reported is
+    that of the last epoch: the test images take no part in any choice.
 
     Arguments:
         workdir: folder of this run, made where missing.
@@ -174,7 +174,7 @@ def _finish(workdir: Path, module: Classifier, facts: dict[str, Any]) -> dict[st
         "settings": settings,
     }
     if module.trainer.is_global_zero:
-        save_summary(workdir, summary)
+        save_summary(workdir, summary, module.network, module.image_shape)
     say(format_summary(summary), flush=True)
     return summary
 
