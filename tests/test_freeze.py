@@ -200,3 +200,20 @@ def test_onnxruntime_gives_the_same_for_any_batch(name, tmp_path):
         (got,) = session.run(None, {source.name: images.numpy()})
         with torch.no_grad():
             assert_same(torch.from_numpy(got), model(images), 1e-4)
+
+
+def test_memory_format_stays():
+    x = torch.rand(2, 3, 12, 14).contiguous(memory_format=torch.channels_last)
+    pool = DiffStride(1.5)
+    for got in (freeze(pool, x)(x), pool(x)):
+        assert got.is_contiguous(memory_format=torch.channels_last)
+    assert_same(freeze(pool, x)(x), pool(x.contiguous()), 1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # torch.jit is deprecated
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_older_tracing_keeps_the_batch_free():
+    model, x = learned()
+    traced = torch.jit.trace(freeze(model, x), x)
+    images = torch.rand(5, *x.shape[1:])
+    assert_same(traced(images), model(images), 1e-6)

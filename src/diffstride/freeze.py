@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from diffstride.layout import layout_of
 from diffstride.pooling import DiffStride, FixedSpectralPooling
-from diffstride.products import axis_order
+from diffstride.products import axis_order, multiply
 from diffstride.spectrum import Axis, axis_matrix, plan_axis, plan_spectral_axis
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -48,15 +49,23 @@ class FrozenPooling(nn.Module):
             self.register_buffer(f"matrix_{i}_{axis.size}", axis_matrix(axis).to(device, dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        sizes = tuple(x.shape[2:])
+        sizes = tuple(int(size) for size in x.shape[2:])  # TorchScript traces them as tensors
         if sizes not in self.sizes:
             raise ValueError(
                 f"the pooling was frozen for maps of {' or '.join(map(str, self.sizes))}, but got "
                 f"{sizes}: freeze the network with an example of the size to be used"
             )
-        for i in self.orders[sizes]:
-            x = _multiply(getattr(self, f"matrix_{i}_{sizes[i]}").to(x.dtype), x, 2 + i)
-        return x
+        order = self.orders[sizes]
+        matrices = [getattr(self, f"matrix_{i}_{sizes[i]}").to(x.dtype) for i in order]
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # pyright: ignore
+            for i, matrix in zip(order, matrices, strict=True):
+                x = _multiply(matrix, x, 2 + i)
+            return x
+        layout = layout_of(x, len(sizes))
+        dense = layout.enter(x)
+        for i, matrix in zip(order, matrices, strict=True):
+            dense = multiply(matrix, dense, layout.first_dim + i, len(matrix))
+        return layout.leave(dense)
 
     def output_size(self, input_size: Sequence[int]) -> tuple[int, ...]:
         """The spatial size of the map that comes out for one of ``input_size``."""
