@@ -73,13 +73,15 @@ def test_smooth_maps_pass_as_through_the_strided_network():
         torch.testing.assert_close(converted(x), module(x), rtol=1e-4, atol=1e-5)
 
 
-def test_even_kernels_and_same_padding_keep_their_samples_in_place():
+@pytest.mark.parametrize("weight", [0.1, 1e-7])
+def test_even_kernels_and_same_padding_keep_their_samples_in_place(weight):
     """A kernel of 4 leaves 63 of 64 samples, "same" padding starts one sample later."""
     from timm.layers import Conv2dSame
 
     x = torch.cos(4 * math.pi * torch.arange(64.0) / 64).expand(1, 1, 64, 64)
     for conv in (nn.Conv2d(1, 1, 4, stride=2, padding=1), Conv2dSame(1, 1, 3, stride=2)):
-        nn.init.constant_(conv.weight, 0.1)
+        nn.init.constant_(conv.weight, weight)
+        nn.init.zeros_(conv.bias)
         middle = (..., slice(8, 24), slice(8, 24))  # away from the borders, padded with zeros
         difference = (convert(nn.Sequential(conv), x)(x) - conv(x))[middle].abs().max()
         assert difference < 0.05 * conv(x)[middle].abs().max()

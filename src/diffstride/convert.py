@@ -117,7 +117,9 @@ def convert(
     if not (layers or stride_layers(converted)):
         reasons = "".join(f"; {name}: {reason}" for name, reason in left_out.items())
         raise ValueError(f"{type(model).__name__} has no stride to convert{reasons}")
-    conversion = getattr(converted, "conversion", None) or _record(traced, example, leaf_modules)
+    conversion = getattr(converted, "conversion", None)
+    if not isinstance(conversion, Conversion):
+        conversion = _record(traced, example, leaf_modules)
     conversion.left_out = left_out
     conversion.strides |= {place.name: place.strides for layer in layers for place in layer.places}
     converted.conversion = conversion  # type: ignore[assignment]
