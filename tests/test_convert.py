@@ -577,7 +577,13 @@ def test_example_trains_and_runs_elsewhere_with_the_same_answers(capsys, tmp_pat
 
     monkeypatch.chdir(tmp_path)
     main("digits", "resnet18", "3")
-    in_torch, in_onnxruntime = re.findall(r"^(\d+) right", capsys.readouterr().out, re.MULTILINE)
-    assert in_torch == in_onnxruntime
+    printed = capsys.readouterr().out
+    in_torch, elsewhere = re.findall(r"^(\d+) test images told right", printed, re.MULTILINE)
+    assert in_torch == elsewhere
     assert int(in_torch) > 180  # of 360
-    assert (tmp_path / "resnet18.onnx").exists()
+    costs = re.search(r"whole network +([\d,]+) +([\d,]+)", printed)
+    assert costs is not None
+    now, before = (int(number.replace(",", "")) for number in costs.groups())
+    assert 0.99 * before <= now <= before
+    written = sorted(path.name for path in tmp_path.iterdir())
+    assert written == ["resnet18.onnx", "resnet18.onnx.data", "strides.png", "windows.png"]

@@ -2,7 +2,7 @@
 
 import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from math import ceil, sqrt
 from pathlib import Path
@@ -41,6 +41,22 @@ def read_trajectories(metrics: str | os.PathLike[str]) -> Trajectories:
                     steps.append(int(row["step"]))
                     strides.append(float(value))
     return trajectories
+
+
+def trajectories_of(history: Sequence[Mapping[str, float]]) -> Trajectories:
+    """Strides noted after each step of a plain loop, to be drawn.
+
+    Arguments:
+        history: what `diffstride.callbacks.stride_scalars` returned after steps 1, 2, ….
+
+    >>> trajectories_of([{"stride/pool/height": 2.0}, {"stride/pool/height": 1.9}])
+    {'pool/height': ([1, 2], [2.0, 1.9])}
+    """
+    steps = list(range(1, len(history) + 1))
+    return {
+        name.removeprefix("stride/"): (steps, [scalars[name] for scalars in history])
+        for name in (history[0] if history else ())
+    }
 
 
 def plot_stride_trajectories(trajectories: Trajectories, path: str | os.PathLike[str]) -> Figure:

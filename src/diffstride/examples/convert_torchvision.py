@@ -1,22 +1,19 @@
-"""A torchvision network converted, trained at its old cost, frozen, exported and run elsewhere.
-
-``python3 -m diffstride.examples.convert_torchvision cifar10 resnet18`` (DATASET NETWORK EPOCHS)"""
+"""A torchvision network converted, trained, frozen, exported and run: DATASET NETWORK EPOCHS."""
 
 import sys
-import time
 
 import onnxruntime
 import torch
 from torchvision.models import get_model
 
-from diffstride import CostBudget, convert, freeze, report
+from diffstride import CostBudget, callbacks, convert, freeze, plots, report
 from diffstride.examples.data import load_datasets
 
 
 def main(dataset: str = "digits", network: str = "resnet18", epochs: str = "1") -> None:
     data = load_datasets(dataset, batch_size=64, image_size=32, augment_fn="crop")
     test = [(images.expand(-1, 3, -1, -1), labels) for images, labels in data.test]
-    example = test[0][0][:2]
+    example, moves = test[0][0][:2], []
     model = convert(get_model(network, num_classes=data.num_classes), example)
     budget = CostBudget(model, example, model.conversion.multiply_adds[""])  # type: ignore
     optimizer, loss = torch.optim.SGD(model.parameters(), 0.02, 0.9), torch.nn.CrossEntropyLoss()
@@ -25,14 +22,17 @@ def main(dataset: str = "digits", network: str = "resnet18", epochs: str = "1") 
         loss(model(images.expand(-1, 3, -1, -1)), labels).backward()
         optimizer.step()
         budget.project_()
+        moves.append(callbacks.stride_scalars(model))
     print(report(model))
+    plots.plot_stride_trajectories(plots.trajectories_of(moves), "strides.png")
+    plots.plot_windows(model, example, "windows.png")
     frozen, file, sizes = freeze(model.eval(), example), f"{network}.onnx", torch.export.Dim("n")
     torch.onnx.export(frozen, (example,), file, dynamo=True, dynamic_shapes=({0: sizes},))
     session = onnxruntime.InferenceSession(file)
-    for run in (frozen, lambda x: session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]):
-        start = time.perf_counter()
-        right = sum((torch.as_tensor(run(x)).argmax(1) == y).sum().item() for x, y in test)
-        print(f"{right} right, {time.perf_counter() - start:.1f} s")
+    name = session.get_inputs()[0].name
+    for run in (frozen, lambda x: torch.tensor(session.run(None, {name: x.numpy()})[0])):
+        right = sum((run(x).argmax(1) == labels).sum().item() for x, labels in test)
+        print(f"{right:,} test images told right")
 
 
 if __name__ == "__main__":
