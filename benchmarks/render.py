@@ -6,16 +6,22 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import layer, network, scaling
+from benchmarks import frozen, layer, network, scaling
 from benchmarks.common import RESULTS, Report, write_text
 from benchmarks.machine import ROOT
 
 PAGE = ROOT / "docs" / "benchmarks.md"
-TITLES = {"layer": "One layer", "network": "A network", "scaling": "How the cost grows"}
+TITLES = {
+    "layer": "One layer",
+    "network": "A network",
+    "scaling": "How the cost grows",
+    "frozen": "Frozen networks",
+}
 TABLES: dict[str, Callable[[Report], str]] = {
     "layer": layer.tables,
     "network": network.tables,
     "scaling": scaling.tables,
+    "frozen": frozen.tables,
 }
 HEAD = """\
 # Benchmarks
@@ -58,6 +64,13 @@ is used as published, the ones of 1 included.""",
     "scaling": """\
 Stride 2, the published window, float32, against the published layer on FFTs. Over the sizes the
 tensors have about 4 million elements each.""",
+    "frozen": """\
+Inference in float32, with the strides that networks start from, so that all maps are those of the
+`strided` network: `learned` with the layers as they are trained, `frozen` with constant matrices.
+`compiled` is `torch.compile` as it comes; onnxruntime runs on as many threads as torch, from the
+file that `torch.onnx.export(dynamo=True)` writes for any batch. In torchvision's ResNet-18 every
+strided convolution of 3 x 3 now runs at stride 1 before it is pooled; the small ResNet-18 pools
+before its convolutions.""",
 }
 FACTS = {
     "command": "command",

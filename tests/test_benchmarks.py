@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import diffstride
-from benchmarks import common, layer, machine, memory, network, render, scaling, steps
+from benchmarks import common, frozen, layer, machine, memory, network, render, scaling, steps
 from benchmarks import timing as clock
 from benchmarks.contenders import COPIES, Case, Row, forward_backward
 from benchmarks.tables import goal, goal_table, milliseconds
@@ -281,6 +281,27 @@ def test_network_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert peak["value"] == ours / 40
     assert peak["at_most"] == 1.2
     assert report["multiply_adds"]["stopband"] > report["multiply_adds"]["average"]
+
+
+# Deprecations inside the exporter and the compiler.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_frozen_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxscript")
+    monkeypatch.setattr(frozen.shutil, "which", lambda name: None)  # compiling takes a minute
+    report = _quick(frozen.main, tmp_path, "--networks", "resnet18, width 16")
+    assert report["skipped"] == ["torch.compile, which needs a C++ compiler on the path"]
+    found = {(each["strides"], each["runner"]) for each in report["measurements"]}
+    assert found == {
+        *((strides, "eager") for strides in frozen.STRIDES),
+        ("strided", "onnxruntime"),
+        ("frozen", "onnxruntime"),
+    }
+    goals = {line["what"]: line for line in report["goals"]}
+    assert goals["largest difference of outputs, in 1e-4"]["reached"]
+    costs = report["multiply_adds"]["resnet18, width 16"]
+    assert costs["strided"] < costs["learned"] == costs["frozen"]
 
 
 def test_the_page_is_the_rendering_of_the_files() -> None:

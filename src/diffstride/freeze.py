@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from diffstride.layout import layout_of
+from diffstride.one_axis import multiply
 from diffstride.pooling import DiffStride, FixedSpectralPooling
-from diffstride.products import axis_order, multiply
+from diffstride.products import axis_order
 from diffstride.spectrum import Axis, axis_matrix, plan_axis, plan_spectral_axis
 
 Model = TypeVar("Model", bound=nn.Module)

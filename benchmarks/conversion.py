@@ -1,0 +1,214 @@
+"""What converting a trained network costs in accuracy at once, and what an epoch recovers.
+
+A network with integer strides is trained by the recipe of ``cifar10_small.gin``, converted, and
+trained for one epoch more, its multiply-adds held by `CostBudget` to what the converted network
+costs at first, or to what the strided one did; then frozen, at the strides it learned and at the
+nearest integer ones. Beside it the same epoch without conversion. Every accuracy is that of a whole
+test set in float32, with the multiply-adds of one image.
+"""
+
+import argparse
+import copy
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gin
+import torch
+from torch import nn
+
+from benchmarks.common import Report, only, write_json
+from benchmarks.machine import ROOT, environment
+from benchmarks.pages import write_part
+from benchmarks.tables import table
+from diffstride import CostBudget, MultiplyAdds, convert, freeze, stride_layers
+from diffstride.callbacks import BudgetCallback
+from diffstride.examples import registry
+from diffstride.examples.checkpoints import newest_checkpoint
+from diffstride.examples.data import Datasets
+from diffstride.examples.main import configure
+from diffstride.examples.train import CHECKPOINTS
+
+RESULT = ROOT / "results" / "conversion.json"
+PAGE = ROOT / "docs" / "converting.md"
+FINE_TUNING = {"epochs": 1, "learning_rate": 0.02, "stride_learning_rate": 0.002}
+QUICK = {
+    "data.load_datasets.name": "digits",
+    "data.load_datasets.augment_fn": None,
+    "data.load_datasets.train_examples": 256,
+    "data.load_datasets.test_examples": 128,
+    "resnet.resnet18.width": 8,
+    "train.train.num_epochs": 1,
+    "train.train.precision": "32-true",
+}
+
+
+def max_pooling(strides: tuple[float, float]) -> nn.Module:
+    """Max pooling as a network without learned strides would have it: none at stride 1."""
+    stride = int(max(strides))
+    return nn.MaxPool2d(stride) if stride > 1 else nn.Identity()
+
+
+NETWORKS: dict[str, Callable[..., nn.Module] | None] = {
+    "strided convolutions": None,
+    "max pooling": max_pooling,
+}
+STAGES = {
+    "trained": "as trained",
+    "longer": "one epoch more, without conversion",
+    "converted": "converted, at once",
+    "normed": "its norms re-estimated, without training",
+    "tuned": "one epoch, at the cost after conversion",
+    "tuned frozen": "the same, frozen",
+    "tuned rounded": "the same, frozen with `round_to=1`",
+    "held": "converted, strides scaled to the cost before",
+    "held tuned": "one epoch, at the cost before conversion",
+    "held frozen": "the same, frozen",
+    "held rounded": "the same, frozen with `round_to=1`",
+}
+
+
+class Experiment:
+    """One network on its way: trains, converts, evaluates, and notes what comes out."""
+
+    def __init__(self, name: str, options: argparse.Namespace) -> None:
+        self.name, self.folder, self.seed = name, options.workdir / name.split()[0], options.seed
+        self.data: Datasets = registry.load_datasets(seed=options.seed)
+        self.example = torch.zeros(2, *self.data.image_shape)
+        self.rows: list[dict[str, Any]] = []
+
+    def run(self) -> list[dict[str, Any]]:
+        """All stages, in the order of `STAGES`."""
+        torch.manual_seed(self.seed)
+        build = partial(registry.resnet18, pooling_cls=NETWORKS[self.name])
+        network = build(
+            num_output_classes=self.data.num_classes, in_channels=self.data.image_shape[0]
+        )
+        self.train(network, "trained")
+        before = self.note("trained", network)
+        self.note("longer", self.train(copy.deepcopy(network), "longer", **fine_tuning()))
+        converted = convert(network.eval(), self.example)
+        cost = self.note("converted", converted)
+        self.note("normed", self.re_estimated(copy.deepcopy(converted)))
+        self.fine_tune(copy.deepcopy(converted), cost, "tuned", "tuned")
+        CostBudget(converted, self.example, before)
+        self.note("held", converted)
+        self.fine_tune(converted, before, "held tuned", "held")
+        return self.rows
+
+    def fine_tune(self, network: nn.Module, cost: int, stage: str, name: str) -> None:
+        """An epoch at a given cost, and what is left of it when frozen."""
+        budget = BudgetCallback(self.example, cost, network="network")
+        self.note(stage, self.train(network, name, callbacks=[budget], **fine_tuning()))
+        self.note(f"{name} frozen", freeze(network.eval(), self.example))
+        self.note(f"{name} rounded", freeze(network, self.example, round_to=1))
+
+    def train(self, network: nn.Module, name: str, **options: Any) -> nn.Module:
+        """Train in place, by the recipe; a training that is finished is read and not repeated."""
+        folder = self.folder / name
+        # Evaluation has come before, and Lightning would leave a network in that mode.
+        registry.train(workdir=folder, model=network.train(), seed=self.seed, **options)
+        found = newest_checkpoint(folder / CHECKPOINTS, network)
+        assert found is not None
+        states = found[1]["state_dict"].items()
+        network.load_state_dict({key.removeprefix("network."): value for key, value in states})
+        return network
+
+    def re_estimated(self, network: nn.Module) -> nn.Module:
+        """The statistics of the norms estimated anew, over the training images."""
+        images = (batch[0] for batch in self.data.train)
+        torch.optim.swa_utils.update_bn(images, network)
+        return network
+
+    def note(self, stage: str, network: nn.Module) -> int:
+        """Evaluate, and return the multiply-adds."""
+        layers: dict[str, Any] = stride_layers(network)
+        multiply_adds = MultiplyAdds(network, self.example).value()
+        self.rows.append(
+            {
+                "network": self.name,
+                "stage": stage,
+                "test_accuracy": accuracy(network, self.data),
+                "multiply_adds": multiply_adds,
+                "strides": {name: list(layer.stride_values()) for name, layer in layers.items()},
+            }
+        )
+        print(*list(self.rows[-1].values())[:4], flush=True)
+        return multiply_adds
+
+
+@torch.no_grad()
+def accuracy(network: nn.Module, data: Datasets) -> float:
+    """Percent of the test images that are told right."""
+    network = network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    right = [(network(images).argmax(1) == labels).sum().item() for images, labels in data.test]
+    return 100 * sum(right) / len(data.test.dataset)  # type: ignore[arg-type]
+
+
+def fine_tuning() -> dict[str, Any]:
+    """What differs from the recipe in the epoch after conversion."""
+    rate = FINE_TUNING["learning_rate"]
+    return {
+        "num_epochs": FINE_TUNING["epochs"],
+        "optimizer": partial(torch.optim.SGD, lr=rate, momentum=0.9, nesterov=True),
+        "stride_learning_rate": FINE_TUNING["stride_learning_rate"],
+    }
+
+
+def tables(report: Report) -> str:
+    """The results in Markdown, a table for each network."""
+    parts = []
+    for name in dict.fromkeys(row["network"] for row in report["rows"]):
+        first = only(report["rows"], network=name, stage="trained")
+        lines = []
+        for stage, title in STAGES.items():
+            row = only(report["rows"], network=name, stage=stage)
+            change = row["test_accuracy"] - first["test_accuracy"]
+            numbers = f"{row['test_accuracy']:.2f} %", f"{change:+.2f}".replace("-", "−")
+            lines.append([title, *numbers, f"{row['multiply_adds'] / 1e6:.1f} M"])
+        recipe = report["recipe"]
+        parts.append(
+            f"ResNet-18 of width {recipe['width']} with {name}, {recipe['epochs']} epochs on "
+            f"{recipe['dataset']}:"
+        )
+        header = ["network", "test accuracy", "change", "multiply-adds"]
+        parts.append(table(header, lines).replace("| ---:", "| ---", 1))
+    return "\n\n".join(parts)
+
+
+def main(arguments: Sequence[str] | None = None) -> Report:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.conversion", description=__doc__)
+    add = parser.add_argument
+    add("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    add("--seed", type=int, default=0)
+    add("--workdir", type=Path, default=Path("runs/conversion"), help="of the trainings")
+    add("--quick", action="store_true", help="tiny sizes, to see that it runs; no result")
+    add("--out", type=Path, help="file to write in place of the result and the page")
+    options = parser.parse_args(arguments)
+    quick = [f"{name} = {value!r}" for name, value in QUICK.items()] if options.quick else []
+    configure(["cifar10_small.gin"], quick)
+    report: Report = {
+        "benchmark": "conversion",
+        "contract": {"seed": options.seed, "quick": options.quick, **environment()},
+        "recipe": {
+            "dataset": gin.query_parameter("data.load_datasets.name"),
+            "width": gin.query_parameter("resnet.resnet18.width"),
+            "epochs": gin.query_parameter("train.train.num_epochs"),
+            "fine_tuning": FINE_TUNING,
+        },
+        "rows": [],
+    }
+    for name in options.networks:
+        report["rows"] += Experiment(name, options).run()
+    print(tables(report))
+    if options.out is not None:
+        write_json(options.out, report)
+    elif not options.quick:
+        write_json(RESULT, report)
+        write_part(PAGE, "conversion", tables(report))
+    return report
+
+
+if __name__ == "__main__":
+    main()

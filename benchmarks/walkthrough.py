@@ -1,0 +1,71 @@
+"""Run ``examples/convert_torchvision.py`` on CIFAR-10, for the page that walks through it.
+
+Writes what it prints to ``results/walkthrough.json``, its pictures to ``docs/pictures``, and the
+part of ``docs/walkthrough.md`` that shows them.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+from benchmarks.common import Report, write_json
+from benchmarks.machine import ROOT, environment
+from benchmarks.pages import write_part
+from diffstride.examples import convert_torchvision
+
+RESULT = ROOT / "results" / "walkthrough.json"
+PAGE = ROOT / "docs" / "walkthrough.md"
+PICTURES = {"strides.png": "The strides over the steps", "windows.png": "The windows at the end"}
+ARGUMENTS = ["cifar10", "resnet18", "2"]
+
+
+def shown(report: Report) -> str:
+    """The part of the page: the command, what it printed, and the pictures it drew."""
+    words = " ".join(report["arguments"])
+    command = f"$ python3 -m diffstride.examples.convert_torchvision {words}"
+    pictures = [f"![{title}](pictures/{name})" for name, title in PICTURES.items()]
+    return "\n\n".join([f"```text\n{command}\n{report['printed'].rstrip()}\n```", *pictures])
+
+
+@contextmanager
+def working_folder(path: str) -> Iterator[None]:
+    before = Path.cwd()
+    os.chdir(path)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def main(arguments: Sequence[str] | None = None) -> Report:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.walkthrough", description=__doc__)
+    parser.add_argument("arguments", nargs="*", default=ARGUMENTS, help="of the example")
+    options = parser.parse_args(arguments)
+    printed, pictures = StringIO(), ROOT / "docs" / "pictures"
+    with tempfile.TemporaryDirectory() as folder:
+        with working_folder(folder), redirect_stdout(printed), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of deprecations inside the exporter
+            convert_torchvision.main(*options.arguments)
+        pictures.mkdir(exist_ok=True)
+        for name in PICTURES:
+            (pictures / name).write_bytes((Path(folder) / name).read_bytes())
+    report = {
+        "benchmark": "walkthrough",
+        "contract": environment(),
+        "arguments": options.arguments,
+        "printed": printed.getvalue(),
+    }
+    write_json(RESULT, report)
+    write_part(PAGE, "walkthrough", shown(report))
+    print(report["printed"], file=sys.stderr)
+    return report
+
+
+if __name__ == "__main__":
+    main()
