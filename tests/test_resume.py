@@ -276,12 +276,20 @@ def test_checkpoints_of_another_network_are_refused(workdir):
         ({"datasets": tiny_datasets(augment_fn="flip")}, "augment_fn"),
         ({"datasets": tiny_datasets(mixup_alpha=0.2)}, "mixup_alpha"),
         ({"datasets": tiny_datasets(test_examples=100)}, "test_images"),
+        ({"stride_penalty": 0.5}, "stride_penalty"),
+        ({"budget": 0.5}, "budget"),
     ],
 )
 def test_workdir_of_other_settings_is_refused(unbroken, workdir, change, name):
     for folder in (unbroken[0], workdir):
         with pytest.raises(ValueError, match=f"holds a run that differs in .*{name}"):
             train_tiny(folder, **change)
+
+
+def test_settings_that_a_run_had_must_be_given_again(tmp_path):
+    train_tiny(tmp_path, num_epochs=1, stride_penalty=0.5)
+    with pytest.raises(ValueError, match=r"differs in stride_penalty:"):
+        train_tiny(tmp_path, num_epochs=1)
 
 
 def test_foreign_summary_is_refused(tmp_path):

@@ -6,12 +6,13 @@ import re
 from functools import partial
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny_runs import EPOCHS, STEPS_PER_EPOCH, tiny_network, train_tiny
+from tiny_runs import EPOCHS, POOLING, STEPS_PER_EPOCH, At, tiny_network, train_tiny
 from torch import nn
 
 from diffstride import DiffStride, stride_layers
@@ -47,6 +48,10 @@ def trained(run):
 @pytest.fixture(scope="module")
 def test_batches():
     return list(load_datasets("digits", train_examples=320, test_examples=101).test)
+
+
+def small_network_of(num_output_classes, in_channels):
+    return small_network(num_output_classes, in_channels)
 
 
 def read_log(workdir):
@@ -170,9 +175,11 @@ def test_pictures_are_drawn(run, picture):
 # The training itself
 
 
-@pytest.mark.parametrize("label_smoothing", [0.0, 0.3])
-@pytest.mark.parametrize("mixup_alpha", [0.0, 0.5])
-def test_first_steps_are_that_of_a_plain_loop(tmp_path, label_smoothing, mixup_alpha):
+@pytest.mark.parametrize(
+    ("label_smoothing", "mixup_alpha", "penalty"),
+    [(0.0, 0.0, 0.0), (0.3, 0.0, 0.0), (0.0, 0.5, 0.0), (0.3, 0.5, 0.0), (0.0, 0.0, 2.0)],
+)
+def test_first_steps_are_that_of_a_plain_loop(tmp_path, label_smoothing, mixup_alpha, penalty):
     datasets = partial(load_datasets, batch_size=32, train_examples=64, mixup_alpha=mixup_alpha)
     options = {"lr": 0.1, "momentum": 0.9}
     train_tiny(
@@ -181,6 +188,7 @@ def test_first_steps_are_that_of_a_plain_loop(tmp_path, label_smoothing, mixup_a
         num_epochs=1,
         schedule=None,
         label_smoothing=label_smoothing,
+        stride_penalty=penalty,
         optimizer=partial(torch.optim.SGD, **options),
         stride_learning_rate=0.5,
         weight_decay=0.01,
@@ -203,7 +211,9 @@ def test_first_steps_are_that_of_a_plain_loop(tmp_path, label_smoothing, mixup_a
     for images, targets in data.train:
         optimizer.zero_grad()
         logits = network(images)
-        F.cross_entropy(logits, targets, label_smoothing=label_smoothing).backward()
+        loss = F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+        height, width = network[1].strides
+        (loss + penalty / (height * width)).backward()
         optimizer.step()
         network[1].project_()
     for name, value in network.state_dict().items():
@@ -219,6 +229,72 @@ def small_network(num_output_classes, in_channels):
         nn.Flatten(),
         nn.Linear(32, num_output_classes),
     )
+
+
+def test_stride_penalty_pushes_strides_up(tmp_path):
+    plain, pushed = (
+        train_tiny(tmp_path / str(penalty), num_epochs=1, stride_penalty=penalty)
+        for penalty in (0.0, 3.0)
+    )
+    assert (plain["stride_penalty"], pushed["stride_penalty"]) == (0.0, 3.0)
+    for name, strides in plain["strides"].items():
+        assert pushed["strides"][name][0] > strides[0] + 0.01
+        assert pushed["strides"][name][1] > strides[1] + 0.01
+
+
+class WatchCost(pl.Callback):
+    """The multiply-adds after every step."""
+
+    def __init__(self):
+        self.costs = []
+
+    def on_train_batch_end(self, trainer, pl_module, *args):
+        self.costs.append(measure_cost(pl_module.network, SHAPE).multiply_adds)
+
+
+SHAPE = (1, 64, 64)
+
+
+def budget_run(workdir, budget, *callbacks, **options):
+    """At 64 x 64 pixels, where one row more or less is a small part of the cost."""
+    options |= {"stride_learning_rate": 0.1, "callbacks": callbacks, "budget": budget}
+    data = partial(
+        load_datasets, batch_size=64, train_examples=320, test_examples=20, image_size=64
+    )
+    return train_tiny(workdir, datasets=data, num_epochs=2, **options)
+
+
+def cost_of(pooling_cls):
+    return measure_cost(tiny_network(10, 1, pooling_cls=pooling_cls), SHAPE).multiply_adds
+
+
+@pytest.mark.parametrize("budget", [1.0, 0.8, "strided", 500_000])
+def test_budget_holds_after_every_step(tmp_path, budget):
+    watch = WatchCost()
+    summary = budget_run(tmp_path, budget, watch)
+    fraction = budget if isinstance(budget, float) else 0.0
+    known = {"strided": cost_of(None), 500_000: 500_000}
+    allowed = known.get(budget, fraction * cost_of(POOLING))
+    assert summary["budget"] == allowed
+    assert len(watch.costs) == 10
+    costs = [*watch.costs, summary["multiply_adds_start"], summary["multiply_adds_end"]]
+    assert all(0.99 * allowed <= cost <= allowed for cost in costs)
+    assert summary["strides"] != summary["strides_start"]
+    log = read_log(tmp_path)
+    assert [row.get("epoch") for row in log.values()] == [None, 1, 2]
+    assert log[10]["multiply_adds"] == summary["multiply_adds_end"]
+
+
+def test_a_resumed_run_keeps_its_budget(tmp_path):
+    def stop(trainer):
+        raise KeyError("stop")
+
+    whole = budget_run(tmp_path / "whole", 0.8)
+    with pytest.raises(KeyError, match="stop"):
+        budget_run(tmp_path / "broken", 0.8, At(7, stop))
+    resumed = budget_run(tmp_path / "broken", 0.8)
+    for name in ("strides", "multiply_adds_end", "test_accuracy"):
+        assert resumed[name] == whole[name]
 
 
 def test_a_network_in_place_of_a_builder(tmp_path):
@@ -273,6 +349,13 @@ def test_number_of_threads_is_set(tmp_path):
         ({"num_epochs": 0}, "num_epochs must be from 1 to inf, got 0"),
         ({"label_smoothing": 1.5}, "label_smoothing must be from 0 to 1, got 1.5"),
         ({"weight_decay": -1.0}, "weight_decay must be at least 0, .*got -1.0"),
+        ({"stride_penalty": -1.0}, "stride_penalty must be from 0 to inf, got -1.0"),
+        ({"budget": 0}, "budget must be a number above 0, or 'strided'.*got 0"),
+        ({"budget": "all"}, "budget must be a number above 0, or 'strided'.*got 'all'"),
+        ({"budget": "strided", "model": tiny_network(10, 1)}, "a model that is built"),
+        ({"budget": "strided", "model": small_network_of}, "needs a model with pooling_cls"),
+        ({"budget": 0.5, "model": partial(tiny_network, pooling_cls=None)}, "budget=0.5 needs"),
+        ({"stride_penalty": 1.0, "model": partial(tiny_network, pooling_cls=None)}, "=1.0 needs"),
     ],
 )
 def test_values_out_of_range_are_refused_before_anything_is_written(tmp_path, options, message):

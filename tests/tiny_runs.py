@@ -26,8 +26,12 @@ STEPS_PER_EPOCH = 5
 EPOCHS = 3
 
 
-def tiny_network(num_output_classes: int, in_channels: int, frozen_norms: bool = False) -> Resnet:
-    pooling_cls = partial(DiffStride, edge="stopband")
+POOLING = partial(DiffStride, edge="stopband")
+
+
+def tiny_network(
+    num_output_classes: int, in_channels: int, frozen_norms: bool = False, pooling_cls=POOLING
+) -> Resnet:
     network = Resnet(
         [4, 8], [2, 2], num_output_classes, in_channels=in_channels, pooling_cls=pooling_cls
     )

@@ -94,21 +94,28 @@ class StrideMonitor(pl.Callback):
 class BudgetCallback(pl.Callback):
     """Holds the network's multiply-adds to a budget after each step: `diffstride.CostBudget`.
 
-    The cost is logged as ``multiply_adds`` at the end of each epoch. The state is saved with the
-    trainer's checkpoints, so that a resumed training keeps its budget. Add it after `StrideMonitor`
-    to have strides logged before they are scaled, before it to have them logged after.
+    The state is saved with the trainer's checkpoints, so that a resumed training keeps its budget.
+    Add it after `StrideMonitor` to have strides logged before they are scaled, before it to have
+    them logged after.
 
     Arguments:
         example: an input of the network, or a tuple of inputs; only shapes matter.
         budget: up to 100 a fraction of the multiply-adds when training starts, above that their
             number for one sample.
         network: attribute of the `LightningModule` that holds the network; ``""`` for itself.
+        log: name under which the cost is logged at the end of each epoch; None for not at all.
 
     >>> trainer = pl.Trainer(callbacks=[BudgetCallback(images, 0.5)])  # doctest: +SKIP
     """
 
-    def __init__(self, example: Any, budget: float = 1.0, network: str = "") -> None:
-        self.example, self.fraction, self.network = example, budget, network
+    def __init__(
+        self,
+        example: Any,
+        budget: float = 1.0,
+        network: str = "",
+        log: str | None = "multiply_adds",
+    ) -> None:
+        self.example, self.fraction, self.network, self.name = example, budget, network, log
         self.budget: CostBudget | None = None
         self._saved: dict[str, Any] = {}
 
@@ -125,8 +132,8 @@ class BudgetCallback(pl.Callback):
             self.budget.project_()
 
     def on_train_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        if self.budget is not None:
-            pl_module.log("multiply_adds", float(self.budget.cost.value()))
+        if self.budget is not None and self.name is not None:
+            pl_module.log(self.name, float(self.budget.cost.value()))
 
     def state_dict(self) -> dict[str, Any]:
         return self.budget.state_dict() if self.budget is not None else {}

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from diffstride.layout import layout_of
+from diffstride.layout import FIRST_DIM, layout_of
 from diffstride.one_axis import multiply
 from diffstride.pooling import DiffStride, FixedSpectralPooling
 from diffstride.products import axis_order
@@ -65,7 +65,7 @@ class FrozenPooling(nn.Module):
         layout = layout_of(x, len(sizes))
         dense = layout.enter(x)
         for i, matrix in zip(order, matrices, strict=True):
-            dense = multiply(matrix, dense, layout.first_dim + i, len(matrix))
+            dense = multiply(matrix, dense, FIRST_DIM + i, len(matrix))
         return layout.leave(dense)
 
     def output_size(self, input_size: Sequence[int]) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from diffstride.callbacks import stride_scalars
+from diffstride.cost import stride_penalty
 from diffstride.examples.augment import seeded_generator
 from diffstride.examples.backend import pl
 from diffstride.examples.report import layer_strides, measure_cost
@@ -27,6 +28,7 @@ class Classifier(pl.LightningModule):
         schedule: as for `build_schedule`, advanced every step; None for a constant learning rate.
         image_shape: channels, height, width.
         label_smoothing: share of the target given to all classes alike, in [0, 1].
+        stride_penalty: weight in the loss of `diffstride.stride_penalty`, at least 0.
         channels_last: whether maps are kept with their channels innermost in memory.
         record: what is known of the run so far; saved with every checkpoint.
     """
@@ -38,6 +40,7 @@ class Classifier(pl.LightningModule):
         schedule: Any,
         image_shape: tuple[int, ...],
         label_smoothing: float,
+        stride_penalty: float,
         channels_last: bool,
         record: dict[str, Any],
     ) -> None:
@@ -48,6 +51,7 @@ class Classifier(pl.LightningModule):
         self.schedule = schedule
         self.image_shape = image_shape
         self.label_smoothing = label_smoothing
+        self.stride_penalty = stride_penalty
         self.record = record
 
     def configure_optimizers(self) -> Any:
@@ -62,6 +66,8 @@ class Classifier(pl.LightningModule):
         images, targets = batch
         logits = self._logits(images)
         loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        if self.stride_penalty:
+            loss = loss + self.stride_penalty * stride_penalty(self.network)
         accuracy = _correct(logits, targets) / len(images)
         step = {"loss": loss.detach(), "accuracy": accuracy}
         self.log_dict(step, on_step=True, on_epoch=False, prog_bar=True, logger=False)

@@ -7,6 +7,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from diffstride.callbacks import StrideMonitor
+from diffstride.callbacks import BudgetCallback, StrideMonitor
 from diffstride.examples.backend import loggers, pl, rank_zero_only
 from diffstride.examples.checkpoints import (
     AtomicCheckpointIO,
@@ -28,11 +29,19 @@ from diffstride.examples.data import Datasets, load_datasets
 from diffstride.examples.hardware import choose_precision, keep_freed_memory
 from diffstride.examples.logs import MetricsFile
 from diffstride.examples.module import Classifier
-from diffstride.examples.report import format_summary, layer_strides, read_summary, save_summary
+from diffstride.examples.report import (
+    format_summary,
+    layer_strides,
+    measure_cost,
+    read_summary,
+    save_summary,
+)
 from diffstride.examples.schedules import build_schedule
+from diffstride.pooling import stride_layers
 from diffstride.resnet import identity, parameter_groups, resnet18
 
 CHECKPOINTS = "checkpoints"
+STRIDED = "strided"
 
 say = rank_zero_only(print)
 
@@ -47,6 +56,8 @@ def train(
     stride_learning_rate: float | None = None,
     weight_decay: float | None = None,
     label_smoothing: float = 0.0,
+    stride_penalty: float = 0.0,
+    budget: float | str | None = None,
     precision: str | int = "32-true",
     channels_last: bool = True,
     accelerator: str = "auto",
@@ -75,6 +86,12 @@ def train(
         stride_learning_rate: of the strides, at the peak of the schedule; None for the weights'.
         weight_decay: L2 penalty of the kernels; None for the network's own ``weight_decay``, or 0.
         label_smoothing: share of each target that is given to all classes alike, in [0, 1].
+        stride_penalty: ``lambda`` of the paper's regulariser, the weight in the loss of
+            `diffstride.stride_penalty`; at least 0.
+        budget: multiply-adds that the strides are held to after every step, see
+            `diffstride.CostBudget`: up to 100 a fraction of those of the network at the start,
+            above that their number for one image; ``"strided"`` for those of the same network with
+            strided convolutions (``model`` is called with ``pooling_cls=None``). None for no limit.
         precision: of Lightning's `Trainer`, or ``"auto"`` for what this machine is fast at.
         channels_last: whether maps are kept with their channels innermost in memory.
         accelerator: of the `Trainer`, as are ``devices`` and ``strategy``.
@@ -88,6 +105,7 @@ def train(
     Returns:
         What ``summary.json`` holds: ``test_accuracy`` in percent, ``strides`` by layer,
         ``multiply_adds_start`` and ``multiply_adds_end`` per image, ``epochs``, ``seconds``, ….
+        The start is that of the training: where there is a budget, the strides keep to it already.
 
     Raises:
         ValueError: an argument is out of range, or ``workdir`` holds a run with other settings.
@@ -96,6 +114,7 @@ def train(
     """
     _check_range("num_epochs", num_epochs, 1, float("inf"))
     _check_range("label_smoothing", label_smoothing, 0, 1)
+    _check_range("stride_penalty", stride_penalty, 0, float("inf"))
     keep_freed_memory()
     if threads is not None:
         _check_range("threads", threads, 1, float("inf"))
@@ -103,6 +122,8 @@ def train(
     workdir = Path(workdir)
     data = datasets(seed=seed)
     network = _build_network(model, data, seed)
+    _check_strides(network, stride_penalty=stride_penalty, budget=budget)
+    allowed = None if budget is None else _resolve_budget(budget, network, model, data)
     decay = getattr(network, "weight_decay", 0.0) if weight_decay is None else weight_decay
 
     def build_optimizer() -> Optimizer:
@@ -116,6 +137,8 @@ def train(
         "label_smoothing": label_smoothing,
         "seed": seed,
         "network": _digest(network),
+        **({"budget": allowed} if allowed else {}),
+        **({"stride_penalty": stride_penalty} if stride_penalty else {}),
         **_describe_optimization(build_optimizer, schedule, num_epochs * len(data.train)),
     }
     finished = _find_finished(workdir, settings)
@@ -125,8 +148,12 @@ def train(
     _open_workdir(workdir)
     precision = choose_precision(precision, accelerator)
     say(f"{data.name}: {_count(network):,} parameters, precision {precision}, in {workdir}")
-    setup = (data.image_shape, label_smoothing, channels_last, record)
+    setup = (data.image_shape, label_smoothing, stride_penalty, channels_last, record)
     module = Classifier(network, build_optimizer(), schedule, *setup)
+    callbacks = [StrideMonitor("network"), *callbacks]
+    if allowed is not None:  # before all others, so that they see and log what is used
+        example = torch.zeros(1, *data.image_shape)
+        callbacks.insert(0, BudgetCallback(example, allowed, "network", log=None))
     with _without_advice():
         trainer = _build_trainer(
             workdir,
@@ -141,7 +168,8 @@ def train(
             log_every_n_steps=min(50, len(data.train)),
         )
         trainer.fit(module, data.train, data.test, ckpt_path=checkpoint)
-    return _finish(workdir, module, {"precision": precision})
+    facts = {"budget": allowed, "stride_penalty": stride_penalty, "precision": precision}
+    return _finish(workdir, module, facts)
 
 
 def _check_range(name: str, value: float, lowest: float, highest: float) -> None:
@@ -191,6 +219,35 @@ def _build_network(model: Callable[..., nn.Module], data: Datasets, seed: int) -
     return network
 
 
+def _check_strides(network: nn.Module, **options: Any) -> None:
+    for name, value in options.items():
+        if value and not stride_layers(network):
+            raise ValueError(
+                f"{name}={value!r} needs learnable strides, which the network has not: set its "
+                "pooling to DiffStride, or leave the option out"
+            )
+
+
+def _resolve_budget(
+    budget: float | str, network: nn.Module, model: Callable[..., nn.Module], data: Datasets
+) -> float:
+    """The multiply-adds of one image that a budget stands for."""
+    if isinstance(budget, (int, float)) and budget > 0:
+        if budget > 100:
+            return budget
+        return budget * measure_cost(network, data.image_shape).multiply_adds
+    if budget != STRIDED or isinstance(model, nn.Module):
+        raise ValueError(
+            "budget must be a number above 0, or 'strided' with a model that is built from "
+            f"pooling_cls, but got {budget!r}"
+        )
+    try:
+        strided = _build_network(partial(model, pooling_cls=None), data, seed=0)
+    except TypeError as error:
+        raise ValueError(f"budget='strided' needs a model with pooling_cls: {error}") from error
+    return measure_cost(strided, data.image_shape).multiply_adds
+
+
 def _count(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
 
@@ -215,7 +272,8 @@ def _describe_optimization(
 
 def _check_settings(workdir: Path, found: Any, expected: dict[str, Any]) -> None:
     found = found if isinstance(found, dict) else {}
-    different = [name for name, value in expected.items() if found.get(name) != value]
+    names = dict.fromkeys([*expected, *found])
+    different = [name for name in names if found.get(name) != expected.get(name)]
     if different:
         raise ValueError(
             f"{workdir} holds a run that differs in {', '.join(different)}: "
@@ -265,7 +323,7 @@ def _build_trainer(
     )
     return pl.Trainer(
         logger=[board, MetricsFile(workdir / "metrics.csv", step)],
-        callbacks=[StrideMonitor("network"), *callbacks, Checkpoints(workdir / CHECKPOINTS)],
+        callbacks=[*callbacks, Checkpoints(workdir / CHECKPOINTS)],
         plugins=[AtomicCheckpointIO()],
         default_root_dir=workdir,
         num_sanity_val_steps=0,
