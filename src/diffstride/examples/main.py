@@ -5,16 +5,18 @@ python3 -m diffstride.examples.main --gin_config=cifar10.gin \
 """
 
 import difflib
+import logging
 import os
 import re
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import gin
+import gin.config
 from absl import app, flags
 
 from diffstride.examples import registry
@@ -58,16 +60,35 @@ def configure(
     folders = [Path(), *([Path(configs_folder)] if configs_folder else []), PACKAGED]
     if configs_folder and not Path(configs_folder).is_dir():
         raise FileNotFoundError(f"configs_folder is {configs_folder!r}: there is no such folder")
-    for folder in folders:
-        gin.add_config_file_search_path(str(folder))
     gin.clear_config()
-    gin.parse_config_files_and_bindings(
-        [_find_config(name, folders) for name in gin_config], gin_bindings, finalize_config=False
-    )
+    with _search(folders):
+        gin.parse_config_files_and_bindings(
+            [_find_config(name, folders) for name in gin_config],
+            gin_bindings,
+            finalize_config=False,
+        )
     for name, value in (("workdir", workdir), ("seed", seed)):
         if value is not None:
             gin.bind_parameter(f"train.train.{name}", value)
     gin.finalize()
+
+
+@contextmanager
+def _search(folders: Sequence[Path]) -> Iterator[None]:
+    """Have Gin look for included files in these folders, without a word on each that has none."""
+
+    def is_of_interest(record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith("Path not found")
+
+    prefixes = gin.config._LOCATION_PREFIXES  # which Gin lets nobody take from
+    before = list(prefixes)
+    prefixes[:] = map(str, folders)
+    logging.getLogger().addFilter(is_of_interest)
+    try:
+        yield
+    finally:
+        prefixes[:] = before
+        logging.getLogger().removeFilter(is_of_interest)
 
 
 def _find_config(name: str, folders: Sequence[Path]) -> str:

@@ -14,7 +14,7 @@ import gin
 import torch
 
 from diffstride import pooling, reference, resnet
-from diffstride.examples import augment, data, schedules
+from diffstride.examples import augment, data, grid, schedules
 from diffstride.examples.train import train as _train
 
 NAMES: dict[str, list[str]] = {}
@@ -87,3 +87,4 @@ _register_all(
 train = _register(
     functools.partial(_train, model=resnet18, datasets=load_datasets), "train", name="train"
 )
+table_grid = _register(grid.grid, "table")

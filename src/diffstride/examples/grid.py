@@ -1,0 +1,165 @@
+"""Which runs a table is made of: groups of options, each standing for all combinations."""
+
+import difflib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from numbers import Real
+from typing import Any
+
+from diffstride.arguments import check_window
+from diffstride.resnet import ORDERS
+
+POOLINGS = {
+    "strided": "None",
+    "spectral": "@pooling.FixedSpectralPooling",
+    "diffstride": "@pooling.DiffStride",
+    "reference": "@reference.DiffStride",
+    "max": "@pooling.MaxPooling",
+    "blur": "@pooling.BlurPooling",
+}
+LEARNED = ("diffstride", "reference")
+GROUP_KEYS = (
+    "config",
+    "dataset",
+    "pooling",
+    "edge",
+    "budget",
+    "order",
+    "strides",
+    "seeds",
+    "bindings",
+)
+COMBINED = ("dataset", "pooling", "edge", "budget", "order")
+NEEDED_KEYS = ("dataset", "pooling", "strides")
+Group = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of a table; what does not apply to its pooling is None."""
+
+    config: str
+    dataset: str
+    pooling: str
+    edge: str | None
+    budget: float | str | None
+    order: str | None
+    strides: tuple[Any, ...]
+    seed: int
+    extra: tuple[str, ...] = ()
+
+    def bindings(self, model: str = "resnet.resnet18") -> list[str]:
+        """The Gin bindings that make a recipe, which trains this ``model``, this run."""
+        chosen = {
+            "data.load_datasets.name": self.dataset,
+            f"{model}.strides": list(self.strides),
+            "resnet.Resnet.order": self.order,
+            "train.train.budget": self.budget,
+            "train.train.seed": self.seed,
+        }
+        if self.pooling == "diffstride":
+            chosen["pooling.DiffStride.edge"] = self.edge
+        lines = [f"{name} = {value!r}" for name, value in chosen.items() if value is not None]
+        return [*lines, f"resnet.Resnet.pooling_cls = {POOLINGS[self.pooling]}", *self.extra]
+
+
+def grid(
+    groups: Sequence[Group] = (),
+    config: str = "table",
+    edge: str = "stopband",
+    order: str = "before",
+    seeds: Sequence[int] = (0, 1, 2),
+) -> list[Run]:
+    """The runs of all groups, every first seed before every second one.
+
+    A group is a dictionary. ``dataset``, ``pooling`` (a key of `POOLINGS`), ``edge``, ``budget``
+    and ``order`` hold one value or a list, ``strides`` a list of strides or a list of such lists,
+    ``seeds`` a list: it stands for all combinations. What a pooling does not have is left out:
+    only ``diffstride`` has an edge and a budget, and ``strided`` has no order. ``bindings`` are
+    Gin bindings for all else; ``config`` then gives these runs a name of their own.
+
+    Args:
+        groups: the groups; ``dataset``, ``pooling`` and ``strides`` are needed.
+        config: name of the recipe, for groups without one.
+        edge: for groups without one, as are ``order`` and ``seeds``.
+
+    Raises:
+        ValueError: a group has an unknown key or value, or lacks one, or two runs are the same.
+
+    >>> group = {"dataset": "cifar10", "pooling": ["strided", "max"], "strides": [1, 1, 2, 2, 2]}
+    >>> [(run.pooling, run.order, run.seed) for run in grid([group], seeds=[0, 1])]
+    [('strided', None, 0), ('max', 'before', 0), ('strided', None, 1), ('max', 'before', 1)]
+    """
+    defaults = {"config": config, "edge": edge, "order": order, "seeds": seeds}
+    found = []
+    for number, group in enumerate(groups, start=1):
+        try:
+            found += _expand({**defaults, **_checked(group)})
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"group {number} of the grid: {error}") from error
+    runs = [run for _, run in sorted(found, key=lambda item: item[0])]
+    _check_different(runs)
+    return runs
+
+
+def _checked(group: Group) -> Group:
+    for key in group:
+        if key not in GROUP_KEYS:
+            close = difflib.get_close_matches(str(key), GROUP_KEYS, n=1)
+            meant = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"unknown key {key!r}, known are {', '.join(GROUP_KEYS)}{meant}")
+    for key in NEEDED_KEYS:
+        if not group.get(key):
+            raise ValueError(f"no {key!r} is given")
+    return group
+
+
+def _expand(group: Group) -> Iterator[tuple[int, Run]]:
+    """The runs of a group, each with the position of its seed among the seeds."""
+    choices = {name: _listed(group.get(name)) for name in COMBINED}
+    choices["strides"] = _stride_lists(group["strides"])
+    same = {"config": str(group["config"]), "extra": tuple(group.get("bindings", ()))}
+    seen = set()
+    for wave, seed in enumerate(group["seeds"]):
+        for values in product(*choices.values()):
+            run = _applicable(Run(seed=seed, **same, **dict(zip(choices, values, strict=True))))
+            if run not in seen:  # two edges make one run of a pooling that has none
+                seen.add(run)
+                yield wave, run
+
+
+def _applicable(run: Run) -> Run:
+    """The run without what its pooling does not have."""
+    if run.pooling not in POOLINGS:
+        raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, but got {run.pooling!r}")
+    if run.order not in ORDERS:
+        raise ValueError(f"order must be one of {ORDERS}, but got {run.order!r}")
+    check_window(1.0, str(run.edge))
+    return replace(
+        run,
+        edge={"diffstride": run.edge, "reference": "passband"}.get(run.pooling),
+        budget=run.budget if run.pooling == "diffstride" else None,
+        order=None if run.pooling == "strided" else run.order,
+    )
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _stride_lists(strides: Any) -> list[tuple[Any, ...]]:
+    if all(isinstance(stride, Real) for stride in strides):
+        return [tuple(strides)]
+    return [tuple(each) for each in strides]
+
+
+def _check_different(runs: Sequence[Run]) -> None:
+    counts = Counter(replace(run, extra=()) for run in runs)
+    for run, count in counts.items():
+        if count > 1:
+            raise ValueError(
+                f"the grid has {count} runs that no column of the results tells apart, {run}: give "
+                "their groups different names with 'config'"
+            )

@@ -1,0 +1,125 @@
+"""The file of results: one JSON line per run, whole or absent."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from diffstride.examples.checkpoints import atomic_file
+
+try:
+    import fcntl
+except ImportError:  # Windows: without locks, one process at a time
+    fcntl = None
+
+Row = dict[str, Any]
+
+KEYS = (
+    "config",
+    "dataset",
+    "pooling",
+    "edge",
+    "budget",
+    "order",
+    "strides_start",
+    "strides_end",
+    "seed",
+    "width",
+    "epochs",
+    "test_accuracy",
+    "multiply_adds_start",
+    "multiply_adds_end",
+    "seconds",
+    "threads",
+    "commit",
+    "torch",
+)
+MEASURED = (
+    "strides_end",
+    "test_accuracy",
+    "multiply_adds_start",
+    "multiply_adds_end",
+    "seconds",
+    "threads",
+    "commit",
+    "torch",
+)
+CHOSEN = tuple(key for key in KEYS if key not in MEASURED)
+
+
+def identity(row: Mapping[str, Any]) -> str:
+    """What was asked for in a row: two rows of one identity are the same run.
+
+    >>> one, same, other = ({**dict.fromkeys(KEYS), "seed": seed} for seed in (0, 0, 1))
+    >>> identity(one) == identity(same), identity(one) == identity(other)
+    (True, False)
+    """
+    return json.dumps([row[key] for key in CHOSEN])
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """The rows of all files ``runs*.jsonl`` in a folder; of the same run only the first.
+
+    Raises:
+        ValueError: a line is no row; names file and line.
+    """
+    rows: dict[str, Row] = {}
+    for path in sorted(folder.glob("runs*.jsonl")):
+        for row in _read(path):
+            rows.setdefault(identity(row), row)
+    return list(rows.values())
+
+
+def append_row(path: Path, row: Mapping[str, Any]) -> bool:
+    """Add a row to a file, unless the same run is there already; whether it was added.
+
+    The file is replaced as a whole, and locked meanwhile: neither a kill nor another process that
+    appends leaves it with half a line.
+    """
+    if set(row) != set(KEYS):
+        raise ValueError(f"a row has the keys {', '.join(KEYS)}, but got {', '.join(row)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path.parent):
+        rows = list(_read(path)) if path.exists() else []
+        if identity(row) in map(identity, rows):
+            return False
+        rows.append({key: row[key] for key in KEYS})
+        with atomic_file(path) as file:
+            file.write("".join(json.dumps(each) + "\n" for each in rows).encode())
+    return True
+
+
+@contextmanager
+def locked(folder: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold a folder's lock, which ends with the process at the latest; whether it was free.
+
+    Args:
+        folder: an existing folder.
+        wait: whether to wait until it is free; otherwise the block runs without the lock.
+    """
+    if fcntl is None:
+        yield True
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            free = True
+        except BlockingIOError:
+            free = False
+        yield free
+    finally:
+        os.close(handle)
+
+
+def _read(path: Path) -> Iterator[Row]:
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"line {number} of {path} is no JSON: {error}") from error
+        if not isinstance(row, dict) or set(row) != set(KEYS):
+            raise ValueError(f"line {number} of {path} must have the keys {', '.join(KEYS)}")
+        yield row
