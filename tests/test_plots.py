@@ -7,7 +7,16 @@ from matplotlib.image import imread
 from torch import nn
 
 from diffstride import DiffStride, FixedSpectralPooling
-from diffstride.plots import plot_stride_trajectories, plot_windows, read_trajectories
+from diffstride.plots import (
+    CostPoint,
+    LearnedStrides,
+    pareto_front,
+    plot_accuracy_against_cost,
+    plot_learned_strides,
+    plot_stride_trajectories,
+    plot_windows,
+    read_trajectories,
+)
 from diffstride.spectrum import window
 
 LOG = """\
@@ -120,3 +129,71 @@ def test_every_layer_has_a_panel_large_enough_to_read(number, tmp_path):
 def test_a_network_without_windows_is_refused(tmp_path):
     with pytest.raises(ValueError, match="Conv2d runs no DiffStride or FixedSpectralPooling"):
         plot_windows(nn.Conv2d(1, 1, 3), torch.zeros(1, 1, 8, 8), tmp_path / "windows.png")
+
+
+POINTS = [
+    CostPoint("CIFAR-10", "strided", "2,2", 35e6, 87.0, 0.2),
+    CostPoint("CIFAR-10", "learned", "2,2", 60e6, 88.0, 0.1),
+    CostPoint("CIFAR-10", "learned", "3,3", 30e6, 88.5),
+    CostPoint("CIFAR-100", "strided", "2,2", 35e6, 60.0, 0.4),
+]
+
+
+def test_pareto_front_has_what_nothing_beats_at_no_higher_cost():
+    front = pareto_front([point for point in POINTS if point.panel == "CIFAR-10"])
+    assert front == [POINTS[2]]
+    assert pareto_front(POINTS) == [POINTS[2]]
+    dearer = CostPoint("", "", "", 70e6, 88.6)
+    assert pareto_front([dearer, POINTS[0], POINTS[2]]) == [POINTS[2], dearer]
+    assert pareto_front([]) == []
+
+
+def points_in(axes):
+    """Accuracy by multiply-adds of the points with error bars, by label."""
+    return {
+        container.get_label(): tuple(container.lines[0].get_xydata()[0])
+        for container in axes.containers
+    }
+
+
+def assert_drawn(path):
+    pixels = imread(path)
+    assert min(pixels.shape[:2]) > 300
+    assert 0.005 < (pixels[..., :3] < 0.9).any(-1).mean() < 0.5  # neither blank nor all ink
+
+
+def test_accuracy_is_drawn_over_cost_for_each_data_set(tmp_path):
+    figure = plot_accuracy_against_cost(POINTS, tmp_path / "cost.png")
+    assert_drawn(tmp_path / "cost.png")
+    first, second = figure.axes
+    assert (first.get_title(), second.get_title()) == ("CIFAR-10", "CIFAR-100")
+    assert points_in(first) == {
+        "strided, from 2,2": (35.0, 87.0),
+        "learned, from 2,2": (60.0, 88.0),
+        "learned, from 3,3": (30.0, 88.5),
+    }
+    assert points_in(second) == {"strided, from 2,2": (35.0, 60.0)}
+    front = next(line for line in first.lines if line.get_label() == "Pareto front")
+    assert front.get_xydata().tolist() == [[30.0, 88.5]]
+    colours = [container.lines[0].get_color() for container in first.containers]
+    assert colours[0] != colours[1] == colours[2]
+    assert colours[0] == second.containers[0].lines[0].get_color()
+    markers = [container.lines[0].get_marker() for container in first.containers]
+    assert markers[0] == markers[1] != markers[2]
+    assert len(figure.legends[0].get_texts()) == 4
+
+
+def test_learned_strides_are_drawn_by_layer(tmp_path):
+    runs = [
+        LearnedStrides("CIFAR-10", "free", {"stem": [1.0, 1.1], "last": [2.0, 2.2]}),
+        LearnedStrides("CIFAR-10", "free", {"stem": [1.3, 1.3], "last": [1.9, 1.8]}),
+        LearnedStrides("CIFAR-100", "held", {"stem": [1.2, 1.4], "last": [2.5, 2.6]}),
+    ]
+    figure = plot_learned_strides(runs, tmp_path / "learned.png")
+    assert_drawn(tmp_path / "learned.png")
+    first, second = figure.axes
+    drawn = [(list(line.get_ydata()), line.get_linestyle()) for line in first.lines]
+    assert drawn == [([1.0, 2.0], "-"), ([1.1, 2.2], "--"), ([1.3, 1.9], "-"), ([1.3, 1.8], "--")]
+    assert [label.get_text() for label in second.get_xticklabels()] == ["stem", "last"]
+    assert second.lines[0].get_color() != first.lines[0].get_color() == first.lines[2].get_color()
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["free", "held"]

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from math import ceil, sqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from torch import Tensor, nn
 
 from diffstride.pooling import DiffStride, FixedSpectralPooling
@@ -19,6 +21,8 @@ from diffstride.spectrum import Axis, window
 AXES = {1: ("stride",), 2: ("height", "width"), 3: ("depth", "height", "width")}
 STYLES = {"width": "--", "depth": ":"}
 COLOURS = {"width": "C1", "depth": "C2"}
+LINE_STYLES = ("-", "--", ":")
+MARKERS = ("o", "^", "s", "v", "D")
 Trajectories = dict[str, tuple[list[int], list[float]]]
 
 
@@ -178,3 +182,132 @@ def _curve(axis: Axis) -> tuple[list[float], list[float]]:
     ramp = [(k, min(max((axis.cutoff - k) / axis.transition, 0.0), 1.0)) for k in (flat, end)]
     corners = [(0.0, 1.0), *ramp, (end, 0.0), (axis.size / 2, 0.0)]
     return [k / axis.size for k, _ in corners], [gain for _, gain in corners]
+
+
+class CostPoint(NamedTuple):
+    """An accuracy in percent at its multiply-adds, with the spread over the seeds if known.
+
+    Points of one ``label`` share a colour, those of one ``start`` a marker.
+    """
+
+    panel: str
+    label: str
+    start: str
+    multiply_adds: float
+    accuracy: float
+    spread: float | None = None
+
+
+class LearnedStrides(NamedTuple):
+    """The strides that one network learned: for each layer those of its axes."""
+
+    panel: str
+    label: str
+    layers: dict[str, Sequence[float]]
+
+
+def pareto_front(points: Sequence[CostPoint]) -> list[CostPoint]:
+    """The points that no other one beats at no higher cost, by rising cost.
+
+    >>> points = [CostPoint("", name, "", cost, accuracy) for name, cost, accuracy in
+    ...           [("a", 2, 80.0), ("b", 3, 79.0), ("c", 4, 81.0)]]
+    >>> [point.label for point in pareto_front(points)]
+    ['a', 'c']
+    """
+    front: list[CostPoint] = []
+    for point in sorted(points, key=lambda point: (point.multiply_adds, -point.accuracy)):
+        if not front or point.accuracy > front[-1].accuracy:
+            front.append(point)
+    return front
+
+
+def plot_accuracy_against_cost(points: Sequence[CostPoint], path: str | os.PathLike[str]) -> Figure:
+    """Draw accuracy over multiply-adds, a panel for each data set, with its Pareto front.
+
+    Arguments:
+        points: what was measured.
+        path: picture to write, its ending names the format (``.png``, ``.svg``, ``.pdf``).
+
+    Returns:
+        The figure, for changes of one's own.
+    """
+    figure, panels = _panels([point.panel for point in points], "Accuracy against cost")
+    colours = _colours([point.label for point in points])
+    starts = list(dict.fromkeys(point.start for point in points))
+    for name, axes in panels.items():
+        shown = [point for point in points if point.panel == name]
+        front = pareto_front(shown)
+        costs = [point.multiply_adds / 1e6 for point in front]
+        line = {"color": "0.7", "zorder": 0, "label": "Pareto front"}
+        axes.plot(costs, [point.accuracy for point in front], **line)
+        for point in shown:
+            axes.errorbar(
+                point.multiply_adds / 1e6,
+                point.accuracy,
+                point.spread,
+                fmt=MARKERS[starts.index(point.start) % len(MARKERS)],
+                capsize=3,
+                color=colours[point.label],
+                label=f"{point.label}, from {point.start}",
+            )
+        axes.set(xlabel="multiply-adds per image in millions", ylabel="test accuracy in %")
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")  # and not as powers of ten
+        axes.xaxis.set_minor_formatter("")
+    _legend(figure)
+    figure.savefig(path, dpi=120)
+    return figure
+
+
+def plot_learned_strides(runs: Sequence[LearnedStrides], path: str | os.PathLike[str]) -> Figure:
+    """Draw the strides that networks learned over their layers: height solid, width dashed.
+
+    Arguments:
+        runs: the networks; a panel for each ``panel``, a colour for each ``label``.
+        path: picture to write, its ending names the format (``.png``, ``.svg``, ``.pdf``).
+
+    Returns:
+        The figure, for changes of one's own.
+    """
+    figure, panels = _panels([run.panel for run in runs], "Learned strides")
+    colours = _colours([run.label for run in runs])
+    for run in runs:
+        axes = panels[run.panel]
+        lines = zip(*run.layers.values(), strict=True)
+        for strides, style in zip(lines, LINE_STYLES, strict=False):
+            look = {"color": colours[run.label], "marker": "o", "markersize": 4}
+            axes.plot(list(run.layers), strides, style, label=run.label, **look)
+        axes.set(xlabel="layer", ylabel="stride")
+        axes.tick_params(axis="x", labelrotation=20)
+    _legend(figure)
+    figure.savefig(path, dpi=120)
+    return figure
+
+
+def _panels(names: Sequence[str], title: str) -> tuple[Figure, dict[str, Axes]]:
+    """A figure with a panel for each name, side by side."""
+    names = list(dict.fromkeys(names))
+    figure = Figure(figsize=(6 * max(1, len(names)), 6), layout="constrained")
+    figure.suptitle(title)
+    panels = {}
+    for column, name in enumerate(names, start=1):
+        panels[name] = figure.add_subplot(1, len(names), column, title=name)
+        panels[name].grid(alpha=0.3)
+    return figure, panels
+
+
+def _colours(labels: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    labels = list(dict.fromkeys(labels))
+    return {label: colormaps["tab10"](i % 10) for i, label in enumerate(labels)}
+
+
+def _legend(figure: Figure) -> None:
+    """One legend for all panels, below them; each label once."""
+    found = {}
+    for axes in figure.axes:
+        handles, labels = axes.get_legend_handles_labels()
+        found |= dict(zip(labels, handles, strict=True))
+    if found:
+        place = {"loc": "outside lower center", "ncols": min(2, len(figure.axes))}
+        figure.legend(list(found.values()), list(found), fontsize="x-small", **place)

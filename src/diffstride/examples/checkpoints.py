@@ -1,42 +1,15 @@
-"""Files that are whole or absent, and checkpoints a killed run continues from."""
+"""Checkpoints that a killed run continues from."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
 from diffstride.examples.backend import callbacks, exceptions, pl, plugins, rank_zero_only
+from diffstride.examples.files import atomic_file
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
-
-
-@contextmanager
-def atomic_file(path: Path, backup: Path | None = None) -> Iterator[IO[bytes]]:
-    """Open a file to write that replaces ``path`` once it is complete and on the disk.
-
-    Arguments:
-        path: the file to replace; its folder is made.
-        backup: where the file that is replaced goes, if there is one.
-
-    >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp()) / "numbers"
-    >>> with atomic_file(path) as file:
-    ...     _ = file.write(b"42")
-    >>> path.read_bytes()
-    b'42'
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    if backup and path.exists():
-        os.replace(path, backup)
-    os.replace(partial, path)
 
 
 class AtomicCheckpointIO(plugins.TorchCheckpointIO):

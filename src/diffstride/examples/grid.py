@@ -3,7 +3,7 @@
 import difflib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from numbers import Real
 from typing import Any
@@ -50,19 +50,20 @@ class Run:
     seed: int
     extra: tuple[str, ...] = ()
 
-    def bindings(self, model: str = "resnet.resnet18") -> list[str]:
-        """The Gin bindings that make a recipe, which trains this ``model``, this run."""
-        chosen = {
+    def bindings(self, model: str = "resnet.resnet18") -> dict[str, str]:
+        """What Gin has to bind, and to what, for a recipe that trains ``model`` to be this run."""
+        bound = {
             "data.load_datasets.name": self.dataset,
             f"{model}.strides": list(self.strides),
-            "resnet.Resnet.order": self.order,
             "train.train.budget": self.budget,
             "train.train.seed": self.seed,
         }
-        if self.pooling == "diffstride":
-            chosen["pooling.DiffStride.edge"] = self.edge
-        lines = [f"{name} = {value!r}" for name, value in chosen.items() if value is not None]
-        return [*lines, f"resnet.Resnet.pooling_cls = {POOLINGS[self.pooling]}", *self.extra]
+        if self.edge is not None and self.pooling == "diffstride":
+            bound["pooling.DiffStride.edge"] = self.edge
+        if self.order is not None:
+            bound["resnet.Resnet.order"] = self.order
+        texts = {name: repr(value) for name, value in bound.items()}
+        return texts | {"resnet.Resnet.pooling_cls": POOLINGS[self.pooling]}
 
 
 def grid(
@@ -163,3 +164,38 @@ def _check_different(runs: Sequence[Run]) -> None:
                 f"the grid has {count} runs that no column of the results tells apart, {run}: give "
                 "their groups different names with 'config'"
             )
+
+
+def select(runs: Mapping[str, Run], only: Sequence[str]) -> dict[str, Run]:
+    """The runs that fit all of ``only``: a part of the name, or ``key=value``."""
+    return {name: run for name, run in runs.items() if all(_fits(name, run, o) for o in only)}
+
+
+def _fits(name: str, run: Run, only: str) -> bool:
+    key, equals, value = only.partition("=")
+    if not equals:
+        return only in name
+    facts = asdict(run)
+    if key not in facts:
+        raise ValueError(f"--only={only}: expected one of {', '.join(facts)} before the '='")
+    found = facts[key]
+    text = ",".join(map(str, found)) if isinstance(found, tuple) else str(found)
+    return text == value
+
+
+def split(runs: Mapping[str, Run], weights: Mapping[str, float], parts: int) -> list[list[str]]:
+    """Names of runs dealt out such that all parts take about equally long, in their order.
+
+    Seed by seed, the heaviest run first, each to the part that has least to do.
+    """
+    shares: list[list[str]] = [[] for _ in range(parts)]
+    loads = [0.0] * parts
+    seeds = {run.seed: None for run in runs.values()}
+    for seed in seeds:
+        names = [name for name, run in runs.items() if run.seed == seed]
+        for name in sorted(names, key=lambda name: -weights[name]):
+            part = loads.index(min(loads))
+            shares[part].append(name)
+            loads[part] += weights[name]
+    order = list(runs)
+    return [sorted(share, key=order.index) for share in shares]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from diffstride.examples.backend import loggers, rank_zero_only
-from diffstride.examples.checkpoints import atomic_file
+from diffstride.examples.files import atomic_file
 
 
 class MetricsFile(loggers.Logger):

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffstride.callbacks import AXES
-from diffstride.examples.checkpoints import atomic_file
+from diffstride.examples.files import atomic_file
 from diffstride.plots import plot_stride_trajectories, plot_windows, read_trajectories
 from diffstride.pooling import DiffStride, FixedSpectralPooling, stride_layers
 

@@ -1,18 +1,11 @@
 """The file of results: one JSON line per run, whole or absent."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from diffstride.examples.checkpoints import atomic_file
-
-try:
-    import fcntl
-except ImportError:  # Windows: without locks, one process at a time
-    fcntl = None
+from diffstride.examples.files import atomic_file, locked
 
 Row = dict[str, Any]
 
@@ -89,29 +82,6 @@ def append_row(path: Path, row: Mapping[str, Any]) -> bool:
         with atomic_file(path) as file:
             file.write("".join(json.dumps(each) + "\n" for each in rows).encode())
     return True
-
-
-@contextmanager
-def locked(folder: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold a folder's lock, which ends with the process at the latest; whether it was free.
-
-    Args:
-        folder: an existing folder.
-        wait: whether to wait until it is free; otherwise the block runs without the lock.
-    """
-    if fcntl is None:
-        yield True
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            free = True
-        except BlockingIOError:
-            free = False
-        yield free
-    finally:
-        os.close(handle)
 
 
 def _read(path: Path) -> Iterator[Row]:

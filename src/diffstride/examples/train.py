@@ -22,10 +22,10 @@ from diffstride.examples.backend import loggers, pl, rank_zero_only
 from diffstride.examples.checkpoints import (
     AtomicCheckpointIO,
     Checkpoints,
-    atomic_file,
     newest_checkpoint,
 )
 from diffstride.examples.data import Datasets, load_datasets
+from diffstride.examples.files import atomic_file
 from diffstride.examples.hardware import choose_precision, keep_freed_memory
 from diffstride.examples.logs import MetricsFile
 from diffstride.examples.module import Classifier

@@ -1,0 +1,61 @@
+"""Files that are whole or absent, and folders that one process works in at a time."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+try:
+    import fcntl
+except ImportError:  # Windows: without locks, one process at a time
+    fcntl = None
+
+
+@contextmanager
+def atomic_file(path: Path, backup: Path | None = None) -> Iterator[IO[bytes]]:
+    """Open a file to write that replaces ``path`` once it is complete and on the disk.
+
+    Arguments:
+        path: the file to replace; its folder is made.
+        backup: where the file that is replaced goes, if there is one.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "numbers"
+    >>> with atomic_file(path) as file:
+    ...     _ = file.write(b"42")
+    >>> path.read_bytes()
+    b'42'
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    if backup and path.exists():
+        os.replace(path, backup)
+    os.replace(partial, path)
+
+
+@contextmanager
+def locked(folder: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold a folder's lock, which ends with the process at the latest; whether it was free.
+
+    Args:
+        folder: an existing folder.
+        wait: whether to wait until it is free; otherwise the block runs without the lock.
+    """
+    if fcntl is None:
+        yield True
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            free = True
+        except BlockingIOError:
+            free = False
+        yield free
+    finally:
+        os.close(handle)

@@ -1,0 +1,124 @@
+"""How the runs of a grid are named, weighed and started."""
+
+import inspect
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import gin
+
+from diffstride.examples import registry
+from diffstride.examples.grid import LEARNED, Run
+from diffstride.examples.main import configure
+from diffstride.examples.report import measure_cost
+from diffstride.examples.rows import CHOSEN, KEYS, Row
+
+OVERHEAD = 30e6  # multiply-adds that take as long as what every step needs besides
+NOMINAL = (3, 32, 32)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The runs that a Gin configuration asks for, and how to start one."""
+
+    gin_config: tuple[str, ...]
+    gin_bindings: tuple[str, ...] = ()
+    configs_folder: str | None = None
+
+    @cached_property
+    def runs(self) -> dict[str, Run]:
+        """All runs by name, in the order in which they are to be made."""
+        self._configure()
+        runs = registry.table_grid()
+        if not runs:
+            raise ValueError("the configuration has no table.grid.groups: see table.gin")
+        return {self.name(run): run for run in runs}
+
+    def _configure(self, run: Run | None = None, workdir: Path | None = None) -> None:
+        asked = run.bindings(self._model_name) if run else {}
+        lines = [f"{name} = {value}" for name, value in asked.items()]
+        # What the command line binds comes last, to overrule whatever the groups ask for.
+        bindings = [*lines, *(run.extra if run else ()), *self.gin_bindings]
+        place = str(workdir) if workdir else None
+        configure(self.gin_config, bindings, place, configs_folder=self.configs_folder)
+        for name, value in asked.items():
+            if repr(bound := _bound(name)) != value:  # or the results would say what is not so
+                raise ValueError(f"{name} is {bound!r}, but the grid asks for {value}: use --only")
+
+    @cached_property
+    def _model_name(self) -> str:
+        self._configure()
+        reference = _bound("train.train.model")
+        return getattr(reference, "selector", "resnet.resnet18")
+
+    def chosen(self, run: Run) -> Row:
+        """The part of a run's row that is known before it is made."""
+        self._configure(run)
+        facts = asdict(run) | {
+            "strides_start": list(run.strides),
+            "width": _bound(f"{self._model_name}.width"),
+            "epochs": _bound("train.train.num_epochs"),
+        }
+        return {key: facts[key] for key in CHOSEN}
+
+    def name(self, run: Run) -> str:
+        """A name for the run and its folder, made of all that tells it from others."""
+        row = self.chosen(run)
+        parts = [row["dataset"], row["pooling"], row["edge"], row["order"]]
+        parts += [f"budget_{row['budget']}" if row["budget"] else None]
+        parts += ["".join(map(str, row["strides_start"])), f"width{row['width']}"]
+        parts += [f"epochs{row['epochs']}", f"seed{row['seed']}"]
+        words = "-".join(str(part) for part in parts if part is not None)
+        return f"{row['config']}/{words}".replace(" ", "_")
+
+    def weight(self, run: Run) -> float:
+        """Roughly how long a run takes, in multiply-adds of an image over all epochs."""
+        self._configure(run)
+        model = gin.get_configurable(self._model_name)
+        cost = measure_cost(model(num_output_classes=10, in_channels=NOMINAL[0]), NOMINAL)
+        return (cost.multiply_adds + OVERHEAD) * _bound("train.train.num_epochs")
+
+    def train(self, run: Run, workdir: Path) -> Row:
+        """Make a run, or what is left of it, and return its row, but for the commit."""
+        row = self.chosen(run)
+        self._configure(run, workdir)
+        return row_of(row, registry.train())
+
+
+def row_of(chosen: Row, summary: Mapping[str, Any]) -> Row:
+    """The row of a run, but for the commit, from what was asked for and its summary."""
+    facts = chosen | {key: summary[key] for key in KEYS if key in summary and key not in chosen}
+    learned = chosen["pooling"] in LEARNED
+    facts["strides_end"] = summary["strides"] if learned else None
+    return {key: facts.get(key) for key in KEYS}
+
+
+def _bound(name: str) -> Any:
+    """What Gin binds an argument to, or else its default."""
+    try:
+        return gin.query_parameter(name)
+    except ValueError:  # not bound
+        function, _, argument = name.rpartition(".")
+        parameter = inspect.signature(gin.get_configurable(function)).parameters.get(argument)
+        return None if parameter is None else parameter.default
+
+
+def commit() -> str | None:
+    """The commit of this program, ``-dirty`` where its files differ; None outside a checkout."""
+    folder = Path(__file__).parents[1]
+
+    def git(*arguments: str) -> str | None:
+        command = ["git", "-C", str(folder), *arguments]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    if git("ls-files", "--error-unmatch", __file__) is None:  # a copy inside a foreign checkout
+        return None
+    changed = git("status", "--porcelain", "--", str(folder))
+    return f"{git('rev-parse', 'HEAD')}{'-dirty' if changed else ''}"

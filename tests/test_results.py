@@ -1,0 +1,274 @@
+"""What the report makes of the files of results."""
+
+import re
+from pathlib import Path
+
+import gin
+import matplotlib.image
+import pytest
+
+from diffstride import pooling, resnet
+from diffstride.examples import published, results, table
+from diffstride.examples.averages import average
+from diffstride.examples.pictures import COSTS, STRIDES, draw
+from diffstride.examples.report import measure_cost
+from diffstride.examples.rows import append_row, read_rows
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / page for page in table.PAGES]
+CHOSEN = {
+    "config": "small",
+    "dataset": "cifar10",
+    "pooling": "strided",
+    "edge": None,
+    "budget": None,
+    "order": None,
+    "strides_start": [1, 1, 2, 2, 2],
+    "seed": 0,
+    "width": 16,
+    "epochs": 10,
+}
+MEASURED = {
+    "strides_end": None,
+    "test_accuracy": 87.0,
+    "multiply_adds_start": 35_000_000,
+    "multiply_adds_end": 35_000_000,
+    "seconds": 600.0,
+    "threads": 1,
+    "commit": None,
+    "torch": "2.9.0",
+}
+LEARNED = {"pooling": "diffstride", "edge": "stopband", "order": "before"}
+HELD = LEARNED | {"budget": "strided"}
+LONG = {"strides_start": [1, 1, 3, 2, 3]}
+
+
+def row(**changes):
+    return {**CHOSEN, **MEASURED, **changes}
+
+
+def learned(first, second, **changes):
+    ends = {"stem.pooling": [1.0, 1.0], "blocks.1.0.pooling": [first, second]}
+    return row(**LEARNED, strides_end=ends, **changes)
+
+
+@pytest.fixture
+def rows():
+    accuracies = {"strided": (87.0, 87.2, 87.7), "max": (87.5, 86.5), "blur": (87.1,)}
+    found = [
+        row(pooling=pooling, order=None if pooling == "strided" else "before", **each)
+        for pooling, values in accuracies.items()
+        for each in ({"seed": s, "test_accuracy": value} for s, value in enumerate(values))
+    ]
+    found.append(row(**LONG, test_accuracy=85.0, multiply_adds_end=21_000_000))
+    cost = {"multiply_adds_start": 36_000_000, "multiply_adds_end": 60_000_000}
+    found.append(learned(1.5, 1.6, test_accuracy=88.0, **cost))
+    cost["multiply_adds_end"] = 64_000_000
+    found.append(learned(1.7, 1.6, test_accuracy=88.4, seed=1, **cost))
+    held = {**learned(1.9, 2.1), **HELD, "test_accuracy": 87.75}
+    return [*found, {**held, "multiply_adds_start": 34_900_000, "multiply_adds_end": 34_900_000}]
+
+
+# Averages
+
+
+def test_means_and_deviations_are_over_the_seeds(rows):
+    entries = {(entry.label, entry.start): entry for entry in average(rows)}
+    strided = entries["strided convolution", "1,1,2,2,2"]
+    assert strided.count == 3
+    assert strided.accuracy == pytest.approx(87.3)
+    assert strided.spread == pytest.approx(0.13**0.5)  # (0.09 + 0.01 + 0.16) / 2
+    free = entries["DiffStride, stopband", "1,1,2,2,2"]
+    assert free["multiply_adds_end"] == 62_000_000
+    assert free.learned == {"stem.pooling": [1.0, 1.0], "blocks.1.0.pooling": [1.6, 1.6]}
+    assert entries["blur pooling", "1,1,2,2,2"].spread is None
+    assert entries["DiffStride, stopband, at the strided cost", "1,1,2,2,2"].count == 1
+
+
+@pytest.mark.parametrize("key", [key for key in CHOSEN if key != "seed"])
+def test_what_was_chosen_otherwise_is_another_entry(key):
+    other = {**row(), key: {"strides_start": [2], "pooling": "max", "budget": 7}.get(key, "7")}
+    assert len(average([row(), other])) == 2
+    assert len(average([row(), row(seed=1)])) == 1
+
+
+def test_labels_tell_what_differs():
+    options = [
+        ({"edge": "passband", "order": "after"}, "DiffStride, passband, after the convolution"),
+        ({"budget": 0.5}, "DiffStride, stopband, budget 0.5"),
+        ({"pooling": "reference", "edge": "passband"}, "the published layer"),
+    ]
+    for changes, label in options:
+        assert average([row(**{**LEARNED, **changes})])[0].label == label
+
+
+# Tables
+
+
+def test_summary_has_the_initialisations_side_by_side(rows):
+    assert results.block("summary small", rows).splitlines()[2:] == [
+        "Recipe `small`, width 16, 10 epochs:",
+        "",
+        "| data set | pooling | from strides 1,1,2,2,2 | from strides 1,1,3,2,3 "
+        "| lost between them | published, width 64, 400 epochs |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| CIFAR-10 | strided convolution | 87.30 ± 0.36 % (3), 35.0 M "
+        "| 85.00 % (1), 35.0 M to 21.0 M | 2.30 "
+        "| 91.06 ± 0.04 %, 555 M; 89.21 ± 0.27 %, 325 M |",
+        "| CIFAR-10 | DiffStride, stopband | 88.20 ± 0.28 % (2), 36.0 M to 62.0 M | – | – | – |",
+        "| CIFAR-10 | max pooling | 87.00 ± 0.71 % (2), 35.0 M | – | – | – |",
+        "| CIFAR-10 | blur pooling | 87.10 % (1), 35.0 M | – | – | – |",
+        "| CIFAR-10 | DiffStride, stopband, at the strided cost | 87.75 % (1), 34.9 M "
+        "| – | – | – |",
+    ]
+
+
+def test_equal_cost_compares_a_budget_with_the_best_other(rows):
+    lines = results.block("equal-cost", rows).splitlines()[6:]
+    assert lines == [
+        "| CIFAR-10 | 1,1,2,2,2 | strided convolution | 87.30 ± 0.36 % | 3 | 35.0 M |  |",
+        "| CIFAR-10 | 1,1,2,2,2 | max pooling | 87.00 ± 0.71 % | 2 | 35.0 M |  |",
+        "| CIFAR-10 | 1,1,2,2,2 | blur pooling | 87.10 % | 1 | 35.0 M |  |",
+        "| CIFAR-10 | 1,1,2,2,2 | DiffStride, stopband, at the strided cost "
+        "| 87.75 % | 1 | 34.9 M | +0.45 |",
+        "| CIFAR-10 | 1,1,3,2,3 | strided convolution | 85.00 % | 1 | 35.0 M to 21.0 M |  |",
+    ]
+
+
+def test_details_have_all_that_is_known(rows):
+    lines = results.block("details", rows).splitlines()
+    assert len(lines) == 6 + 6
+    assert (
+        "| CIFAR-10 | 1,1,2,2,2 | DiffStride, stopband | 88.20 ± 0.28 % | 2 | 36.0 M to 62.0 M "
+        "| 1.00 x 1.00, 1.60 x 1.60 | – | 10.0 (1) |"
+    ) in lines
+
+
+def test_recipes_are_told_apart_and_chosen_by_name(rows):
+    rows = [*rows, row(config="fast", epochs=20, width=None)]
+    block = results.block("details", rows)
+    assert re.findall("^Recipe .*", block, re.MULTILINE) == [
+        "Recipe `fast`, 20 epochs:",
+        "Recipe `small`, width 16, 10 epochs:",
+    ]
+    assert results.block("summary fast", rows).count("CIFAR-10") == 1
+    assert results.block("summary slow", rows) == results.NONE_YET
+
+
+def test_pages_are_filled_between_marks_and_nowhere_else(rows):
+    page = "a\n<!-- table summary small: begin (by the table) -->\nold\n"
+    page += "<!-- table summary small: end -->\nb\n<!-- table details: begin -->\n"
+    page += "<!-- table details: end -->\n"
+    filled = results.fill(page, rows)
+    assert filled.startswith("a\n<!-- table summary small: begin (by the table) -->\n\nTest acc")
+    assert "\n\n<!-- table summary small: end -->\nb\n<!-- table details: begin -->\n" in filled
+    assert "old" not in filled
+    assert results.fill(filled, rows) == filled
+    assert filled.count("| CIFAR-10 |") == 5 + 6
+
+
+def test_pictures_are_linked_where_there_are_any(rows):
+    both = "![Accuracy against cost](images/accuracy_against_cost.png)\n\n"
+    both += "![Learned strides](images/learned_strides.png)"
+    assert results.block("pictures small", rows) == both
+    assert results.block("pictures", [row()]) == both.splitlines()[0]
+    assert results.block("pictures slow", rows) == results.NONE_YET
+
+
+def test_an_unknown_table_is_refused():
+    with pytest.raises(ValueError, match=r"no table 'sumary': expected one of summary, "):
+        results.fill("<!-- table sumary: begin -->\n<!-- table sumary: end -->", [])
+
+
+# The report
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for page in table.PAGES:
+        page.parent.mkdir(exist_ok=True)
+        page.write_text("<!-- table details: begin -->\n<!-- table details: end -->\n")
+    Path("grid.gin").write_text(
+        "include 'cifar10_small.gin'\ntrain.train.num_epochs = 10\n"
+        "table.grid.config = 'small'\ntable.grid.groups = [{'dataset': 'cifar10', "
+        "'pooling': ['strided', 'blur'], 'strides': [1, 1, 2, 2, 2]}]"
+    )
+    yield tmp_path
+    gin.clear_config()
+
+
+def report():
+    return table.main(["--gin_config=grid.gin", "--report"])
+
+
+def test_report_of_no_runs_says_what_is_missing(folder, capsys):
+    assert report() == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("No results yet")
+    assert "6 of 6 runs are missing:\nsmall/cifar10-strided-11222-width16-epochs10-seed0" in printed
+    assert "No results yet" in Path("README.md").read_text()
+    assert not list(folder.glob("**/*.png"))
+
+
+def test_report_of_some_runs_writes_pages_and_pictures(folder, rows, capsys):
+    for number, each in enumerate(rows):
+        append_row(Path(f"results/runs.{number % 2 + 1}-of-2.jsonl"), each)
+    Path("docs/results.md").unlink()
+    assert report() == 0
+    printed = capsys.readouterr().out
+    assert "there is no page docs/results.md" in printed
+    assert "2 of 6 runs are missing:\nsmall/cifar10-blur-before" in printed
+    assert "87.30 ± 0.36 %" in Path("README.md").read_text()
+    for name in (COSTS, STRIDES):
+        assert_picture(table.PICTURES / name)
+
+
+def assert_picture(path):
+    pixels = matplotlib.image.imread(path)
+    assert min(pixels.shape[:2]) > 300
+    assert 0.005 < (pixels[..., :3] < 0.9).any(-1).mean() < 0.5  # neither blank nor all ink
+
+
+def test_no_rows_give_no_pictures(tmp_path):
+    assert draw([], tmp_path) == []
+    assert draw([row()], tmp_path) == [tmp_path / COSTS]
+
+
+# What is printed in this project
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_show_the_files_of_results(page):
+    text = page.read_text()
+    assert results.PLACE.search(text)
+    assert text.count("<!-- table") == 2 * len(results.PLACE.findall(text))
+    assert results.fill(text, read_rows(ROOT / "results")) == text, (
+        "make the tables anew: python3 -m diffstride.examples.table --report"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "pooling_cls"),
+    [
+        ("strided", None),
+        ("spectral", pooling.FixedSpectralPooling),
+        ("diffstride", pooling.DiffStride),
+    ],
+)
+@pytest.mark.parametrize("strides", [published.SHORT, published.LONG])
+def test_costs_of_the_published_networks(monkeypatch, name, pooling_cls, strides):
+    monkeypatch.setattr(resnet, "he_normal_", lambda weight: weight)  # slow, and of no account
+    network = resnet.resnet18(strides, num_output_classes=10, pooling_cls=pooling_cls)
+    measured = measure_cost(network, (3, 32, 32)).multiply_adds
+    assert published.COSTS[name, strides] == pytest.approx(measured, abs=1e6)
+
+
+def test_published_figures_stand_beside_what_corresponds():
+    find = published.find_published
+    assert find("cifar100", "spectral", published.LONG) == (67.74, 0.43, 462e6)
+    assert find("cifar10", "diffstride", published.SHORT, "passband") == (94.20, 0.06, 4217e6)
+    assert find("cifar10", "reference", published.SHORT, "passband").accuracy == 94.20
+    assert find("cifar10", "diffstride", published.SHORT, "stopband") is None
+    assert find("cifar10", "max", published.SHORT) is None
+    assert find("cifar10", "strided", (1, 1, 2, 2, 1)) is None

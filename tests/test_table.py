@@ -1,0 +1,398 @@
+"""The command that makes tables, on grids of trainings of a moment."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from itertools import chain
+from pathlib import Path
+
+import gin
+import pytest
+
+from diffstride.examples import launch, main, registry, rows, table
+from diffstride.examples.files import locked
+from diffstride.examples.grid import Run, grid, select, split
+from diffstride.examples.rows import CHOSEN, KEYS, append_row, read_rows
+
+TINY = """
+train.train.num_epochs = 1
+train.train.accelerator = 'cpu'
+torch.optim.SGD.lr = 0.01
+resnet.resnet18.width = 4
+data.load_datasets.batch_size = 32
+data.load_datasets.train_examples = 64
+data.load_datasets.test_examples = 20
+table.grid.config = 'tiny'
+table.grid.groups = [
+    {'dataset': 'digits', 'strides': [1, 1, 2, 2, 1], 'pooling': ['strided', 'diffstride'],
+     'seeds': [0, 1]},
+    {'dataset': 'digits', 'strides': [1, 1, 2, 2, 1], 'pooling': ['diffstride', 'max'],
+     'budget': 'strided', 'seeds': [0]},
+]
+"""
+NAMES = [
+    "tiny/digits-strided-11221-width4-epochs1-seed0",
+    "tiny/digits-diffstride-stopband-before-11221-width4-epochs1-seed0",
+    "tiny/digits-diffstride-stopband-before-budget_strided-11221-width4-epochs1-seed0",
+    "tiny/digits-max-before-11221-width4-epochs1-seed0",
+    "tiny/digits-strided-11221-width4-epochs1-seed1",
+    "tiny/digits-diffstride-stopband-before-11221-width4-epochs1-seed1",
+]
+GROUP = {"dataset": "cifar10", "pooling": "diffstride", "strides": [1, 1, 2, 2, 2]}
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    """Each test has a working folder with one grid, and leaves Gin as it was."""
+    monkeypatch.chdir(tmp_path)
+    Path("tiny.gin").write_text(TINY)
+    yield
+    gin.clear_config()
+
+
+def command(*arguments):
+    return table.main(["--gin_config=tiny.gin", *arguments])
+
+
+@pytest.fixture
+def fake_training(monkeypatch):
+    """Replaces the training by one that returns at once; holds the workdirs it was called for."""
+    called = []
+
+    def train():
+        called.append(gin.query_parameter("train.train.workdir").removeprefix("runs/table/"))
+        cost = {"multiply_adds_start": 2, "multiply_adds_end": 1}
+        facts = {"test_accuracy": 50.0, "seconds": 1.0, "threads": 1, "torch": "2"}
+        return {"strides": {"pool": [2.0, 2.0]}, **cost, **facts, "seed": 7, "dataset": "x"}
+
+    monkeypatch.setattr(registry, "train", train)
+    return called
+
+
+# The grid
+
+
+def test_group_stands_for_all_combinations_seed_by_seed():
+    groups = [
+        {**GROUP, "dataset": ["cifar10", "cifar100"], "strides": [[1, 1, 2], [1, 1, 3]]},
+        {**GROUP, "strides": [2, 2], "seeds": [5]},
+    ]
+    runs = grid(groups, seeds=[0, 1])
+    assert len(runs) == 2 * 2 * 2 + 1
+    assert Counter(run.seed for run in runs[:5]) == {0: 4, 5: 1}
+    assert {run.seed for run in runs[5:]} == {1}
+    assert {(run.dataset, run.strides) for run in runs[5:]} == {
+        (dataset, (1, 1, last)) for dataset in ("cifar10", "cifar100") for last in (2, 3)
+    }
+
+
+def test_what_a_pooling_does_not_have_is_left_out():
+    poolings = ["strided", "spectral", "diffstride", "reference", "max"]
+    edges = ["stopband", "passband"]
+    group = {**GROUP, "pooling": poolings, "edge": edges, "budget": 0.5, "order": "after"}
+    facts = [(run.pooling, run.edge, run.budget, run.order) for run in grid([group], seeds=[0])]
+    assert facts == [
+        ("strided", None, None, None),
+        ("spectral", None, None, "after"),
+        ("diffstride", "stopband", 0.5, "after"),
+        ("diffstride", "passband", 0.5, "after"),
+        ("reference", "passband", None, "after"),
+        ("max", None, None, "after"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"poling": "max"}, "group 1 of the grid: unknown key 'poling'.*did you mean 'pooling'"),
+        ({"pooling": "average"}, "pooling must be one of strided, .* got 'average'"),
+        ({"pooling": None}, "no 'pooling' is given"),
+        ({"edge": "flat"}, "edge must be one of .*'flat'"),
+        ({"order": "first"}, "order must be one of .*'first'"),
+        ({"strides": 2}, "group 1 of the grid: .*int"),
+    ],
+)
+def test_mistakes_in_a_group(change, message):
+    with pytest.raises(ValueError, match=message):
+        grid([{**GROUP, **change}])
+
+
+def test_groups_that_differ_in_bindings_alone_need_names():
+    bindings = {"bindings": ["train.stride_learning_rate = 0.01"]}
+    with pytest.raises(ValueError, match="different names with 'config'"):
+        grid([GROUP, GROUP | bindings])
+    named = grid([GROUP, GROUP | bindings | {"config": "fast strides"}])
+    assert [run.config for run in named] == ["table", "fast strides"] * 3
+    assert named[1].extra == ("train.stride_learning_rate = 0.01",)
+
+
+def test_packaged_grid_is_that_of_the_results():
+    runs = launch.Grid(("table.gin",)).runs.values()
+    kinds = Counter((r.dataset, r.pooling, r.edge, r.budget, r.order, r.strides[2]) for r in runs)
+    expected = {}
+    for dataset in ("cifar10", "cifar100"):
+        for stride in (2, 3):
+            expected[dataset, "strided", None, None, None, stride] = 3
+            for pooling in ("spectral", "max", "blur"):
+                expected[dataset, pooling, None, None, "before", stride] = 3
+            for budget in (None, "strided"):
+                expected[dataset, "diffstride", "stopband", budget, "before", stride] = 3
+    for stride in (2, 3):
+        expected["cifar10", "diffstride", "passband", None, "after", stride] = 1
+    expected["cifar10", "reference", "passband", None, "after", 2] = 1
+    assert kinds == expected
+
+
+# Making it
+
+
+def test_grid_is_made_and_its_rows_are_what_the_trainings_say(capsys):
+    assert command("--only=seed0") == 0
+    found = read_rows(Path("results"))
+    for name, row in zip(NAMES[:4], found, strict=True):
+        summary = json.loads(Path("runs/table", name, "summary.json").read_text())
+        assert list(row) == list(KEYS)
+        for key in ("dataset", "seed", "epochs", "test_accuracy", "threads", "torch", "seconds"):
+            assert row[key] == summary[key]
+        learned = summary["strides"] if row["pooling"] == "diffstride" else None
+        assert row["strides_end"] == learned != {}
+        assert (row["config"], row["width"]) == ("tiny", 4)
+        assert row["strides_start"] == [1, 1, 2, 2, 1]
+        for key in ("multiply_adds_start", "multiply_adds_end"):
+            assert row[key] == summary[key] > 0
+    poolings = [(row["pooling"], row["edge"], row["budget"], row["order"]) for row in found[:4]]
+    assert poolings == [
+        ("strided", None, None, None),
+        ("diffstride", "stopband", None, "before"),
+        ("diffstride", "stopband", "strided", "before"),
+        ("max", None, None, "before"),
+    ]
+    assert found[2]["multiply_adds_end"] <= found[0]["multiply_adds_end"]
+    assert f"run 4 of 4: {NAMES[3]}" in capsys.readouterr().out
+
+    config = Path("runs/table", NAMES[2], "operative_config.gin")
+    main.configure([str(config)])
+    registry.train()  # the main command with its configuration finds the same run, finished
+    assert "holds this run, finished" in capsys.readouterr().out
+
+
+def test_what_is_in_any_file_is_not_made_again(fake_training):
+    assert command("--only=seed1") == 0
+    assert fake_training == NAMES[4:]
+    Path("results/runs.jsonl").rename("results/runs.other.jsonl")
+    assert command() == 0
+    assert fake_training == NAMES[4:] + NAMES[:4]
+    assert command() == 0
+    assert len(fake_training) == 6
+    assert len(read_rows(Path("results"))) == 6
+
+
+def test_a_grid_goes_on_after_an_interruption(fake_training, monkeypatch, capsys):
+    train = registry.train
+
+    def interrupt():
+        if len(fake_training) == 2:
+            raise KeyboardInterrupt
+        return train()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "train", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            command()
+    assert len(read_rows(Path("results"))) == 2
+    assert command("--list") == 0
+    printed = capsys.readouterr().out
+    assert f" 50.00 %  {NAMES[1]}\n   to do  {NAMES[2]}\n" in printed
+    assert "2 of 6 runs are done" in printed
+    assert command() == 0
+    assert fake_training == NAMES
+    assert len(read_rows(Path("results"))) == 6
+
+
+def test_a_failed_run_stops_no_other_and_is_told_at_the_end(fake_training, monkeypatch, capsys):
+    train = registry.train
+
+    def fail():
+        summary = train()
+        if fake_training[-1] == NAMES[1]:
+            raise ValueError("the strides have diverged")
+        return summary
+
+    monkeypatch.setattr(registry, "train", fail)
+    assert command() == table.FAILED
+    assert fake_training == NAMES
+    assert len(read_rows(Path("results"))) == 5
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == f"failed: {NAMES[1]}: the strides have diverged"
+
+
+def test_a_run_in_other_hands_is_passed_over(fake_training, capsys):
+    workdir = Path("runs/table", NAMES[0])
+    workdir.mkdir(parents=True)
+    with locked(workdir):
+        assert command() == 0
+    assert fake_training == NAMES[1:]
+    assert "1 runs are left to other processes" in capsys.readouterr().out
+
+
+def test_bindings_of_groups_and_of_the_command_line(fake_training):
+    text = TINY.replace("'seeds': [0, 1]}", "'seeds': [0], 'bindings': ['train.num_epochs = 9']}")
+    Path("tiny.gin").write_text(text.replace("train.train.num_epochs = 1\n", ""))
+    assert command("--only=pooling=strided") == 0
+    assert command("--only=pooling=strided", "--gin_bindings=train.num_epochs = 2") == 0
+    assert command("--only=pooling=max") == 0
+    # The last one is the default of the training.
+    assert [row["epochs"] for row in read_rows(Path("results"))] == [9, 2, 10]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only=nothing"], "no run of the grid fits --only=nothing"),
+        (["--only=stride=2"], "expected one of config, .*before the '='"),
+        (["--gin_bindings=table.grid.groups = []"], "no table.grid.groups"),
+        (["--gin_bindings=table.grid.group = []"], "did you mean 'groups'"),
+        (["--gin_bindings=table.grid.order = 'x'"], "group 1 of the grid: order must be"),
+        (["--gin_bindings=data.load_datasets.name = 'x'"], "name is 'x', but the grid asks for 'd"),
+        (["--gin_bindings=train.budget = 0.5"], "budget is 0.5, but the grid asks for None"),
+        (
+            ["--gin_bindings=Resnet.pooling_cls = @pooling.MaxPooling"],
+            "is @pooling.Max",
+        ),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(capsys, arguments, message):
+    assert command(*arguments) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    with pytest.raises(AssertionError, match=message):
+        raise AssertionError(lines[0])
+
+
+def test_a_damaged_file_of_results_is_told(capsys, fake_training):
+    Path("results").mkdir()
+    Path("results/runs.jsonl").write_text('{"config": "tiny"}\n')
+    assert command("--list") == 2
+    assert "line 1 of results/runs.jsonl must have the keys" in capsys.readouterr().err
+
+
+# Shards
+
+
+def run_of(number, seed):
+    return Run("c", f"d{number}", "max", None, None, "before", (1, 2), seed)
+
+
+def test_shards_have_every_run_once_in_order_and_equal_work():
+    runs = {f"{number}-{seed}": run_of(number, seed) for seed in range(3) for number in range(7)}
+    weights = {name: 1.0 + int(name[0]) ** 2 for name in runs}
+    for parts in (1, 2, 4):
+        shares = split(runs, weights, parts)
+        assert sorted(chain(*shares)) == sorted(runs)
+        loads = [sum(weights[name] for name in share) for share in shares]
+        assert max(loads) - min(loads) <= max(weights.values())
+        for share in shares:
+            assert share == [name for name in runs if name in share]
+
+
+def test_each_shard_writes_a_file_of_its_own(fake_training):
+    for part in (1, 2):
+        assert command(f"--shard={part}/2") == 0
+    files = sorted(Path("results").glob("*"))
+    assert [path.name for path in files] == ["runs.1-of-2.jsonl", "runs.2-of-2.jsonl"]
+    assert sorted(fake_training) == sorted(NAMES)
+    assert all(len(path.read_text().splitlines()) == 3 for path in files)
+    assert len(read_rows(Path("results"))) == 6
+
+
+def test_weights_follow_the_cost_of_the_networks():
+    runs = launch.Grid(("tiny.gin",))
+    strided, learned, held = (runs.weight(runs.runs[name]) for name in NAMES[:3])
+    assert learned == held > strided > launch.OVERHEAD
+    longer = launch.Grid(("tiny.gin",), ("train.num_epochs = 3",))
+    assert longer.weight(next(iter(longer.runs.values()))) == 3 * strided
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "2", "a/b", "1/0"])
+def test_a_shard_that_cannot_be_is_refused(text, capsys):
+    with pytest.raises(SystemExit):
+        command(f"--shard={text}")
+    assert f"expected i/n with 1 <= i <= n, but got {text!r}" in capsys.readouterr().err
+
+
+def test_runs_are_selected_by_name_or_value():
+    runs = {f"d{number}": run_of(number, number) for number in range(3)}
+    assert list(select(runs, ["d1"])) == ["d1"]
+    assert list(select(runs, ["seed=2"])) == ["d2"]
+    assert list(select(runs, ["strides=1,2", "dataset=d0"])) == ["d0"]
+    assert list(select(runs, [])) == list(runs)
+
+
+# The file
+
+
+def row_of(**changes):
+    return {**dict.fromkeys(KEYS), "config": "c", "strides_start": [1, 2], "seed": 0, **changes}
+
+
+def test_processes_that_write_to_one_file_lose_nothing():
+    program = """
+import sys
+from pathlib import Path
+from diffstride.examples.rows import KEYS, append_row
+for seed in range(8):
+    append_row(Path("runs.jsonl"), {**dict.fromkeys(KEYS), "config": sys.argv[1], "seed": seed})
+    append_row(Path("runs.jsonl"), {**dict.fromkeys(KEYS), "config": "both", "seed": seed})
+"""
+    command = [sys.executable, "-c", program]
+    processes = [subprocess.Popen([*command, name]) for name in ("one", "two")]
+    assert [process.wait(timeout=60) for process in processes] == [0, 0]
+    lines = Path("runs.jsonl").read_text().splitlines()
+    found = Counter((json.loads(line)["config"], json.loads(line)["seed"]) for line in lines)
+    assert found == {(name, seed): 1 for name in ("one", "two", "both") for seed in range(8)}
+
+
+def test_a_kill_while_writing_leaves_the_file_as_it_was(monkeypatch):
+    path = Path("runs.jsonl")
+    assert append_row(path, row_of())
+    before = path.read_text()
+
+    def die(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", die)
+        with pytest.raises(KeyboardInterrupt):
+            append_row(path, row_of(seed=1))
+    assert path.read_text() == before
+    assert append_row(path, row_of(seed=1))
+    assert not append_row(path, row_of(seed=1, test_accuracy=1.0))
+    assert [row["seed"] for row in read_rows(Path())] == [0, 1]
+
+
+def test_rows_of_other_keys_are_refused():
+    with pytest.raises(ValueError, match=r"a row has the keys config, .* but got seed"):
+        append_row(Path("runs.jsonl"), {"seed": 1})
+    Path("runs.jsonl").write_text("{\n")
+    with pytest.raises(ValueError, match=r"line 1 of runs\.jsonl is no JSON"):
+        read_rows(Path())
+
+
+def test_a_run_is_known_by_what_was_chosen():
+    one = row_of()
+    for key in CHOSEN:
+        assert rows.identity(one) != rows.identity({**one, key: "other"})
+    assert rows.identity(one) == rows.identity({**one, "test_accuracy": 1.0, "commit": "x"})
+
+
+def test_commit_is_that_of_the_checkout(monkeypatch):
+    command = ["git", "-C", str(Path(launch.__file__).parent), "rev-parse", "HEAD"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        assert launch.commit() is None
+    else:
+        assert launch.commit().removesuffix("-dirty") == done.stdout.strip()
+    monkeypatch.setattr(launch, "__file__", "/elsewhere/diffstride/examples/launch.py")
+    assert launch.commit() is None
