@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
-from diffstride import DiffStride, FixedSpectralPooling, SpatialPooling
+from diffstride import BlurPooling, DiffStride, FixedSpectralPooling, MaxPooling, SpatialPooling
 
 
 def _network() -> nn.Sequential:
@@ -64,7 +64,9 @@ def test_training_while_strides_move_equals_eager_and_stops_recompiling() -> Non
     torch.testing.assert_close(eager[1].strides, compiled[1].strides, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("pooling", [DiffStride, FixedSpectralPooling, SpatialPooling])
+@pytest.mark.parametrize(
+    "pooling", [DiffStride, FixedSpectralPooling, SpatialPooling, MaxPooling, BlurPooling]
+)
 def test_evaluation_has_no_graph_break_and_follows_the_strides(pooling) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), pooling(strides=(2.0, 2.0)), nn.ReLU()).eval()
     program = torch.compile(model, backend="eager", fullgraph=True)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffstride import DiffStride, FixedSpectralPooling, SpatialPooling
+from diffstride import BlurPooling, DiffStride, FixedSpectralPooling, MaxPooling, SpatialPooling
 from diffstride.budget import CostBudget
 from diffstride.convert import convert
 from diffstride.cost import MultiplyAdds, stride_penalty
@@ -99,7 +99,8 @@ def test_products_of_sizes_and_strides_that_stay():
 
 def test_other_poolings_and_frozen_networks():
     x = torch.rand(1, 3, 20, 21)
-    for pooling in (FixedSpectralPooling(1.7), SpatialPooling(2, 2), nn.AvgPool2d(2)):
+    spatial = SpatialPooling(2, 2), MaxPooling(3), BlurPooling((2, 1)), BlurPooling(1)
+    for pooling in (FixedSpectralPooling(1.7), *spatial, nn.AvgPool2d(2)):
         model = nn.Sequential(pooling, nn.Conv2d(3, 4, 3), DiffStride(1.5)).eval()
         assert MultiplyAdds(model, x).value() == counted(model, x)
         frozen = freeze(model, x)

@@ -13,7 +13,7 @@ from absl.testing import flagsaver
 from lightning.pytorch.utilities import exceptions
 from PIL import Image
 
-from diffstride import pooling, reference, resnet, stride_layers
+from diffstride import pooling, reference, resnet, spatial, stride_layers
 from diffstride.examples import main, registry
 
 PACKAGED = sorted(main.PACKAGED.glob("*.gin"))
@@ -55,7 +55,7 @@ def build_network(*bindings, config="cifar10.gin"):
 
 
 def kinds_of_pooling(network):
-    modules = (pooling, reference)
+    modules = (pooling, reference, spatial)
     return {
         type(module)
         for module in network.modules()
@@ -236,6 +236,8 @@ def test_traceback_is_shown_on_demand(capsys):
             {pooling.FixedSpectralPooling},
         ),
         ("resnet.Resnet.pooling_cls = @pooling.SpatialPooling", {pooling.SpatialPooling}),
+        ("resnet.Resnet.pooling_cls = @pooling.MaxPooling", {pooling.MaxPooling}),
+        ("resnet.Resnet.pooling_cls = @pooling.BlurPooling", {pooling.BlurPooling}),
         ("resnet.Resnet.pooling_cls = @reference.DiffStride", {reference.DiffStride}),
         (
             "resnet.Resnet.pooling_cls = @reference.FixedSpectralPooling",

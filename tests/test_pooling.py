@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from diffstride import (
+    BlurPooling,
     DiffStride,
     FixedSpectralPooling,
+    MaxPooling,
     SpatialPooling,
     diff_stride,
     spectral_pool,
@@ -147,7 +149,13 @@ def test_an_accelerator_is_read_once_per_change_of_the_strides() -> None:
         (lambda: DiffStride(2.0, smoothness_factor=-1.0), "smoothness_factor .* -1.0"),
         (lambda: DiffStride(2.0, edge="flat"), "'flat'"),
         (lambda: FixedSpectralPooling(()), "has 0"),
-        (lambda: SpatialPooling(2, 1.5), "whole numbers"),
+        (lambda: SpatialPooling(2, 1.5), r"strides must be whole numbers, but got 1\.5"),
+        (lambda: SpatialPooling((2, 1.5)), "pool_size must be whole numbers"),
+        (lambda: MaxPooling(1.5), r"whole numbers, but got 1\.5; DiffStride"),
+        (lambda: MaxPooling(2, pool_size=2), "odd number of samples, but got 2"),
+        (lambda: BlurPooling(2, filter_size=0), "filter_size must be .* at least 1"),
+        (lambda: BlurPooling(2)(torch.zeros(1, 8, 8)), r"BlurPooling.*but got \(1, 8, 8\)"),
+        (lambda: MaxPooling(2).output_size((8,)), r"2 positive lengths, but got \(8,\)"),
         (lambda: SpatialPooling((2, 2, 2), 2), "one number per"),
         (lambda: DiffStride()(torch.zeros(1, 8, 8)), r"but got \(1, 8, 8\)"),
         (lambda: SpatialPooling()(torch.zeros(8, 8)), r"but got \(8, 8\)"),
@@ -178,6 +186,58 @@ def test_spatial_pooling_of_signals_and_volumes() -> None:
     torch.testing.assert_close(SpatialPooling(2, [2])(x), expected)
     volume = torch.randn(1, 2, 4, 4, 4)
     torch.testing.assert_close(SpatialPooling(2, [2, 2, 2])(volume), F.avg_pool3d(volume, 2))
+
+
+@pytest.mark.parametrize("strides", [[2], [3], [2, 3], [1, 2], [3, 1], [2, 1, 3]])
+@pytest.mark.parametrize("size", [1, 2, 7, 12])
+def test_max_and_blur_pooling_take_windows_around_every_strided_sample(strides, size) -> None:
+    """Against one sample at a time, and the size of a padded strided convolution."""
+    sizes = [size + 2 * axis for axis in range(len(strides))]
+    x = torch.randn(2, 3, *sizes, dtype=torch.float64)
+    greatest, blurred = x, x
+    for dim, stride in enumerate(strides, start=2):
+        if stride > 1:
+            greatest = _windows(
+                greatest,
+                dim,
+                stride,
+                lambda before, at, after: torch.maximum(torch.maximum(before, at), after),
+            )
+            blurred = _windows(
+                blurred, dim, stride, lambda before, at, after: (before + 2 * at + after) / 4
+            )
+    for layer, expected in ((MaxPooling(strides), greatest), (BlurPooling(strides), blurred)):
+        torch.testing.assert_close(layer(x), expected)
+        assert layer.output_size(sizes) == tuple(expected.shape[2:])
+
+
+def _windows(x, dim, stride, combine):
+    """Three neighbours along an axis, whose borders are mirrored, combined at every stride."""
+    last = x.shape[dim] - 1
+    picked = [
+        combine(*(x.select(dim, min(max(_mirror(j, last), 0), last)) for j in (i - 1, i, i + 1)))
+        for i in range(0, last + 1, stride)
+    ]
+    return torch.stack(picked, dim)
+
+
+def _mirror(index, last):
+    index = abs(index)
+    return 2 * last - index if index > last else index
+
+
+@pytest.mark.parametrize("layer", [MaxPooling, BlurPooling])
+def test_max_and_blur_pooling_leave_a_map_alone_at_stride_1(layer) -> None:
+    x = torch.randn(1, 2, 5, 6)
+    assert layer(1)(x) is x
+
+
+@pytest.mark.parametrize("filter_size", [1, 2, 4, 5])
+def test_binomial_filters_of_other_sizes_keep_constants_and_size(filter_size) -> None:
+    layer = BlurPooling((2, 3), filter_size).to(torch.bfloat16)
+    y = layer(torch.ones(1, 2, 9, 9, dtype=torch.bfloat16))
+    torch.testing.assert_close(y, torch.ones(1, 2, 5, 3, dtype=torch.bfloat16))
+    assert layer.state_dict() == {}
 
 
 def test_stride_layers_finds_learned_strides_only() -> None:

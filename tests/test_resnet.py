@@ -78,6 +78,8 @@ def test_parameter_count_is_the_published_one(
         (reference.DiffStride, [32, 32, 24, 20, 18]),
         (partial(pooling.DiffStride, edge="stopband"), [32, 32, 16, 8, 4]),
         (pooling.SpatialPooling, [32, 32, 16, 8, 4]),
+        (pooling.MaxPooling, [32, 32, 16, 8, 4]),
+        (pooling.BlurPooling, [32, 32, 16, 8, 4]),
     ],
 )
 @pytest.mark.parametrize("order", ORDERS)

@@ -37,6 +37,21 @@ def as_strides(strides: Sequence[float] | float, name: str = "strides") -> tuple
     return tuple(float(value) for value in values)
 
 
+def as_whole_numbers(values: Sequence[float] | float, name: str = "strides") -> tuple[int, ...]:
+    """As `as_strides`, and each a whole number.
+
+    >>> as_whole_numbers(2.0)
+    (2, 2)
+    """
+    numbers = as_strides(values, name)
+    if any(value % 1 for value in numbers):
+        raise ValueError(
+            f"{name} must be whole numbers, but got {values!r}; DiffStride and "
+            "FixedSpectralPooling take fractional strides"
+        )
+    return tuple(map(int, numbers))
+
+
 def check_limits(lower: float | None, upper: float | None) -> None:
     """Refuse limits below 1 or in the wrong order; None means no limit."""
     for name, limit in (("lower_limit_stride", lower), ("upper_limit_stride", upper)):
@@ -82,3 +97,20 @@ def pooled_sizes(x: Tensor, num_axes: int) -> tuple[int, ...]:
             f"but got shape {tuple(x.shape)}"
         )
     return tuple(x.shape[x.dim() - num_axes :])
+
+
+def check_input(layer: Any, x: Tensor) -> None:
+    """Refuse an input that has not as many spatial axes as the layer has strides."""
+    if x.dim() != layer.num_axes + 2:
+        raise ValueError(
+            f"{type(layer).__name__} with {layer.num_axes} strides expects an input of shape "
+            f"(batch, channels, {layer.num_axes} spatial axes), but got {tuple(x.shape)}"
+        )
+
+
+def check_input_size(layer: Any, input_size: Sequence[int]) -> None:
+    """Refuse lengths of which there are not as many as the layer has strides."""
+    if len(input_size) != layer.num_axes or min(input_size) < 1:
+        raise ValueError(
+            f"input_size must be {layer.num_axes} positive lengths, but got {tuple(input_size)}"
+        )

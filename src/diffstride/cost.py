@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from diffstride.execution import is_pooling
 from diffstride.freeze import FrozenPooling
 from diffstride.one_axis import counted_products
-from diffstride.pooling import DiffStride, FixedSpectralPooling, stride_layers
+from diffstride.pooling import BlurPooling, DiffStride, FixedSpectralPooling, stride_layers
 from diffstride.products import axis_order
 from diffstride.resolution import Dim, Resolutions, resolve
 from diffstride.sizes import (
@@ -155,6 +155,9 @@ class _Pooling:
 
     def cost(self, known: Mapping[Hashable, Number]) -> Number:
         """Multiply-adds of the products along the axes, after `pool`."""
+        if isinstance(self.module, BlurPooling):
+            outputs = [known[self.call, i] for i in range(len(self.inputs))]
+            return prod(outputs) * self.channels * self.module.num_taps
         if not isinstance(self.module, (DiffStride, FixedSpectralPooling, FrozenPooling)):
             return 0.0  # averages and Fourier transforms multiply no matrices
         sizes, total = [size.at(known) for size in self.inputs], 0.0

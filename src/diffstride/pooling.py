@@ -1,15 +1,31 @@
-"""Pooling layers: spectral with learned strides, spectral with fixed ones, spatial."""
+"""Pooling layers: spectral ones with learned and with fixed strides; with them the spatial ones."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffstride.arguments import as_strides, check_limits, check_window, clamp_strides
+from diffstride.arguments import (
+    as_strides,
+    check_input,
+    check_input_size,
+    check_limits,
+    check_window,
+    clamp_strides,
+)
 from diffstride.functional import diff_stride, spectral_pool
+from diffstride.spatial import BlurPooling, MaxPooling, SpatialPooling
 from diffstride.spectrum import Axis, plan_axis, plan_spectral_axis
+
+__all__ = [
+    "BlurPooling",
+    "DiffStride",
+    "FixedSpectralPooling",
+    "MaxPooling",
+    "SpatialPooling",
+    "stride_layers",
+]
 
 
 class DiffStride(nn.Module):
@@ -93,7 +109,7 @@ class DiffStride(nn.Module):
         self._values, self._spelled, self._version = values, tuple(map(repr, values)), -1
 
     def forward(self, x: Tensor) -> Tensor:
-        _check_input(self, x)
+        check_input(self, x)
         if torch.compiler.is_compiling() and self.training:
             from diffstride.eager import call_eagerly
 
@@ -128,7 +144,7 @@ class DiffStride(nn.Module):
         self, input_size: Sequence[int], strides: Sequence[float] | None = None
     ) -> tuple[Axis, ...]:
         """How each axis of a map of ``input_size`` is pooled, by the layer's strides or others."""
-        _check_size(self, input_size)
+        check_input_size(self, input_size)
         values = self._read() if strides is None else strides
         values = clamp_strides(values, self.lower_limit_stride, self.upper_limit_stride)
         return tuple(
@@ -220,7 +236,7 @@ class FixedSpectralPooling(nn.Module):
         self.num_axes = len(self.strides)
 
     def forward(self, x: Tensor) -> Tensor:
-        _check_input(self, x)
+        check_input(self, x)
         return spectral_pool(x, self.strides)
 
     def output_size(self, input_size: Sequence[int]) -> tuple[int, ...]:
@@ -235,79 +251,12 @@ class FixedSpectralPooling(nn.Module):
         self, input_size: Sequence[int], strides: Sequence[float] | None = None
     ) -> tuple[Axis, ...]:
         """How each axis of a map of ``input_size`` is pooled, by the layer's strides or others."""
-        _check_size(self, input_size)
+        check_input_size(self, input_size)
         values = self.strides if strides is None else strides
         return tuple(map(plan_spectral_axis, input_size, values))
 
     def extra_repr(self) -> str:
         return f"strides=({', '.join(f'{value:.4g}' for value in self.strides)})"
-
-
-class SpatialPooling(nn.Module):
-    """Average pooling with padding such that ``M = ceil(N / s)``.
-
-    Where the padding cannot be halved the larger half comes last; padded places do not count in
-    the averages. With the default ``pool_size=(1, 1)`` it picks every ``s``-th sample.
-
-    Args:
-        pool_size: window of the average per axis, at least 1 sample; a single number serves
-            all axes.
-        strides: integer strides, each at least 1; a single number means two axes.
-
-    Shape:
-        ``(B, C, N_1, …, N_n)`` to ``(B, C, ceil(N_1 / s_1), …, ceil(N_n / s_n))``.
-
-    Raises:
-        ValueError: if an argument is no whole number of at least 1, the numbers of axes
-            differ, or the input has another number of axes.
-
-    >>> SpatialPooling(2, 2)(torch.tensor([[[[1.0, 3.0, 5.0]]]]))
-    tensor([[[[2., 5.]]]])
-    """
-
-    def __init__(
-        self,
-        pool_size: Sequence[int] | int = (1, 1),
-        strides: Sequence[float] | float = (2, 2),
-    ) -> None:
-        super().__init__()
-        self.strides = _as_integers("strides", as_strides(strides))
-        self.num_axes = len(self.strides)
-        sizes = (pool_size,) * self.num_axes if isinstance(pool_size, int) else pool_size
-        self.pool_size = _as_integers("pool_size", as_strides(sizes, "pool_size"))
-        if len(self.pool_size) != self.num_axes:
-            raise ValueError(
-                f"pool_size={pool_size!r} and strides={strides!r} must have one number per "
-                "spatial axis each"
-            )
-
-    def forward(self, x: Tensor) -> Tensor:
-        _check_input(self, x)
-        pads = [self._padding(size, i) for i, size in enumerate(x.shape[2:])]
-        average = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[self.num_axes - 1]
-        if not any(map(sum, pads)):
-            return average(x, self.pool_size, self.strides)
-        padding = [pad for pair in reversed(pads) for pad in pair]
-        counted = F.pad(x.new_ones(1, 1, *x.shape[2:]), padding)
-        total = average(F.pad(x, padding), self.pool_size, self.strides)
-        return total / average(counted, self.pool_size, self.strides)
-
-    def _padding(self, size: int, axis: int) -> tuple[int, int]:
-        pool_size, stride = self.pool_size[axis], self.strides[axis]
-        missing = max(0, (_ceil_div(size, stride) - 1) * stride + pool_size - size)
-        return missing // 2, missing - missing // 2
-
-    def output_size(self, input_size: Sequence[int]) -> tuple[int, ...]:
-        """The spatial size of the map that comes out for one of ``input_size``.
-
-        >>> SpatialPooling(2, 3).output_size((32, 32))
-        (11, 11)
-        """
-        _check_size(self, input_size)
-        return tuple(map(_ceil_div, input_size, self.strides))
-
-    def extra_repr(self) -> str:
-        return f"pool_size={self.pool_size}, strides={self.strides}"
 
 
 def stride_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -322,31 +271,3 @@ def stride_layers(model: nn.Module) -> dict[str, nn.Module]:
         if isinstance(getattr(module, "strides", None), nn.Parameter)
         and hasattr(module, "project_")
     }
-
-
-def _as_integers(name: str, values: tuple[float, ...]) -> tuple[int, ...]:
-    if any(value != int(value) for value in values):
-        raise ValueError(
-            f"{name} of SpatialPooling must be whole numbers, but got {values}; "
-            "FixedSpectralPooling takes fractional strides"
-        )
-    return tuple(map(int, values))
-
-
-def _check_input(layer: Any, x: Tensor) -> None:
-    if x.dim() != layer.num_axes + 2:
-        raise ValueError(
-            f"{type(layer).__name__} with {layer.num_axes} strides expects an input of shape "
-            f"(batch, channels, {layer.num_axes} spatial axes), but got {tuple(x.shape)}"
-        )
-
-
-def _check_size(layer: Any, input_size: Sequence[int]) -> None:
-    if len(input_size) != layer.num_axes or min(input_size) < 1:
-        raise ValueError(
-            f"input_size must be {layer.num_axes} positive lengths, but got {tuple(input_size)}"
-        )
-
-
-def _ceil_div(size: int, stride: int) -> int:
-    return -(-size // stride)

@@ -67,7 +67,13 @@ batch_norm = _register(resnet.batch_norm, "resnet", given=["channels"])
 Resnet = _register_network(resnet.Resnet, batch_norm=batch_norm)
 resnet18 = _register_network(resnet.resnet18, Resnet=Resnet)
 resnet56 = _register_network(resnet.resnet56, Resnet=Resnet)
-for layer in (pooling.DiffStride, pooling.FixedSpectralPooling, pooling.SpatialPooling):
+for layer in (
+    pooling.DiffStride,
+    pooling.FixedSpectralPooling,
+    pooling.SpatialPooling,
+    pooling.MaxPooling,
+    pooling.BlurPooling,
+):
     _register(layer, "pooling")
 for layer in (reference.DiffStride, reference.FixedSpectralPooling):
     _register(layer, "reference")
