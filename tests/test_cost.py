@@ -107,6 +107,14 @@ def test_other_poolings_and_frozen_networks():
         assert MultiplyAdds(frozen, x).value() == counted(frozen, x) == counted(model, x)
 
 
+def test_long_axes_count_once_they_are_frozen():
+    """With learned strides they are pooled by Fourier transforms, frozen by matrices."""
+    model, x = nn.Sequential(DiffStride((4.0,)), nn.Conv1d(1, 2, 3)).eval(), torch.rand(1, 1, 2048)
+    frozen = freeze(model, x)
+    assert MultiplyAdds(model, x).value() == counted(model, x)
+    assert MultiplyAdds(frozen, x).value() == counted(frozen, x) > 10 * counted(model, x)
+
+
 def test_gradient_is_that_of_the_unrounded_sizes():
     """Where all maps are large, rounding is small: compare with a wide difference of the cost."""
     model = nn.Sequential(

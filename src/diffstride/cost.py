@@ -150,7 +150,9 @@ class _Pooling:
         axes = self._plan(sizes, [number(s) for s in smooth])
         for i, (axis, size, stride) in enumerate(zip(axes, inputs, smooth, strict=True)):
             known[self.call, i] = straight_through(axis.output_size, size / stride)
-        self._products = [(i, counted_products(axes[i])) for i in axis_order(axes)]
+        # Frozen, an axis is a matrix product whatever its length.
+        frozen = isinstance(self.module, FrozenPooling)
+        self._products = [(i, 1 if frozen else counted_products(axes[i])) for i in axis_order(axes)]
         return axes
 
     def cost(self, known: Mapping[Hashable, Number]) -> Number:
