@@ -1,7 +1,7 @@
 """Run ``examples/convert_torchvision.py`` on CIFAR-10, for the page that walks through it.
 
-Writes what it prints to ``results/walkthrough.json``, its pictures to ``docs/pictures``, and the
-part of ``docs/walkthrough.md`` that shows them.
+Writes what it prints, and how it kept its budget, to ``results/walkthrough.json``, its pictures to
+``docs/pictures``, and the part of ``docs/walkthrough.md`` that shows them.
 """
 
 import argparse
@@ -13,10 +13,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
+from unittest import mock
 
 from benchmarks.common import Report, write_json
 from benchmarks.machine import ROOT, environment
 from benchmarks.pages import write_part
+from diffstride import CostBudget
 from diffstride.examples import convert_torchvision
 
 RESULT = ROOT / "results" / "walkthrough.json"
@@ -29,8 +31,22 @@ def shown(report: Report) -> str:
     """The part of the page: the command, what it printed, and the pictures it drew."""
     words = " ".join(report["arguments"])
     command = f"$ python3 -m diffstride.examples.convert_torchvision {words}"
+    spent = report["spent"]
+    least, most = (f"{100 * spent[name]:.2f} %" for name in ("least", "most"))
+    kept = f"Over its {spent['steps']:,} steps the network cost {least} to {most} of its budget."
     pictures = [f"![{title}](pictures/{name})" for name, title in PICTURES.items()]
-    return "\n\n".join([f"```text\n{command}\n{report['printed'].rstrip()}\n```", *pictures])
+    printed = f"```text\n{command}\n{report['printed'].rstrip()}\n```"
+    return "\n\n".join([printed, kept, *pictures])
+
+
+class NotingBudget(CostBudget):
+    """Notes after each step which share of the budget the network costs."""
+
+    spent: list[float]
+
+    def project_(self) -> None:
+        super().project_()
+        self.spent.append(self.cost.value() / self.multiply_adds)
 
 
 @contextmanager
@@ -48,10 +64,12 @@ def main(arguments: Sequence[str] | None = None) -> Report:
     parser.add_argument("arguments", nargs="*", default=ARGUMENTS, help="of the example")
     options = parser.parse_args(arguments)
     printed, pictures = StringIO(), ROOT / "docs" / "pictures"
+    NotingBudget.spent = []
     with tempfile.TemporaryDirectory() as folder:
         with working_folder(folder), redirect_stdout(printed), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of deprecations inside the exporter
-            convert_torchvision.main(*options.arguments)
+            with mock.patch.object(convert_torchvision, "CostBudget", NotingBudget):
+                convert_torchvision.main(*options.arguments)
         pictures.mkdir(exist_ok=True)
         for name in PICTURES:
             (pictures / name).write_bytes((Path(folder) / name).read_bytes())
@@ -60,6 +78,11 @@ def main(arguments: Sequence[str] | None = None) -> Report:
         "contract": environment(),
         "arguments": options.arguments,
         "printed": printed.getvalue(),
+        "spent": {
+            "steps": len(NotingBudget.spent) - 1,  # the first is the projection before them
+            "least": min(NotingBudget.spent),
+            "most": max(NotingBudget.spent),
+        },
     }
     write_json(RESULT, report)
     write_part(PAGE, "walkthrough", shown(report))
