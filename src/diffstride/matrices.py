@@ -17,15 +17,17 @@ from diffstride.spectrum import Axis, axis_matrix, ramp_factors
 def as_constant(cached: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Let compiled programs hold what ``cached`` returns for plain numbers as a constant.
 
-    The tracer would look through a cache if it saw one, and compute what is at hand.
+    The tracer would look through a cache if it saw one, and compute what is at hand. Tensors alone
+    it names after their function, all alike, which all backends but ``"eager"`` refuse; in a tuple
+    each gets a name of its own.
     """
 
-    def constant(*args: Any) -> Tensor:
-        return cached(*args)
+    def constant(*args: Any) -> tuple[Tensor]:
+        return (cached(*args),)
 
     # What `torch.compiler.assume_constant_result` sets, which would import the compiler with us.
     constant._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
-    return constant
+    return lambda *args: constant(*args)[0]
 
 
 def matrix(axis: Axis, dtype: torch.dtype, device: torch.device) -> Tensor:
