@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test check format docs bench clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -24,6 +24,9 @@ format: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: .venv/installed  ## the site, into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 bench: .venv/installed  ## on a quiet machine
 	$(BIN)/python -m benchmarks.layer
 	$(BIN)/python -m benchmarks.network
@@ -32,4 +35,4 @@ bench: .venv/installed  ## on a quiet machine
 	$(BIN)/python -m benchmarks.render
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs site

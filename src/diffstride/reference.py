@@ -78,8 +78,8 @@ class FixedSpectralPooling(nn.Module):
     Args:
         strides: strides of height and width, or one for both; finite, at least 1.
 
-    Returns:
-        A layer from ``(B, C, H, W)`` to ``(B, C, H', W')``; both output sizes are even.
+    Shape:
+        ``(B, C, H, W)`` to ``(B, C, H', W')``; both output sizes are even.
 
     Raises:
         ValueError: a stride is below 1, or there are not one or two of them.
@@ -133,8 +133,8 @@ class DiffStride(nn.Module):
         lower_limit_stride: smallest stride used (1 if None); no gradient below it.
         upper_limit_stride: largest stride used (no limit if None); no gradient above it.
 
-    Returns:
-        A layer from ``(B, C, H, W)`` to ``(B, C, H', W')``; ``W'`` is even.
+    Shape:
+        ``(B, C, H, W)`` to ``(B, C, H', W')``; ``W'`` is even.
 
     Raises:
         ValueError: a stride, the smoothness factor or a limit is out of range.

@@ -1,0 +1,219 @@
+"""Draw the pictures of the documentation: ``python -m docs.pictures`` writes docs/pictures/*.png.
+
+All are computed by the library, but for the strides of a training, which come from its log.
+"""
+
+import argparse
+import io
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from diffstride import DiffStride, diff_stride, spectrum
+from diffstride.plots import plot_stride_trajectories, plot_windows, read_trajectories
+from diffstride.resnet import resnet18
+from diffstride.spectrum import EDGES, Axis, plan_axis
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "docs" / "pictures"
+RUN = ROOT / "results" / "small" / "diffstride"
+
+SIZE = 32  # samples of the axis in the pictures of one axis
+STRIDES = (1.0, 1.5, 2.0, 3.0, 4.0)
+WHOLE_STRIDES = (2, 3, 4)  # of the methods that know no others
+FRACTIONAL_STRIDES = (1.0, 1.25, 1.5, 2.0, 3.0)
+DPI = 100
+PANEL, GAP = 192, 40  # pixels of an image and between two; all whole strides divide a panel
+
+
+def windows() -> Figure:
+    """The gain over the bins of one axis at several strides, a panel for each edge."""
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    for panel, edge in zip(panels, EDGES, strict=True):
+        panel.set(xlabel="frequency bin k", xlim=(0, SIZE / 2))
+        panel.set_title(f'edge="{edge}"', fontsize="medium")
+        for i, stride in enumerate(STRIDES):
+            _draw_window(panel, stride, edge, colormaps["viridis"](i / len(STRIDES)))
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize="x-small", ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.17))
+    panels[0].set_ylabel("gain m(k)")
+    return figure
+
+
+def _draw_window(panel: Any, stride: float, edge: str, colour: Any) -> None:
+    axis = plan_axis(SIZE, stride, edge=edge)
+    label = f"stride {stride:g}: {SIZE} → {axis.output_size} samples"
+    panel.plot(*_corners(axis), color=colour, label=label)
+    gains = spectrum.window(axis)
+    panel.plot(range(len(gains)), gains, ".", color=colour)
+
+
+def _corners(axis: Axis) -> tuple[list[float], list[float]]:
+    """The window between its bins: flat, down the ramp, and cropped."""
+    last = min(axis.cutoff, axis.output_size / 2)
+    flat = min(max(axis.cutoff - axis.transition, 0.0), last)
+    gain = min((axis.cutoff - last) / axis.transition, 1.0)
+    return [0.0, flat, last, last, axis.size / 2], [1.0, 1.0, gain, 0.0, 0.0]
+
+
+def matrices() -> Figure:
+    """The matrix of one axis for both edges, and its derivative by the stride."""
+    passband, stopband = (plan_axis(SIZE, 2.0, edge=edge) for edge in EDGES)
+    left, right = spectrum.ramp_factors(SIZE, stopband.output_size, stopband.ramp)
+    shown = {
+        f'A, edge="passband": {passband.output_size} x {SIZE}': spectrum.axis_matrix(passband),
+        f'A, edge="stopband": {stopband.output_size} x {SIZE}': spectrum.axis_matrix(stopband),
+        'dA/ds, edge="stopband"': stopband.slope * left @ right.T,
+    }
+    figure = Figure(figsize=(10, 3.7), layout="constrained")
+    panels = figure.subplots(1, len(shown))
+    for panel, (title, matrix) in zip(panels, shown.items(), strict=True):
+        limit = float(matrix.abs().max())
+        image = panel.imshow(matrix.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
+        panel.set(xlabel="sample j in", ylabel="sample i out")
+        panel.set_title(title, fontsize="medium")
+        figure.colorbar(image, ax=panel, location="bottom", shrink=0.8)
+    return figure
+
+
+def output_lengths() -> Figure:
+    """The output length over the stride, beside that of a strided convolution."""
+    strides = np.linspace(1, 5, 2001)
+    figure = Figure(figsize=(7, 3.4), layout="constrained")
+    panel = figure.add_subplot(xlabel="stride", ylabel="samples out")
+    panel.set_title(f"Output length of {SIZE} samples", fontsize="medium")
+    for edge, colour in zip(EDGES, ("C0", "C1"), strict=True):
+        lengths = [spectrum.output_size(SIZE, stride, edge=edge) for stride in strides]
+        panel.step(strides, lengths, where="post", color=colour, label=f'edge="{edge}"')
+    whole = range(1, 6)
+    lengths = [len(range(0, SIZE, stride)) for stride in whole]
+    panel.plot(whole, lengths, "ko", label="strided convolution")
+    panel.grid(alpha=0.3)
+    panel.legend()
+    return figure
+
+
+def aliasing() -> Figure:
+    """A zone plate made smaller at whole strides, by the layer and by two others."""
+    return _draw_images(aliased(zone_plate(PANEL // 2)), limits=(-1, 1))
+
+
+def aliased(image: Tensor) -> dict[str, dict[str, Tensor]]:
+    """An image and what becomes of it, by method and title."""
+    methods: dict[str, Callable[[int], Tensor]] = {
+        "every s-th sample": lambda stride: image[..., ::stride, ::stride],
+        "average pooling": lambda stride: F.avg_pool2d(image, stride),
+        'DiffStride, "stopband"': lambda stride: diff_stride(image, stride, edge="stopband"),
+    }
+    return {
+        name: {"the image": image} | {f"stride {s}": method(s) for s in WHOLE_STRIDES}
+        for name, method in methods.items()
+    }
+
+
+def zone_plate(size: int) -> Tensor:
+    """``cos(pi r^2 / N)``, whose frequency grows with the radius, to 1/2 at the borders."""
+    place = torch.arange(size) - size / 2
+    return torch.cos(torch.pi / size * (place[:, None] ** 2 + place**2))[None, None]
+
+
+def fractional() -> Figure:
+    """A star made smaller by strides that need not be whole, for both edges."""
+    image = siemens_star(PANEL // 3)
+    rows = {
+        f'edge="{edge}"': {
+            f"stride {stride:g}": diff_stride(image, stride, edge=edge)
+            for stride in FRACTIONAL_STRIDES
+        }
+        for edge in EDGES
+    }
+    return _draw_images(rows, limits=(0, 1))
+
+
+def siemens_star(size: int, spokes: int = 16, oversampling: int = 8) -> Tensor:
+    """White spokes on black: the finer the nearer to the centre; every pixel is an average."""
+    place = (torch.arange(size * oversampling) + 0.5) / (size * oversampling) - 0.5
+    rows, columns = torch.meshgrid(place, place, indexing="ij")
+    spoke = torch.sin(spokes * torch.atan2(rows, columns)) > 0
+    star = spoke & (torch.hypot(rows, columns) < 0.45)
+    return F.avg_pool2d(star.float()[None, None], oversampling)
+
+
+def _draw_images(rows: dict[str, dict[str, Tensor]], limits: tuple[float, float]) -> Figure:
+    """Images at a whole number of pixels a sample where they allow it.
+
+    Anything else would draw patterns of its own, just what some of the pictures are about.
+    """
+    columns = max(map(len, rows.values()))
+    width, height = (count * (PANEL + GAP) for count in (columns, len(rows)))
+    figure = Figure(figsize=(width / DPI, height / DPI))
+    for i, (name, images) in enumerate(rows.items()):
+        for j, (title, image) in enumerate(images.items()):
+            corner = (j * (PANEL + GAP) + GAP - 8, height - (i + 1) * (PANEL + GAP) + 8)
+            place = (corner[0] / width, corner[1] / height, PANEL / width, PANEL / height)
+            panel = figure.add_axes(place, xticks=[], yticks=[])
+            low, high = limits
+            panel.imshow(
+                image[0, 0].numpy(), cmap="gray", vmin=low, vmax=high, interpolation="nearest"
+            )
+            samples = " x ".join(map(str, image.shape[2:]))
+            panel.set_title(f"{title}: {samples}", fontsize="small")
+            if j == 0:
+                panel.set_ylabel(name, fontsize="small")
+    return figure
+
+
+PICTURES: dict[str, Callable[[], Figure]] = {
+    "windows.png": windows,
+    "matrices.png": matrices,
+    "output_lengths.png": output_lengths,
+    "aliasing.png": aliasing,
+    "fractional.png": fractional,
+}
+TRAJECTORIES = "strides.png"
+LEARNED = "learned_windows.png"
+
+
+def learned_network() -> torch.nn.Module:
+    """The network of the run, of which nothing but the strides is kept."""
+    pooling_cls = partial(DiffStride, edge="stopband")
+    network = resnet18(width=2, num_output_classes=10, pooling_cls=pooling_cls)
+    strides = json.loads((RUN / "summary.json").read_text())["strides"]
+    with torch.no_grad():
+        for name, values in strides.items():
+            network.get_parameter(f"{name}.strides").copy_(torch.tensor(values))
+    return network
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a picture with a palette: half the size, and no difference to see."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
+    picture = Image.open(buffer).convert("RGB")
+    picture.quantize(dither=Image.Dither.NONE).save(path, optimize=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m docs.pictures", description=__doc__)
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the pictures go")
+    folder: Path = parser.parse_args(arguments).folder
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, draw in PICTURES.items():
+        save(draw(), folder / name)
+    plot_stride_trajectories(read_trajectories(RUN / "metrics.csv"), folder / TRAJECTORIES)
+    plot_windows(learned_network(), torch.zeros(1, 3, SIZE, SIZE), folder / LEARNED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""The pages of the documentation: their code runs and prints what they say, their names exist."""
+
+import inspect
+import pkgutil
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+import diffstride
+from diffstride.examples import main, registry
+from docs import pictures
+
+ROOT = Path(__file__).parents[1]
+PAGES = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
+PAGES["README.md"] = (ROOT / "README.md").read_text()
+BLOCK = re.compile(r"```python\n(.*?)```(?:\s*```text\n(.*?)```)?", re.DOTALL)
+# Tests of their own: the blocks of README need a network, those of converting.md export one, those
+# of the walk-through are lines of a program.
+ELSEWHERE = ("README.md", "converting.md", "walkthrough.md")
+WITH_CODE = [name for name, text in PAGES.items() if BLOCK.search(text) and name not in ELSEWHERE]
+MAX_BYTES = 100_000
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
+@pytest.mark.parametrize("name", WITH_CODE)
+def test_blocks_run_and_print_what_follows_them(name, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shared: dict[str, object] = {}
+    for program, printed in BLOCK.findall(PAGES[name]):
+        exec(compile(program, name, "exec"), shared)
+        output = capsys.readouterr().out
+        if printed:
+            assert output == printed, program
+
+
+def test_pages_with_code_are_found():
+    assert {"index.md", "layer.md", "conventions.md", "training.md"} <= set(WITH_CODE)
+
+
+def test_the_walk_through_quotes_the_example():
+    example = (ROOT / "src/diffstride/examples/convert_torchvision.py").read_text()
+    quoted = BLOCK.findall(PAGES["walkthrough.md"])
+    assert len(quoted) >= 3
+    assert all(program in example for program, _ in quoted)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    pictures.main(["--folder", str(folder)])
+    return folder
+
+
+ALL_PICTURES = [*pictures.PICTURES, pictures.TRAJECTORIES, pictures.LEARNED]
+
+
+def _pixels(path: Path) -> np.ndarray:
+    with PIL.Image.open(path) as picture:
+        return np.asarray(picture.convert("L"), dtype=float)
+
+
+@pytest.mark.parametrize("name", ALL_PICTURES)
+def test_the_command_draws_the_pictures_that_pages_show(name, drawn):
+    for path in (drawn / name, pictures.FOLDER / name):
+        assert _pixels(path).std() > 10, f"{path} is blank"
+        assert path.stat().st_size < MAX_BYTES
+    sizes = {_pixels(folder / name).shape for folder in (drawn, pictures.FOLDER)}
+    assert len(sizes) == 1, f"{name} is old: python -m docs.pictures"
+    assert any(f"(pictures/{name})" in text for text in PAGES.values()), f"no page shows {name}"
+
+
+def test_no_other_picture_lies_there(drawn):
+    assert {path.name for path in pictures.FOLDER.iterdir()} == {p.name for p in drawn.iterdir()}
+
+
+def test_aliases_are_as_strong_as_the_picture_shows():
+    # At the upper border no circle of the zone plate is coarse enough for a stride of 3.
+    rows = pictures.aliased(pictures.zone_plate(96))
+    strong, faint, gone = (images["stride 3"][..., :8, :].std() for images in rows.values())
+    assert strong > 0.5 > 0.1 > faint > 0.02 > gone
+
+
+LISTED = re.findall(r"^::: ([\w.]+)$", PAGES["api.md"], re.MULTILINE)
+
+
+def _parts(name: str) -> list[object]:
+    """What is public under a name of the package: itself or, of a module, its own."""
+    thing = getattr(diffstride, name)
+    if not inspect.ismodule(thing):
+        return [thing]
+    members = [member for key, member in vars(thing).items() if not key.startswith("_")]
+    return [member for member in members if getattr(member, "__module__", "") == thing.__name__]
+
+
+@pytest.mark.parametrize("name", diffstride.__all__)
+def test_every_public_name_is_in_the_api(name):
+    listed = [pkgutil.resolve_name(path) for path in LISTED]
+    for part in _parts(name):
+        assert part in listed or sys.modules[part.__module__] in listed, part
+
+
+def _bindings() -> list[str]:
+    return sorted(
+        {b for text in PAGES.values() for b in re.findall(r'--gin_bindings="(.+?)"', text)}
+    )
+
+
+@pytest.mark.parametrize("binding", _bindings())
+def test_bindings_are_understood(binding):
+    main.configure(["digits.gin"], [binding])
+    assert len(_bindings()) > 15
+
+
+def test_every_gin_name_is_told():
+    told = set(re.findall(r"`([a-z]+\.\w+)`", PAGES["training.md"].partition("### ")[0]))
+    ours = {name for name in registry.NAMES if not name.startswith("torch.")}
+    assert ours <= told, ours - told
+
+
+def test_configurations_that_are_named_exist():
+    packaged = {path.name for path in main.PACKAGED.glob("*.gin")}
+    for name, text in PAGES.items():
+        named = set(re.findall(r"\b\w+\.gin\b", text)) - {"operative_config.gin"}
+        assert named <= packaged, name
+
+
+def test_docstrings_are_put_into_a_form_that_the_site_shows():
+    docstrings = pytest.importorskip("docs.docstrings", reason="needs griffe, of the extra docs")
+    example = [">>> 1 + 1  # doctest: +SKIP", "2", "", "So::", "", "    text"]
+    shown = ["```pycon", ">>> 1 + 1", "2", "```", "", "So:", "", "    text"]
+    assert list(docstrings.fenced(example)) == shown
+    assert list(docstrings.fenced(["  >>> 1"])) == ["  ```pycon", "  >>> 1", "  ```"]
+    arguments = ["Args:", "    a, b: both,", "        of them.", "    c: alone, d: not one."]
+    each = ["    a: both,", "        of them.", "    b: both,", "        of them."]
+    assert docstrings.separated(arguments) == ["Args:", *each, "    c: alone, d: not one."]
