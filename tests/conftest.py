@@ -4,6 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+
+# The tests compute on small tensors, in which a second thread only gets in the way, twice so on
+# cores that others use. Set before torch is loaded, for the programs that tests start as well.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 from torch import Tensor
 
