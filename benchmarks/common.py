@@ -40,9 +40,16 @@ def parser_of(name: str, description: str | None, repeats: int) -> argparse.Argu
     return parser
 
 
-def start(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the options and put them into effect."""
+def start(
+    parser: argparse.ArgumentParser,
+    arguments: Sequence[str] | None,
+    quick: Mapping[str, Any] | None = None,
+) -> argparse.Namespace:
+    """Parse the options and put them into effect; with --quick, ``quick`` replaces defaults."""
     options = parser.parse_args(arguments)
+    for name, value in (quick or {}).items() if options.quick else ():
+        if getattr(options, name) == parser.get_default(name):
+            setattr(options, name, value)
     if options.repeats < 1:
         parser.error(f"--repeats must be at least 1, but got {options.repeats}")
     set_allocator(options.allocator)

@@ -215,10 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> Report:
     add("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     add("--batches", nargs="+", type=int, default=[1, 32], help="images in a call")
     add("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
-    options = start(parser, arguments)
-    for name, value in QUICK.items() if options.quick else ():
-        if getattr(options, name) == parser.get_default(name):
-            setattr(options, name, value)
+    options = start(parser, arguments, QUICK)
     return finish(options, run(options), tables)
 
 

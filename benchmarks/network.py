@@ -174,10 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> Report:
     add("--size", type=int, default=32, help="height and width of an image")
     add("--poolings", nargs="+", choices=POOLINGS, default=list(POOLINGS))
     add("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
-    options = start(parser, arguments)
-    for name, value in QUICK.items() if options.quick else ():
-        if getattr(options, name) == parser.get_default(name):
-            setattr(options, name, value)
+    options = start(parser, arguments, QUICK)
     return finish(options, run(options), tables)
 
 
