@@ -1,6 +1,7 @@
 """What several test modules share: the slow obvious version and where real images lie."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,16 @@ DATA = Path(os.environ.get("DIFFSTRIDE_DATA", Path(__file__).parents[2] / "share
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def gin_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working folder of the test's own, after which Gin is as it was."""
+    import gin  # here, since most tests do without
+
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    gin.clear_config()
 
 
 @pytest.fixture

@@ -31,12 +31,9 @@ data.load_datasets.test_examples = 20
 
 
 @pytest.fixture(autouse=True)
-def own_folder(tmp_path, monkeypatch):
-    """Each test has a working folder with one configuration, and leaves Gin as it was."""
-    monkeypatch.chdir(tmp_path)
-    Path("tiny.gin").write_text(TINY)
-    yield
-    gin.clear_config()
+def own_folder(gin_folder):
+    """Each test has a working folder with one configuration."""
+    (gin_folder / "tiny.gin").write_text(TINY)
 
 
 def command(*arguments):

@@ -43,12 +43,9 @@ GROUP = {"dataset": "cifar10", "pooling": "diffstride", "strides": [1, 1, 2, 2, 
 
 
 @pytest.fixture(autouse=True)
-def own_folder(tmp_path, monkeypatch):
-    """Each test has a working folder with one grid, and leaves Gin as it was."""
-    monkeypatch.chdir(tmp_path)
-    Path("tiny.gin").write_text(TINY)
-    yield
-    gin.clear_config()
+def own_folder(gin_folder):
+    """Each test has a working folder with one grid."""
+    (gin_folder / "tiny.gin").write_text(TINY)
 
 
 def command(*arguments):
