@@ -27,6 +27,18 @@ def buffers_kept(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Have a model in evaluation mode, and each of its modules in its own mode again afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@contextmanager
 def shapes_only(model: nn.Module, fake_mode: FakeTensorMode) -> Iterator[FlopCounterMode]:
     """Run parts of a model on fake tensors, with their cost counted and nothing changed."""
     # torch logs errors on fake tensors with their traceback; here they are answers, or raised

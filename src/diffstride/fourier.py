@@ -1,8 +1,8 @@
 """One long axis by fast Fourier transforms: the matrix of `diffstride.spectrum` without the matrix.
 
 The product with ``A`` costs ``M N`` multiply-adds a line, and a long axis (a second of sound has
-16,000 samples) a matrix that no memory holds. With ``X`` the transform of a line and ``W`` the
-window the same numbers are
+16,000 samples) a matrix that no memory holds. With ``X`` the transform of a line and ``m`` the
+gains of the window the same numbers are
 
     y = (M/N) irfft(m X, M),        A^T grad_y = irfft(m h rfft(grad_y), N),
 
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffstride.layout import FULL_PRECISION
 from diffstride.matrices import as_constant
 from diffstride.spectrum import Axis, bin_weights, window
 
@@ -42,7 +43,7 @@ def fourier_spread(axis: Axis, grad: Tensor, dim: int) -> tuple[Tensor, Tensor]:
 
 def _transform(x: Tensor, dim: int, axis: Axis) -> Tensor:
     """The bins ``0 … floor(M/2)``; half precision has no transforms on a CPU."""
-    x = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    x = x if x.dtype in FULL_PRECISION else x.float()
     return torch.fft.rfft(x, dim=dim).narrow(dim, 0, axis.output_size // 2 + 1)
 
 

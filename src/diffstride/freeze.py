@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from diffstride.execution import evaluating
 from diffstride.layout import FIRST_DIM, layout_of
 from diffstride.one_axis import multiply
 from diffstride.pooling import DiffStride, FixedSpectralPooling
@@ -145,17 +146,16 @@ def freeze(model: Model, example: Any, round_to: float | None = None) -> Model:
     if round_to is not None and not round_to > 0:
         raise ValueError(f"round_to must be positive or None, but got {round_to!r}")
     root = nn.Sequential(copy.deepcopy(model))  # so that a lone layer has a parent, too
-    modes = {module: module.training for module in root.modules()}
     layers = _replace(root, round_to)
     if not layers:
         raise ValueError(f"{type(model).__name__} has no pooling layer to freeze")
+    for layer in layers:
+        layer.train(model.training)
     hooks = [layer.register_forward_pre_hook(_meet) for layer in layers]
-    with torch.no_grad():
-        root.eval()[0](*(example if isinstance(example, tuple) else (example,)))
+    with torch.no_grad(), evaluating(root):
+        root[0](*(example if isinstance(example, tuple) else (example,)))
     for hook in hooks:
         hook.remove()
-    for module in root.modules():
-        module.training = modes.get(module, model.training)
     return root[0]  # type: ignore[return-value]
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 _CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
+FULL_PRECISION = (torch.float32, torch.float64)
 FIRST_DIM = 1  # of the axes that are pooled, in a dense view
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from diffstride.fourier import fourier_pool, fourier_spread
+from diffstride.layout import FULL_PRECISION
 from diffstride.matrices import adjoint, analysis, halves, matrix, synthesis
 from diffstride.spectrum import Axis
 
@@ -66,7 +67,7 @@ def is_halved(axis: Axis, dtype: torch.dtype) -> bool:
     return (
         axis.size >= HALVED_AXIS
         and axis.size % 2 == axis.output_size % 2 == 0
-        and dtype in (torch.float32, torch.float64)
+        and dtype in FULL_PRECISION
     )
 
 
@@ -122,7 +123,7 @@ def multiply_halves(
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
     """The sum of ``a * b``, accumulated in float32 or better."""
-    if a.dtype not in (torch.float32, torch.float64):
+    if a.dtype not in FULL_PRECISION:
         # torch.dot takes half precision in scalar loops, and would return the sum rounded to it.
         a, b = a.float(), b.float()
     return torch.dot(a.reshape(-1), b.reshape(-1))

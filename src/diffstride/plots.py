@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from torch import Tensor, nn
 
+from diffstride.execution import evaluating
 from diffstride.pooling import DiffStride, FixedSpectralPooling
 from diffstride.spectrum import Axis, window
 
@@ -146,12 +147,10 @@ def _pooled_axes(model: nn.Module, example: Any) -> dict[str, tuple[Axis, ...]]:
         for name, layer in model.named_modules()
         if isinstance(layer, DiffStride | FixedSpectralPooling)
     ]
-    modes = {module: module.training for module in model.modules()}
-    model.eval()(*(example if isinstance(example, tuple) else (example,)))
+    with evaluating(model):
+        model(*(example if isinstance(example, tuple) else (example,)))
     for hook in hooks:
         hook.remove()
-    for module, training in modes.items():
-        module.training = training
     return axes
 
 

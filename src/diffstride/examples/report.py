@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffstride.callbacks import AXES
 from diffstride.examples.files import atomic_file
+from diffstride.execution import evaluating
 from diffstride.plots import plot_stride_trajectories, plot_windows, read_trajectories
 from diffstride.pooling import DiffStride, FixedSpectralPooling, stride_layers
 
@@ -56,13 +57,10 @@ def measure_cost(network: nn.Module, image_shape: tuple[int, ...]) -> NetworkCos
         layer.register_forward_hook(partial(note_size, name))
         for name, layer in stride_layers(network).items()
     ]
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    network(image)  # forms the pooling matrices, which are kept: no cost of an image
-    with FlopCounterMode(display=False) as counter:
-        network(image)
-    for module, training in modes.items():
-        module.training = training
+    with evaluating(network):
+        network(image)  # forms the pooling matrices, which are kept: no cost of an image
+        with FlopCounterMode(display=False) as counter:
+            network(image)
     for hook in hooks:
         hook.remove()
     return NetworkCost(counter.get_total_flops() // 2, sizes)
