@@ -2,11 +2,14 @@
 
 import copy
 import functools
+import itertools
 
 import networks
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -17,6 +20,7 @@ from diffstride.cost import MultiplyAdds, stride_penalty
 from diffstride.freeze import freeze
 from diffstride.pooling import stride_layers
 from diffstride.resnet import resnet18
+from diffstride.sharing import level
 
 
 def counted(model, x):
@@ -299,6 +303,60 @@ def test_small_steps_add_up_although_maps_are_small():
         budget.project_()
         sizes.add(tuple(budget.cost.maps()["blocks.1.0.pooling"][i].output_size for i in (0, 1)))
     assert len(sizes) >= 4
+
+
+def shared_out():
+    """Loss of a toy whose strides learned under a budget, and the lowest there is at that cost."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        DiffStride((2.0,), edge="stopband"),
+        nn.Conv1d(1, 64, 257, padding=128),  # most of the cost is above the second layer
+        DiffStride((2.0,), edge="stopband"),
+        nn.Conv1d(64, 64, 1),
+    )
+    budget = CostBudget(model, torch.zeros(1, 1, 1000))
+    first, second = model[0].strides, model[2].strides
+
+    def loss(first, second):
+        first, second = torch.as_tensor(first), torch.as_tensor(second)
+        return (first - 1.5) ** 2 + (second - 1.2) ** 2
+
+    optimizer = torch.optim.SGD([first, second], lr=0.01, momentum=0.5)
+    for _ in range(600):
+        optimizer.zero_grad()
+        loss(first, second).sum().backward()
+        optimizer.step()
+        budget.project_()
+    candidates = itertools.product(torch.linspace(1.2, 4, 141).tolist(), repeat=2)
+    affordable = (
+        loss(*pair).item()
+        for pair in candidates
+        if budget.cost.value({"0": pair[:1], "2": pair[1:]}) <= budget.multiply_adds
+    )
+    return loss(first, second).item(), min(affordable)
+
+
+def test_learning_under_a_budget_ends_at_the_best_way_to_share_it(monkeypatch):
+    """Against a search of the whole plane; without levelled steps it ends elsewhere."""
+    reached, best = shared_out()
+    assert reached < 1.01 * best
+    monkeypatch.setattr("diffstride.budget.level", lambda steps, *_: steps)
+    reached, best = shared_out()
+    assert reached > 1.03 * best
+
+
+@given(st.lists(st.tuples(*[st.floats(-2, 2)] * 2, st.booleans(), st.booleans()), min_size=1))
+def test_levelled_steps_keep_the_cost_and_the_limits(strides):
+    steps, slopes, lowest, highest = (torch.tensor(values) for values in zip(*strides, strict=True))
+    steps, slopes = steps.double(), slopes.double()
+    moves = level(steps, slopes, lowest, highest)
+    assert (moves * slopes).sum().abs() <= 1e-9
+    assert not ((moves < 0) & lowest).any()
+    assert not ((moves > 0) & highest).any()
+    # The nearest such step: what was taken away is a multiple of the slopes, but at the limits.
+    inside = ~(lowest | highest)
+    taken, along = (steps - moves)[inside], slopes[inside]
+    assert torch.linalg.matrix_rank(torch.stack([taken, along]), atol=1e-9) <= 1 or not inside.any()
 
 
 def test_interrupted_budget_goes_on_unchanged():

@@ -9,17 +9,21 @@ from torch import nn
 
 from diffstride.cost import MultiplyAdds
 from diffstride.pooling import DiffStride
+from diffstride.sharing import level
 from diffstride.spending import Logs, Spending, threshold
 
 TOLERANCE = 0.01  # how much of the budget may stay unspent
+LIMIT = 1e-6  # so near a stride counts as at its limit
 
 
 class CostBudget:
     """Holds the multiply-adds of a network to a budget during training.
 
     At once, and after each step of the optimiser, `project_` multiplies all strides by one factor,
-    within the limits of their layers, such that the cost meets the budget. So the strides go on
-    learning, but only relative to each other: how the budget is shared out.
+    within the limits of their layers, such that the cost meets the budget. Before, it takes from
+    the step what would change the cost (see `diffstride.sharing.level`). So the strides go on
+    learning how the budget is shared out, and come to rest where no other way to share it lowers
+    the loss.
 
     A map has a whole number of samples, so the cost moves in steps, on small maps in large ones. It
     never exceeds the budget. Where it would stay below by more than a hundredth, the strides in use
@@ -47,13 +51,15 @@ class CostBudget:
         ValueError: if the budget is not positive or too small, no stride learns, or the cost
             cannot be worked out.
 
-    >>> net = nn.Sequential(DiffStride(2.0, edge="stopband"), nn.Conv2d(1, 8, 3))
-    >>> budget = CostBudget(net, torch.zeros(1, 1, 32, 32))
-    >>> _ = net[0].strides.data.fill_(1.5)
+    >>> net = nn.Sequential(DiffStride(2.0, edge="stopband"), nn.Conv2d(1, 256, 3, padding=1))
+    >>> budget = CostBudget(net, torch.zeros(1, 1, 256, 256))
+    >>> _ = net[0].strides.data.copy_(torch.tensor([1.8, 2.0]))
     >>> budget.project_()
     >>> net[0].strides
     Parameter containing:
-    tensor([2.0000, 2.0000], requires_grad=True)
+    tensor([1.9180, 2.0984], requires_grad=True)
+    >>> 0.99 <= budget.cost.value() / budget.multiply_adds <= 1
+    True
     """
 
     def __init__(
@@ -81,10 +87,10 @@ class CostBudget:
         self.project_()
 
     def project_(self) -> None:
-        """Scale the strides so that the cost meets the budget, in place."""
-        for name, now in self._read().items():
-            steps = zip(self._wanted[name], now, self._written[name], strict=True)
-            self._wanted[name] = [wanted + new - old for wanted, new, old in steps]
+        """Level the last step and scale the strides so that the cost meets the budget, in place."""
+        for name, moves in self._level_moves().items():
+            pairs = zip(self._wanted[name], moves, strict=True)
+            self._wanted[name] = [wanted + move for wanted, move in pairs]
         self._wanted = self._scaled(self._wanted)
         self._write(self._spending.spend(self._wanted, self._least, self.multiply_adds))
 
@@ -109,6 +115,23 @@ class CostBudget:
             name: [log(max(stride, 1.0)) for stride in layer.strides.tolist()]
             for name, layer in self._layers.items()
         }
+
+    def _level_moves(self) -> Logs:
+        """How far the logarithms of the strides are to move, by what the optimiser made of them."""
+        before = {
+            name: torch.tensor(logs, dtype=torch.float64).exp().requires_grad_()
+            for name, logs in self._written.items()
+        }
+        slopes = torch.autograd.grad(self.cost(before), list(before.values()))
+        at = torch.cat([strides.detach() for strides in before.values()])
+        # Unclamped: that a step would lead below the limit tells how much the loss is against more.
+        now = torch.cat([layer.strides.detach().to(at) for layer in self._layers.values()])
+        limits = [self._spending.limits(name) for name, logs in self._written.items() for _ in logs]
+        low, high = torch.tensor(limits, dtype=torch.float64).exp().T
+        moves = level(now - at, torch.cat(slopes), at <= low + LIMIT, at >= high - LIMIT)
+        # No step makes a stride less than half as large.
+        logs = (moves / at).clamp(min=-0.5).log1p().split([len(each) for each in before.values()])
+        return {name: part.tolist() for name, part in zip(before, logs, strict=True)}
 
     @torch.no_grad()
     def _write(self, logs: Logs) -> None:

@@ -95,8 +95,8 @@ class BudgetCallback(pl.Callback):
     """Holds the network's multiply-adds to a budget after each step: `diffstride.CostBudget`.
 
     The state is saved with the trainer's checkpoints, so that a resumed training keeps its budget.
-    Add it after `StrideMonitor` to have strides logged before they are scaled, before it to have
-    them logged after.
+    Add it before `StrideMonitor`: that one then logs the strides in use, and the budget sees by how
+    much a step would have left the limits.
 
     Arguments:
         example: an input of the network, or a tuple of inputs; only shapes matter.
