@@ -337,7 +337,7 @@ def test_packaged_config_opens_with_command_machine_time_and_accuracy(path):
     assert all(line.startswith("#") for line in head.splitlines())
     fields = dict(re.findall(r"^# (\w+): +(.+)$", head, re.MULTILINE))
     assert list(fields) == ["Command", "Machine", "Time", "Accuracy"]
-    program = "table" if path.name == "table.gin" else "main"
+    program = "table" if "table.grid.groups" in path.read_text() else "main"
     start = f"python3 -m diffstride.examples.{program} --gin_config={path.name}"
     assert fields["Command"].startswith(start)
     assert "%" in fields["Accuracy"]

@@ -15,7 +15,8 @@ from diffstride.examples.report import measure_cost
 from diffstride.examples.rows import append_row, read_rows
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / page for page in table.PAGES]
+PAGES = {ROOT / page: ROOT / "results" for page in table.PAGES}
+PAGES[ROOT / "docs" / "exploration.md"] = ROOT / "results" / "holdout"
 CHOSEN = {
     "config": "small",
     "dataset": "cifar10",
@@ -155,6 +156,18 @@ def test_recipes_are_told_apart_and_chosen_by_name(rows):
     assert results.block("summary slow", rows) == results.NONE_YET
 
 
+def test_trials_have_all_recipes_in_one_table_the_best_first(rows):
+    rows = [*rows, row(config="narrow window", test_accuracy=91.0)]
+    lines = results.block("trials", rows).splitlines()
+    assert len(lines) == 4 + 7
+    assert lines[2].startswith("| recipe | data set | strides | pooling | accuracy | runs |")
+    assert lines[4].startswith(
+        "| narrow window | CIFAR-10 | 1,1,2,2,2 | strided convolution | 91.00"
+    )
+    found = [float(re.search(r"([\d.]+)(?: ± [\d.]+)? %", line)[1]) for line in lines[4:]]
+    assert found == sorted(found, reverse=True)
+
+
 def test_pages_are_filled_between_marks_and_nowhere_else(rows):
     page = "a\n<!-- table summary small: begin (by the table) -->\nold\n"
     page += "<!-- table summary small: end -->\nb\n<!-- table details: begin -->\n"
@@ -243,7 +256,7 @@ def test_pages_show_the_files_of_results(page):
     text = page.read_text()
     assert results.PLACE.search(text)
     assert text.count("<!-- table") == 2 * len(results.PLACE.findall(text))
-    assert results.fill(text, read_rows(ROOT / "results")) == text, (
+    assert results.fill(text, read_rows(PAGES[page])) == text, (
         "make the tables anew: python3 -m diffstride.examples.table --report"
     )
 

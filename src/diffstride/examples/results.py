@@ -118,6 +118,16 @@ def _details(entries: list[Entry]) -> str:
     )
 
 
+def _trials(entries: list[Entry]) -> str:
+    """Recipes against each other, the best first."""
+    lines = []
+    for entry in sorted(entries, key=lambda entry: -entry.accuracy):
+        figures = [accuracy(entry), str(entry.count), cost(entry), _learned(entry)]
+        lines.append([entry["config"], entry.dataset, entry.start, entry.label, *figures])
+    header = ["recipe", "data set", "strides", "pooling", "accuracy", "runs", "multiply-adds"]
+    return markdown([*header, "strides learned"], lines)
+
+
 def _learned(entry: Entry) -> str:
     pairs = (" x ".join(f"{value:.2f}" for value in axes) for axes in entry.learned.values())
     return ", ".join(pairs) or "–"
@@ -135,10 +145,12 @@ def _pictures(entries: list[Entry]) -> str:
     return "\n\n".join(f"![{title}]({FOLDER}/{name})" for title, name in shown.items())
 
 
+TRIALS = "trials"
 TABLES: dict[str, Callable[[list[Entry]], str]] = {
     "summary": _summary,
     "equal-cost": _equal_cost,
     "details": _details,
+    TRIALS: _trials,
 }
 
 
@@ -157,6 +169,8 @@ def block(name: str, rows: Iterable[Row]) -> str:
     entries = [entry for entry in average(rows) if config in ("", entry["config"])]
     if entries and kind == PICTURES:
         return _pictures(entries)
+    if entries and kind == TRIALS:
+        return f"{LEGEND}\n\n{_trials(entries)}"
     # A table for each recipe: the figures of two are not to be compared.
     recipes = groupby(entries, key=_recipe)
     tables = [f"{recipe}\n\n{TABLES[kind](list(group))}" for recipe, group in recipes]
