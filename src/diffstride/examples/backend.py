@@ -12,4 +12,6 @@ else:
     from pytorch_lightning import callbacks, loggers, plugins
     from pytorch_lightning.utilities import exceptions, rank_zero_only
 
-__all__ = ["callbacks", "exceptions", "loggers", "pl", "plugins", "rank_zero_only"]
+__all__ = ["callbacks", "exceptions", "loggers", "pl", "plugins", "rank_zero_only", "say"]
+
+say = rank_zero_only(print)  # once, however many processes train together

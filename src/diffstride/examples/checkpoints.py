@@ -9,6 +9,7 @@ import torch
 from diffstride.examples.backend import callbacks, exceptions, pl, plugins, rank_zero_only
 from diffstride.examples.files import atomic_file
 
+CHECKPOINTS = "checkpoints"  # their folder in that of the run
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 
 

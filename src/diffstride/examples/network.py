@@ -1,0 +1,82 @@
+"""The network of a run: built for its data, and the multiply-adds that it may have."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from diffstride.examples.data import Datasets
+from diffstride.examples.report import measure_cost
+from diffstride.pooling import stride_layers
+from diffstride.resnet import identity
+
+STRIDED = "strided"
+
+
+def build_network(model: Callable[..., nn.Module], data: Datasets, seed: int) -> nn.Module:
+    """What ``model`` builds for these data from a seed; a network is taken as it is.
+
+    Raises:
+        ValueError: its output has an activation, where the loss needs logits.
+    """
+    if isinstance(model, nn.Module):
+        return model
+    torch.manual_seed(seed)
+    network = model(num_output_classes=data.num_classes, in_channels=data.image_shape[0])
+    if getattr(network, "output_activation", identity) is not identity:
+        raise ValueError(
+            "the loss applies the softmax itself: leave output_activation of the network None"
+        )
+    return network
+
+
+def check_strides(network: nn.Module, **options: Any) -> None:
+    """Refuse options that are set, by name, where there are no strides for them to act on.
+
+    Raises:
+        ValueError: one is set, and no layer of the network has learnable strides.
+    """
+    for name, value in options.items():
+        if value and not stride_layers(network):
+            raise ValueError(
+                f"{name}={value!r} needs learnable strides, which the network has not: set its "
+                "pooling to DiffStride, or leave the option out"
+            )
+
+
+def resolve_budget(
+    budget: float | str, network: nn.Module, model: Callable[..., nn.Module], data: Datasets
+) -> float:
+    """The multiply-adds of one image that a budget stands for.
+
+    Arguments:
+        budget: up to 100 a fraction of the network's own, above that their number; `STRIDED` for
+            those of the same network with strided convolutions.
+        network: at the strides it starts from.
+        model: what built it, called again with ``pooling_cls=None`` for `STRIDED`.
+        data: whose images it is for.
+
+    Raises:
+        ValueError: not above 0, another word, or `STRIDED` of a model without ``pooling_cls``.
+    """
+    if isinstance(budget, (int, float)) and budget > 0:
+        if budget > 100:
+            return budget
+        return budget * measure_cost(network, data.image_shape).multiply_adds
+    if budget != STRIDED or isinstance(model, nn.Module):
+        raise ValueError(
+            "budget must be a number above 0, or 'strided' with a model that is built from "
+            f"pooling_cls, but got {budget!r}"
+        )
+    try:
+        strided = build_network(partial(model, pooling_cls=None), data, seed=0)
+    except TypeError as error:
+        raise ValueError(f"budget='strided' needs a model with pooling_cls: {error}") from error
+    return measure_cost(strided, data.image_shape).multiply_adds
+
+
+def count_parameters(network: nn.Module) -> int:
+    """How many parameters are trained."""
+    return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)

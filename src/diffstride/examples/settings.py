@@ -1,0 +1,83 @@
+"""What tells one run from another: its settings, described and compared."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from diffstride.examples.data import Datasets
+from diffstride.examples.schedules import build_schedule
+
+
+def describe_run(
+    data: Datasets,
+    network: nn.Module,
+    build_optimizer: Callable[[], Optimizer],
+    schedule: Callable[..., LRScheduler] | None,
+    *,
+    num_epochs: int,
+    label_smoothing: float,
+    seed: int,
+    budget: float | None,
+    stride_penalty: float,
+) -> dict[str, Any]:
+    """The settings that decide how a run ends, as JSON can hold them.
+
+    Of network, optimiser and schedule a digest. Precision, devices and the like take no part: a run
+    may go on on another machine.
+    """
+    return {
+        "dataset": data.name,
+        "batch_size": data.train.batch_size,
+        **data.settings,
+        "num_epochs": num_epochs,
+        "label_smoothing": label_smoothing,
+        "seed": seed,
+        "network": _digest(network),
+        **({"budget": budget} if budget else {}),
+        **({"stride_penalty": stride_penalty} if stride_penalty else {}),
+        **_describe_optimization(build_optimizer, schedule, num_epochs * len(data.train)),
+    }
+
+
+def check_settings(workdir: Path, found: Any, expected: dict[str, Any]) -> None:
+    """Refuse to go on in a folder whose run was made with other settings.
+
+    Arguments:
+        workdir: the folder, to be named.
+        found: the settings of the run it holds, as read.
+        expected: those that were asked for.
+
+    Raises:
+        ValueError: they differ; names each that does.
+    """
+    found = found if isinstance(found, dict) else {}
+    names = dict.fromkeys([*expected, *found])
+    different = [name for name in names if found.get(name) != expected.get(name)]
+    if different:
+        raise ValueError(
+            f"{workdir} holds a run that differs in {', '.join(different)}: "
+            "choose another workdir, or remove this one"
+        )
+
+
+def _digest(subject: Any) -> str:
+    return hashlib.sha256(repr(subject).encode()).hexdigest()[:12]
+
+
+def _describe_optimization(
+    build_optimizer: Callable[[], Optimizer],
+    schedule: Callable[..., LRScheduler] | None,
+    total_steps: int,
+) -> dict[str, str]:
+    # On an optimiser to throw away: a schedule rewrites the learning rates of the one it is given.
+    optimizer = build_optimizer()
+    description = {"optimizer": _digest(optimizer), "schedule": "constant"}
+    if schedule is not None:
+        state = build_schedule(schedule, optimizer, total_steps).state_dict()
+        description["schedule"] = _digest(state)
+    return description

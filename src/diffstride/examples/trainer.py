@@ -1,0 +1,61 @@
+"""The Lightning `Trainer` of a run: its logs, its checkpoints, and none of its advice."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from diffstride.examples.backend import loggers, pl
+from diffstride.examples.checkpoints import CHECKPOINTS, AtomicCheckpointIO, Checkpoints
+from diffstride.examples.logs import MetricsFile
+
+
+def build_trainer(
+    workdir: Path, step: int, callbacks: Iterable[Any], progress_bar: bool | None, **options: Any
+) -> pl.Trainer:
+    """A trainer that leaves in ``workdir`` what a killed run continues from.
+
+    Arguments:
+        workdir: the folder of the run.
+        step: number of steps the run has taken so far, 0 for a new one; logs keep what is up to it.
+        callbacks: called before the checkpoints are saved.
+        progress_bar: whether to show one; None does so in a terminal.
+        options: further arguments of Lightning's `Trainer`.
+    """
+    # Epochs that will be run again leave both logs: TensorBoard drops events from purge_step on.
+    board = loggers.TensorBoardLogger(
+        workdir,
+        name="tensorboard",
+        version="",
+        default_hp_metric=False,
+        purge_step=step + 1 if step else 0,
+    )
+    return pl.Trainer(
+        logger=[board, MetricsFile(workdir / "metrics.csv", step)],
+        callbacks=[*callbacks, Checkpoints(workdir / CHECKPOINTS)],
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=workdir,
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        enable_progress_bar=sys.stdout.isatty() if progress_bar is None else progress_bar,
+        use_distributed_sampler=False,  # the data sets deal out their own batches
+        **options,
+    )
+
+
+@contextmanager
+def without_advice() -> Iterator[None]:
+    """Without the notes of Lightning that nobody using this program can act on."""
+    for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # no tips, no list of absent hardware
+    with warnings.catch_warnings():
+        # The images lie decoded in memory: a worker would only copy them to another process.
+        warnings.filterwarnings("ignore", ".*does not have many workers")
+        # Several processes share the steps of an epoch; its end is logged in any case.
+        warnings.filterwarnings("ignore", ".*smaller than the logging interval")
+        # Lightning 2.6 calls what newer releases of torch have renamed.
+        warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
+        yield

@@ -1,0 +1,106 @@
+"""The folder of a run: what an earlier start left in it, and what this one leaves."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import gin
+import torch
+from torch import nn
+
+from diffstride.examples.backend import rank_zero_only, say
+from diffstride.examples.checkpoints import newest_checkpoint
+from diffstride.examples.files import atomic_file
+from diffstride.examples.module import Classifier
+from diffstride.examples.network import count_parameters
+from diffstride.examples.report import format_summary, layer_strides, read_summary, save_summary
+from diffstride.examples.settings import check_settings
+
+
+def find_finished(workdir: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The summary of this run if ``workdir`` holds it finished, which is then printed.
+
+    Raises:
+        ValueError: the run it holds has other settings.
+    """
+    summary = read_summary(workdir)
+    if summary is not None:
+        check_settings(workdir, summary.get("settings"), settings)
+        say(f"{workdir} holds this run, finished:\n{format_summary(summary)}", flush=True)
+    return summary
+
+
+def find_checkpoint(
+    folder: Path, network: nn.Module, settings: dict[str, Any]
+) -> tuple[Path | None, dict[str, Any], int]:
+    """What a run of these settings continues from.
+
+    Arguments:
+        folder: of the checkpoints, in that of the run; need not exist.
+        network: what is to be trained.
+        settings: of the run, as `describe_run` gives them.
+
+    Returns:
+        The checkpoint, the record the run has kept of itself, and the steps it has taken; where
+        there is none yet, None, a record of the settings alone, and 0.
+
+    Raises:
+        ValueError: the checkpoints are of a run with other settings, or none is of use.
+    """
+    found = newest_checkpoint(folder, network)
+    if found is None:
+        return None, {"settings": settings}, 0
+    path, checkpoint = found
+    record = checkpoint["run"]
+    check_settings(folder.parent, record["settings"], settings)
+    say(f"continuing after epoch {record['epochs']} from {path}")
+    return path, record, checkpoint["global_step"]
+
+
+@rank_zero_only
+def open_workdir(workdir: Path) -> None:
+    """Make the folder, see that it takes files, and save the Gin configuration if there is one.
+
+    Raises:
+        OSError: it takes none; names the folder.
+    """
+    config = gin.operative_config_str()
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=workdir).close()
+        if config:
+            with atomic_file(workdir / "operative_config.gin") as file:
+                file.write(config.encode())
+    except OSError as error:
+        raise OSError(
+            f"cannot write to workdir {str(workdir)!r} ({error.strerror}): choose another one"
+        ) from error
+
+
+def finish(workdir: Path, module: Classifier, facts: dict[str, Any]) -> dict[str, Any]:
+    """Save and print the summary of a run that has come to its end, and return it.
+
+    Arguments:
+        workdir: the folder of the run.
+        module: what was trained, with its record.
+        facts: what the summary says besides.
+    """
+    record, settings = module.record, module.record["settings"]
+    measured = ("test_accuracy", "multiply_adds_start", "multiply_adds_end", "epochs")
+    summary = {
+        **{name: record[name] for name in measured},
+        "seconds": round(record["seconds"], 1),
+        "strides": layer_strides(module.network),
+        "strides_start": record["strides_start"],
+        "dataset": settings["dataset"],
+        "seed": settings["seed"],
+        "parameters": count_parameters(module.network),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        **facts,
+        "settings": settings,
+    }
+    if module.trainer.is_global_zero:
+        save_summary(workdir, summary, module.network, module.image_shape)
+    say(format_summary(summary), flush=True)
+    return summary
