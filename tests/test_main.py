@@ -116,7 +116,7 @@ def test_workdir_comes_from_bindings_unless_the_flag_is_given(bindings, flags, f
 def test_seed_comes_from_the_flag(capsys):
     train_tiny("train.seed = 1", flags=["--workdir=run", "--seed=2"])
     assert command("--gin_config=tiny.gin", "--workdir=run") == 2
-    assert "differs in seed" in capsys.readouterr().err
+    assert "differs in seed (2 there, 0 asked for): choose" in capsys.readouterr().err
     train_tiny("train.seed = 2", flags=["--workdir=run"])
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import shutil
 import signal
 from functools import partial
@@ -265,30 +266,33 @@ def test_checkpoints_of_another_network_are_refused(workdir):
 
 
 @pytest.mark.parametrize(
-    ("change", "name"),
+    ("change", "told"),
     [
-        ({"num_epochs": 4}, "num_epochs"),
-        ({"seed": 1}, "seed"),
-        ({"batch_size": 32}, "batch_size"),
-        ({"optimizer": partial(torch.optim.SGD, lr=0.2, momentum=0.9)}, "optimizer"),
-        ({"schedule": None}, "schedule"),
-        ({"stride_learning_rate": 0.01}, "optimizer"),
-        ({"datasets": tiny_datasets(augment_fn="flip")}, "augment_fn"),
-        ({"datasets": tiny_datasets(mixup_alpha=0.2)}, "mixup_alpha"),
-        ({"datasets": tiny_datasets(test_examples=100)}, "test_images"),
-        ({"stride_penalty": 0.5}, "stride_penalty"),
-        ({"budget": 0.5}, "budget"),
+        ({"num_epochs": 4}, "num_epochs (3 there, 4 asked for)"),
+        ({"seed": 1}, "seed (0 there, 1 asked for)"),
+        ({"batch_size": 32}, "batch_size (64 there, 32 asked for)"),
+        ({"optimizer": partial(torch.optim.SGD, lr=0.2, momentum=0.9)}, "optimizer ('"),
+        ({"schedule": None}, "' there, 'constant' asked for)"),
+        ({"stride_learning_rate": 0.01}, "optimizer ('"),
+        (
+            {"datasets": tiny_datasets(augment_fn="flip")},
+            "augment_fn (None there, 'flip' asked for)",
+        ),
+        ({"datasets": tiny_datasets(mixup_alpha=0.2)}, "mixup_alpha (0.0 there, 0.2 asked for)"),
+        ({"datasets": tiny_datasets(test_examples=100)}, "test_images (101 there, 100 asked for)"),
+        ({"stride_penalty": 0.5}, "stride_penalty (None there, 0.5 asked for)"),
+        ({"budget": 0.5}, "budget (None there, "),
     ],
 )
-def test_workdir_of_other_settings_is_refused(unbroken, workdir, change, name):
+def test_workdir_of_other_settings_is_refused(unbroken, workdir, change, told):
     for folder in (unbroken[0], workdir):
-        with pytest.raises(ValueError, match=f"holds a run that differs in .*{name}"):
+        with pytest.raises(ValueError, match=f"holds a run that differs in .*{re.escape(told)}"):
             train_tiny(folder, **change)
 
 
 def test_settings_that_a_run_had_must_be_given_again(tmp_path):
     train_tiny(tmp_path, num_epochs=1, stride_penalty=0.5)
-    with pytest.raises(ValueError, match=r"differs in stride_penalty:"):
+    with pytest.raises(ValueError, match=r"differs in stride_penalty .0\.5 there, None .*:"):
         train_tiny(tmp_path, num_epochs=1)
 
 

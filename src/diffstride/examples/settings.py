@@ -53,11 +53,21 @@ def check_settings(workdir: Path, found: Any, expected: dict[str, Any]) -> None:
         expected: those that were asked for.
 
     Raises:
-        ValueError: they differ; names each that does.
+        ValueError: they differ; names each that does, with both values.
+
+    >>> check_settings(Path("runs/a"), {"seed": 0, "budget": 0.5}, {"seed": 1})
+    Traceback (most recent call last):
+    ...
+    ValueError: runs/a holds a run that differs in seed (0 there, 1 asked for), budget (0.5 there,
+    None asked for): choose another workdir, or remove this one
     """
     found = found if isinstance(found, dict) else {}
-    names = dict.fromkeys([*expected, *found])
-    different = [name for name in names if found.get(name) != expected.get(name)]
+    pairs = {name: (found.get(name), expected.get(name)) for name in [*expected, *found]}
+    different = [
+        f"{name} ({there!r} there, {asked!r} asked for)"
+        for name, (there, asked) in pairs.items()
+        if there != asked
+    ]
     if different:
         raise ValueError(
             f"{workdir} holds a run that differs in {', '.join(different)}: "
