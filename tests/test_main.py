@@ -31,8 +31,9 @@ data.load_datasets.test_examples = 20
 
 
 @pytest.fixture(autouse=True)
-def own_folder(gin_folder):
-    """Each test has a working folder with one configuration."""
+def own_folder(gin_folder, monkeypatch):
+    """Each test has a working folder with one configuration, and no data but those it names."""
+    monkeypatch.delenv("DIFFSTRIDE_DATA", raising=False)
     (gin_folder / "tiny.gin").write_text(TINY)
 
 
