@@ -15,7 +15,7 @@ def main(dataset: str = "digits", network: str = "resnet18", epochs: str = "1") 
     test = [(images.expand(-1, 3, -1, -1), labels) for images, labels in data.test]
     example, moves = test[0][0][:2], []
     model = convert(get_model(network, num_classes=data.num_classes), example)
-    budget = CostBudget(model, example, model.conversion.multiply_adds[""])  # type: ignore
+    budget = CostBudget(model, example)
     optimizer, loss = torch.optim.SGD(model.parameters(), 0.02, 0.9), torch.nn.CrossEntropyLoss()
     for images, labels in (batch for _ in range(int(epochs)) for batch in data.train):
         optimizer.zero_grad()
@@ -26,8 +26,8 @@ def main(dataset: str = "digits", network: str = "resnet18", epochs: str = "1") 
     print(report(model))
     plots.plot_stride_trajectories(plots.trajectories_of(moves), "strides.png")
     plots.plot_windows(model, example, "windows.png")
-    frozen, file, sizes = freeze(model.eval(), example), f"{network}.onnx", torch.export.Dim("n")
-    torch.onnx.export(frozen, (example,), file, dynamo=True, dynamic_shapes=({0: sizes},))
+    frozen, file, n = freeze(model.eval(), example), f"{network}.onnx", torch.export.Dim("n")
+    torch.onnx.export(frozen, (example,), file, dynamo=True, verbose=False, dynamic_shapes=[{0: n}])
     session = onnxruntime.InferenceSession(file)
     name = session.get_inputs()[0].name
     for run in (frozen, lambda x: torch.tensor(session.run(None, {name: x.numpy()})[0])):
