@@ -1,6 +1,6 @@
 """A network's multiply-adds held to a budget while its strides learn how to share it out."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from math import exp, log
 from typing import Any
 
@@ -14,16 +14,20 @@ from diffstride.spending import Logs, Spending, threshold
 
 TOLERANCE = 0.01  # how much of the budget may stay unspent
 LIMIT = 1e-6  # so near a stride counts as at its limit
+FURTHEST = 24.0  # logarithm of the largest factor that is tried
+LARGEST = 30.0  # logarithm of the largest stride that is tried, where there is no limit
 
 
 class CostBudget:
     """Holds the multiply-adds of a network to a budget during training.
 
-    At once, and after each step of the optimiser, `project_` multiplies all strides by one factor,
-    within the limits of their layers, such that the cost meets the budget. Before, it takes from
-    the step what would change the cost (see `diffstride.sharing.level`). So the strides go on
-    learning how the budget is shared out, and come to rest where no other way to share it lowers
-    the loss.
+    At once, and after each step of the optimiser, `project_` multiplies the logarithms of all
+    strides by one factor, within the limits of their layers, such that the cost meets the budget: a
+    stride of 1, where nothing is pooled, stays. Before, it takes from the step what would change
+    the cost (see `diffstride.sharing.level`). So the strides go on learning how the budget is
+    shared out, and under gradient descent, with momentum or without, come to rest where no other
+    way to share it lowers the loss. Optimisers that rescale gradients, such as Adam, need
+    `level_gradients_` before each step for that: their steps tell little of the gradient.
 
     A map has a whole number of samples, so the cost moves in steps, on small maps in large ones. It
     never exceeds the budget. Where it would stay below by more than a hundredth, the strides in use
@@ -35,6 +39,7 @@ class CostBudget:
 
         budget = CostBudget(model, images)
         ...
+        budget.level_gradients_()  # for Adam and its like
         optimizer.step()
         budget.project_()
 
@@ -87,12 +92,43 @@ class CostBudget:
         self.project_()
 
     def project_(self) -> None:
-        """Level the last step and scale the strides so that the cost meets the budget, in place."""
-        for name, moves in self._level_moves().items():
-            pairs = zip(self._wanted[name], moves, strict=True)
-            self._wanted[name] = [wanted + move for wanted, move in pairs]
-        self._wanted = self._scaled(self._wanted)
-        self._write(self._spending.spend(self._wanted, self._least, self.multiply_adds))
+        """Level the last step and scale the strides so that the cost meets the budget, in place.
+
+        Weights loaded from a checkpoint count as a step: load the budget's state, too.
+
+        Raises:
+            ValueError: a stride is not finite; nothing is changed then.
+        """
+        self._check_finite()
+        moves = self._level_moves()
+        moved = {
+            name: [log + move for log, move in zip(logs, moves[name], strict=True)]
+            for name, logs in self._wanted.items()
+        }
+        wanted = self._scaled(moved)
+        self._write(self._spending.spend(wanted, self._least, self.multiply_adds))
+        self._wanted = wanted
+
+    @torch.no_grad()
+    def level_gradients_(self) -> None:
+        """Take from the gradients of the strides what would change the cost, in place.
+
+        To be called before the step of an optimiser that rescales gradients. Layers without a
+        gradient count as not pulled at.
+        """
+        layers = self._layers.values()
+        present = [layer.strides.grad for layer in layers]
+        gradients = torch.cat(
+            [
+                torch.zeros_like(layer.strides) if gradient is None else gradient
+                for layer, gradient in zip(layers, present, strict=True)
+            ]
+        )
+        levelled = -self._level(-gradients.to("cpu", torch.float64))
+        parts = levelled.split([len(layer.strides) for layer in layers])
+        for gradient, part in zip(present, parts, strict=True):
+            if gradient is not None:
+                gradient.copy_(part)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed training needs to go on as if it had not been interrupted."""
@@ -116,22 +152,36 @@ class CostBudget:
             for name, layer in self._layers.items()
         }
 
+    def _check_finite(self) -> None:
+        for name, layer in self._layers.items():
+            if not layer.strides.isfinite().all():
+                raise ValueError(
+                    f"the strides of {name!r} are {layer.strides.tolist()}: training has diverged; "
+                    "go back to a checkpoint, and lower their learning rate"
+                )
+
     def _level_moves(self) -> Logs:
         """How far the logarithms of the strides are to move, by what the optimiser made of them."""
-        before = {
+        at = torch.tensor([exp(each) for logs in self._written.values() for each in logs]).double()
+        # Unclamped: that a step would lead below the limit tells how much the loss is against more.
+        now = torch.cat([layer.strides.detach().to(at) for layer in self._layers.values()])
+        # No step makes a stride less than half as large.
+        moves = (self._level(now - at) / at).clamp(min=-0.5).log1p()
+        parts = moves.split([len(logs) for logs in self._written.values()])
+        return {name: part.tolist() for name, part in zip(self._written, parts, strict=True)}
+
+    @torch.enable_grad()
+    def _level(self, steps: torch.Tensor) -> torch.Tensor:
+        """The part of steps from the strides in use that leaves the cost as it is."""
+        strides = {
             name: torch.tensor(logs, dtype=torch.float64).exp().requires_grad_()
             for name, logs in self._written.items()
         }
-        slopes = torch.autograd.grad(self.cost(before), list(before.values()))
-        at = torch.cat([strides.detach() for strides in before.values()])
-        # Unclamped: that a step would lead below the limit tells how much the loss is against more.
-        now = torch.cat([layer.strides.detach().to(at) for layer in self._layers.values()])
+        slopes = torch.cat(torch.autograd.grad(self.cost(strides), list(strides.values())))
+        at = torch.cat(list(strides.values())).detach()
         limits = [self._spending.limits(name) for name, logs in self._written.items() for _ in logs]
         low, high = torch.tensor(limits, dtype=torch.float64).exp().T
-        moves = level(now - at, torch.cat(slopes), at <= low + LIMIT, at >= high - LIMIT)
-        # No step makes a stride less than half as large.
-        logs = (moves / at).clamp(min=-0.5).log1p().split([len(each) for each in before.values()])
-        return {name: part.tolist() for name, part in zip(before, logs, strict=True)}
+        return level(steps, slopes, at <= low + LIMIT, at >= high - LIMIT)
 
     @torch.no_grad()
     def _write(self, logs: Logs) -> None:
@@ -145,28 +195,47 @@ class CostBudget:
         return (1 - TOLERANCE) * self.multiply_adds
 
     def _scaled(self, logs: Logs) -> Logs:
-        """All strides times the smallest factor that keeps the cost within the budget."""
+        """The logarithms times the smallest factor that keeps the cost within the budget."""
 
-        def scaled(amount: float) -> Logs:
+        def clamped(name: str, values: Iterable[float]) -> list[float]:
+            low, high = self._spending.limits(name)
+            return [min(max(value, low), high, LARGEST) for value in values]
+
+        def stretched(amount: float) -> Logs:
+            factor = exp(amount)
             return {
-                name: [min(max(value + amount, low), high) for value in values]
+                name: clamped(name, (value * factor for value in values))
                 for name, values in logs.items()
-                for low, high in [self._spending.limits(name)]
             }
 
-        def affordable(amount: float) -> bool:
-            return self._spending.value(scaled(amount)) <= self.multiply_adds
+        def shifted(amount: float) -> Logs:
+            # Where all strides that could be stretched are at their limits, or 1.
+            return {
+                name: clamped(name, (value + amount for value in values))
+                for name, values in stretched(FURTHEST).items()
+            }
 
-        if self._least <= self._spending.value(scaled(0.0)) <= self.multiply_adds:
-            return scaled(0.0)
-        # The optimiser takes small steps: look nearby first.
+        if self._least <= self._spending.value(stretched(0.0)) <= self.multiply_adds:
+            return stretched(0.0)
+        for scaled in (stretched, shifted):
+            reach = self._reach(scaled)
+            if self._affords(scaled(reach)):
+                amount = threshold(lambda at, to=scaled: self._affords(to(at)), -reach, reach)
+                return scaled(amount)
+        least = self._spending.value(shifted(FURTHEST))
+        raise ValueError(
+            f"a budget of {self.multiply_adds:,.0f} multiply-adds cannot be met: with all strides "
+            f"as large as they may be, the network costs {least:,}"
+        )
+
+    def _affords(self, logs: Logs) -> bool:
+        return self._spending.value(logs) <= self.multiply_adds
+
+    def _reach(self, scaled: Callable[[float], Logs]) -> float:
+        """How far to look for the amount that meets the budget: steps of optimisers are small."""
         reach = 1e-3
-        while reach < 16 and not (affordable(reach) and not affordable(-reach)):
+        while reach < FURTHEST and not (
+            self._affords(scaled(reach)) and not self._affords(scaled(-reach))
+        ):
             reach *= 4
-        if not affordable(reach):
-            least = self._spending.value(scaled(reach))
-            raise ValueError(
-                f"a budget of {self.multiply_adds:,.0f} multiply-adds cannot be met: with all "
-                f"strides as large as they may be, the network costs {least:,}"
-            )
-        return scaled(threshold(affordable, -reach, reach))
+        return min(reach, FURTHEST)

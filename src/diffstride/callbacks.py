@@ -1,5 +1,6 @@
 """A Lightning callback for networks with learnable strides, for anybody's own training."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -104,6 +105,7 @@ class BudgetCallback(pl.Callback):
             number for one sample.
         network: attribute of the `LightningModule` that holds the network; ``""`` for itself.
         log: name under which the cost is logged at the end of each epoch; None for not at all.
+        leaf_modules: as for `convert`.
 
     >>> trainer = pl.Trainer(callbacks=[BudgetCallback(images, 0.5)])  # doctest: +SKIP
     """
@@ -114,14 +116,16 @@ class BudgetCallback(pl.Callback):
         budget: float = 1.0,
         network: str = "",
         log: str | None = "multiply_adds",
+        leaf_modules: Iterable[str | type[nn.Module]] = (),
     ) -> None:
         self.example, self.fraction, self.network, self.name = example, budget, network, log
+        self.leaf_modules = tuple(leaf_modules)
         self.budget: CostBudget | None = None
         self._saved: dict[str, Any] = {}
 
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         network = pl_module.get_submodule(self.network)
-        self.budget = CostBudget(network, self.example, self.fraction)
+        self.budget = CostBudget(network, self.example, self.fraction, self.leaf_modules)
         if self._saved:
             self.budget.load_state_dict(self._saved)
 
@@ -130,6 +134,12 @@ class BudgetCallback(pl.Callback):
     ) -> None:
         if self.budget is not None:
             self.budget.project_()
+
+    def on_before_optimizer_step(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", optimizer: Any
+    ) -> None:
+        if self.budget is not None:
+            self.budget.level_gradients_()
 
     def on_train_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         if self.budget is not None and self.name is not None:

@@ -7,12 +7,13 @@ from torch import Tensor
 def level(steps: Tensor, slopes: Tensor, lowest: Tensor, highest: Tensor) -> Tensor:
     """The part of ``steps`` along which the cost stays as it is, to first order.
 
-    ``d - g (d·g) / (g·g)`` for a step ``d`` and the cost's gradient ``g``: the step orthogonal to
-    ``g`` that is nearest to ``d``. What is at a limit and would leave it stays where it is, and the
-    others share the cost among them. So gradient descent comes to rest where the gradient of the
-    loss is a multiple of ``g``: where no exchange of one stride for another at the same cost lowers
-    the loss. Scaling all strides after each step is not enough for that: it comes to rest where the
-    loss pulls at them in proportion to their size, whatever each of them costs.
+    ``min(max(d - λ g, 0 at a lower limit), 0 at an upper limit)`` for a step ``d`` and the cost's
+    gradient ``g``, with that ``λ`` for which it is orthogonal to ``g``: the nearest to ``d`` of all
+    such steps that lead out of no limit. So gradient descent comes to rest where, but for strides
+    at their limits, the gradient of the loss is a multiple of ``g``: where no exchange of one
+    stride for another at the same cost lowers the loss. Scaling all strides after each step is not
+    enough for that: it comes to rest where the loss pulls at them in proportion to their size,
+    whatever each of them costs.
 
     Reference: J. B. Rosen, *The Gradient Projection Method for Nonlinear Programming*, 1960.
 
@@ -28,12 +29,18 @@ def level(steps: Tensor, slopes: Tensor, lowest: Tensor, highest: Tensor) -> Ten
     >>> level(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.0]), no, ~no)
     tensor([0., 0.])
     """
-    free = torch.ones_like(lowest)
-    while True:
-        along = slopes * free
-        part = (steps * along).sum() / along.square().sum().clamp(min=torch.finfo(steps.dtype).tiny)
-        moves = (steps - part * along) * free
-        leaving = (lowest & (moves < 0)) | (highest & (moves > 0))
-        if not leaving.any():
-            return moves
-        free = free & ~leaving
+    limited = lowest | highest
+
+    def moves(amount: Tensor) -> Tensor:
+        left = steps - amount * slopes
+        left = torch.where(lowest, left.clamp(min=0), left)
+        return torch.where(highest, left.clamp(max=0), left)
+
+    # Where a stride at its limit stops. Between two of these the ones that move are the same.
+    stops = (steps / slopes)[limited & (slopes != 0)].sort().values
+    behind = sum(bool((slopes * moves(stop)).sum() > 0) for stop in stops)
+    edges = torch.cat([stops[:1] - 1, stops, stops[-1:] + 1]) if len(stops) else stops.new_zeros(2)
+    between = (edges[behind] + edges[behind + 1]) / 2
+    along = slopes * (~limited | (moves(between) != 0))
+    squares = along.square().sum()
+    return moves((steps * along).sum() / squares) if squares > 0 else moves(between)

@@ -23,6 +23,7 @@ MapSizes = dict[tuple[str, int], int]  # by layer and axis, of a shared stride t
 
 AXES = 9  # whose maps are considered for changes that are made together
 TRIES = 30
+STAY = 2.0  # map sizes are kept until others are nearer by this factor
 
 
 class Choice(NamedTuple):
@@ -66,13 +67,15 @@ class Spending:
         start = self._choice(wanted, {})
         if start.cost >= least:
             return wanted
-        if self._last[0] == start.sizes:  # stay with what was chosen, or maps would flicker
-            again = self._choice(wanted, self._last[1])
-            if again.cost <= most:
-                return again.logs
+        # Stay with what was chosen, or maps would flicker, and whatever is behind them with them.
+        again = self._choice(wanted, self._last[1]) if self._last[1] else None
+        if again and again.cost <= most and self._last[0] == start.sizes:
+            return again.logs
         chosen = self._changed(wanted, start, least, most) or self._grown(
             wanted, start, least, most
         )
+        if again and least <= again.cost <= most and again.distance < STAY * chosen.distance:
+            chosen = again
         self._last = start.sizes, chosen.sizes
         return chosen.logs
 
