@@ -255,3 +255,15 @@ def test_importing_loads_torch_and_nothing_heavier() -> None:
     heavy = {"gin", "lightning", "pytorch_lightning", "datasets", "matplotlib", "torchvision"}
     assert "torch" in loaded
     assert not loaded & (heavy | {"sklearn", "tensorboard", "absl", "timm", "onnx", "compiler"})
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_strides_stay_in_float32_when_the_rest_goes_to_half_precision(dtype):
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), DiffStride(1.7001, edge="stopband")).to(dtype)
+    assert model[0].weight.dtype == dtype
+    assert model[1].strides.tolist() == torch.tensor([1.7001, 1.7001]).tolist()
+    y = model(torch.rand(1, 1, 18, 18, dtype=dtype))
+    assert y.dtype == dtype
+    y.float().sum().backward()
+    assert model[1].strides.grad.dtype == torch.float32
+    assert model.double()[1].strides.dtype == torch.float64

@@ -38,6 +38,9 @@ class DiffStride(nn.Module):
     After each step of the optimiser call `project_`, or let
     `diffstride.callbacks.StrideMonitor` do it.
 
+    Maps may have any floating-point type; the strides stay in float32 when the module is moved to
+    half precision, whose numbers are further apart than the steps of an optimiser.
+
     Warning:
         With the default ``edge="passband"`` (as published) a 32 x 32 map leaves a layer of
         stride 2 as 24 x 24: the transition band lies outside the nominal pass band. Choose
@@ -200,7 +203,12 @@ class DiffStride(nn.Module):
         return super().train(mode)
 
     def _apply(self, *args: Any, **kwargs: Any) -> "DiffStride":
+        exact = self.strides.detach()
         super()._apply(*args, **kwargs)
+        if self.strides.dtype in (torch.bfloat16, torch.float16):
+            # Their steps, of 1/128 from 1 on, are larger than those of any optimiser.
+            self.strides.data = exact.to(self.strides.device)
+            self.strides.grad = None
         self._refresh()
         return self
 
