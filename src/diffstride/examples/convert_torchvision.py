@@ -8,6 +8,7 @@ from torchvision.models import get_model
 
 from diffstride import CostBudget, callbacks, convert, freeze, plots, report
 from diffstride.examples.data import load_datasets
+from diffstride.resnet import parameter_groups
 
 
 def main(dataset: str = "digits", network: str = "resnet18", epochs: str = "1") -> None:
@@ -16,10 +17,10 @@ def main(dataset: str = "digits", network: str = "resnet18", epochs: str = "1") 
     example, moves = test[0][0][:2], []
     model = convert(get_model(network, num_classes=data.num_classes), example)
     budget = CostBudget(model, example)
-    optimizer, loss = torch.optim.SGD(model.parameters(), 0.02, 0.9), torch.nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(parameter_groups(model, 2.5e-4, 0.002), 0.02, 0.9)
     for images, labels in (batch for _ in range(int(epochs)) for batch in data.train):
         optimizer.zero_grad()
-        loss(model(images.expand(-1, 3, -1, -1)), labels).backward()
+        torch.nn.functional.cross_entropy(model(images.expand(-1, 3, -1, -1)), labels).backward()
         optimizer.step()
         budget.project_()
         moves.append(callbacks.stride_scalars(model))
@@ -31,8 +32,7 @@ def main(dataset: str = "digits", network: str = "resnet18", epochs: str = "1") 
     session = onnxruntime.InferenceSession(file)
     name = session.get_inputs()[0].name
     for run in (frozen, lambda x: torch.tensor(session.run(None, {name: x.numpy()})[0])):
-        right = sum((run(x).argmax(1) == labels).sum().item() for x, labels in test)
-        print(f"{right:,} test images told right")
+        print(sum((run(x).argmax(1) == y).sum().item() for x, y in test), "test images told right")
 
 
 if __name__ == "__main__":
