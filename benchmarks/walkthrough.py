@@ -1,7 +1,7 @@
 """Run ``examples/convert_torchvision.py`` on CIFAR-10, for the page that walks through it.
 
 Writes what it prints, and how it kept its budget, to ``results/walkthrough.json``, its pictures to
-``docs/pictures``, and the part of ``docs/walkthrough.md`` that shows them.
+``docs/images``, and the part of ``docs/walkthrough.md`` that shows them.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from diffstride.examples import convert_torchvision
 RESULT = ROOT / "results" / "walkthrough.json"
 PAGE = ROOT / "docs" / "walkthrough.md"
 PICTURES = {"strides.png": "The strides over the steps", "windows.png": "The windows at the end"}
+PREFIX = "walkthrough_"  # beside the pictures of other pages
 ARGUMENTS = ["cifar10", "resnet18", "2"]
 
 
@@ -34,7 +35,7 @@ def shown(report: Report) -> str:
     spent = report["spent"]
     least, most = (f"{100 * spent[name]:.2f} %" for name in ("least", "most"))
     kept = f"Over its {spent['steps']:,} steps the network cost {least} to {most} of its budget."
-    pictures = [f"![{title}](pictures/{name})" for name, title in PICTURES.items()]
+    pictures = [f"![{title}](images/{PREFIX}{name})" for name, title in PICTURES.items()]
     printed = f"```text\n{command}\n{report['printed'].rstrip()}\n```"
     return "\n\n".join([printed, kept, *pictures])
 
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> Report:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.walkthrough", description=__doc__)
     parser.add_argument("arguments", nargs="*", default=ARGUMENTS, help="of the example")
     options = parser.parse_args(arguments)
-    printed, pictures = StringIO(), ROOT / "docs" / "pictures"
+    printed, pictures = StringIO(), ROOT / "docs" / "images"
     NotingBudget.spent = []
     with tempfile.TemporaryDirectory() as folder:
         with working_folder(folder), redirect_stdout(printed), warnings.catch_warnings():
@@ -72,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> Report:
                 convert_torchvision.main(*options.arguments)
         pictures.mkdir(exist_ok=True)
         for name in PICTURES:
-            (pictures / name).write_bytes((Path(folder) / name).read_bytes())
+            (pictures / f"{PREFIX}{name}").write_bytes((Path(folder) / name).read_bytes())
     report = {
         "benchmark": "walkthrough",
         "contract": environment(),

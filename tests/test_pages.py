@@ -1,0 +1,92 @@
+"""Pages of the docs say what the files of results hold, and what the code does."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from matplotlib.image import imread
+
+from benchmarks import conversion, walkthrough
+from benchmarks.pages import with_part
+
+ROOT = Path(__file__).parents[1]
+EXAMPLE = (ROOT / "src/diffstride/examples/convert_torchvision.py").read_text()
+
+
+def report_of(module):
+    return json.loads(module.RESULT.read_text())
+
+
+def part_is(page, name, text):
+    return with_part(page, name, text) == page
+
+
+def test_a_page_without_the_part_is_refused():
+    with pytest.raises(ValueError, match="no part between <!-- begin sum, … and <!-- end sum -->"):
+        with_part("<!-- begin total, by hand -->\n<!-- end total -->", "sum", "1")
+
+
+def test_accuracies_of_the_page_are_those_of_the_file():
+    text = conversion.tables(report_of(conversion))
+    assert part_is(conversion.PAGE.read_text(), "conversion", text)
+
+
+def test_the_file_of_accuracies_is_consistent():
+    """Freezing changes no accuracy to speak of, budgets hold, and costs are those of the stage."""
+    report = report_of(conversion)
+    assert not report["contract"]["quick"]
+    for network in conversion.NETWORKS:
+        rows = {row["stage"]: row for row in report["rows"] if row["network"] == network}
+        assert list(rows) == list(conversion.STAGES)
+        cost = {stage: row["multiply_adds"] for stage, row in rows.items()}
+        for name, budget in (("tuned", cost["converted"]), ("held", cost["trained"])):
+            stage = "tuned" if name == "tuned" else "held tuned"
+            assert 0.99 * budget <= cost[stage] <= budget
+            assert cost[f"{name} frozen"] == cost[stage]
+            difference = rows[f"{name} frozen"]["test_accuracy"] - rows[stage]["test_accuracy"]
+            assert abs(difference) < 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*in eval mode")
+def test_conversion_is_measured_stage_by_stage(tmp_path):
+    out = tmp_path / "conversion.json"
+    arguments = ["--quick", "--networks", "max pooling"]
+    arguments += ["--workdir", str(tmp_path)]
+    report = conversion.main([*arguments, "--out", str(out)])
+    assert json.loads(out.read_text()) == report
+    rows = {row["stage"]: row for row in report["rows"]}
+    assert list(rows) == list(conversion.STAGES)
+    assert rows["tuned"]["strides"] != rows["converted"]["strides"]
+    assert rows["held"]["multiply_adds"] <= rows["trained"]["multiply_adds"]
+    assert rows["tuned rounded"]["strides"] == {}
+    # Trainings that are there are not repeated, and lead to the same.
+    assert conversion.main([*arguments, "--out", str(out)])["rows"] == report["rows"]
+
+
+def test_walkthrough_shows_what_the_example_printed_and_drew():
+    assert part_is(
+        walkthrough.PAGE.read_text(), "walkthrough", walkthrough.shown(report_of(walkthrough))
+    )
+    for name in walkthrough.PICTURES:
+        picture = walkthrough.PAGE.parent / "images" / f"{walkthrough.PREFIX}{name}"
+        assert picture.stat().st_size < 200_000
+        assert imread(picture).shape[1] > 500
+
+
+def test_walkthrough_counts_the_lines_of_the_example():
+    lines = len(EXAMPLE.splitlines())
+    assert lines < 40
+    assert f"whole way in {lines} lines" in " ".join(walkthrough.PAGE.read_text().split())
+
+
+def test_walkthrough_kept_its_budget_and_its_answers():
+    report = report_of(walkthrough)
+    assert report["spent"]["steps"] > 700
+    assert 0.99 <= report["spent"]["least"] <= report["spent"]["most"] <= 1
+    printed = report["printed"]
+    in_torch, in_onnxruntime = re.findall(
+        r"^([\d,]+) test images told right", printed, re.MULTILINE
+    )
+    assert in_torch == in_onnxruntime
