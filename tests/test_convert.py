@@ -593,3 +593,74 @@ def test_example_trains_and_runs_elsewhere_with_the_same_answers(capsys, tmp_pat
     assert 0.99 <= int(cost[1].replace(",", "")) / budgets.pop().multiply_adds <= 1
     written = sorted(path.name for path in tmp_path.iterdir())
     assert written == ["resnet18.onnx", "resnet18.onnx.data", "strides.png", "windows.png"]
+
+
+@pytest.mark.parametrize("leaf", ["1", nn.MaxPool2d])
+def test_a_strided_leaf_module_stays_as_it_is(leaf):
+    model = nn.Sequential(nn.Conv2d(3, 3, 3, stride=2, padding=1), nn.MaxPool2d(2), nn.ReLU())
+    converted = convert(model, torch.rand(IMAGE), leaf_modules=[leaf])
+    assert type(converted[1]) is nn.MaxPool2d
+    assert converted[1].stride == 2
+    assert converted.conversion.strides == {"0": (2, 2)}
+    assert converted.conversion.left_out == {"1": "in leaf_modules"}
+
+
+class Upsampling(nn.Module):
+    """One module of each kind that ``include`` cannot take, behind a strided convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.down = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+        self.up = nn.ConvTranspose2d(4, 4, 2, stride=2)
+        self.patches = nn.Conv2d(4, 4, 2, stride=2)
+        self.own = DiffStride(2.0, edge="stopband")
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.own(self.patches(self.up(self.down(x)))).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("up", {}, r"up \(ConvTranspose2d\) cannot be converted: enlarges its input"),
+        ("head", {}, r"head \(Linear\) cannot be converted: does not turn one batch of maps"),
+        ("own", {}, r"own \(DiffStride\) cannot be converted: is a pooling layer already"),
+        ("patches", {}, r"patches \(Conv2d\) cannot be converted: patchifying .*patchify=True"),
+        ("down", {"leaf_modules": ["down"]}, r"down \(Conv2d\) cannot be .*: in leaf_modules"),
+        (
+            "down",
+            {"filter_fn": lambda module, name: name != "down"},
+            r"down \(Conv2d\) cannot be converted: left out by filter_fn",
+        ),
+    ],
+)
+def test_include_says_what_it_cannot_take_and_why(name, options, message):
+    with pytest.raises(ValueError, match=f"include: {message}"):
+        convert(Upsampling(), torch.rand(IMAGE), include=[name], **options)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_dropout_can_be_included_and_draws_nothing_meanwhile(training):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.Dropout(0.5))
+    x = torch.rand(IMAGE)
+    state = torch.get_rng_state()
+    converted = convert(model.train(training), x, include=["1"])
+    assert torch.equal(torch.get_rng_state(), state)
+    assert converted[1].pooling.stride_values() == (1.0, 1.0)
+    networks.move_strides(converted)
+    networks.step(converted, x)
+
+
+class StrideOfTheClass(NotSampling):
+    stride = 2
+
+    def __init__(self):
+        nn.Module.__init__(self)
+
+
+def test_measuring_leaves_a_stride_that_the_class_holds():
+    model = nn.Sequential(nn.Conv2d(3, 3, 3, stride=2), StrideOfTheClass())
+    converted = convert(model, torch.rand(IMAGE))
+    assert converted.conversion.left_out["1"].startswith("what it returns is not what")
+    assert converted[1].stride == 2

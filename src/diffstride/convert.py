@@ -112,7 +112,7 @@ def convert(
     modules = dict(converted.named_modules())
     include = (include,) if isinstance(include, str) else include
     include = tuple(name for name in include if not isinstance(modules.get(name), Pooled))
-    places, left_out = find_places(traced, filter_fn, include, patchify)
+    places, left_out = find_places(traced, filter_fn, include, patchify, leaf_modules)
     layers = _plan(traced, places, left_out, include)
     if not (layers or stride_layers(converted)):
         reasons = "".join(f"; {name}: {reason}" for name, reason in left_out.items())

@@ -57,7 +57,11 @@ class Place:
 
 
 def find_places(
-    trace: Trace, filter_fn: Filter | None, include: Iterable[str], patchify: bool
+    trace: Trace,
+    filter_fn: Filter | None,
+    include: Iterable[str],
+    patchify: bool,
+    leaf_modules: Sequence[str | type[nn.Module]] = (),
 ) -> tuple[list[Place], dict[str, str]]:
     """The places of a traced network, and the modules left out with the reason why."""
     included = set(include)
@@ -68,17 +72,20 @@ def find_places(
         )
     places, left_out = [], {}
     for node in trace.graph.nodes:
-        module = trace.module(node)
-        if module is None or is_pooling(module):
+        module, name = trace.module(node), str(node.target)
+        if module is None:
             if reason := _strided_function(trace, node):
                 left_out[trace.label(node)] = reason
-        elif str(node.target) in included or max(stride_of(module)) > 1:
-            reason = _reason(trace, node, module, filter_fn, patchify)
+        elif name in included or (not is_pooling(module) and max(stride_of(module)) > 1):
+            reason = "in leaf_modules" if _is_leaf(name, module, leaf_modules) else None
+            reason = reason or _reason(trace, node, module, filter_fn, patchify)
             found = reason or _measure(trace, node, module)
             if isinstance(found, Place):
                 places.append(found)
+            elif name in included:
+                raise ValueError(f"include: {trace.label(node)} cannot be converted: {found}")
             else:
-                left_out[str(node.target)] = found
+                left_out[name] = found
     return places, left_out | _never_called(trace)
 
 
@@ -101,6 +108,11 @@ def _per_axis(module: nn.Module, name: str, axes: int) -> tuple[int, ...]:
     return tuple(value) if isinstance(value, (tuple, list)) else (value,) * axes
 
 
+def _is_leaf(name: str, module: nn.Module, leaf_modules: Sequence[str | type[nn.Module]]) -> bool:
+    types = tuple(leaf for leaf in leaf_modules if isinstance(leaf, type))
+    return name in leaf_modules or isinstance(module, types)
+
+
 def _reason(
     trace: Trace, node: fx.Node, module: nn.Module, filter_fn: Filter | None, patchify: bool
 ) -> str | None:
@@ -109,10 +121,14 @@ def _reason(
     maps = isinstance(source, Tensor) and isinstance(value, Tensor)
     if source is None or not (maps and source.dim() == value.dim() >= 3):
         return "does not turn one batch of maps into another"
+    if is_pooling(module):
+        return "is a pooling layer already"
     if isinstance(module, Pooled) or hasattr(module, "pooling"):
         return "has a module of its own named pooling"
     if filter_fn is not None and not filter_fn(module, str(node.target)):
         return "left out by filter_fn"
+    if isinstance(module, nn.modules.conv._ConvTransposeNd) and max(module.stride) > 1:
+        return "enlarges its input"
     sizes = source.shape[2:]
     kernels = _per_axis(module, "kernel_size", len(sizes))
     pairs = zip(kernels, stride_of(module, len(sizes)), strict=True)
@@ -164,9 +180,11 @@ def _measure(trace: Trace, node: fx.Node, module: nn.Module) -> Place | str:
     args, kwargs = fx.map_arg((node.args[1:], node.kwargs), lambda n: trace.values[n])
     if any(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
         return "takes more than one tensor"
-    with buffers_kept(module):
-        strided = module.forward(noise, *args, **kwargs)
-        full = _at_stride_1(module, noise, args, kwargs)
+    with buffers_kept(module), torch.random.fork_rng(devices=[]):
+        strided = full = module.forward(noise, *args, **kwargs)
+        # Nothing to compare without a stride, where dropout would not return the same twice.
+        if hasattr(module, "stride"):
+            full = _at_stride_1(module, noise, args, kwargs)
     drop = _first_sample(strided, full, strides)
     if drop is None:
         return "what it returns is not what it returns at stride 1, sampled"
@@ -188,6 +206,7 @@ def _at_stride_1(module: nn.Module, x: Tensor, args: Any, kwargs: Any) -> Tensor
     try:
         return module.forward(x, *args, **kwargs)
     finally:
+        vars(module).clear()  # the stride may have been an attribute of the class
         vars(module).update(attributes)
 
 
