@@ -664,3 +664,46 @@ def test_measuring_leaves_a_stride_that_the_class_holds():
     converted = convert(model, torch.rand(IMAGE))
     assert converted.conversion.left_out["1"].startswith("what it returns is not what")
     assert converted[1].stride == 2
+
+
+class Doubling(nn.Module):
+    """A module of its own with whatever stride it is given, which it does not use."""
+
+    def __init__(self, stride):
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x):
+        return 2 * x
+
+
+def test_strides_that_are_none_or_of_other_axes_are_left_alone():
+    down = nn.Conv2d(3, 3, 3, stride=2, padding=1)
+    model = nn.Sequential(down, Doubling(None), Doubling((2, 2, 2)), nn.ReLU())
+    converted = convert(model, torch.rand(IMAGE))
+    assert converted.conversion.strides == {"0": (2, 2)}
+    assert converted.conversion.left_out == {"2": "strides along 3 axes, but its maps have 2"}
+    assert converted[1].stride is None
+    assert converted[2].stride == (2, 2, 2)
+
+
+@torch.fx.wrap
+def mean_pool(x):
+    return x.mean((2, 3))
+
+
+class Wrapped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+
+    def forward(self, x):
+        return mean_pool(self.conv(x))
+
+
+def test_functions_that_pool_whole_axes_away_have_no_stride():
+    x = torch.rand(IMAGE)
+    converted = convert(Wrapped(), x)
+    assert converted.conversion.left_out == {}
+    networks.move_strides(converted)
+    networks.step(converted, x)

@@ -104,7 +104,8 @@ def stride_of(module: nn.Module, axes: int = 1) -> tuple[int, ...]:
 
 def _per_axis(module: nn.Module, name: str, axes: int) -> tuple[int, ...]:
     value: Any = getattr(module, name, 1)
-    value = module.kernel_size if value is None else value  # poolings stride by their window
+    if value is None:  # poolings stride by their window
+        value = getattr(module, "kernel_size", None) or 1
     return tuple(value) if isinstance(value, (tuple, list)) else (value,) * axes
 
 
@@ -130,8 +131,10 @@ def _reason(
     if isinstance(module, nn.modules.conv._ConvTransposeNd) and max(module.stride) > 1:
         return "enlarges its input"
     sizes = source.shape[2:]
-    kernels = _per_axis(module, "kernel_size", len(sizes))
-    pairs = zip(kernels, stride_of(module, len(sizes)), strict=True)
+    kernels, strides = _per_axis(module, "kernel_size", len(sizes)), stride_of(module, len(sizes))
+    if not len(kernels) == len(strides) == len(sizes):
+        return f"strides along {len(strides)} axes, but its maps have {len(sizes)}"
+    pairs = zip(kernels, strides, strict=True)
     if not isinstance(module, nn.modules.conv._ConvNd):
         if all(kernel >= size for kernel, size in zip(kernels, sizes, strict=True)):
             return "pools the whole map"
@@ -145,7 +148,7 @@ def _strided_function(trace: Trace, node: fx.Node) -> str | None:
     if node.op != "call_function" or not ("pool" in name or "conv" in name) or "adaptive" in name:
         return None
     source, value = _source(trace, node), trace.values[node]
-    if source is None or not isinstance(value, Tensor):
+    if source is None or not isinstance(value, Tensor) or value.dim() != source.dim():
         return None
     pairs = zip(source.shape[2:], value.shape[2:], strict=True)
     if any(1 < new <= (old + 1) // 2 for old, new in pairs):
