@@ -707,3 +707,29 @@ def test_functions_that_pool_whole_axes_away_have_no_stride():
     assert converted.conversion.left_out == {}
     networks.move_strides(converted)
     networks.step(converted, x)
+
+
+def test_a_parametrization_after_conversion_is_copied_or_refused_as_by_torch():
+    x = torch.rand(IMAGE)
+    model = convert(Block(), x).eval()
+    nn.utils.parametrizations.weight_norm(model.conv)
+    other = copy.deepcopy(model)
+    assert type(other.conv) is type(model.conv)
+    assert torch.equal(other(x), model(x))
+    for copied in (copy.copy, pickle.dumps):
+        with pytest.raises(RuntimeError, match="Serialization of parametrized modules"):
+            copied(model.conv)
+
+
+class Counting(nn.Conv2d):
+    """Leaves its count behind when it is copied or stored."""
+
+    def __getstate__(self):
+        return self.__dict__ | {"count": 0}
+
+
+def test_copies_respect_what_a_class_says_of_its_state():
+    model = convert(nn.Sequential(Counting(3, 3, 3, stride=2)), torch.rand(IMAGE))
+    model[0].count = 7
+    assert copy.copy(model[0]).count == 0
+    assert pickle.loads(pickle.dumps(model))[0].count == 0

@@ -36,9 +36,14 @@ class Pooled(nn.Module):
             return super().forward(self.pooling(fit(x, self.margins)), *args, **kwargs)  # type: ignore
         return self.pooling(fit(super().forward(x, *args, **kwargs), self.margins))  # type: ignore
 
-    def __reduce__(self) -> tuple:
-        # The class is made at run time, so that pickle could not find it by its name.
-        return _restore, (type(self).__mro__[2],), self.__dict__
+    def __reduce_ex__(self, protocol: Any) -> tuple:
+        function, args, *state = super().__reduce_ex__(protocol)
+        bases = type(self).__bases__
+        # The class is made at run time, so that pickle could not find it by its name. One that
+        # others derived from it, for a parametrization say, is theirs to restore, or to refuse.
+        if bases[0] is Pooled:
+            function, args = _restore, bases[1:]
+        return function, args, *state
 
 
 def attach_pooling(
