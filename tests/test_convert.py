@@ -733,3 +733,61 @@ def test_copies_respect_what_a_class_says_of_its_state():
     model[0].count = 7
     assert copy.copy(model[0]).count == 0
     assert pickle.loads(pickle.dumps(model))[0].count == 0
+
+
+class Own(nn.Module):
+    """Has a child of the name under which a conversion is recorded."""
+
+    def __init__(self):
+        super().__init__()
+        self.conversion = nn.Conv2d(3, 4, 3, stride=2)
+
+    def forward(self, x):
+        return self.conversion(x)
+
+
+def test_a_network_with_a_conversion_of_its_own_is_refused_unless_inside_another():
+    x = torch.rand(IMAGE)
+    with pytest.raises(ValueError, match="this Own has an attribute 'conversion' of its own"):
+        convert(Own(), x)
+    assert convert(nn.Sequential(Own()), x).conversion.strides == {"0.conversion": (2, 2)}
+
+
+@pytest.mark.parametrize("model", [nn.Conv2d(3, 4, 3, stride=2), nn.MaxPool2d(2)])
+def test_a_single_module_is_to_be_put_into_a_network(model):
+    with pytest.raises(ValueError, match=r"a single (Conv|MaxPool)2d, .*nn\.Sequential\(model\)"):
+        convert(model, torch.rand(IMAGE))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lower_limit_stride": 1.8}, r"'1' .*strides=\(1, 2, 2\) lie outside lower.*filter_fn"),
+        ({"shared_stride": True}, r"'1' .*shared_stride needs equal strides, but got \(1, 2, 2\)"),
+        ({"edge": "middle"}, "^edge must be one of"),
+        ({"lower_limit_stride": 0.5}, "^lower_limit_stride must be at least 1"),
+    ],
+)
+def test_a_layer_that_cannot_be_made_names_its_module(options, message):
+    model = nn.Sequential(nn.Conv3d(2, 3, 3, stride=2), nn.MaxPool3d(2, stride=(1, 2, 2)))
+    x = torch.rand(1, 2, 12, 12, 12)
+    with pytest.raises(ValueError, match=message):
+        convert(model, x, **options)
+    others = convert(model, x, filter_fn=lambda _, name: name == "0", shared_stride=True)
+    assert others.conversion.strides == {"0": (2, 2, 2)}
+
+
+def test_a_model_without_data_is_refused():
+    with torch.device("meta"):
+        model = Block()
+    with pytest.raises(ValueError, match=r"'stem\.weight' is on the meta device .*to_empty"):
+        convert(model, torch.rand(IMAGE))
+
+
+def test_what_is_converted_in_inference_mode_can_be_trained():
+    x = torch.rand(IMAGE)
+    with torch.inference_mode():
+        converted = convert(Block(), x)
+        made_there = convert(nn.Sequential(nn.Conv2d(3, 3, 3, stride=2)), torch.rand(IMAGE))
+    for model in (converted, made_there):
+        networks.step(model, x)

@@ -3,13 +3,15 @@
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map_only
 
-from diffstride.places import Filter, Place, common_size, find_places
+from diffstride.arguments import check_limits, check_window
+from diffstride.places import Filter, Place, common_size, find_places, stride_of
 from diffstride.pooled import Margin, Pooled, attach_pooling
 from diffstride.pooling import DiffStride, stride_layers
 from diffstride.resolution import Resolutions, UnshareableError, resolve
@@ -48,6 +50,7 @@ class Conversion:
     multiply_adds: dict[str, int] = field(default_factory=dict)
 
 
+@torch.inference_mode(mode=False)  # what is made there could not be trained
 def convert(
     model: Model,
     example: Any,
@@ -93,7 +96,9 @@ def convert(
 
     Raises:
         ValueError: if the forward pass cannot be followed, an operation takes maps of one size
-            only, a module of ``include`` cannot be converted, or none can.
+            only, a module of ``include`` cannot be converted, or none can; if a stride lies
+            outside the limits; if the model is on the meta device, or has an attribute
+            ``conversion`` of its own.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(), nn.MaxPool2d(2))
     >>> converted = convert(net, torch.zeros(1, 3, 32, 32))
@@ -105,6 +110,9 @@ def convert(
     >>> converted(torch.zeros(1, 3, 32, 32)).shape
     torch.Size([1, 8, 8, 8])
     """
+    _check_model(model)
+    check_window(smoothness_factor, edge)
+    check_limits(lower_limit_stride, upper_limit_stride)
     converted = copy.deepcopy(model)
     leaf_modules = (leaf_modules,) if isinstance(leaf_modules, (str, type)) else leaf_modules
     leaf_modules = tuple(leaf_modules)
@@ -124,8 +132,8 @@ def convert(
     conversion.strides |= {place.name: place.strides for layer in layers for place in layer.places}
     converted.conversion = conversion  # type: ignore[assignment]
     for layer in layers:
-        pooling = layer.pooling or DiffStride(
-            strides=layer.places[0].strides,
+        pooling = layer.pooling or _pooling(
+            layer.places,
             smoothness_factor=smoothness_factor,
             trainable=trainable,
             shared_stride=shared_stride,
@@ -135,6 +143,36 @@ def convert(
         ).to(traced.values[layer.places[0].call].device)
         _attach(layer, pooling.train(converted.training))
     return converted
+
+
+def _check_model(model: nn.Module) -> None:
+    kind = type(model).__name__
+    if not isinstance(getattr(model, "conversion", None), (Conversion, NoneType)):
+        raise ValueError(
+            f"this {kind} has an attribute 'conversion' of its own, the name under which convert "
+            "keeps its record: rename it, or convert a module that holds the network"
+        )
+    if not any(model.children()) and max(stride_of(model)) > 1:
+        raise ValueError(
+            f"the model is a single {kind}, which itself strides: put it into a network, as in "
+            "convert(nn.Sequential(model), example)"
+        )
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise ValueError(
+                f"{name!r} is on the meta device and has no data, nor could the strides have: "
+                "call model.to_empty(device=...) and load the weights first"
+            )
+
+
+def _pooling(places: list[Place], **options: Any) -> nn.Module:
+    """A layer that starts at the strides of these places."""
+    try:
+        return DiffStride(places[0].strides, **options)
+    except ValueError as error:
+        names = " and ".join(dict.fromkeys(repr(place.name) for place in places))
+        message = f"{names} cannot have such a layer: {error}, or use filter_fn to leave it out"
+        raise ValueError(message) from error
 
 
 def _plan(
