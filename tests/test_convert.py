@@ -791,3 +791,14 @@ def test_what_is_converted_in_inference_mode_can_be_trained():
         made_there = convert(nn.Sequential(nn.Conv2d(3, 3, 3, stride=2)), torch.rand(IMAGE))
     for model in (converted, made_there):
         networks.step(model, x)
+
+
+def test_a_pooling_that_ends_with_the_whole_map_is_a_place_at_each_call():
+    levels = nn.Sequential(Several(nn.MaxPool2d(2)), nn.AdaptiveAvgPool2d(1))
+    x = torch.rand(2, 3, 4, 4)
+    converted = convert(levels, x)
+    assert converted.conversion.strides == {"0.pool": (2, 2)}
+    assert converted.conversion.left_out == {}
+    assert converted(x).shape == (2, 3, 1, 1)
+    with pytest.raises(ValueError, match="0: pools the whole map"):
+        convert(nn.Sequential(nn.MaxPool2d(4)), x)

@@ -136,11 +136,22 @@ def _reason(
         return f"strides along {len(strides)} axes, but its maps have {len(sizes)}"
     pairs = zip(kernels, strides, strict=True)
     if not isinstance(module, nn.modules.conv._ConvNd):
-        if all(kernel >= size for kernel, size in zip(kernels, sizes, strict=True)):
+        if _takes_whole_maps(trace, node, kernels):
             return "pools the whole map"
     elif not patchify and any(1 < kernel <= stride for kernel, stride in pairs):
         return "patchifying convolution: its patches do not overlap (patchify=True takes it)"
     return None
+
+
+def _takes_whole_maps(trace: Trace, node: fx.Node, kernels: Sequence[int]) -> bool:
+    """Whether a window covers the map, wherever its module is called.
+
+    One pooling may serve all levels of a network, down to a map of its own size.
+    """
+    calls = [call for call in trace.graph.nodes if trace.module(call) is trace.module(node)]
+    sources = [source for call in calls if (source := _source(trace, call)) is not None]
+    pairs = [pair for source in sources for pair in zip(kernels, source.shape[2:], strict=False)]
+    return all(kernel >= size for kernel, size in pairs)
 
 
 def _strided_function(trace: Trace, node: fx.Node) -> str | None:
