@@ -187,6 +187,24 @@ def test_tracing_leaves_the_model_alone():
         assert torch.equal(value, before[name])
 
 
+def test_tracing_leaves_autocast_alone():
+    """Fake casts of the weights must not stay where autocast keeps them for the next call."""
+
+    def forward(m, x):
+        with m.own:
+            return m.conv(x)
+
+    net, x = nn.Sequential(strided(), Net(forward, conv=strided())), torch.rand(1, 4, 8, 8)
+    net[1].own = torch.autocast("cpu", torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.is_autocast_cache_enabled()
+        trace(net, x)
+        assert torch.is_autocast_cache_enabled()
+        out = net(x)
+    assert type(out) is torch.Tensor
+    assert out.dtype is torch.bfloat16
+
+
 def test_multiply_adds_are_counted_by_node():
     net = nn.Sequential(nn.Conv2d(4, 8, 3, stride=2, padding=1), nn.Flatten(2), nn.Linear(16, 5))
     traced = trace(net, torch.zeros(2, 4, 8, 8))

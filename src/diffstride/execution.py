@@ -48,10 +48,22 @@ def shapes_only(model: nn.Module, fake_mode: FakeTensorMode) -> Iterator[FlopCou
     counter = FlopCounterMode(display=False)
     try:
         # Fake tensors do not keep a module from counting its batches in a buffer, say.
-        with buffers_kept(model), torch.no_grad(), fake_mode, counter:
+        with buffers_kept(model), torch.no_grad(), _autocast_uncached(), fake_mode, counter:
             yield counter
     finally:
         logger.disabled = disabled
+
+
+@contextmanager
+def _autocast_uncached() -> Iterator[None]:
+    """Keep `torch.autocast` from remembering the fake casts of weights, for the network to meet."""
+    enabled = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(enabled)
+        torch.clear_autocast_cache()  # a forward pass may have an autocast of its own
 
 
 def execute(module: nn.Module | None, node: fx.Node, args: Any, kwargs: Any) -> Any:
