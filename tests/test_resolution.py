@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from diffstride import DiffStride
+from diffstride import CostBudget, DiffStride, MultiplyAdds, convert
 from diffstride.pooled import Margin, fit
 from diffstride.resolution import UnshareableError, resolve
 from diffstride.sizes import Sizes
@@ -168,6 +168,52 @@ def test_control_flow_on_shapes_is_followed():
     assert traced.values[next(reversed(traced.values))].shape == (1, 4, 8, 9)
 
 
+class Choosy(nn.Module):
+    """Takes more than its maps, as networks of users do."""
+
+    def __init__(self):
+        super().__init__()
+        self.ways = nn.ModuleDict({"a": strided(), "b": strided()})
+
+    def forward(self, x, mask=None, way="a", *more, scale=None, **options):
+        assert mask is None or mask.dim() == 3
+        for other in more:
+            x = x + other
+        x = self.ways[way](x) if mask is None else self.ways[way](x * mask)
+        return x if scale is None and not options else x * scale
+
+
+def test_arguments_that_the_example_lacks_keep_their_defaults():
+    x, mask = torch.zeros(1, 4, 8, 8), torch.zeros(1, 8, 8)
+
+    def inputs_and_modules(*inputs):
+        nodes = trace(Choosy(), inputs).graph.nodes
+        return [str(n.target) for n in nodes if n.op in ("placeholder", "call_module")]
+
+    assert inputs_and_modules(x) == ["x", "ways.a"]
+    assert inputs_and_modules(x, mask) == ["x", "mask", "ways.a"]
+    assert inputs_and_modules(x, None, "b") == ["x", "ways.b"]
+    everything = ["x", "mask", "more_0", "more_1", "ways.b"]
+    assert inputs_and_modules(x, mask, "b", x, x) == everything
+
+
+class Pair(nn.Module):
+    def forward(self, x, y, scale=1.0):
+        return x + y * scale
+
+
+@pytest.mark.parametrize(
+    ("count", "message"),
+    [
+        (1, r"holds 1 input, but Pair.forward\(self, x, y, scale=1.0\) takes 2 to 3 inputs"),
+        (4, r"holds 4 inputs, but .* takes 2 to 3 inputs .*: pass a tuple with one for each"),
+    ],
+)
+def test_examples_of_another_number_of_inputs_are_refused(count, message):
+    with pytest.raises(ValueError, match=message):
+        trace(Pair(), (torch.zeros(1, 4, 8, 8),) * count)
+
+
 def test_tracing_leaves_the_model_alone():
     def forward(m, x):
         m.norm.num_batches_tracked.add_(1)
@@ -223,8 +269,39 @@ def test_what_cannot_be_followed_is_named():
         trace(net, torch.zeros(1, 4, 8, 8))
     with pytest.raises(ValueError, match="no module named 'nowhere'"):
         trace(net, torch.zeros(1, 4, 8, 8), leaf_modules=["nowhere"])
-    with pytest.raises(ValueError, match=r"check that the example has the shape|if the example is"):
+    with pytest.raises(ValueError, match="check that the example has the shape"):
         trace(strided(), torch.zeros(1, 3, 8, 8))
+
+
+def make(m, x):
+    return torch.zeros(x.shape[0], 1, *x.shape[2:])
+
+
+def insist(m, x):
+    assert isinstance(x, torch.Tensor)
+    return x
+
+
+@pytest.mark.parametrize(("forward", "line"), [(make, "return torch.zeros"), (insist, "assert")])
+def test_what_cannot_be_followed_is_shown_with_its_line(forward, line):
+    net, x = Net(forward), torch.zeros(1, 4, 8, 8)
+    with pytest.raises(ValueError, match=rf"at '{line}.* line \d+\).*module of its own.*leaf_modu"):
+        trace(net, x)
+    with pytest.raises(ValueError, match=rf"at '{line}.* line \d+\).*leaf_modules=\['0'\]"):
+        trace(nn.Sequential(net), x)
+
+
+def test_leaf_modules_is_no_way_out_for_what_depends_on_data():
+    net, x = nn.Sequential(strided(), DataDependent()), torch.zeros(1, 4, 8, 8)
+    for leaf in ("1", DataDependent):
+        with pytest.raises(ValueError, match=r"'1' .* is in leaf_modules, but .* on the data") as e:
+            trace(net, x, leaf_modules=[leaf])
+        assert "leaf_modules=[" not in str(e.value)
+    with pytest.raises(
+        ValueError, match=r"'0' \(Conv2d\) cannot be run .* check that the exa"
+    ) as e:
+        trace(net, torch.zeros(1, 3, 8, 8))
+    assert "leaf_modules" not in str(e.value)
 
 
 def test_leaf_modules_by_name_and_class_are_not_looked_into():
@@ -232,6 +309,16 @@ def test_leaf_modules_by_name_and_class_are_not_looked_into():
     for leaf in ("0", nn.Sequential):
         nodes = trace(net, torch.zeros(1, 4, 8, 8), leaf_modules=[leaf]).graph.nodes
         assert [node.target for node in nodes if node.op == "call_module"] == ["0", "1"]
+
+
+def test_leaf_modules_of_a_conversion_are_remembered():
+    x = torch.rand(1, 4, 16, 16)
+    converted = convert(nn.Sequential(strided(), Net(insist)), x, leaf_modules=["1"])
+    assert MultiplyAdds(converted, x).value() == CostBudget(converted, x).cost.value()
+    trace(Net(lambda m, x: m.net(x), net=converted), x)
+    assert convert(converted, x).conversion.leaf_modules == ("1",)
+    with pytest.raises(ValueError, match="cannot be followed into '1'"):
+        MultiplyAdds(converted, x, leaf_modules=["0"])
 
 
 def test_pooling_layers_are_calls_of_their_own():

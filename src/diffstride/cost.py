@@ -43,7 +43,7 @@ class MultiplyAdds:
     Args:
         model: a network with `DiffStride` layers, its own or those of `convert`.
         example: an input, or a tuple of inputs; only shapes matter.
-        leaf_modules: as for `convert`.
+        leaf_modules: as for `convert`; if there are none, those that it was given.
 
     Raises:
         ValueError: if the network cannot be traced, branches with different strides meet, or the

@@ -43,7 +43,7 @@ def report(model: nn.Module) -> str:
             f"report needs a model returned by convert, but this {type(model).__name__} is not"
         )
     try:
-        cost, unknown = MultiplyAdds(model, conversion.example, conversion.leaf_modules), []
+        cost, unknown = MultiplyAdds(model, conversion.example), []
     except ValueError as error:
         cost, unknown = None, [f"multiply-adds: {error}"]
     rows = [HEADINGS, *_rows(model, conversion, cost)]

@@ -6,7 +6,8 @@ depends on shapes is followed, and the graph comes out with the value and the co
 The graph serves analysis only: nothing is ever run through it.
 """
 
-import operator
+import os
+import traceback
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,12 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.proxy import Attribute
-from torch.nn.parameter import UninitializedParameter
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffstride.execution import execute, is_pooling, shapes_only
+from diffstride.inputs import (
+    ExampleError,
+    check_batched,
+    check_traceable,
+    has_tensor,
+    name_inputs,
+)
+from diffstride.proxies import KnownProxy
 
 
 @dataclass
@@ -28,7 +35,8 @@ class Trace:
 
     ``graph`` is in order of execution; ``values`` and ``multiply_adds`` hold what each node
     returned (fake tensors, numbers) and cost for the whole batch; ``owners`` the name of the
-    module whose ``forward`` made the call.
+    module whose ``forward`` made the call. ``numbers`` holds the nodes whose values ``forward``
+    turned into constants, with ``int()`` or an ``if`` say, each with the module that did.
     """
 
     model: nn.Module
@@ -38,6 +46,7 @@ class Trace:
     values: dict[fx.Node, Any]
     multiply_adds: dict[fx.Node, int]
     owners: dict[fx.Node, str]
+    numbers: dict[fx.Node, str]
     modules: dict[str, nn.Module] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -67,7 +76,8 @@ def trace(
     Args:
         model: any network.
         example: its input, or a tuple of its inputs; only shapes, dtypes and devices matter.
-        leaf_modules: names or classes of modules not to look into.
+        leaf_modules: names or classes of modules not to look into; if there are none, those that
+            `convert` was given.
 
     Raises:
         ValueError: if the example is none, or the forward pass cannot be followed; names the module
@@ -79,12 +89,12 @@ def trace(
     [('input_1', (1, 3, 8, 8)), ('_0', (1, 8, 4, 4))]
     """
     inputs = example if isinstance(example, tuple) else (example,)
-    _check_traceable(model, inputs)
+    check_traceable(model, inputs)
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with shapes_only(model, fake_mode) as counter:
         fakes = tree_map_only(Tensor, lambda x: torch.empty_like(x, device=device), inputs)
-        tracer = _Tracer(model, fakes, leaf_modules, counter)
+        tracer = Tracer(model, fakes, leaf_modules, counter)
         try:
             graph = tracer.trace(model)
         except ExampleError:
@@ -92,80 +102,19 @@ def trace(
         except Exception as error:
             raise ValueError(tracer.complaint(error)) from error
     batch = next(leaf.shape[0] for leaf in tree_leaves(fakes) if isinstance(leaf, Tensor))
-    return Trace(model, graph, fake_mode, batch, tracer.values, tracer.multiply_adds, tracer.owners)
+    return Trace(
+        model,
+        graph,
+        fake_mode,
+        batch,
+        tracer.values,
+        tracer.multiply_adds,
+        tracer.owners,
+        tracer.numbers,
+    )
 
 
-class ExampleError(ValueError):
-    """The example is at fault, and no module."""
-
-
-def _check_traceable(model: nn.Module, inputs: tuple) -> None:
-    """Refuse what no network takes, and networks that no tracer can look into."""
-    if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(inputs)):
-        got = inputs[0] if len(inputs) == 1 else inputs
-        raise ExampleError(
-            f"example must be an input of the network, a tensor or a tuple of several, but got "
-            f"{got!r}: pass torch.rand(1, 3, 224, 224), say"
-        )
-    if isinstance(model, torch.jit.ScriptModule) or hasattr(model, "_orig_mod"):
-        raise ValueError(
-            f"this {type(model).__name__} is compiled already and cannot be looked into: pass the "
-            "network itself, and compile what comes out"
-        )
-    for name, parameter in model.named_parameters():
-        if isinstance(parameter, UninitializedParameter):
-            raise ValueError(f"{name!r} has no shape yet: call the network on an input first")
-
-
-def _check_batched(module: nn.Module | None, node: fx.Node, args: tuple) -> None:
-    # torch lets a convolution take a single image, whose channels would here pass for a batch.
-    if isinstance(module, nn.modules.conv._ConvNd) and args and isinstance(args[0], Tensor):
-        shape = tuple(args[0].shape)
-        if len(shape) == len(module.kernel_size) + 1:
-            raise ExampleError(
-                f"the example needs a batch axis: {node.target} ({type(module).__name__}) gets "
-                f"maps of shape {shape}; pass example[None]"
-            )
-
-
-class _Known:
-    """A proxy that knows the value it stands for, and answers where Python insists on one."""
-
-    node: fx.Node
-    tracer: "_Tracer"
-
-    def _value(self) -> Any:
-        return self.tracer.values[self.node]
-
-    def __getattr__(self, name: str) -> Any:
-        if name in ("device", "dtype", "ndim"):
-            return getattr(self._value(), name)  # never depends on a stride
-        if name.startswith("__"):
-            raise AttributeError(name)  # torch asks whether this is an array of another library
-        return _KnownAttribute(self, name)  # type: ignore[arg-type]
-
-    def __len__(self) -> int:
-        return len(self._value())
-
-    def __index__(self) -> int:
-        return operator.index(self._value())
-
-    def __int__(self) -> int:
-        return int(self._value())
-
-    def __float__(self) -> float:
-        return float(self._value())
-
-
-class _KnownProxy(_Known, fx.Proxy):
-    pass
-
-
-class _KnownAttribute(_Known, Attribute):
-    pass
-
-
-class _Tracer(fx.Tracer):
+class Tracer(fx.Tracer):
     def __init__(
         self,
         model: nn.Module,
@@ -175,27 +124,43 @@ class _Tracer(fx.Tracer):
     ) -> None:
         super().__init__()
         leaves = (leaf_modules,) if isinstance(leaf_modules, (str, type)) else tuple(leaf_modules)
+        leaves = leaves or _recorded_leaves(model)
         self.leaf_names = {leaf for leaf in leaves if isinstance(leaf, str)}
         self.leaf_types = tuple(leaf for leaf in leaves if isinstance(leaf, type))
         if unknown := self.leaf_names - {name for name, _ in model.named_modules()}:
             raise ValueError(f"leaf_modules: the model has no module named {unknown.pop()!r}")
-        self.inputs, self.counter = iter(inputs), counter
+        self.inputs, self.counter = inputs, counter
         self.tensors = dict(model.named_parameters()) | dict(model.named_buffers())
         self.names = {id(tensor): name for name, tensor in self.tensors.items()}
         self.values: dict[fx.Node, Any] = {}
         self.multiply_adds: dict[fx.Node, int] = {}
         self.owners: dict[fx.Node, str] = {}
+        self.numbers: dict[fx.Node, str] = {}
         self.stack = [""]
         self.evaluating = False
 
+    def create_args_for_root(
+        self, root_fn: Any, is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        # Not left to fx, which makes a proxy of every argument, defaults included.
+        kind = type(self.root).__name__
+        self.arguments = name_inputs(root_fn, kind, self.inputs)
+        proxies = [
+            self.create_proxy("placeholder", name, (), {}) if has_tensor(value) else value
+            for name, value in self.arguments.items()
+        ]
+        return root_fn, [self.root, *proxies]
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return (
-            module_qualified_name in self.leaf_names
-            or isinstance(m, self.leaf_types)
+            self._is_excluded(m, module_qualified_name)
             or is_pooling(m)
             or (hasattr(m, "stride") and not any(m.children()))
             or super().is_leaf_module(m, module_qualified_name)
         )
+
+    def _is_excluded(self, module: nn.Module, name: str) -> bool:
+        return name in self.leaf_names or isinstance(module, self.leaf_types)
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple, kwargs: dict) -> Any:
         if self.evaluating:
@@ -238,24 +203,29 @@ class _Tracer(fx.Tracer):
 
     def _evaluate(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
-            return next(self.inputs, *node.args)
+            return self.arguments[str(node.target)]
         if node.op == "get_attr":
             return self.tensors[str(node.target)]
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: self.values[n])
         if node.op == "output":
             return args[0]
         module = self.root.get_submodule(str(node.target)) if node.op == "call_module" else None
-        _check_batched(module, node, args)
+        check_batched(module, node, args)
         return execute(module, node, args, kwargs)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _KnownProxy(node, self)
+        return KnownProxy(node, self)
+
+    def note_number(self, node: fx.Node) -> None:
+        """Take note that Python was told the value of a node."""
+        self.numbers[node] = self.stack[-1]
 
     def to_bool(self, obj: Any) -> bool:
+        self.note_number(obj.node)
         return bool(self.values[obj.node])
 
     def iter(self, obj: Any) -> Iterator:
-        return iter([obj[i] for i in range(len(self.values[obj.node]))])
+        return iter([obj[i] for i in range(len(obj))])
 
     def keys(self, obj: Any) -> Any:
         return self.values[obj.node].keys()
@@ -263,19 +233,56 @@ class _Tracer(fx.Tracer):
     def complaint(self, error: Exception) -> str:
         """What to tell the user about an error raised while tracing."""
         name = self.stack[-1]
-        kind = type(self.root.get_submodule(name)).__name__
+        module = self.root.get_submodule(name)
+        kind, told = type(module).__name__, f"{_where(error)}: {_one_line(error)}"
         if not name:
             return (
-                f"the forward pass of {kind} cannot be followed: {_one_line(error)}; check that "
-                "the example has the shape the model expects"
+                f"the forward pass of {kind} cannot be followed{told}; check that the example has "
+                "the shape the model expects; if it has, move that operation into a module of its "
+                "own and name it in leaf_modules"
+            )
+        if self._is_excluded(module, name):
+            return (
+                f"{name!r} ({kind}) is in leaf_modules, but cannot be run on shapes alone either"
+                f"{told}; if the example is right, what it does depends on the data: give the "
+                "network without it"
+            )
+        if self.is_leaf_module(module, name):
+            return (
+                f"{name!r} ({kind}) cannot be run on what it is given{told}; check that the "
+                "example has the shape the model expects"
             )
         return (
-            f"the forward pass cannot be followed into {name!r} ({kind}): {_one_line(error)}; if "
-            f"the example is right, exclude the module with leaf_modules=[{name!r}], its own "
-            "strides then stay as they are"
+            f"the forward pass cannot be followed into {name!r} ({kind}){told}; if the example is "
+            f"right, exclude the module with leaf_modules=[{name!r}], its own strides then stay "
+            "as they are"
         )
 
 
+def _recorded_leaves(model: nn.Module) -> tuple[str | type[nn.Module], ...]:
+    """The ``leaf_modules`` that the network, or a part of it, was converted with."""
+    modules = dict(model.named_modules())
+    leaves: list[str | type[nn.Module]] = []
+    for prefix, module in modules.items():
+        recorded = getattr(vars(module).get("conversion"), "leaf_modules", ())
+        names = [
+            f"{prefix}.{leaf}" if prefix else leaf for leaf in recorded if isinstance(leaf, str)
+        ]
+        leaves += [name for name in names if name in modules]
+        leaves += [leaf for leaf in recorded if isinstance(leaf, type)]
+    return tuple(leaves)
+
+
+def _where(error: Exception) -> str:
+    """The line of the network at which an error arose."""
+    here = tuple(os.path.join(os.path.dirname(file), "") for file in (__file__, torch.__file__))
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.line and not frame.filename.startswith(here):
+            file = os.path.basename(frame.filename)
+            return f" at {frame.line!r} ({file}, line {frame.lineno})"
+    return ""
+
+
 def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}"
+    text = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

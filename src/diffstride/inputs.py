@@ -1,0 +1,81 @@
+"""Examples of what a network takes: whether they are one, and which argument each input is."""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.parameter import UninitializedParameter
+from torch.utils._pytree import tree_leaves
+
+
+class ExampleError(ValueError):
+    """The example is at fault, and no module."""
+
+
+def check_traceable(model: nn.Module, inputs: tuple) -> None:
+    """Refuse what no network takes, and networks that no tracer can look into."""
+    if not has_tensor(inputs):
+        got = inputs[0] if len(inputs) == 1 else inputs
+        raise ExampleError(
+            f"example must be an input of the network, a tensor or a tuple of several, but got "
+            f"{got!r}: pass torch.rand(1, 3, 224, 224), say"
+        )
+    if isinstance(model, torch.jit.ScriptModule) or hasattr(model, "_orig_mod"):
+        raise ValueError(
+            f"this {type(model).__name__} is compiled already and cannot be looked into: pass the "
+            "network itself, and compile what comes out"
+        )
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, UninitializedParameter):
+            raise ValueError(f"{name!r} has no shape yet: call the network on an input first")
+
+
+def check_batched(module: nn.Module | None, node: fx.Node, args: tuple) -> None:
+    # torch lets a convolution take a single image, whose channels would here pass for a batch.
+    if isinstance(module, nn.modules.conv._ConvNd) and args and isinstance(args[0], Tensor):
+        shape = tuple(args[0].shape)
+        if len(shape) == len(module.kernel_size) + 1:
+            raise ExampleError(
+                f"the example needs a batch axis: {node.target} ({type(module).__name__}) gets "
+                f"maps of shape {shape}; pass example[None]"
+            )
+
+
+def has_tensor(value: Any) -> bool:
+    """Whether a value is a tensor or holds one."""
+    return any(isinstance(leaf, Tensor) for leaf in tree_leaves(value))
+
+
+def name_inputs(forward: Any, kind: str, inputs: tuple) -> dict[str, Any]:
+    """The inputs by the names of the arguments of ``forward`` that they are.
+
+    >>> def forward(self, x, *others, scale=1.0): ...
+    >>> name_inputs(forward, "Net", (4, 5, 6))
+    {'x': 4, 'others_0': 5, 'others_1': 6}
+    """
+    signature = inspect.signature(forward)
+    try:
+        bound = signature.bind(None, *inputs)
+    except TypeError as error:
+        raise ExampleError(
+            f"the example holds {_inputs(len(inputs))}, but {kind}.forward{signature} takes "
+            f"{_count(signature)} ({error}): pass a tuple with one for each"
+        ) from error
+    names = []
+    for name, value in bound.arguments.items():
+        many = signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL
+        names += [f"{name}_{i}" for i in range(len(value))] if many else [name]
+    return dict(zip(names[1:], inputs, strict=True))
+
+
+def _count(signature: inspect.Signature) -> str:
+    """How many inputs a method with this signature takes, besides its object."""
+    kinds = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+    places = [p for p in signature.parameters.values() if p.kind in kinds][1:]
+    least = sum(place.default is inspect.Parameter.empty for place in places)
+    return _inputs(least) if least == len(places) else f"{least} to {_inputs(len(places))}"
+
+
+def _inputs(count: int) -> str:
+    return f"{count} input{'s' * (count != 1)}"
