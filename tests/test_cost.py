@@ -3,6 +3,7 @@
 import copy
 import functools
 import itertools
+from math import ceil, floor, trunc
 
 import networks
 import pytest
@@ -19,6 +20,7 @@ from diffstride.convert import convert
 from diffstride.cost import MultiplyAdds, stride_penalty
 from diffstride.freeze import freeze
 from diffstride.pooling import stride_layers
+from diffstride.report import report
 from diffstride.resnet import resnet18
 from diffstride.sharing import level
 
@@ -99,6 +101,99 @@ def test_products_of_sizes_and_strides_that_stay():
         model.pool.strides.data.copy_(torch.tensor(strides))
         assert cost.value() == counted(model, x)
         assert cost.value({"pool": strides}) == cost.value()
+
+
+class Steps(nn.Module):
+    """Two convolutions that stride, something between them, and one that does not."""
+
+    def __init__(self, between):
+        super().__init__()
+        self.first, self.second = (nn.Conv2d(8, 8, 3, stride=2, padding=1) for _ in range(2))
+        self.last, self.between = nn.Conv2d(8, 32, 3, padding=1), between
+
+    def forward(self, x):
+        return self.between(self, self.first(x))
+
+
+def upsampled(m, x):
+    return m.last(F.interpolate(m.second(x), size=(int(x.shape[2]), int(x.shape[3]))))
+
+
+def deeper_if_large(m, x):
+    return m.second(m.last(x)[:, :8] if x.shape[-1] > 40 else x)
+
+
+def deeper_if_small(m, x):
+    return m.second(m.last(x)[:, :8] if x.shape[-1] < 28 else x)
+
+
+@pytest.mark.parametrize("between", [upsampled, deeper_if_large, deeper_if_small])
+def test_sizes_made_numbers_that_change_the_cost_are_refused(between):
+    x = torch.rand(1, 8, 64, 64)
+    model = convert(Steps(between), x)
+    layers = stride_layers(model).values()
+    before = [(layer.strides.data_ptr(), layer.strides._version) for layer in layers]
+    with pytest.raises(ValueError, match=r"not follow from its strides.* in the model itself: use"):
+        MultiplyAdds(model, x)
+    assert [layer.stride_values() for layer in layers] == [(2.0, 2.0)] * 2
+    assert [(layer.strides.data_ptr(), layer.strides._version) for layer in layers] == before
+    assert "multiply-adds: the cost of the network does not follow" in report(model)
+    for layer in layers:
+        layer.strides.requires_grad_(False)
+    assert MultiplyAdds(model, x).value() == counted(model, x)
+
+
+def padded_to_even(m, x):
+    x = F.pad(x, (0, int(x.shape[-1]) % 2, 0, 1 if x.shape[-2] % 2 else 0))
+    return m.last(m.second(x))
+
+
+def checked(m, x):
+    assert x.shape[1] == 8
+    assert int(x.shape[2]) > 4
+    return m.last(m.second(x)).sum((2, 3)) / float(x.shape[2] * x.shape[3])
+
+
+def at_one_size(m, x):
+    if tuple(map(int, x.shape[2:])) != (32, 32):
+        raise ValueError("made for maps of 32 x 32")
+    return m.last(m.second(x))
+
+
+@pytest.mark.parametrize("between", [padded_to_even, checked, at_one_size])
+def test_sizes_made_numbers_that_hardly_change_the_cost_are_not(between):
+    x = torch.rand(1, 8, 64, 64)
+    model = convert(Steps(between), x)
+    cost = MultiplyAdds(model, x)
+    assert cost.value() == counted(model, x)
+    if between is not at_one_size:
+        networks.move_strides(model, high=1.5)
+        assert cost.value() == pytest.approx(counted(model, x), rel=0.1)
+
+
+@pytest.mark.parametrize("whole", [round, trunc, floor, ceil])
+def test_rounded_sizes_are_followed(whole):
+    """In a closure: of the names in its module, tracing replaces those of `math` by itself."""
+
+    def between(m, x):
+        size = [whole(2.0 * size) for size in x.shape[2:]]
+        return m.last(m.second(F.interpolate(x, size=size)))
+
+    x = torch.rand(1, 8, 64, 64)
+    model = convert(Steps(between), x)
+    cost = MultiplyAdds(model, x)
+    for layer in stride_layers(model).values():
+        layer.strides.data.mul_(1.5)
+    assert cost.value() == counted(model, x)
+
+
+def test_sizes_that_pooling_cannot_follow_are_named():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Upsample(scale_factor=1.5), nn.MaxPool2d(2))
+    x = torch.rand(1, 3, 64, 64)
+    model = convert(net, x)
+    with pytest.raises(ValueError, match=r"of the maps that 2\.pooling \(DiffStride\) pools does"):
+        CostBudget(model, x)
+    assert "whole network" in report(model)
 
 
 def test_other_poolings_and_frozen_networks():
@@ -410,7 +505,10 @@ def test_strides_that_diverged_are_named_and_leave_the_budget_as_it_was(value):
     assert budget.cost.value() == cost
 
 
-@given(st.lists(st.tuples(*[st.floats(-2, 2)] * 2, st.booleans(), st.booleans()), min_size=1))
+NUMBERS = st.integers(-2000, 2000).map(lambda thousandths: thousandths / 1000)
+
+
+@given(st.lists(st.tuples(NUMBERS, NUMBERS, st.booleans(), st.booleans()), min_size=1))
 def test_levelled_steps_keep_the_cost_and_the_limits(strides):
     steps, slopes, lowest, highest = (torch.tensor(values) for values in zip(*strides, strict=True))
     steps, slopes = steps.double(), slopes.double()

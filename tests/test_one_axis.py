@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffstride import DiffStride, diff_stride, one_axis, products, spectral_pool
-from diffstride.spectrum import EDGES, plan_axis, pooling_matrix
+from diffstride.matrices import matrix
+from diffstride.spectrum import EDGES, axis_matrix, plan_axis, pooling_matrix
 
 NEVER = 1 << 40
 WAYS = {"product": (NEVER, NEVER), "halves": (1, NEVER), "transforms": (NEVER, 1)}
@@ -105,3 +106,13 @@ def test_evaluation_compiles_without_a_break(way: str, monkeypatch: pytest.Monke
     with torch.no_grad():
         torch.testing.assert_close(program(x), model(x))
     torch._dynamo.reset()
+
+
+def test_matrices_made_while_shapes_are_traced_are_true_ones():
+    from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+    axis = plan_axis(27, 1.83, 4.0, "stopband")  # of no other test
+    with FakeTensorMode():
+        made = matrix(axis, torch.float32, torch.device("cpu"))
+    assert not isinstance(made, FakeTensor)
+    torch.testing.assert_close(made, axis_matrix(axis).float())

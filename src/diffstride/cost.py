@@ -1,6 +1,7 @@
 """What a network costs as a function of its strides."""
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+import copy
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from math import inf, prod
 from typing import Any
 
@@ -23,7 +24,8 @@ from diffstride.sizes import (
     straight_through,
 )
 from diffstride.spectrum import Axis
-from diffstride.tracing import trace
+from diffstride.tracing import Trace, trace
+from diffstride.verification import FACTORS, TOLERANCE, numbers_read, scaled_strides
 
 Strides = Mapping[str, Tensor | Sequence[float]]
 
@@ -38,7 +40,9 @@ class MultiplyAdds:
     `diffstride.one_axis`. Every size follows from the strides above it. The value counts whole
     samples; its gradient is that of the sizes before rounding.
 
-    The network is traced once, here; a call then takes well under a millisecond.
+    The network is traced once, here; a call then takes well under a millisecond. Where its
+    ``forward`` makes a number of a size, with ``int()`` or an ``if``, it is traced at two more
+    sets of strides, to see that the cost there is as expected.
 
     Args:
         model: a network with `DiffStride` layers, its own or those of `convert`.
@@ -47,7 +51,8 @@ class MultiplyAdds:
 
     Raises:
         ValueError: if the network cannot be traced, branches with different strides meet, or the
-            cost of an operation does not follow from the sizes of its maps.
+            cost of an operation does not follow from the sizes of its maps, or these not from the
+            strides.
 
     >>> net = nn.Sequential(DiffStride(2.0, edge="stopband"), nn.Conv2d(1, 1, 1))
     >>> cost = MultiplyAdds(net, torch.zeros(1, 1, 32, 32))
@@ -64,7 +69,13 @@ class MultiplyAdds:
         self, model: nn.Module, example: Any, leaf_modules: Iterable[str | type[nn.Module]] = ()
     ) -> None:
         self.layers: dict[str, Any] = stride_layers(model)
-        traced = trace(model, example, leaf_modules)
+        leaf_modules = (leaf_modules,) if isinstance(leaf_modules, (str, type)) else leaf_modules
+        leaf_modules = tuple(leaf_modules)
+        found = self._analyse(trace(model, example, leaf_modules))
+        if readers := numbers_read(found):
+            self._verify(lambda: trace(model, example, leaf_modules), readers)
+
+    def _analyse(self, traced: Trace) -> Resolutions:
         calls = [node for node in traced.graph.nodes if is_pooling(traced.module(node))]
         found = resolve(traced, calls)
         _check_shared(found)
@@ -74,6 +85,40 @@ class MultiplyAdds:
         self._totals: dict[tuple[Size, ...], float] = {}
         for (_, factors), count in self._terms.items():
             self._totals[factors] = self._totals.get(factors, 0.0) + count
+        return found
+
+    def _verify(self, retrace: Callable[[], Trace], readers: list[str]) -> None:
+        """Analyse the network at other strides, and refuse it if the cost there is another."""
+        for factor in FACTORS:
+            with scaled_strides(self.layers.values(), factor) as moved:
+                if not moved:
+                    continue
+                other = copy.copy(self)
+                try:
+                    other._analyse(retrace())
+                except ValueError:
+                    continue  # maps too small for the network say nothing of the others
+                expected, actual = self.value(), other.value()
+                # One sample more or less is what a check for odd sizes may add.
+                if abs(expected - actual) > TOLERANCE * actual + other._sample():
+                    raise ValueError(
+                        f"the cost of the network does not follow from its strides alone: "
+                        f"{factor:.2f} times the strides should make it {expected:,} "
+                        f"multiply-adds, but make it {actual:,}, as a size is turned into a number "
+                        f"by int(), float(), math, range() or an `if` in "
+                        f"{' and '.join(readers[:3])}: use the size itself"
+                    )
+
+    def _sample(self) -> float:
+        """What one sample more along every axis of every map adds to the cost, about."""
+        known: dict[Hashable, Number] = {}
+        given, total = self._complete(None), 0.0
+        for layer in self._pooling:
+            layer.pool(known, given.get(layer.name))
+        for factors, count in self._totals.items():
+            sizes = [number(factor.at(known)) for factor in factors]
+            total += count * (prod(size + 1 for size in sizes) - prod(sizes))
+        return total
 
     def __call__(self, strides: Strides | None = None) -> Tensor:
         """The cost as a float64 scalar, differentiable in the strides.
@@ -138,7 +183,14 @@ class _Pooling:
         self.name = str(self.call.target)
         self.module: Any = found.trace.module(self.call)
         self.channels = sum(values[call].shape[1] for call in calls)
-        self.inputs = [sizes.read(dim) for dim in found.input_dims(self.call)]
+        try:
+            self.inputs = [sizes.read(dim) for dim in found.input_dims(self.call)]
+        except LookupError as error:
+            raise ValueError(
+                f"the size of the maps that {self.name} ({type(self.module).__name__}) pools does "
+                f"not follow from the strides before it in a way that is understood ({error}); "
+                "without it, the multiply-adds of the network are not known"
+            ) from error
 
     def pool(self, known: dict[Hashable, Number], strides: Any) -> list[Axis]:
         """Add the sizes of the pooled map to those that are known."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from diffstride.layout import FULL_PRECISION
-from diffstride.matrices import as_constant
+from diffstride.matrices import apart, as_constant
 from diffstride.spectrum import Axis, bin_weights, window
 
 
@@ -64,6 +64,7 @@ def _gains(axis: Axis, which: int, bins: Tensor, dim: int) -> Tensor:
 
 @as_constant
 @lru_cache(maxsize=64)
+@apart
 def _constant_gains(*args: Any) -> Tensor:
     *fields, which, dtype, device = args
     axis = Axis(*fields)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from diffstride.spectrum import Axis, axis_matrix, ramp_factors
 
@@ -30,6 +31,21 @@ def as_constant(cached: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return lambda *args: constant(*args)[0]
 
 
+def apart(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Have ``make`` compute on true tensors, uncounted, whatever is going on around it.
+
+    A network may be run on fake tensors, to see its shapes: what is cached must not be one.
+    """
+
+    def made(*args: Any) -> Tensor:
+        if torch.compiler.is_compiling():  # which has modes of its own, and computes true ones
+            return make(*args)
+        with _disable_current_modes():
+            return make(*args)
+
+    return made
+
+
 def matrix(axis: Axis, dtype: torch.dtype, device: torch.device) -> Tensor:
     """``A`` of one axis where ``x`` is, formed in float64 and rounded once."""
     return _matrix(*tuple(axis), dtype, device)
@@ -37,6 +53,7 @@ def matrix(axis: Axis, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 @as_constant
 @lru_cache(maxsize=256)
+@apart
 def _matrix(*args: Any) -> Tensor:
     *fields, dtype, device = args
     return axis_matrix(Axis(*fields)).to(device, dtype)
@@ -53,6 +70,7 @@ def halves(axis: Axis, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 @as_constant
 @lru_cache(maxsize=64)
+@apart
 def _halves(*args: Any) -> Tensor:
     *fields, dtype, device = args
     axis = Axis(*fields)
@@ -61,6 +79,7 @@ def _halves(*args: Any) -> Tensor:
 
 
 @lru_cache(maxsize=256)
+@apart
 def adjoint(axis: Axis, dtype: torch.dtype, device: torch.device) -> Tensor:
     """``A^T``, laid out for products of its own."""
     return matrix(axis, dtype, device).T.contiguous()
@@ -77,6 +96,7 @@ def synthesis(axis: Axis, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=256)
+@apart
 def _ramp_factor(
     size: int, output_size: int, ramp: range, which: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:

@@ -43,4 +43,9 @@ def level(steps: Tensor, slopes: Tensor, lowest: Tensor, highest: Tensor) -> Ten
     between = (edges[behind] + edges[behind + 1]) / 2
     along = slopes * (~limited | (moves(between) != 0))
     squares = along.square().sum()
-    return moves((steps * along).sum() / squares) if squares > 0 else moves(between)
+    if not squares > 0:
+        return moves(between)
+    amount = (steps * along).sum() / squares
+    if behind:
+        amount = amount.clamp(min=stops[behind - 1])
+    return moves(amount.clamp(max=stops[behind]) if behind < len(stops) else amount)
