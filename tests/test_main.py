@@ -348,6 +348,7 @@ def test_packaged_config_opens_with_command_machine_time_and_accuracy(path):
 def test_packaged_config_runs_for_a_moment(path, capsys):
     bindings = [
         "train.num_epochs = 1",
+        "data.load_datasets.holdout = 0",
         "train.precision = '32-true'",
         "resnet.resnet18.width = 8",
         "data.load_datasets.name = 'digits'",
