@@ -149,6 +149,7 @@ def test_a_signal_to_stop_says_how_to_continue(unbroken, tmp_path, capsys, numbe
         signal.raise_signal(number)
 
     handler = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background ignore it
     try:
         with pytest.raises(SystemExit):
             train_tiny(tmp_path, callbacks=[At(STEPS_PER_EPOCH + 1, send)])
