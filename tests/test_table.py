@@ -138,7 +138,19 @@ def test_packaged_grid_is_that_of_the_results():
     for stride in (2, 3):
         expected["cifar10", "diffstride", "passband", None, "after", stride] = 1
     expected["cifar10", "reference", "passband", None, "after", 2] = 1
+    expected["cifar10", "diffstride", "stopband", None, "before", 2] += 1  # with a wide window
     assert kinds == expected
+
+
+def test_packaged_grid_of_another_network_is_three_seeds_of_its_recipe():
+    grid = launch.Grid(("fast_table.gin",))
+    assert [run.seed for run in grid.runs.values()] == [0, 1, 2]
+    for run in grid.runs.values():
+        bindings = run.bindings("convnet.ConvNet")
+        assert bindings["convnet.ConvNet.pooling_cls"] == "@pooling.DiffStride"
+        assert bindings["convnet.ConvNet.order"] == "'after'"
+        assert grid.chosen(run)["width"] is None
+        assert grid.weight(run) > 1e9
 
 
 # Making it

@@ -1,6 +1,6 @@
 """Downsampling with learnable strides for PyTorch."""
 
-from diffstride import functional, pooling, reference, resnet, spectrum
+from diffstride import convnet, functional, pooling, reference, resnet, spectrum
 from diffstride.budget import CostBudget
 from diffstride.convert import convert
 from diffstride.cost import MultiplyAdds, stride_penalty
@@ -27,6 +27,7 @@ __all__ = [
     "MultiplyAdds",
     "SpatialPooling",
     "convert",
+    "convnet",
     "diff_stride",
     "freeze",
     "functional",

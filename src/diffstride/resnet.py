@@ -65,7 +65,7 @@ def _conv2d(in_channels: int, filters: int, kernel_size: int, strides: Stride = 
     return conv
 
 
-def _downsampling(strides: Stride, pooling_cls: PoolingFactory | None) -> tuple[Stride, nn.Module]:
+def downsampling(strides: Stride, pooling_cls: PoolingFactory | None) -> tuple[Stride, nn.Module]:
     """The stride that is left to the convolutions, and the module that pools."""
     pair = as_strides(strides)
     if len(pair) != 2:
@@ -125,7 +125,7 @@ class ResidualLayer(nn.Module):
         self.order = order
         if not project:
             strides, pooling_cls = 1, None
-        strides, self.pooling = _downsampling(strides, pooling_cls)
+        strides, self.pooling = downsampling(strides, pooling_cls)
         self.first_norm = batch_norm(in_channels)
         self.first_conv = _conv2d(in_channels, filters, kernel_size, strides)
         self.second_norm = batch_norm(filters)
@@ -239,7 +239,7 @@ class Resnet(nn.Module):
                 f"but got {output_activation!r}"
             )
         self.weight_decay = weight_decay
-        stride, pooling = _downsampling(strides[0], pooling_cls)
+        stride, pooling = downsampling(strides[0], pooling_cls)
         conv = _conv2d(in_channels, filters[0], 3, stride)
         self.stem = nn.Sequential(OrderedDict(conv=conv, pooling=pooling))
         block = partial(
@@ -294,7 +294,10 @@ def resnet56(strides: Sequence[Stride] | None = None, width: int = 16, **kwargs:
 
 
 def parameter_groups(
-    model: nn.Module, weight_decay: float, stride_learning_rate: float | None = None
+    model: nn.Module,
+    weight_decay: float,
+    stride_learning_rate: float | None = None,
+    bias_learning_rate: float | None = None,
 ) -> list[dict[str, Any]]:
     """Groups for an optimiser: kernels with weight decay; the rest and the strides without.
 
@@ -306,6 +309,7 @@ def parameter_groups(
         model: any network, with or without learnable strides.
         weight_decay: factor of the squared norm in the loss, at least 0.
         stride_learning_rate: learning rate of the strides; that of the optimiser if None.
+        bias_learning_rate: the same of all other parameters of one dimension, biases and scales.
 
     Returns:
         Groups named ``"kernels"``, ``"others"``, ``"strides"``, in this order; each may be empty.
@@ -330,6 +334,8 @@ def parameter_groups(
         {"name": name, "params": params, "weight_decay": 2 * weight_decay * (name == "kernels")}
         for name, params in members.items()
     ]
-    if stride_learning_rate is not None:
-        groups[-1]["lr"] = stride_learning_rate
+    rates = {"others": bias_learning_rate, "strides": stride_learning_rate}
+    for group in groups:
+        if rates.get(group["name"]) is not None:
+            group["lr"] = rates[group["name"]]
     return groups

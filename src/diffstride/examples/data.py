@@ -33,6 +33,12 @@ class Datasets:
         """How many classes there are."""
         return len(self.class_names)
 
+    def sample(self, count: int) -> Tensor:
+        """The first training images, normalised, not augmented: `(B, C, H, W)`."""
+        dataset: Any = self.train.dataset
+        indices = list(range(min(count, len(dataset))))
+        return Collate(self.mean, self.std)(dataset.__getitems__(indices))[0]
+
 
 def load_datasets(
     name: str = "digits",

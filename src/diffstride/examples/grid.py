@@ -52,6 +52,7 @@ class Run:
 
     def bindings(self, model: str = "resnet.resnet18") -> dict[str, str]:
         """What Gin has to bind, and to what, for a recipe that trains ``model`` to be this run."""
+        owner = "resnet.Resnet" if model.startswith("resnet.") else model
         bound = {
             "data.load_datasets.name": self.dataset,
             f"{model}.strides": list(self.strides),
@@ -61,9 +62,9 @@ class Run:
         if self.edge is not None and self.pooling == "diffstride":
             bound["pooling.DiffStride.edge"] = self.edge
         if self.order is not None:
-            bound["resnet.Resnet.order"] = self.order
+            bound[f"{owner}.order"] = self.order
         texts = {name: repr(value) for name, value in bound.items()}
-        return texts | {"resnet.Resnet.pooling_cls": POOLINGS[self.pooling]}
+        return texts | {f"{owner}.pooling_cls": POOLINGS[self.pooling]}
 
 
 def grid(

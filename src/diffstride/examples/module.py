@@ -104,6 +104,11 @@ class Classifier(pl.LightningModule):
     def on_fit_start(self) -> None:
         self.clock = time.perf_counter()
 
+    def on_validation_epoch_start(self) -> None:
+        # Here and not later: a callback that averages weights has put the averages in their place
+        # for the time of the test, strides included.
+        self.cost = measure_cost(self.network, self.image_shape)
+
     def on_train_start(self) -> None:
         cost = measure_cost(self.network, self.image_shape)
         self.record.setdefault("multiply_adds_start", cost.multiply_adds)
@@ -122,8 +127,7 @@ class Classifier(pl.LightningModule):
             self._log(self._metrics("loss", "accuracy") | self._learning_rates())
 
     def on_train_epoch_end(self) -> None:
-        cost = measure_cost(self.network, self.image_shape)
-        now = time.perf_counter()
+        cost, now = self.cost, time.perf_counter()
         seconds, self.clock = now - self.clock, now
         metrics = self._metrics("train_loss", "train_accuracy", "test_loss", "test_accuracy")
         self.record["seconds"] = self.record.get("seconds", 0.0) + seconds

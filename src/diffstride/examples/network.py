@@ -7,16 +7,21 @@ from typing import Any
 import torch
 from torch import nn
 
+from diffstride.convnet import ConvNet
 from diffstride.examples.data import Datasets
 from diffstride.examples.report import measure_cost
 from diffstride.pooling import stride_layers
 from diffstride.resnet import identity
 
 STRIDED = "strided"
+WHITENED = 2000
+"""Images that a whitening is taken from."""
 
 
 def build_network(model: Callable[..., nn.Module], data: Datasets, seed: int) -> nn.Module:
     """What ``model`` builds for these data from a seed; a network is taken as it is.
+
+    A `ConvNet` gets its whitening from the first training images.
 
     Raises:
         ValueError: its output has an activation, where the loss needs logits.
@@ -29,6 +34,8 @@ def build_network(model: Callable[..., nn.Module], data: Datasets, seed: int) ->
         raise ValueError(
             "the loss applies the softmax itself: leave output_activation of the network None"
         )
+    if isinstance(network, ConvNet):
+        network.whiten_(data.sample(WHITENED))
     return network
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import gin
 import torch
 
-from diffstride import pooling, reference, resnet
+from diffstride import convnet, pooling, reference, resnet
 from diffstride.examples import augment, data, grid, schedules
 from diffstride.examples.train import train as _train
 
@@ -44,17 +44,19 @@ def _replaced(module: Any, replacements: dict[str, Any]) -> Iterator[None]:
         vars(module).update(originals)
 
 
-def _register_network(build: Callable[..., Any], **inner: Any) -> Callable[..., Any]:
-    """Register ``build``, during whose calls ``inner`` replaces what `resnet` has of that name."""
+def _register_network(
+    build: Callable[..., Any], space: Any = resnet, **inner: Any
+) -> Callable[..., Any]:
+    """Register ``build``, during whose calls ``inner`` replaces what ``space`` has of that name."""
 
     @functools.wraps(build)
     def call(*args: Any, **kwargs: Any) -> Any:
-        with _replaced(resnet, inner):
+        with _replaced(space, inner):
             return build(*args, **kwargs)
 
     # Gin checks names of arguments against this, and does not look behind a wrapper by itself.
     vars(call)["__signature__"] = inspect.signature(build)
-    return _register(call, "resnet")
+    return _register(call, space.__name__.rpartition(".")[2])
 
 
 def _register_all(space: Any, base: type, given: Iterable[str]) -> None:
@@ -67,6 +69,7 @@ batch_norm = _register(resnet.batch_norm, "resnet", given=["channels"])
 Resnet = _register_network(resnet.Resnet, batch_norm=batch_norm)
 resnet18 = _register_network(resnet.resnet18, Resnet=Resnet)
 resnet56 = _register_network(resnet.resnet56, Resnet=Resnet)
+ConvNet = _register_network(convnet.ConvNet, convnet, batch_norm=batch_norm)
 for layer in (
     pooling.DiffStride,
     pooling.FixedSpectralPooling,

@@ -24,6 +24,7 @@ def describe_run(
     seed: int,
     budget: float | None,
     stride_penalty: float,
+    weight_averaging: float | None,
 ) -> dict[str, Any]:
     """The settings that decide how a run ends, as JSON can hold them.
 
@@ -40,6 +41,7 @@ def describe_run(
         "network": _digest(network),
         **({"budget": budget} if budget else {}),
         **({"stride_penalty": stride_penalty} if stride_penalty else {}),
+        **({"weight_averaging": weight_averaging} if weight_averaging is not None else {}),
         **_describe_optimization(build_optimizer, schedule, num_epochs * len(data.train)),
     }
 

@@ -22,7 +22,7 @@ from diffstride.examples.network import (
     resolve_budget,
 )
 from diffstride.examples.settings import describe_run
-from diffstride.examples.trainer import build_trainer, without_advice
+from diffstride.examples.trainer import average_weights, build_trainer, without_advice
 from diffstride.examples.workdir import find_checkpoint, find_finished, finish, open_workdir
 from diffstride.resnet import parameter_groups, resnet18
 
@@ -35,10 +35,12 @@ def train(
     optimizer: Callable[..., Optimizer] = torch.optim.SGD,
     schedule: Callable[..., LRScheduler] | None = None,
     stride_learning_rate: float | None = None,
+    bias_learning_rate: float | None = None,
     weight_decay: float | None = None,
     label_smoothing: float = 0.0,
     stride_penalty: float = 0.0,
     budget: float | str | None = None,
+    weight_averaging: float | None = None,
     precision: str | int = "32-true",
     channels_last: bool = True,
     accelerator: str = "auto",
@@ -65,6 +67,7 @@ def train(
         optimizer: builds the optimiser from the groups of `parameter_groups`.
         schedule: builds a schedule by step, see `build_schedule`; None keeps the learning rate.
         stride_learning_rate: of the strides, at the peak of the schedule; None for the weights'.
+        bias_learning_rate: the same of biases and of the norms' scales.
         weight_decay: L2 penalty of the kernels; None for the network's own ``weight_decay``, or 0.
         label_smoothing: share of each target that is given to all classes alike, in [0, 1].
         stride_penalty: ``lambda`` of the paper's regulariser, the weight in the loss of
@@ -73,6 +76,9 @@ def train(
             `diffstride.CostBudget`: up to 100 a fraction of those of the network at the start,
             above that their number for one image; ``"strided"`` for those of the same network with
             strided convolutions (``model`` is called with ``pooling_cls=None``). None for no limit.
+        weight_averaging: decay per step, from 0 to below 1, of a moving average of all weights,
+            norms' statistics and strides, by which the network is tested and which it ends with;
+            None for none. A budget is kept by the strides in training, and by their average about.
         precision: of Lightning's `Trainer`, or ``"auto"`` for what this machine is fast at.
         channels_last: whether maps are kept with their channels innermost in memory.
         accelerator: of the `Trainer`, as are ``devices`` and ``strategy``.
@@ -96,6 +102,10 @@ def train(
     _check_range("num_epochs", num_epochs, 1, float("inf"))
     _check_range("label_smoothing", label_smoothing, 0, 1)
     _check_range("stride_penalty", stride_penalty, 0, float("inf"))
+    if not 0 <= (weight_averaging or 0) < 1:
+        raise ValueError(
+            f"weight_averaging must be at least 0 and below 1, got {weight_averaging!r}"
+        )
     keep_freed_memory()
     if threads is not None:
         _check_range("threads", threads, 1, float("inf"))
@@ -108,7 +118,8 @@ def train(
     decay = getattr(network, "weight_decay", 0.0) if weight_decay is None else weight_decay
 
     def build_optimizer() -> Optimizer:
-        return optimizer(parameter_groups(network, decay, stride_learning_rate))
+        rates = stride_learning_rate, bias_learning_rate
+        return optimizer(parameter_groups(network, decay, *rates))
 
     settings = describe_run(
         data,
@@ -120,6 +131,7 @@ def train(
         seed=seed,
         budget=allowed,
         stride_penalty=stride_penalty,
+        weight_averaging=weight_averaging,
     )
     finished = find_finished(workdir, settings)
     if finished is not None:
@@ -135,6 +147,8 @@ def train(
     if allowed is not None:  # before all others, so that they see and log what is used
         example = torch.zeros(1, *data.image_shape)
         callbacks.insert(0, BudgetCallback(example, allowed, "network", log=None))
+    if weight_averaging is not None:  # after the others, so that it averages what they project
+        callbacks.append(average_weights(weight_averaging))
     with without_advice():
         trainer = build_trainer(
             workdir,

@@ -1,0 +1,192 @@
+"""A plain convolutional network that learns fast: whitened pixels, few wide layers, any pooling."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffstride.arguments import as_strides, as_whole_numbers
+from diffstride.resnet import ORDERS, PoolingFactory, Stride, batch_norm, downsampling
+
+
+def whiten_(kernel: Tensor, images: Tensor, epsilon: float = 5e-4) -> None:
+    """Fill a kernel with the whitening of the patches of images, and with its negative.
+
+    With the covariance ``V diag(l) V'`` of all patches of the kernel's size, the first half of the
+    filters are the columns of ``V diag(l + epsilon)^(-1/2)``, the largest variance first. Applied
+    to the images, their outputs are uncorrelated, and of variance 1 where ``l`` is large beside
+    ``epsilon``. The second half are their negatives, for the activation that follows.
+
+    Reference: *94% on CIFAR-10 in 3.29 Seconds on a Single GPU*, 2024,
+    https://arxiv.org/abs/2404.00498
+
+    Args:
+        kernel: ``(2 C k k, C, k, k)``, overwritten.
+        images: normalised images ``(B, C, H, W)``.
+        epsilon: added to each variance, above 0: directions of noise alone stay small.
+
+    Raises:
+        ValueError: if the kernel has another number of filters, or fits the images nowhere.
+
+    >>> conv = nn.Conv2d(1, 8, 2, bias=False)
+    >>> images = torch.randn(100, 1, 9, 9, generator=torch.Generator().manual_seed(0)).cumsum(3)
+    >>> whiten_(conv.weight.data, images)
+    >>> conv(images)[:, :4].transpose(0, 1).flatten(1).corrcoef().round(decimals=1).trace().item()
+    4.0
+    """
+    filters, channels, height, width = kernel.shape
+    patch = channels * height * width
+    fits = images.ndim == 4 and images.shape[1] == channels and height <= images.shape[2]
+    if filters != 2 * patch or not fits or width > images.shape[3]:
+        raise ValueError(
+            f"whitening needs a kernel (2 C k k, C, k, k) and images (B, C, H, W) of at least k x "
+            f"k pixels, but got {tuple(kernel.shape)} and {tuple(images.shape)}"
+        )
+    patches = F.unfold(images.float(), (height, width)).transpose(1, 2).reshape(-1, patch).double()
+    variances, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
+    whitening = directions / (variances + epsilon).sqrt()
+    half = whitening.T.flip(0).reshape(patch, channels, height, width)
+    with torch.no_grad():
+        kernel.copy_(torch.cat([half, -half]))
+
+
+class ConvNormAct(nn.Sequential):
+    """3 x 3 convolution, batch norm without a scale, GELU; ``strides`` whole, at least 1.
+
+    The first ``in_channels`` filters start as the identity, so that a deep stack passes its input
+    on from the first step (*DiracNets*, 2017, https://arxiv.org/abs/1706.00388). A scale after the
+    norm would be absorbed by the next convolution.
+
+    >>> ConvNormAct(2, 4, strides=2)(torch.zeros(1, 2, 9, 9)).shape
+    torch.Size([1, 4, 5, 5])
+    """
+
+    def __init__(self, in_channels: int, filters: int, strides: Stride = 1) -> None:
+        vertical, horizontal = as_whole_numbers(as_strides(strides))
+        conv = nn.Conv2d(in_channels, filters, 3, (vertical, horizontal), 1, bias=False)
+        nn.init.dirac_(conv.weight.data[:in_channels])
+        norm = batch_norm(filters)
+        norm.weight.requires_grad_(False)
+        super().__init__(conv, norm, nn.GELU())
+
+
+class ConvBlock(nn.Module):
+    """``num_layers`` times `ConvNormAct`, of which the first widens the map and shrinks it.
+
+    Args:
+        in_channels: channels of the input.
+        filters: channels of the output.
+        strides: one number or (height, width), at least 1; whole without ``pooling_cls``.
+        num_layers: number of convolutions, at least 1.
+        pooling_cls: builds the pooling layer as ``pooling_cls(strides=(s, s))``; with None the
+            first convolution is strided instead.
+        order: ``"after"`` pools the output of the first `ConvNormAct`, ``"before"`` its input.
+
+    Shape:
+        ``(B, in_channels, H, W)`` to ``(B, filters, H', W')``.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        filters: int,
+        strides: Stride = 2,
+        num_layers: int = 2,
+        pooling_cls: PoolingFactory | None = None,
+        order: str = "after",
+    ) -> None:
+        super().__init__()
+        if num_layers < 1:
+            raise ValueError(f"num_layers must be at least 1, but got {num_layers}")
+        if order not in ORDERS:
+            raise ValueError(f"order must be one of {ORDERS}, but got {order!r}")
+        self.order = order
+        strides, self.pooling = downsampling(strides, pooling_cls)
+        self.first = ConvNormAct(in_channels, filters, strides)
+        self.others = nn.Sequential(*(ConvNormAct(filters, filters) for _ in range(num_layers - 1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.order == "before":
+            return self.others(self.first(self.pooling(x)))
+        return self.others(self.pooling(self.first(x)))
+
+    def extra_repr(self) -> str:
+        return f"order={self.order!r}"
+
+
+class ConvNet(nn.Module):
+    """Whitened patches of 2 x 2 pixels, blocks of convolutions, global maximum, dense layer.
+
+    ``y = dense(max(blocks(gelu(whitening(x) + bias)))) / 9``. The whitening is not trained, but
+    taken from images by `whiten_`, which the training command calls; until then it is the identity
+    of the pixels of a patch, and of their negatives.
+
+    Reference: *94% on CIFAR-10 in 3.29 Seconds on a Single GPU*, 2024,
+    https://arxiv.org/abs/2404.00498, whose network has max pooling.
+
+    Args:
+        filters: channels of each block.
+        strides: strides of the same, each one number or (height, width), at least 1.
+        num_output_classes: number of outputs.
+        num_layers, pooling_cls, order: as for `ConvBlock`.
+        weight_decay: for `parameter_groups`; kept as an attribute.
+        in_channels: channels of the images.
+
+    Shape:
+        ``(B, in_channels, H, W)``, at least 2 x 2 pixels, to ``(B, num_output_classes)``.
+
+    Raises:
+        ValueError: if ``filters`` and ``strides`` differ in length, or an argument is out of its
+            range.
+
+    >>> network = ConvNet([16, 32], [2, 2], num_output_classes=5)
+    >>> network(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 5])
+    """
+
+    def __init__(
+        self,
+        filters: Sequence[int] = (64, 256, 256),
+        strides: Sequence[Stride] = (2, 2, 2),
+        num_output_classes: int = 10,
+        num_layers: int = 2,
+        pooling_cls: PoolingFactory | None = None,
+        weight_decay: float = 5e-4,
+        in_channels: int = 3,
+        order: str = "after",
+    ) -> None:
+        super().__init__()
+        if not len(filters) == len(strides) > 0:
+            raise ValueError(
+                "filters and strides must be equally many, but got "
+                f"{list(filters)} and {list(strides)}"
+            )
+        self.weight_decay = weight_decay
+        patch = 4 * in_channels
+        self.whitening = nn.Conv2d(in_channels, 2 * patch, 2)
+        self.whitening.weight.requires_grad_(False)
+        identity = torch.eye(patch).reshape(patch, in_channels, 2, 2)
+        self.whitening.weight.data.copy_(torch.cat([identity, -identity]))
+        nn.init.zeros_(self.whitening.bias)  # pyright: ignore[reportArgumentType]
+        self.blocks = nn.Sequential(
+            *(
+                ConvBlock(*channels, stride, num_layers, pooling_cls, order)
+                for channels, stride in zip(pairwise([2 * patch, *filters]), strides, strict=True)
+            )
+        )
+        self.dense = nn.Linear(filters[-1], num_output_classes, bias=False)
+
+    def whiten_(self, images: Tensor) -> None:
+        """Take the whitening from normalised images ``(B, C, H, W)``: see the function."""
+        whiten_(self.whitening.weight.data, images)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.blocks(F.gelu(self.whitening(x)))
+        # The maximum of many values that a norm has scaled is large; divided, the logits start
+        # small, and the gradient of the loss with all classes in play.
+        return self.dense(features.amax(dim=(-2, -1))) / 9
