@@ -16,6 +16,7 @@ from tiny_runs import EPOCHS, POOLING, STEPS_PER_EPOCH, At, tiny_network, train_
 from torch import nn
 
 from diffstride import DiffStride, stride_layers
+from diffstride.callbacks import stride_scalars
 from diffstride.convnet import ConvNet, whiten_
 from diffstride.examples import hardware
 from diffstride.examples.data import load_datasets
@@ -298,6 +299,38 @@ def test_a_resumed_run_keeps_its_budget(tmp_path):
         assert resumed[name] == whole[name]
 
 
+def test_strides_stay_for_the_time_of_the_warmup(tmp_path):
+    train_tiny(
+        tmp_path,
+        stride_learning_rate=0.05,
+        stride_warmup=0.4,
+        schedule=None,
+        callbacks=[note := History()],
+    )
+    moved = [strides != note.strides[0] for strides in note.strides]
+    warm = round(0.4 * STEPS)
+    assert moved == [False] * warm + [True] * (STEPS - warm)
+
+
+def test_warmup_of_a_budgeted_run_keeps_the_strides_that_the_budget_starts_with(tmp_path):
+    note = History()
+    options = {"stride_learning_rate": 0.05, "stride_warmup": 1.0, "callbacks": [note]}
+    summary = train_tiny(tmp_path, budget=0.8, **options)
+    for name, strides in summary["strides"].items():
+        assert strides == pytest.approx(summary["strides_start"][name], abs=1e-6)
+    assert max(max(strides) for strides in summary["strides"].values()) > 2.0
+
+
+class History(pl.Callback):
+    """The strides after every step."""
+
+    def __init__(self):
+        self.strides = []
+
+    def on_train_batch_end(self, trainer, pl_module, *args):
+        self.strides.append(stride_scalars(pl_module.network))
+
+
 class Average(pl.Callback):
     """The moving average of a network, computed the slow way; its statistics too."""
 
@@ -436,6 +469,7 @@ def test_number_of_threads_is_set(tmp_path):
     [
         ({"num_epochs": 0}, "num_epochs must be from 1 to inf, got 0"),
         ({"label_smoothing": 1.5}, "label_smoothing must be from 0 to 1, got 1.5"),
+        ({"stride_warmup": 1.5}, "stride_warmup must be from 0 to 1, got 1.5"),
         ({"weight_averaging": 1.0}, "weight_averaging must be at least 0 and below 1, got 1.0"),
         ({"weight_decay": -1.0}, "weight_decay must be at least 0, .*got -1.0"),
         ({"stride_penalty": -1.0}, "stride_penalty must be from 0 to inf, got -1.0"),

@@ -1,4 +1,4 @@
-"""A Lightning callback for networks with learnable strides, for anybody's own training."""
+"""Lightning callbacks for networks with learnable strides, for anybody's own training."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -90,6 +90,36 @@ class StrideMonitor(pl.Callback):
         scalars = stride_scalars(pl_module.get_submodule(self.network))
         for logger in trainer.loggers if scalars else ():
             logger.log_metrics(scalars, step=trainer.global_step)
+
+
+class StrideWarmup(pl.Callback):
+    """Keeps learnable strides where they start for the first part of the training.
+
+    The gradients of the strides are dropped before each step of the optimiser that is one of the
+    first ``share`` of all steps, so that kernels get to know their maps before these change.
+
+    Arguments:
+        share: of the training's steps, from 0 to 1; rounded up to whole steps.
+        network: attribute of the `LightningModule` that holds the network; ``""`` for itself.
+
+    Raises:
+        ValueError: ``share`` is out of its range.
+
+    >>> trainer = pl.Trainer(callbacks=[StrideWarmup(0.2)])  # doctest: +SKIP
+    """
+
+    def __init__(self, share: float, network: str = "") -> None:
+        if not 0 <= share <= 1:
+            raise ValueError(f"share must be from 0 to 1, got {share!r}")
+        self.share, self.network = share, network
+
+    def on_before_optimizer_step(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", optimizer: Any
+    ) -> None:
+        if trainer.global_step < self.share * trainer.estimated_stepping_batches:
+            for layer in stride_layers(pl_module.get_submodule(self.network)).values():
+                parameter: Any = layer.strides
+                parameter.grad = None  # not zero: no decay, and momentum stays as it is
 
 
 class BudgetCallback(pl.Callback):

@@ -25,6 +25,7 @@ def describe_run(
     budget: float | None,
     stride_penalty: float,
     weight_averaging: float | None,
+    stride_warmup: float,
 ) -> dict[str, Any]:
     """The settings that decide how a run ends, as JSON can hold them.
 
@@ -42,6 +43,7 @@ def describe_run(
         **({"budget": budget} if budget else {}),
         **({"stride_penalty": stride_penalty} if stride_penalty else {}),
         **({"weight_averaging": weight_averaging} if weight_averaging is not None else {}),
+        **({"stride_warmup": stride_warmup} if stride_warmup else {}),
         **_describe_optimization(build_optimizer, schedule, num_epochs * len(data.train)),
     }
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from diffstride.callbacks import BudgetCallback, StrideMonitor
+from diffstride.callbacks import BudgetCallback, StrideMonitor, StrideWarmup
 from diffstride.examples.backend import say
 from diffstride.examples.checkpoints import CHECKPOINTS
 from diffstride.examples.data import Datasets, load_datasets
@@ -36,6 +36,7 @@ def train(
     schedule: Callable[..., LRScheduler] | None = None,
     stride_learning_rate: float | None = None,
     bias_learning_rate: float | None = None,
+    stride_warmup: float = 0.0,
     weight_decay: float | None = None,
     label_smoothing: float = 0.0,
     stride_penalty: float = 0.0,
@@ -67,6 +68,7 @@ def train(
         optimizer: builds the optimiser from the groups of `parameter_groups`.
         schedule: builds a schedule by step, see `build_schedule`; None keeps the learning rate.
         stride_learning_rate: of the strides, at the peak of the schedule; None for the weights'.
+        stride_warmup: share of the steps, from 0 to 1, that the strides stay where they start for.
         bias_learning_rate: the same of biases and of the norms' scales.
         weight_decay: L2 penalty of the kernels; None for the network's own ``weight_decay``, or 0.
         label_smoothing: share of each target that is given to all classes alike, in [0, 1].
@@ -102,6 +104,7 @@ def train(
     _check_range("num_epochs", num_epochs, 1, float("inf"))
     _check_range("label_smoothing", label_smoothing, 0, 1)
     _check_range("stride_penalty", stride_penalty, 0, float("inf"))
+    _check_range("stride_warmup", stride_warmup, 0, 1)
     if not 0 <= (weight_averaging or 0) < 1:
         raise ValueError(
             f"weight_averaging must be at least 0 and below 1, got {weight_averaging!r}"
@@ -113,7 +116,9 @@ def train(
     workdir = Path(workdir)
     data = datasets(seed=seed)
     network = build_network(model, data, seed)
-    check_strides(network, stride_penalty=stride_penalty, budget=budget)
+    check_strides(
+        network, stride_penalty=stride_penalty, budget=budget, stride_warmup=stride_warmup
+    )
     allowed = None if budget is None else resolve_budget(budget, network, model, data)
     decay = getattr(network, "weight_decay", 0.0) if weight_decay is None else weight_decay
 
@@ -132,6 +137,7 @@ def train(
         budget=allowed,
         stride_penalty=stride_penalty,
         weight_averaging=weight_averaging,
+        stride_warmup=stride_warmup,
     )
     finished = find_finished(workdir, settings)
     if finished is not None:
@@ -147,6 +153,8 @@ def train(
     if allowed is not None:  # before all others, so that they see and log what is used
         example = torch.zeros(1, *data.image_shape)
         callbacks.insert(0, BudgetCallback(example, allowed, "network", log=None))
+    if stride_warmup:
+        callbacks.insert(0, StrideWarmup(stride_warmup, "network"))
     if weight_averaging is not None:  # after the others, so that it averages what they project
         callbacks.append(average_weights(weight_averaging))
     with without_advice():
