@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from diffstride import DiffStride, stride_layers
-from diffstride.callbacks import StrideMonitor, project_strides, stride_scalars
+from diffstride.callbacks import StrideMonitor, StrideWarmup, project_strides, stride_scalars
 
 STEPS = 6
 
@@ -86,6 +86,40 @@ pytestmark = [
     # Lightning calls what newer releases of torch have renamed.
     pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
 ]
+
+
+def test_warmup_needs_a_known_end(pl):
+    class Training(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.body = build_network()
+
+        def training_step(self, batch, _):
+            return loss_of(self.body, batch)
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.2)
+
+    callbacks = importlib.import_module("diffstride.callbacks")
+    if callbacks.pl.Callback.__module__.split(".")[0] != pl.Callback.__module__.split(".")[0]:
+        pytest.skip("our callbacks are those of the other package")
+    trainer = pl.Trainer(
+        max_epochs=-1,
+        callbacks=[callbacks.StrideWarmup(0.1)],
+        logger=False,
+        accelerator="cpu",
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    with pytest.raises(ValueError, match="give the trainer max_epochs or max_steps"):
+        trainer.fit(Training(), batches())
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1])
+def test_warmup_refuses_what_is_no_share(share):
+    with pytest.raises(ValueError, match=f"share must be from 0 to 1, got {share}"):
+        StrideWarmup(share)
 
 
 def test_training_equals_the_two_lines_of_a_plain_loop(pl):

@@ -45,9 +45,29 @@ def test_whitening_orders_filters_by_variance_and_keeps_noise_small() -> None:
     assert variances[-1] < 0.4
 
 
+def test_whitening_refuses_no_epsilon() -> None:
+    with pytest.raises(ValueError, match="epsilon must be above 0, but got 0"):
+        whiten_(torch.zeros(24, 3, 2, 2), smooth_images(), epsilon=0)
+
+
+def test_whitening_of_many_images_is_that_of_all() -> None:
+    images, kernel = smooth_images(130), torch.empty(24, 3, 2, 2)
+    whiten_(kernel, images)
+    patches = F.unfold(images, 2).transpose(1, 2).flatten(0, 1).double()
+    moments = patches.T @ patches / len(patches)
+    half = kernel[:12].flatten(1).double()
+    expected = moments @ torch.linalg.inv(moments + 5e-4 * torch.eye(12).double())
+    torch.testing.assert_close(half.T @ half @ moments, expected, atol=1e-3, rtol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("kernel", "images"),
-    [((12, 3, 2, 2), (5, 3, 8, 8)), ((24, 3, 2, 2), (5, 1, 8, 8)), ((24, 3, 2, 2), (5, 3, 1, 8))],
+    [
+        ((24, 3, 4), (5, 3, 8, 8)),
+        ((12, 3, 2, 2), (5, 3, 8, 8)),
+        ((24, 3, 2, 2), (5, 1, 8, 8)),
+        ((24, 3, 2, 2), (5, 3, 1, 8)),
+    ],
 )
 def test_whitening_refuses_what_does_not_fit(kernel: tuple, images: tuple) -> None:
     with pytest.raises(ValueError, match=re.escape(f"got {kernel} and {images}")):

@@ -277,6 +277,14 @@ def test_options_reach_what_is_built_inside():
         assert not layer.strides.requires_grad
 
 
+def test_options_reach_the_norms_of_the_plain_network():
+    main.configure(["cifar10_fast.gin"])
+    network = registry.ConvNet(num_output_classes=10)
+    norms = [each for each in network.modules() if isinstance(each, torch.nn.BatchNorm2d)]
+    assert {round(norm.momentum, 6) for norm in norms} == {0.4}
+    assert all(layer.smoothness_factor == 1.0 for layer in stride_layers(network).values())
+
+
 def test_resnet56_and_a_resnet_of_ones_own():
     main.configure(
         [],

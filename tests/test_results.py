@@ -8,7 +8,7 @@ import matplotlib.image
 import pytest
 
 from diffstride import pooling, resnet
-from diffstride.examples import published, results, table
+from diffstride.examples import pictures, published, results, table
 from diffstride.examples.averages import average
 from diffstride.examples.pictures import COSTS, STRIDES, draw
 from diffstride.examples.report import measure_cost
@@ -241,6 +241,20 @@ def assert_picture(path):
     pixels = matplotlib.image.imread(path)
     assert min(pixels.shape[:2]) > 300
     assert 0.005 < (pixels[..., :3] < 0.9).any(-1).mean() < 0.5  # neither blank nor all ink
+
+
+def test_pictures_name_the_recipe_of_what_is_not_of_the_usual_one(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        pictures, "plot_accuracy_against_cost", lambda points, _: seen.extend(points)
+    )
+    rows = [row(pooling="max"), row(), row(config="other")]
+    draw(rows, tmp_path)
+    assert sorted(point.label for point in seen) == [
+        "max pooling",
+        "strided convolution",
+        "strided convolution (other)",
+    ]
 
 
 def test_no_rows_give_no_pictures(tmp_path):

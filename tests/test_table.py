@@ -145,6 +145,7 @@ def test_packaged_grid_is_that_of_the_results():
 def test_packaged_grid_of_another_network_is_three_seeds_of_its_recipe():
     grid = launch.Grid(("fast_table.gin",))
     assert [run.seed for run in grid.runs.values()] == [0, 1, 2]
+    assert not any("None" in name for name in grid.runs)
     for run in grid.runs.values():
         bindings = run.bindings("convnet.ConvNet")
         assert bindings["convnet.ConvNet.pooling_cls"] == "@pooling.DiffStride"

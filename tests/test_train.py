@@ -331,64 +331,6 @@ class History(pl.Callback):
         self.strides.append(stride_scalars(pl_module.network))
 
 
-class Average(pl.Callback):
-    """The moving average of a network, computed the slow way; its statistics too."""
-
-    def __init__(self, decay):
-        self.decay = decay
-        self.state = None
-
-    def on_train_batch_end(self, trainer, pl_module, *args):
-        state = {name: value.double() for name, value in pl_module.network.state_dict().items()}
-        before = state if self.state is None else self.state
-        self.state = {n: self.decay * before[n] + (1 - self.decay) * v for n, v in state.items()}
-
-
-@pytest.fixture(scope="module")
-def averaged_run(tmp_path_factory):
-    average = Average(0.8)
-    options = {"stride_learning_rate": 0.05, "weight_averaging": 0.8, "callbacks": [average]}
-    workdir = tmp_path_factory.mktemp("averaged")
-    return workdir, train_tiny(workdir, **options), average.state
-
-
-@torch.no_grad()
-def test_averaged_network_is_the_one_that_is_tested_and_reported(averaged_run, test_batches):
-    workdir, summary, state = averaged_run
-    network = tiny_network(10, 1).eval()
-    network.load_state_dict(state)
-    correct = sum(int((network(x).argmax(1) == y).sum()) for x, y in test_batches)
-    assert summary["test_accuracy"] == pytest.approx(100 * correct / 101, abs=1e-3)
-    assert summary["multiply_adds_end"] == measure_cost(network, (1, 8, 8)).multiply_adds
-    for name, layer in stride_layers(network).items():
-        assert summary["strides"][name] == pytest.approx(layer.stride_values(), abs=1e-5)
-        assert max(layer.stride_values()) != 2.0
-    saved = torch.load(workdir / "checkpoints" / "last.ckpt")["state_dict"]
-    torch.testing.assert_close(saved["network.dense.weight"].double(), state["dense.weight"])
-
-
-def test_averaging_leaves_the_training_as_it_is(averaged_run, tmp_path):
-    alone = train_tiny(tmp_path, stride_learning_rate=0.05)
-    log, other = (read_log(workdir)[STEPS] for workdir in (averaged_run[0], tmp_path))
-    assert log["train_loss"] == pytest.approx(other["train_loss"], rel=1e-5)
-    assert averaged_run[1]["strides"] != alone["strides"]
-
-
-def test_a_resumed_run_keeps_its_average(averaged_run, tmp_path):
-    options = {"stride_learning_rate": 0.05, "weight_averaging": 0.8}
-    with pytest.raises(RuntimeError, match="broken off"):
-        train_tiny(tmp_path, callbacks=[At(STEPS_PER_EPOCH + 2, break_off)], **options)
-    summary = train_tiny(tmp_path, **options)
-    for key in ("test_accuracy", "multiply_adds_end"):
-        assert summary[key] == averaged_run[1][key]
-    for name, strides in summary["strides"].items():
-        assert strides == pytest.approx(averaged_run[1]["strides"][name], abs=1e-6)
-
-
-def break_off(trainer):
-    raise RuntimeError("broken off")
-
-
 def test_biases_have_a_rate_of_their_own(tmp_path):
     seen = []
     note = At(1, lambda trainer: seen.extend(trainer.optimizers[0].param_groups))
@@ -470,6 +412,11 @@ def test_number_of_threads_is_set(tmp_path):
         ({"num_epochs": 0}, "num_epochs must be from 1 to inf, got 0"),
         ({"label_smoothing": 1.5}, "label_smoothing must be from 0 to 1, got 1.5"),
         ({"stride_warmup": 1.5}, "stride_warmup must be from 0 to 1, got 1.5"),
+        (
+            {"weight_averaging": 0.9, "precision": "bf16-true"},
+            "weight_averaging=0.9 needs weights in float32.*'bf16-true': take 'bf16-mixed'",
+        ),
+        ({"bias_learning_rate": -1.0}, "bias_learning_rate must be at least 0, but got -1.0"),
         ({"weight_averaging": 1.0}, "weight_averaging must be at least 0 and below 1, got 1.0"),
         ({"weight_decay": -1.0}, "weight_decay must be at least 0, .*got -1.0"),
         ({"stride_penalty": -1.0}, "stride_penalty must be from 0 to inf, got -1.0"),

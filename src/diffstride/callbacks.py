@@ -96,14 +96,15 @@ class StrideWarmup(pl.Callback):
     """Keeps learnable strides where they start for the first part of the training.
 
     The gradients of the strides are dropped before each step of the optimiser that is one of the
-    first ``share`` of all steps, so that kernels get to know their maps before these change.
+    first ``share`` of all steps, so that kernels get to know their maps before these change. All
+    steps are those of the trainer's ``max_epochs`` or ``max_steps``, wherever training stops.
 
     Arguments:
         share: of the training's steps, from 0 to 1; rounded up to whole steps.
         network: attribute of the `LightningModule` that holds the network; ``""`` for itself.
 
     Raises:
-        ValueError: ``share`` is out of its range.
+        ValueError: ``share`` is out of its range; training starts without an end.
 
     >>> trainer = pl.Trainer(callbacks=[StrideWarmup(0.2)])  # doctest: +SKIP
     """
@@ -112,6 +113,13 @@ class StrideWarmup(pl.Callback):
         if not 0 <= share <= 1:
             raise ValueError(f"share must be from 0 to 1, got {share!r}")
         self.share, self.network = share, network
+
+    def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        if self.share and trainer.estimated_stepping_batches == float("inf"):
+            raise ValueError(
+                f"StrideWarmup({self.share}) is a share of a training without end: give the "
+                "trainer max_epochs or max_steps"
+            )
 
     def on_before_optimizer_step(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", optimizer: Any

@@ -315,14 +315,21 @@ def parameter_groups(
         Groups named ``"kernels"``, ``"others"``, ``"strides"``, in this order; each may be empty.
 
     Raises:
-        ValueError: if ``weight_decay`` is negative.
+        ValueError: if ``weight_decay`` or a learning rate is negative.
 
     >>> groups = parameter_groups(nn.Conv2d(3, 8, 3), weight_decay=5e-4)
     >>> [(group["name"], len(group["params"]), group["weight_decay"]) for group in groups]
     [('kernels', 1, 0.001), ('others', 1, 0.0), ('strides', 0, 0.0)]
     """
-    if not weight_decay >= 0:
-        raise ValueError(f"weight_decay must be at least 0, but got {weight_decay!r}")
+    rates = {"others": bias_learning_rate, "strides": stride_learning_rate}
+    limited = {
+        "weight_decay": weight_decay,
+        "stride_learning_rate": stride_learning_rate,
+        "bias_learning_rate": bias_learning_rate,
+    }
+    for name, value in limited.items():
+        if value is not None and not value >= 0:
+            raise ValueError(f"{name} must be at least 0, but got {value!r}")
     known = {id(layer.strides) for layer in stride_layers(model).values()}
     weights = [p for p in model.parameters() if id(p) not in known]
     members = {
@@ -334,7 +341,6 @@ def parameter_groups(
         {"name": name, "params": params, "weight_decay": 2 * weight_decay * (name == "kernels")}
         for name, params in members.items()
     ]
-    rates = {"others": bias_learning_rate, "strides": stride_learning_rate}
     for group in groups:
         if rates.get(group["name"]) is not None:
             group["lr"] = rates[group["name"]]

@@ -72,7 +72,8 @@ class Grid:
         row = self.chosen(run)
         parts = [row["dataset"], row["pooling"], row["edge"], row["order"]]
         parts += [f"budget_{row['budget']}" if row["budget"] else None]
-        parts += ["".join(map(str, row["strides_start"])), f"width{row['width']}"]
+        parts += ["".join(map(str, row["strides_start"]))]
+        parts += [f"width{row['width']}" if row["width"] else None]
         parts += [f"epochs{row['epochs']}", f"seed{row['seed']}"]
         words = "-".join(str(part) for part in parts if part is not None)
         return f"{row['config']}/{words}".replace(" ", "_")

@@ -108,6 +108,7 @@ class Classifier(pl.LightningModule):
         # Here and not later: a callback that averages weights has put the averages in their place
         # for the time of the test, strides included.
         self.cost = measure_cost(self.network, self.image_shape)
+        self.tested = self.cost.scalars() | stride_scalars(self.network)
 
     def on_train_start(self) -> None:
         cost = measure_cost(self.network, self.image_shape)
@@ -127,21 +128,21 @@ class Classifier(pl.LightningModule):
             self._log(self._metrics("loss", "accuracy") | self._learning_rates())
 
     def on_train_epoch_end(self) -> None:
-        cost, now = self.cost, time.perf_counter()
+        now = time.perf_counter()
         seconds, self.clock = now - self.clock, now
         metrics = self._metrics("train_loss", "train_accuracy", "test_loss", "test_accuracy")
         self.record["seconds"] = self.record.get("seconds", 0.0) + seconds
         self.record["epochs"] = self.current_epoch + 1
         self.record["test_accuracy"] = round(100 * metrics["test_accuracy"], 4)
-        self.record["multiply_adds_end"] = cost.multiply_adds
+        self.record["multiply_adds_end"] = self.cost.multiply_adds
         scalars = metrics | {"epoch": self.current_epoch + 1} | self._learning_rates()
-        self._log(scalars | cost.scalars() | stride_scalars(self.network))
+        self._log(scalars | self.tested)
         self.print(
             f"epoch {self.current_epoch + 1:>3}/{self.trainer.max_epochs}"
             f"  loss {metrics['train_loss']:.4f}"
             f"  accuracy {100 * metrics['train_accuracy']:.2f} %"
             f"  test accuracy {100 * metrics['test_accuracy']:.2f} %"
-            f"  multiply-adds {cost.multiply_adds / 1e6:.2f} M  {seconds:.1f} s"
+            f"  multiply-adds {self.cost.multiply_adds / 1e6:.2f} M  {seconds:.1f} s"
         )
         sys.stdout.flush()  # not by print: a progress bar takes its place, and no such argument
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from math import prod
 from typing import Any
 
 import torch
@@ -14,8 +15,8 @@ from diffstride.pooling import stride_layers
 from diffstride.resnet import identity
 
 STRIDED = "strided"
-WHITENED = 2000
-"""Images that a whitening is taken from."""
+WHITENED = 2_048_000
+"""Pixels that a whitening is taken from: 2,000 images of 32 x 32."""
 
 
 def build_network(model: Callable[..., nn.Module], data: Datasets, seed: int) -> nn.Module:
@@ -35,7 +36,7 @@ def build_network(model: Callable[..., nn.Module], data: Datasets, seed: int) ->
             "the loss applies the softmax itself: leave output_activation of the network None"
         )
     if isinstance(network, ConvNet):
-        network.whiten_(data.sample(WHITENED))
+        network.whiten_(data.sample(max(1, WHITENED // prod(data.image_shape[1:]))))
     return network
 
 

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from diffstride.callbacks import BudgetCallback, StrideMonitor, StrideWarmup
+from diffstride.examples.averaging import MovingAverage
 from diffstride.examples.backend import say
 from diffstride.examples.checkpoints import CHECKPOINTS
 from diffstride.examples.data import Datasets, load_datasets
@@ -22,7 +23,7 @@ from diffstride.examples.network import (
     resolve_budget,
 )
 from diffstride.examples.settings import describe_run
-from diffstride.examples.trainer import average_weights, build_trainer, without_advice
+from diffstride.examples.trainer import build_trainer, without_advice
 from diffstride.examples.workdir import find_checkpoint, find_finished, finish, open_workdir
 from diffstride.resnet import parameter_groups, resnet18
 
@@ -68,8 +69,8 @@ def train(
         optimizer: builds the optimiser from the groups of `parameter_groups`.
         schedule: builds a schedule by step, see `build_schedule`; None keeps the learning rate.
         stride_learning_rate: of the strides, at the peak of the schedule; None for the weights'.
+        bias_learning_rate: of biases and of the norms' scales, likewise.
         stride_warmup: share of the steps, from 0 to 1, that the strides stay where they start for.
-        bias_learning_rate: the same of biases and of the norms' scales.
         weight_decay: L2 penalty of the kernels; None for the network's own ``weight_decay``, or 0.
         label_smoothing: share of each target that is given to all classes alike, in [0, 1].
         stride_penalty: ``lambda`` of the paper's regulariser, the weight in the loss of
@@ -105,10 +106,8 @@ def train(
     _check_range("label_smoothing", label_smoothing, 0, 1)
     _check_range("stride_penalty", stride_penalty, 0, float("inf"))
     _check_range("stride_warmup", stride_warmup, 0, 1)
-    if not 0 <= (weight_averaging or 0) < 1:
-        raise ValueError(
-            f"weight_averaging must be at least 0 and below 1, got {weight_averaging!r}"
-        )
+    if weight_averaging is not None:
+        _check_averaging(weight_averaging, str(precision))
     keep_freed_memory()
     if threads is not None:
         _check_range("threads", threads, 1, float("inf"))
@@ -156,7 +155,7 @@ def train(
     if stride_warmup:
         callbacks.insert(0, StrideWarmup(stride_warmup, "network"))
     if weight_averaging is not None:  # after the others, so that it averages what they project
-        callbacks.append(average_weights(weight_averaging))
+        callbacks.append(MovingAverage(weight_averaging))
     with without_advice():
         trainer = build_trainer(
             workdir,
@@ -178,3 +177,13 @@ def train(
 def _check_range(name: str, value: float, lowest: float, highest: float) -> None:
     if not lowest <= value <= highest:
         raise ValueError(f"{name} must be from {lowest} to {highest}, got {value!r}")
+
+
+def _check_averaging(decay: float, precision: str) -> None:
+    if not 0 <= decay < 1:
+        raise ValueError(f"weight_averaging must be at least 0 and below 1, got {decay!r}")
+    if precision in ("bf16-true", "16-true"):
+        raise ValueError(
+            f"weight_averaging={decay!r} needs weights in float32, but precision is "
+            f"{precision!r}: take {precision.replace('true', 'mixed')!r}"
+        )

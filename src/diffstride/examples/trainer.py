@@ -8,22 +8,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch.optim.swa_utils import get_ema_multi_avg_fn
-
-from diffstride.examples.backend import callbacks, loggers, pl
+from diffstride.examples.backend import loggers, pl
 from diffstride.examples.checkpoints import CHECKPOINTS, AtomicCheckpointIO, Checkpoints
 from diffstride.examples.logs import MetricsFile
 
 
 def build_trainer(
-    workdir: Path, step: int, extra: Iterable[Any], progress_bar: bool | None, **options: Any
+    workdir: Path, step: int, callbacks: Iterable[Any], progress_bar: bool | None, **options: Any
 ) -> pl.Trainer:
     """A trainer that leaves in ``workdir`` what a killed run continues from.
 
     Arguments:
         workdir: the folder of the run.
         step: number of steps the run has taken so far, 0 for a new one; logs keep what is up to it.
-        extra: callbacks, called before the checkpoints are saved.
+        callbacks: called before the checkpoints are saved.
         progress_bar: whether to show one; None does so in a terminal.
         options: further arguments of Lightning's `Trainer`.
     """
@@ -37,7 +35,7 @@ def build_trainer(
     )
     return pl.Trainer(
         logger=[board, MetricsFile(workdir / "metrics.csv", step)],
-        callbacks=[*extra, Checkpoints(workdir / CHECKPOINTS)],
+        callbacks=[*callbacks, Checkpoints(workdir / CHECKPOINTS)],
         plugins=[AtomicCheckpointIO()],
         default_root_dir=workdir,
         num_sanity_val_steps=0,
@@ -46,14 +44,6 @@ def build_trainer(
         use_distributed_sampler=False,  # the data sets deal out their own batches
         **options,
     )
-
-
-def average_weights(decay: float) -> pl.Callback:
-    """A moving average ``w <- decay w + (1 - decay) w'`` of weights, statistics and strides.
-
-    The network is tested by the average, and has it when training ends.
-    """
-    return callbacks.WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(decay))
 
 
 @contextmanager
