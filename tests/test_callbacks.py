@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from diffstride import DiffStride, stride_layers
-from diffstride.callbacks import StrideMonitor, StrideWarmup, project_strides, stride_scalars
+from diffstride.callbacks import StrideMonitor, StridePhase, project_strides, stride_scalars
 
 STEPS = 6
 
@@ -88,7 +88,7 @@ pytestmark = [
 ]
 
 
-def test_warmup_needs_a_known_end(pl):
+def test_phase_needs_a_known_end(pl):
     class Training(pl.LightningModule):
         def __init__(self):
             super().__init__()
@@ -105,7 +105,7 @@ def test_warmup_needs_a_known_end(pl):
         pytest.skip("our callbacks are those of the other package")
     trainer = pl.Trainer(
         max_epochs=-1,
-        callbacks=[callbacks.StrideWarmup(0.1)],
+        callbacks=[callbacks.StridePhase(0.1)],
         logger=False,
         accelerator="cpu",
         enable_checkpointing=False,
@@ -116,10 +116,10 @@ def test_warmup_needs_a_known_end(pl):
         trainer.fit(Training(), batches())
 
 
-@pytest.mark.parametrize("share", [-0.1, 1.1])
-def test_warmup_refuses_what_is_no_share(share):
-    with pytest.raises(ValueError, match=f"share must be from 0 to 1, got {share}"):
-        StrideWarmup(share)
+@pytest.mark.parametrize("shares", [(-0.1, 1), (0.1, 1.1), (0.6, 0.5)])
+def test_phase_refuses_what_are_no_shares(shares):
+    with pytest.raises(ValueError, match=f"stop <= 1, but got {shares[0]} and {shares[1]}"):
+        StridePhase(*shares)
 
 
 def test_training_equals_the_two_lines_of_a_plain_loop(pl):

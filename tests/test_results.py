@@ -106,6 +106,12 @@ def test_labels_tell_what_differs():
 # Tables
 
 
+def test_strides_may_differ_between_the_axes():
+    (entry,) = average([row(strides_start=[1, 1.03, [2.46, 2.5]])])
+    assert entry.start == "1,1.03,2.46x2.5"
+    assert entry.published is None
+
+
 def test_summary_has_the_initialisations_side_by_side(rows):
     assert results.block("summary small", rows).splitlines()[2:] == [
         "Recipe `small`, width 16, 10 epochs:",

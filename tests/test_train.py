@@ -4,6 +4,7 @@ import csv
 import json
 import re
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -299,22 +300,23 @@ def test_a_resumed_run_keeps_its_budget(tmp_path):
         assert resumed[name] == whole[name]
 
 
-def test_strides_stay_for_the_time_of_the_warmup(tmp_path):
-    train_tiny(
-        tmp_path,
-        stride_learning_rate=0.05,
-        stride_warmup=0.4,
-        schedule=None,
-        callbacks=[note := History()],
-    )
-    moved = [strides != note.strides[0] for strides in note.strides]
-    warm = round(0.4 * STEPS)
-    assert moved == [False] * warm + [True] * (STEPS - warm)
-
-
-def test_warmup_of_a_budgeted_run_keeps_the_strides_that_the_budget_starts_with(tmp_path):
+@pytest.mark.parametrize("phase", [(0.4, 1.0), (0.2, 0.6), (0.0, 0.8)])
+def test_strides_learn_in_their_phase_alone(tmp_path, phase):
     note = History()
-    options = {"stride_learning_rate": 0.05, "stride_warmup": 1.0, "callbacks": [note]}
+    options = {"stride_learning_rate": 0.05, "schedule": None, "callbacks": [note]}
+    summary = train_tiny(tmp_path, stride_phase=phase, **options)
+    first = {
+        f"stride/{layer}/{axis}": value
+        for layer, values in summary["strides_start"].items()
+        for axis, value in zip(("height", "width"), values, strict=True)
+    }
+    moved = [new != old for old, new in pairwise([first, *note.strides])]
+    start, stop = (round(share * STEPS) for share in phase)
+    assert moved == [start <= step < stop for step in range(STEPS)]
+
+
+def test_strides_of_a_budget_stay_where_it_puts_them_outside_the_phase(tmp_path):
+    options = {"stride_learning_rate": 0.05, "stride_phase": (1.0, 1.0)}
     summary = train_tiny(tmp_path, budget=0.8, **options)
     for name, strides in summary["strides"].items():
         assert strides == pytest.approx(summary["strides_start"][name], abs=1e-6)
@@ -411,7 +413,7 @@ def test_number_of_threads_is_set(tmp_path):
     [
         ({"num_epochs": 0}, "num_epochs must be from 1 to inf, got 0"),
         ({"label_smoothing": 1.5}, "label_smoothing must be from 0 to 1, got 1.5"),
-        ({"stride_warmup": 1.5}, "stride_warmup must be from 0 to 1, got 1.5"),
+        ({"stride_phase": (0.5, 0.2)}, "start <= stop <= 1, but got 0.5 and 0.2"),
         (
             {"weight_averaging": 0.9, "precision": "bf16-true"},
             "weight_averaging=0.9 needs weights in float32.*'bf16-true': take 'bf16-mixed'",

@@ -92,42 +92,47 @@ class StrideMonitor(pl.Callback):
             logger.log_metrics(scalars, step=trainer.global_step)
 
 
-class StrideWarmup(pl.Callback):
-    """Keeps learnable strides where they start for the first part of the training.
+class StridePhase(pl.Callback):
+    """Has learnable strides learn in one phase of the training alone.
 
-    The gradients of the strides are dropped before each step of the optimiser that is one of the
-    first ``share`` of all steps, so that kernels get to know their maps before these change. All
-    steps are those of the trainer's ``max_epochs`` or ``max_steps``, wherever training stops.
+    The gradients of the strides are dropped before each step of the optimiser outside the phase.
+    Before it kernels get to know their maps; after it they learn on maps that stay as they are.
 
     Arguments:
-        share: of the training's steps, from 0 to 1; rounded up to whole steps.
+        start: share of the training's steps after which strides begin to learn, from 0 to 1.
+        stop: the same after which they stay, from ``start`` to 1. All steps are those of the
+            trainer's ``max_epochs`` or ``max_steps``, wherever training stops.
         network: attribute of the `LightningModule` that holds the network; ``""`` for itself.
 
     Raises:
-        ValueError: ``share`` is out of its range; training starts without an end.
+        ValueError: a share is out of its range; training starts without an end.
 
-    >>> trainer = pl.Trainer(callbacks=[StrideWarmup(0.2)])  # doctest: +SKIP
+    >>> trainer = pl.Trainer(callbacks=[StridePhase(0.1, 0.6)])  # doctest: +SKIP
     """
 
-    def __init__(self, share: float, network: str = "") -> None:
-        if not 0 <= share <= 1:
-            raise ValueError(f"share must be from 0 to 1, got {share!r}")
-        self.share, self.network = share, network
+    def __init__(self, start: float = 0.0, stop: float = 1.0, network: str = "") -> None:
+        if not 0 <= start <= stop <= 1:
+            raise ValueError(
+                f"a phase needs shares 0 <= start <= stop <= 1, but got {start!r} and {stop!r}"
+            )
+        self.start, self.stop, self.network = start, stop, network
 
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        if self.share and trainer.estimated_stepping_batches == float("inf"):
+        if trainer.estimated_stepping_batches == float("inf"):
             raise ValueError(
-                f"StrideWarmup({self.share}) is a share of a training without end: give the "
-                "trainer max_epochs or max_steps"
+                f"StridePhase({self.start}, {self.stop}) are shares of a training without end: "
+                "give the trainer max_epochs or max_steps"
             )
 
     def on_before_optimizer_step(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", optimizer: Any
     ) -> None:
-        if trainer.global_step < self.share * trainer.estimated_stepping_batches:
-            for layer in stride_layers(pl_module.get_submodule(self.network)).values():
-                parameter: Any = layer.strides
-                parameter.grad = None  # not zero: no decay, and momentum stays as it is
+        steps = trainer.estimated_stepping_batches
+        if self.start * steps <= trainer.global_step < self.stop * steps:
+            return
+        for layer in stride_layers(pl_module.get_submodule(self.network)).values():
+            parameter: Any = layer.strides
+            parameter.grad = None  # not zero: no decay, and momentum stays as it is
 
 
 class BudgetCallback(pl.Callback):

@@ -55,8 +55,9 @@ class Entry:
 
     @property
     def start(self) -> str:
-        """The strides that the runs start from."""
-        return ",".join(map(str, self["strides_start"]))
+        """The strides that the runs start from, those of two axes as height x width."""
+        strides = self["strides_start"]
+        return ",".join("x".join(map(str, s)) if isinstance(s, list) else str(s) for s in strides)
 
     @property
     def learned(self) -> dict[str, list[float]]:
@@ -89,7 +90,7 @@ class Entry:
         """The published figure that corresponds."""
         if self["budget"]:
             return None
-        strides = tuple(self["strides_start"])
+        strides = tuple(tuple(s) if isinstance(s, list) else s for s in self["strides_start"])
         return find_published(self["dataset"], self["pooling"], strides, self["edge"])
 
 

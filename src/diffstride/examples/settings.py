@@ -25,7 +25,7 @@ def describe_run(
     budget: float | None,
     stride_penalty: float,
     weight_averaging: float | None,
-    stride_warmup: float,
+    stride_phase: tuple[float, float],
 ) -> dict[str, Any]:
     """The settings that decide how a run ends, as JSON can hold them.
 
@@ -43,7 +43,7 @@ def describe_run(
         **({"budget": budget} if budget else {}),
         **({"stride_penalty": stride_penalty} if stride_penalty else {}),
         **({"weight_averaging": weight_averaging} if weight_averaging is not None else {}),
-        **({"stride_warmup": stride_warmup} if stride_warmup else {}),
+        **({"stride_phase": [*stride_phase]} if tuple(stride_phase) != (0, 1) else {}),
         **_describe_optimization(build_optimizer, schedule, num_epochs * len(data.train)),
     }
 

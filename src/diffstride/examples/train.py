@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from diffstride.callbacks import BudgetCallback, StrideMonitor, StrideWarmup
+from diffstride.callbacks import BudgetCallback, StrideMonitor, StridePhase
 from diffstride.examples.averaging import MovingAverage
 from diffstride.examples.backend import say
 from diffstride.examples.checkpoints import CHECKPOINTS
@@ -37,7 +37,7 @@ def train(
     schedule: Callable[..., LRScheduler] | None = None,
     stride_learning_rate: float | None = None,
     bias_learning_rate: float | None = None,
-    stride_warmup: float = 0.0,
+    stride_phase: tuple[float, float] = (0.0, 1.0),
     weight_decay: float | None = None,
     label_smoothing: float = 0.0,
     stride_penalty: float = 0.0,
@@ -70,7 +70,7 @@ def train(
         schedule: builds a schedule by step, see `build_schedule`; None keeps the learning rate.
         stride_learning_rate: of the strides, at the peak of the schedule; None for the weights'.
         bias_learning_rate: of biases and of the norms' scales, likewise.
-        stride_warmup: share of the steps, from 0 to 1, that the strides stay where they start for.
+        stride_phase: shares of the steps, from 0 to 1, between which the strides learn.
         weight_decay: L2 penalty of the kernels; None for the network's own ``weight_decay``, or 0.
         label_smoothing: share of each target that is given to all classes alike, in [0, 1].
         stride_penalty: ``lambda`` of the paper's regulariser, the weight in the loss of
@@ -105,7 +105,7 @@ def train(
     _check_range("num_epochs", num_epochs, 1, float("inf"))
     _check_range("label_smoothing", label_smoothing, 0, 1)
     _check_range("stride_penalty", stride_penalty, 0, float("inf"))
-    _check_range("stride_warmup", stride_warmup, 0, 1)
+    phase = StridePhase(*stride_phase, network="network")
     if weight_averaging is not None:
         _check_averaging(weight_averaging, str(precision))
     keep_freed_memory()
@@ -115,9 +115,7 @@ def train(
     workdir = Path(workdir)
     data = datasets(seed=seed)
     network = build_network(model, data, seed)
-    check_strides(
-        network, stride_penalty=stride_penalty, budget=budget, stride_warmup=stride_warmup
-    )
+    check_strides(network, stride_penalty=stride_penalty, budget=budget)
     allowed = None if budget is None else resolve_budget(budget, network, model, data)
     decay = getattr(network, "weight_decay", 0.0) if weight_decay is None else weight_decay
 
@@ -136,7 +134,7 @@ def train(
         budget=allowed,
         stride_penalty=stride_penalty,
         weight_averaging=weight_averaging,
-        stride_warmup=stride_warmup,
+        stride_phase=stride_phase,
     )
     finished = find_finished(workdir, settings)
     if finished is not None:
@@ -152,8 +150,8 @@ def train(
     if allowed is not None:  # before all others, so that they see and log what is used
         example = torch.zeros(1, *data.image_shape)
         callbacks.insert(0, BudgetCallback(example, allowed, "network", log=None))
-    if stride_warmup:
-        callbacks.insert(0, StrideWarmup(stride_warmup, "network"))
+    if tuple(stride_phase) != (0, 1):
+        callbacks.insert(0, phase)
     if weight_averaging is not None:  # after the others, so that it averages what they project
         callbacks.append(MovingAverage(weight_averaging))
     with without_advice():
