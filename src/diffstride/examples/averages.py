@@ -90,8 +90,10 @@ class Entry:
         """The published figure that corresponds."""
         if self["budget"]:
             return None
-        strides = tuple(tuple(s) if isinstance(s, list) else s for s in self["strides_start"])
-        return find_published(self["dataset"], self["pooling"], strides, self["edge"])
+        strides: list[Any] = self["strides_start"]
+        if any(isinstance(stride, list) for stride in strides):
+            return None
+        return find_published(self["dataset"], self["pooling"], tuple(strides), self["edge"])
 
 
 def average(rows: Iterable[Row]) -> list[Entry]:
