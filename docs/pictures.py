@@ -4,7 +4,6 @@ All are computed by the library, but for the strides of a training, which come f
 """
 
 import argparse
-import io
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -187,7 +186,7 @@ LEARNED = "learned_windows.png"
 
 def learned_network() -> torch.nn.Module:
     """The network of the run, of which nothing but the strides is kept."""
-    pooling_cls = partial(DiffStride, edge="stopband")
+    pooling_cls = partial(DiffStride, edge="stopband", smoothness_factor=1.0)
     network = resnet18(width=2, num_output_classes=10, pooling_cls=pooling_cls)
     strides = json.loads((RUN / "summary.json").read_text())["strides"]
     with torch.no_grad():
@@ -197,11 +196,16 @@ def learned_network() -> torch.nn.Module:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a picture with a palette: half the size, and no difference to see."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI)
-    picture = Image.open(buffer).convert("RGB")
-    picture.quantize(dither=Image.Dither.NONE).save(path, optimize=True)
+    """Write a picture."""
+    figure.savefig(path, dpi=DPI)
+    shrink(path)
+
+
+def shrink(path: Path) -> None:
+    """Give a picture a palette: half the size, and no difference to see."""
+    with Image.open(path) as picture:
+        shrunk = picture.convert("RGB").quantize(dither=Image.Dither.NONE)
+    shrunk.save(path, optimize=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -213,6 +217,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         save(draw(), folder / name)
     plot_stride_trajectories(read_trajectories(RUN / "metrics.csv"), folder / TRAJECTORIES)
     plot_windows(learned_network(), torch.zeros(1, 3, SIZE, SIZE), folder / LEARNED)
+    for name in (TRAJECTORIES, LEARNED):
+        shrink(folder / name)
 
 
 if __name__ == "__main__":
