@@ -8,7 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffstride.arguments import as_strides, as_whole_numbers
-from diffstride.resnet import ORDERS, PoolingFactory, Stride, batch_norm, downsampling
+from diffstride.resnet import (
+    ORDERS,
+    PoolingFactory,
+    Stride,
+    batch_norm,
+    check_filters,
+    downsampling,
+)
 
 
 def whiten_(kernel: Tensor, images: Tensor, epsilon: float = 5e-4) -> None:
@@ -179,11 +186,7 @@ class ConvNet(nn.Module):
         order: str = "after",
     ) -> None:
         super().__init__()
-        if not len(filters) == len(strides) > 0:
-            raise ValueError(
-                "filters and strides must be equally many, but got "
-                f"{list(filters)} and {list(strides)}"
-            )
+        check_filters(filters, strides)
         self.weight_decay = weight_decay
         patch = 4 * in_channels
         self.whitening = nn.Conv2d(in_channels, 2 * patch, 2)

@@ -73,6 +73,14 @@ def downsampling(strides: Stride, pooling_cls: PoolingFactory | None) -> tuple[S
     return (pair, nn.Identity()) if pooling_cls is None else (1, pooling_cls(strides=pair))
 
 
+def check_filters(filters: Sequence[int], strides: Sequence[Stride]) -> None:
+    """Refuse a network whose stages have not one number of channels and one stride each."""
+    if not len(filters) == len(strides) > 0:
+        raise ValueError(
+            f"filters and strides must be equally many, but got {list(filters)} and {list(strides)}"
+        )
+
+
 class ResidualLayer(nn.Module):
     """Two convolutions, each after batch norm and ReLU, and a shortcut around them.
 
@@ -227,11 +235,7 @@ class Resnet(nn.Module):
         order: str = "after",
     ) -> None:
         super().__init__()
-        if not len(filters) == len(strides) > 0:
-            raise ValueError(
-                "filters and strides must be equally many, but got "
-                f"{list(filters)} and {list(strides)}"
-            )
+        check_filters(filters, strides)
         activation = ACTIVATIONS.get(output_activation, output_activation)
         if not callable(activation):
             raise ValueError(
