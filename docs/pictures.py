@@ -195,12 +195,6 @@ def learned_network() -> torch.nn.Module:
     return network
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a picture."""
-    figure.savefig(path, dpi=DPI)
-    shrink(path)
-
-
 def shrink(path: Path) -> None:
     """Give a picture a palette: half the size, and no difference to see."""
     with Image.open(path) as picture:
@@ -214,10 +208,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder: Path = parser.parse_args(arguments).folder
     folder.mkdir(parents=True, exist_ok=True)
     for name, draw in PICTURES.items():
-        save(draw(), folder / name)
+        draw().savefig(folder / name, dpi=DPI)
     plot_stride_trajectories(read_trajectories(RUN / "metrics.csv"), folder / TRAJECTORIES)
     plot_windows(learned_network(), torch.zeros(1, 3, SIZE, SIZE), folder / LEARNED)
-    for name in (TRAJECTORIES, LEARNED):
+    for name in (*PICTURES, TRAJECTORIES, LEARNED):
         shrink(folder / name)
 
 

@@ -1,12 +1,11 @@
 """The average of a training's weights: what it is, and that it is what is tested and reported."""
 
-import csv
 from functools import partial
 
 import lightning.pytorch as pl
 import pytest
 import torch
-from tiny_runs import EPOCHS, STEPS_PER_EPOCH, At, tiny_network, train_tiny
+from tiny_runs import EPOCHS, STEPS_PER_EPOCH, At, read_log, tiny_network, train_tiny
 
 from diffstride import DiffStride, stride_layers
 from diffstride.callbacks import stride_scalars
@@ -45,12 +44,6 @@ def network_of(state):
     network = tiny_network(10, 1).eval()
     network.load_state_dict(state)
     return network
-
-
-def read_log(workdir):
-    with (workdir / "metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return {int(row["step"]): {k: float(v) for k, v in row.items() if v} for row in rows}
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,13 @@ import torch
 from torch import nn
 
 from diffstride import DiffStride, stride_layers
-from diffstride.callbacks import StrideMonitor, StridePhase, project_strides, stride_scalars
+from diffstride.callbacks import (
+    BudgetCallback,
+    StrideMonitor,
+    StridePhase,
+    project_strides,
+    stride_scalars,
+)
 
 STEPS = 6
 
@@ -40,7 +46,7 @@ def loss_of(network, batch):
     return network(batch).square().mean() + sum(s[0] - s[1] for s in strides)
 
 
-def train(pl, network, loggers, log_every_n_steps=2, seen=None):
+def train(pl, network, loggers, log_every_n_steps=2, seen=None, **options):
     class Training(pl.LightningModule):
         def __init__(self):
             super().__init__()
@@ -57,10 +63,9 @@ def train(pl, network, loggers, log_every_n_steps=2, seen=None):
                 seen.append(stride_scalars(self.body))
 
     trainer = pl.Trainer(
-        max_epochs=1,
+        **{"max_epochs": 1, "callbacks": [StrideMonitor()], **options},
         accelerator="cpu",
         logger=loggers,
-        callbacks=[StrideMonitor()],
         log_every_n_steps=log_every_n_steps,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -88,32 +93,16 @@ pytestmark = [
 ]
 
 
+def test_a_single_leaf_module_is_one_name():
+    callback = BudgetCallback(torch.zeros(1, 1, 8, 8), leaf_modules="head")
+    assert callback.leaf_modules == ("head",)
+
+
 def test_phase_needs_a_known_end(pl):
-    class Training(pl.LightningModule):
-        def __init__(self):
-            super().__init__()
-            self.body = build_network()
-
-        def training_step(self, batch, _):
-            return loss_of(self.body, batch)
-
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters(), lr=0.2)
-
-    callbacks = importlib.import_module("diffstride.callbacks")
-    if callbacks.pl.Callback.__module__.split(".")[0] != pl.Callback.__module__.split(".")[0]:
+    if not issubclass(StridePhase, pl.Callback):
         pytest.skip("our callbacks are those of the other package")
-    trainer = pl.Trainer(
-        max_epochs=-1,
-        callbacks=[callbacks.StridePhase(0.1)],
-        logger=False,
-        accelerator="cpu",
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
     with pytest.raises(ValueError, match="give the trainer max_epochs or max_steps"):
-        trainer.fit(Training(), batches())
+        train(pl, build_network(), False, callbacks=[StridePhase(0.1)], max_epochs=-1)
 
 
 @pytest.mark.parametrize("shares", [(-0.1, 1), (0.1, 1.1), (0.6, 0.5)])

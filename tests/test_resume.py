@@ -1,6 +1,5 @@
 """A run that was broken off continues, and ends where an unbroken one does."""
 
-import csv
 import os
 import re
 import shutil
@@ -15,6 +14,7 @@ from tiny_runs import (
     EPOCHS,
     STEPS_PER_EPOCH,
     At,
+    read_log,
     run_script,
     tiny_datasets,
     tiny_network,
@@ -30,14 +30,6 @@ class BrokenOff(BaseException):
 
 def break_off(*args, **kwargs):
     raise BrokenOff
-
-
-def read_log(workdir):
-    with (workdir / "metrics.csv").open(newline="") as file:
-        return {
-            int(row["step"]): {name: float(value) for name, value in row.items() if value}
-            for row in csv.DictReader(file)
-        }
 
 
 def count_rows(workdir):

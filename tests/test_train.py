@@ -1,6 +1,5 @@
 """Training with `diffstride.examples.train`, without Gin."""
 
-import csv
 import json
 import re
 from functools import partial
@@ -13,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny_runs import EPOCHS, POOLING, STEPS_PER_EPOCH, At, tiny_network, train_tiny
+from tiny_runs import EPOCHS, POOLING, STEPS_PER_EPOCH, At, read_log, tiny_network, train_tiny
 from torch import nn
 
 from diffstride import DiffStride, stride_layers
@@ -55,12 +54,6 @@ def test_batches():
 
 def small_network_of(num_output_classes, in_channels):
     return small_network(num_output_classes, in_channels)
-
-
-def read_log(workdir):
-    with (workdir / "metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return {int(row["step"]): {k: float(v) for k, v in row.items() if v} for row in rows}
 
 
 # What is reported

@@ -4,6 +4,7 @@ python tests/tiny_runs.py WORKDIR [--kill STEP] [--processes N] [--strides FOLDE
 """
 
 import argparse
+import csv
 import json
 import os
 import signal
@@ -57,6 +58,13 @@ def train_tiny(workdir, frozen_norms=False, batch_size=64, **options):
         "devices": 1,
     } | options
     return train(workdir, **options)
+
+
+def read_log(workdir):
+    """The rows of a run's log by step, without empty cells."""
+    with (workdir / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {int(row["step"]): {k: float(v) for k, v in row.items() if v} for row in rows}
 
 
 class At(pl.Callback):

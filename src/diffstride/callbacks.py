@@ -7,6 +7,7 @@ from torch import nn
 
 from diffstride.budget import CostBudget
 from diffstride.pooling import stride_layers
+from diffstride.tracing import as_leaves
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -118,17 +119,18 @@ class StridePhase(pl.Callback):
         self.start, self.stop, self.network = start, stop, network
 
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        if trainer.estimated_stepping_batches == float("inf"):
+        steps = trainer.estimated_stepping_batches
+        if steps == float("inf"):
             raise ValueError(
                 f"StridePhase({self.start}, {self.stop}) are shares of a training without end: "
                 "give the trainer max_epochs or max_steps"
             )
+        self.first, self.last = self.start * steps, self.stop * steps
 
     def on_before_optimizer_step(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", optimizer: Any
     ) -> None:
-        steps = trainer.estimated_stepping_batches
-        if self.start * steps <= trainer.global_step < self.stop * steps:
+        if self.first <= trainer.global_step < self.last:
             return
         for layer in stride_layers(pl_module.get_submodule(self.network)).values():
             parameter: Any = layer.strides
@@ -162,7 +164,7 @@ class BudgetCallback(pl.Callback):
         leaf_modules: Iterable[str | type[nn.Module]] = (),
     ) -> None:
         self.example, self.fraction, self.network, self.name = example, budget, network, log
-        self.leaf_modules = tuple(leaf_modules)
+        self.leaf_modules = as_leaves(leaf_modules)
         self.budget: CostBudget | None = None
         self._saved: dict[str, Any] = {}
 

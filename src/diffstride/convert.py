@@ -15,7 +15,7 @@ from diffstride.places import Filter, Place, common_size, find_places, stride_of
 from diffstride.pooled import Margin, Pooled, attach_pooling
 from diffstride.pooling import DiffStride, stride_layers
 from diffstride.resolution import Resolutions, UnshareableError, resolve
-from diffstride.tracing import Trace, trace
+from diffstride.tracing import Trace, as_leaves, trace
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -114,8 +114,7 @@ def convert(
     check_window(smoothness_factor, edge)
     check_limits(lower_limit_stride, upper_limit_stride)
     converted = copy.deepcopy(model)
-    leaf_modules = (leaf_modules,) if isinstance(leaf_modules, (str, type)) else leaf_modules
-    leaf_modules = tuple(leaf_modules)
+    leaf_modules = as_leaves(leaf_modules)
     traced = trace(converted, example, leaf_modules)
     modules = dict(converted.named_modules())
     include = (include,) if isinstance(include, str) else include

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from diffstride.arguments import as_strides, as_whole_numbers
 from diffstride.resnet import (
-    ORDERS,
     PoolingFactory,
     Stride,
     batch_norm,
     check_filters,
+    check_num_layers,
+    check_order,
     downsampling,
 )
 
@@ -126,10 +127,8 @@ class ConvBlock(nn.Module):
         order: str = "after",
     ) -> None:
         super().__init__()
-        if num_layers < 1:
-            raise ValueError(f"num_layers must be at least 1, but got {num_layers}")
-        if order not in ORDERS:
-            raise ValueError(f"order must be one of {ORDERS}, but got {order!r}")
+        check_num_layers(num_layers)
+        check_order(order)
         self.order = order
         strides, self.pooling = downsampling(strides, pooling_cls)
         self.first = ConvNormAct(in_channels, filters, strides)

@@ -24,7 +24,7 @@ from diffstride.sizes import (
     straight_through,
 )
 from diffstride.spectrum import Axis
-from diffstride.tracing import Trace, trace
+from diffstride.tracing import Trace, as_leaves, trace
 from diffstride.verification import FACTORS, TOLERANCE, numbers_read, scaled_strides
 
 Strides = Mapping[str, Tensor | Sequence[float]]
@@ -69,8 +69,7 @@ class MultiplyAdds:
         self, model: nn.Module, example: Any, leaf_modules: Iterable[str | type[nn.Module]] = ()
     ) -> None:
         self.layers: dict[str, Any] = stride_layers(model)
-        leaf_modules = (leaf_modules,) if isinstance(leaf_modules, (str, type)) else leaf_modules
-        leaf_modules = tuple(leaf_modules)
+        leaf_modules = as_leaves(leaf_modules)
         found = self._analyse(trace(model, example, leaf_modules))
         if readers := numbers_read(found):
             self._verify(lambda: trace(model, example, leaf_modules), readers)

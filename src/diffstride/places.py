@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from diffstride.execution import buffers_kept, is_pooling
 from diffstride.pooled import Margin, Pooled, set_stride
-from diffstride.tracing import Trace
+from diffstride.tracing import Trace, is_among
 
 Filter = Callable[[nn.Module, str], bool]
 
@@ -77,7 +77,7 @@ def find_places(
             if reason := _strided_function(trace, node):
                 left_out[trace.label(node)] = reason
         elif name in included or (not is_pooling(module) and max(stride_of(module)) > 1):
-            reason = "in leaf_modules" if _is_leaf(name, module, leaf_modules) else None
+            reason = "in leaf_modules" if is_among(leaf_modules, name, module) else None
             reason = reason or _reason(trace, node, module, filter_fn, patchify)
             found = reason or _measure(trace, node, module)
             if isinstance(found, Place):
@@ -107,11 +107,6 @@ def _per_axis(module: nn.Module, name: str, axes: int) -> tuple[int, ...]:
     if value is None:  # poolings stride by their window
         value = getattr(module, "kernel_size", None) or 1
     return tuple(value) if isinstance(value, (tuple, list)) else (value,) * axes
-
-
-def _is_leaf(name: str, module: nn.Module, leaf_modules: Sequence[str | type[nn.Module]]) -> bool:
-    types = tuple(leaf for leaf in leaf_modules if isinstance(leaf, type))
-    return name in leaf_modules or isinstance(module, types)
 
 
 def _reason(

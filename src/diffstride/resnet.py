@@ -73,6 +73,18 @@ def downsampling(strides: Stride, pooling_cls: PoolingFactory | None) -> tuple[S
     return (pair, nn.Identity()) if pooling_cls is None else (1, pooling_cls(strides=pair))
 
 
+def check_order(order: str | None) -> None:
+    """Refuse what is no place for a pooling layer."""
+    if order not in ORDERS:
+        raise ValueError(f"order must be one of {ORDERS}, but got {order!r}")
+
+
+def check_num_layers(num_layers: int) -> None:
+    """Refuse a block without layers."""
+    if num_layers < 1:
+        raise ValueError(f"num_layers must be at least 1, but got {num_layers}")
+
+
 def check_filters(filters: Sequence[int], strides: Sequence[Stride]) -> None:
     """Refuse a network whose stages have not one number of channels and one stride each."""
     if not len(filters) == len(strides) > 0:
@@ -123,8 +135,7 @@ class ResidualLayer(nn.Module):
         order: str = "after",
     ) -> None:
         super().__init__()
-        if order not in ORDERS:
-            raise ValueError(f"order must be one of {ORDERS}, but got {order!r}")
+        check_order(order)
         if not project and in_channels != filters:
             raise ValueError(
                 f"a layer without projection cannot turn {in_channels} channels into {filters}; "
@@ -178,8 +189,7 @@ class ResnetBlock(nn.Sequential):
         project_first: bool = True,
         **kwargs: Any,
     ) -> None:
-        if num_layers < 1:
-            raise ValueError(f"num_layers must be at least 1, but got {num_layers}")
+        check_num_layers(num_layers)
         first = {"strides": strides, "project": project_first}
         super().__init__(
             ResidualLayer(in_channels, filters, **first, **kwargs),

@@ -8,7 +8,7 @@ The graph serves analysis only: nothing is ever run through it.
 
 import os
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,8 @@ from diffstride.inputs import (
     name_inputs,
 )
 from diffstride.proxies import KnownProxy
+
+Leaf = str | type[nn.Module]
 
 
 @dataclass
@@ -64,9 +66,7 @@ class Trace:
         return f"{name} in {self.owners[node] or 'the model itself'}"
 
 
-def trace(
-    model: nn.Module, example: Any, leaf_modules: Iterable[str | type[nn.Module]] = ()
-) -> Trace:
+def trace(model: nn.Module, example: Any, leaf_modules: Iterable[Leaf] = ()) -> Trace:
     """Record the calls that ``model(example)`` makes, without computing anything.
 
     The model runs in its present mode (training or evaluation) and is not changed; its hooks do
@@ -119,15 +119,13 @@ class Tracer(fx.Tracer):
         self,
         model: nn.Module,
         inputs: tuple,
-        leaf_modules: Iterable[str | type[nn.Module]],
+        leaf_modules: Iterable[Leaf],
         counter: FlopCounterMode,
     ) -> None:
         super().__init__()
-        leaves = (leaf_modules,) if isinstance(leaf_modules, (str, type)) else tuple(leaf_modules)
-        leaves = leaves or _recorded_leaves(model)
-        self.leaf_names = {leaf for leaf in leaves if isinstance(leaf, str)}
-        self.leaf_types = tuple(leaf for leaf in leaves if isinstance(leaf, type))
-        if unknown := self.leaf_names - {name for name, _ in model.named_modules()}:
+        self.leaves = as_leaves(leaf_modules) or _recorded_leaves(model)
+        names = {leaf for leaf in self.leaves if isinstance(leaf, str)}
+        if unknown := names - {name for name, _ in model.named_modules()}:
             raise ValueError(f"leaf_modules: the model has no module named {unknown.pop()!r}")
         self.inputs, self.counter = inputs, counter
         self.tensors = dict(model.named_parameters()) | dict(model.named_buffers())
@@ -153,14 +151,11 @@ class Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return (
-            self._is_excluded(m, module_qualified_name)
+            is_among(self.leaves, module_qualified_name, m)
             or is_pooling(m)
             or (hasattr(m, "stride") and not any(m.children()))
             or super().is_leaf_module(m, module_qualified_name)
         )
-
-    def _is_excluded(self, module: nn.Module, name: str) -> bool:
-        return name in self.leaf_names or isinstance(module, self.leaf_types)
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple, kwargs: dict) -> Any:
         if self.evaluating:
@@ -241,7 +236,7 @@ class Tracer(fx.Tracer):
                 "the shape the model expects; if it has, move that operation into a module of its "
                 "own and name it in leaf_modules"
             )
-        if self._is_excluded(module, name):
+        if is_among(self.leaves, name, module):
             return (
                 f"{name!r} ({kind}) is in leaf_modules, but cannot be run on shapes alone either"
                 f"{told}; if the example is right, what it does depends on the data: give the "
@@ -259,10 +254,20 @@ class Tracer(fx.Tracer):
         )
 
 
-def _recorded_leaves(model: nn.Module) -> tuple[str | type[nn.Module], ...]:
+def as_leaves(leaf_modules: Iterable[Leaf] | Leaf) -> tuple[Leaf, ...]:
+    """The names and classes of ``leaf_modules``, where a single one serves as well."""
+    return (leaf_modules,) if isinstance(leaf_modules, (str, type)) else tuple(leaf_modules)
+
+
+def is_among(leaves: Sequence[Leaf], name: str, module: nn.Module) -> bool:
+    """Whether one of ``leaves`` is this module's name, or a class that it is of."""
+    return name in leaves or isinstance(module, tuple(t for t in leaves if isinstance(t, type)))
+
+
+def _recorded_leaves(model: nn.Module) -> tuple[Leaf, ...]:
     """The ``leaf_modules`` that the network, or a part of it, was converted with."""
     modules = dict(model.named_modules())
-    leaves: list[str | type[nn.Module]] = []
+    leaves: list[Leaf] = []
     for prefix, module in modules.items():
         recorded = getattr(vars(module).get("conversion"), "leaf_modules", ())
         names = [

@@ -9,7 +9,7 @@ from numbers import Real
 from typing import Any
 
 from diffstride.arguments import check_window
-from diffstride.resnet import ORDERS
+from diffstride.resnet import check_order
 
 POOLINGS = {
     "strided": "None",
@@ -136,8 +136,7 @@ def _applicable(run: Run) -> Run:
     """The run without what its pooling does not have."""
     if run.pooling not in POOLINGS:
         raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, but got {run.pooling!r}")
-    if run.order not in ORDERS:
-        raise ValueError(f"order must be one of {ORDERS}, but got {run.order!r}")
+    check_order(run.order)
     check_window(1.0, str(run.edge))
     return replace(
         run,

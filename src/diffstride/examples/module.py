@@ -107,8 +107,8 @@ class Classifier(pl.LightningModule):
     def on_validation_epoch_start(self) -> None:
         # Here and not later: a callback that averages weights has put the averages in their place
         # for the time of the test, strides included.
-        self.cost = measure_cost(self.network, self.image_shape)
-        self.tested = self.cost.scalars() | stride_scalars(self.network)
+        cost = measure_cost(self.network, self.image_shape)
+        self.tested = cost.scalars() | stride_scalars(self.network)
 
     def on_train_start(self) -> None:
         cost = measure_cost(self.network, self.image_shape)
@@ -134,7 +134,7 @@ class Classifier(pl.LightningModule):
         self.record["seconds"] = self.record.get("seconds", 0.0) + seconds
         self.record["epochs"] = self.current_epoch + 1
         self.record["test_accuracy"] = round(100 * metrics["test_accuracy"], 4)
-        self.record["multiply_adds_end"] = self.cost.multiply_adds
+        self.record["multiply_adds_end"] = self.tested["multiply_adds"]
         scalars = metrics | {"epoch": self.current_epoch + 1} | self._learning_rates()
         self._log(scalars | self.tested)
         self.print(
@@ -142,7 +142,7 @@ class Classifier(pl.LightningModule):
             f"  loss {metrics['train_loss']:.4f}"
             f"  accuracy {100 * metrics['train_accuracy']:.2f} %"
             f"  test accuracy {100 * metrics['test_accuracy']:.2f} %"
-            f"  multiply-adds {self.cost.multiply_adds / 1e6:.2f} M  {seconds:.1f} s"
+            f"  multiply-adds {self.tested['multiply_adds'] / 1e6:.2f} M  {seconds:.1f} s"
         )
         sys.stdout.flush()  # not by print: a progress bar takes its place, and no such argument
 
