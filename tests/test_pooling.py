@@ -240,6 +240,20 @@ def test_binomial_filters_of_other_sizes_keep_constants_and_size(filter_size) ->
     assert layer.state_dict() == {}
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+def test_blur_pooling_computes_once_rounded_and_keeps_the_dtype(autocast) -> None:
+    x = torch.randn(2, 3, 9, 8, dtype=torch.bfloat16, requires_grad=True)
+    exact = x.detach().float().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y, expected = BlurPooling(2)(x), BlurPooling(2)(exact)
+    assert (y.dtype, expected.dtype) == (torch.bfloat16, torch.float32)
+    grad = torch.randn_like(y)
+    y.backward(grad)
+    expected.backward(grad.float())
+    torch.testing.assert_close(y, expected.bfloat16(), rtol=0, atol=0)
+    torch.testing.assert_close(x.grad, exact.grad.bfloat16(), rtol=0, atol=0)
+
+
 def test_stride_layers_finds_learned_strides_only() -> None:
     model = nn.Sequential(DiffStride(), FixedSpectralPooling(), nn.Sequential(DiffStride([2.0])))
     assert list(stride_layers(model)) == ["0", "2.0"]

@@ -1,6 +1,7 @@
 """Where the axes of a tensor lie in memory, and in which dtype they are multiplied."""
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -65,6 +66,16 @@ def _fast_on_this_cpu() -> set[torch.dtype]:
         if supported():
             fast.add(dtype)
     return fast
+
+
+def full_precision(x: Tensor) -> AbstractContextManager:
+    """Where the products with ``x`` keep its dtype, like every pooling of PyTorch.
+
+    Under autocast they would silently turn float32 into half precision.
+    """
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.autocast(x.device.type, enabled=False)
+    return nullcontext()
 
 
 _FAST_ON_THIS_CPU = _fast_on_this_cpu()

@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from diffstride.layout import FIRST_DIM, Layout, layout_of
+from diffstride.layout import FIRST_DIM, Layout, full_precision, layout_of
 from diffstride.one_axis import counted_products, inner, pool_axis, replace, spread_axis
 from diffstride.spectrum import Axis
 
@@ -22,7 +21,7 @@ BLOCK_BYTES = 1 << 21
 def pool(x: Tensor, axes: tuple[Axis, ...], strides: Tensor | None = None) -> Tensor:
     """Pool the last axes of ``x`` as planned; ``strides``, one per axis, receive a gradient."""
     differentiating = torch.is_grad_enabled()
-    with _full_precision(x):
+    with full_precision(x):
         if strides is not None and strides.requires_grad and differentiating:
             return SpectralPool.apply(x, strides.expand(len(axes)), axes)[0]
         layout = layout_of(x, len(axes))
@@ -66,7 +65,7 @@ class SpectralPool(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, Tensor | None, None]:
         if grads[0] is None:
             return None, None, None
-        with _full_precision(grads[0]):
+        with full_precision(grads[0]):
             grad_y = ctx.layout.enter(grads[0])
             grad_x, products = spread_blocks(grad_y, ctx.axes, ctx.layout, ctx.saved_tensors)
         grad_strides = [axis.slope * p for axis, p in zip(ctx.axes, products, strict=True)]
@@ -206,11 +205,3 @@ def is_transformed(x: Tensor) -> bool:
     if torch.compiler.is_compiling():
         return True  # and the compiler could not look into the question below
     return torch._C._functorch.is_functorch_wrapped_tensor(x)  # pyright: ignore
-
-
-def _full_precision(x: Tensor) -> AbstractContextManager:
-    # Like every pooling of PyTorch the layer keeps the dtype of its input: under autocast the
-    # products would silently turn float32 into half precision.
-    if torch.is_autocast_enabled(x.device.type):
-        return torch.autocast(x.device.type, enabled=False)
-    return nullcontext()
