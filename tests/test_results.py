@@ -130,16 +130,28 @@ def test_summary_has_the_initialisations_side_by_side(rows):
     ]
 
 
-def test_equal_cost_compares_a_budget_with_the_best_other(rows):
+def test_equal_cost_compares_what_was_learned_with_the_best_that_was_guessed(rows):
+    rows.append(row(**LONG, pooling="blur", order="before", test_accuracy=86.0))  # at 35 M
     lines = results.block("equal-cost", rows).splitlines()[6:]
     assert lines == [
         "| CIFAR-10 | 1,1,2,2,2 | strided convolution | 87.30 ± 0.36 % | 3 | 35.0 M |  |",
         "| CIFAR-10 | 1,1,2,2,2 | max pooling | 87.00 ± 0.71 % | 2 | 35.0 M |  |",
         "| CIFAR-10 | 1,1,2,2,2 | blur pooling | 87.10 % | 1 | 35.0 M |  |",
+        "| CIFAR-10 | 1,1,3,2,3 | blur pooling | 86.00 % | 1 | 35.0 M |  |",
         "| CIFAR-10 | 1,1,2,2,2 | DiffStride, stopband, at the strided cost "
         "| 87.75 % | 1 | 34.9 M | +0.45 |",
         "| CIFAR-10 | 1,1,3,2,3 | strided convolution | 85.00 % | 1 | 35.0 M to 21.0 M |  |",
     ]
+
+
+def test_equal_cost_has_what_was_learned_in_another_recipe_where_both_are_named(rows):
+    found = {"config": "small, found", "pooling": "spectral", "order": "before"}
+    rows.append(row(**found, strides_start=[1.03, 1, [2.46, 2.5], 2, 2], test_accuracy=88.5))
+    block = results.block("equal-cost small; small, found", rows)
+    assert "\nRecipes `small` and `small, found`, width 16, 10 epochs:\n" in block
+    line = "| spectral pooling (small, found) | 88.50 % | 1 | 35.0 M | +1.20 |"
+    assert f"| CIFAR-10 | 1.03,1,2.46x2.5,2,2 {line}" in block.splitlines()
+    assert "spectral" not in results.block("equal-cost small", rows)
 
 
 def test_details_have_all_that_is_known(rows):

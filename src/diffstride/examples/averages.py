@@ -1,12 +1,12 @@
 """Runs that differ in their seeds alone, as one entry of a table."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from statistics import mean, stdev
+from statistics import mean, mode, stdev
 from typing import Any
 
-from diffstride.examples.grid import POOLINGS
+from diffstride.examples.grid import LEARNED, POOLINGS
 from diffstride.examples.published import Figure, find_published
 from diffstride.examples.rows import CHOSEN, Row
 
@@ -69,6 +69,12 @@ class Entry:
         }
 
     @property
+    def guessed(self) -> bool:
+        """Whether somebody chose the strides: they are whole, and not learned."""
+        whole = all(isinstance(stride, int) for stride in self["strides_start"])
+        return whole and self["pooling"] not in LEARNED
+
+    @property
     def label(self) -> str:
         """What the pooling is called in a table.
 
@@ -103,6 +109,16 @@ def average(rows: Iterable[Row]) -> list[Entry]:
         key = json.dumps([row[key] for key in CHOSEN if key != "seed"])
         groups.setdefault(key, []).append(row)
     return sorted((Entry(tuple(group)) for group in groups.values()), key=_rank)
+
+
+def tell_apart(entries: Sequence[Entry]) -> list[str]:
+    """What each is called, with its recipe where that is not the one that most have."""
+    recipes = [entry["config"] for entry in entries]
+    usual = mode(recipes) if recipes else None
+    return [
+        entry.label if recipe == usual else f"{entry.label} ({recipe})"
+        for entry, recipe in zip(entries, recipes, strict=True)
+    ]
 
 
 def _rank(entry: Entry) -> tuple[Any, ...]:

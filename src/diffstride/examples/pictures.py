@@ -1,10 +1,9 @@
 """The pictures of the results."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from statistics import mode
 
-from diffstride.examples.averages import Entry, average
+from diffstride.examples.averages import average, tell_apart
 from diffstride.examples.rows import Row
 from diffstride.plots import (
     CostPoint,
@@ -20,7 +19,7 @@ COSTS, STRIDES = "accuracy_against_cost.png", "learned_strides.png"
 def draw(rows: Iterable[Row], folder: Path) -> list[Path]:
     """Draw accuracy against cost, and the learned strides; returns the pictures there are."""
     entries = average(rows)
-    labels = _labels(entries)
+    labels = tell_apart(entries)
     points = [
         CostPoint(
             entry.dataset,
@@ -48,13 +47,3 @@ def draw(rows: Iterable[Row], folder: Path) -> list[Path]:
     if strides:
         plot_learned_strides(strides, folder / STRIDES)
     return [folder / name for name, shown in ((COSTS, points), (STRIDES, strides)) if shown]
-
-
-def _labels(entries: Sequence[Entry]) -> list[str]:
-    """What each is called, with its recipe where that is not the one that most have."""
-    recipes = [entry["config"] for entry in entries]
-    usual = mode(recipes) if recipes else None
-    return [
-        entry.label if recipe == usual else f"{entry.label} ({recipe})"
-        for entry, recipe in zip(entries, recipes, strict=True)
-    ]

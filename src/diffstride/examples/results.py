@@ -4,13 +4,13 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 
-from diffstride.examples.averages import Entry, average
+from diffstride.examples.averages import Entry, average, tell_apart
 from diffstride.examples.pictures import COSTS, FOLDER, STRIDES
 from diffstride.examples.published import Figure
 from diffstride.examples.rows import Row
 
 PICTURES = "pictures"
-EQUAL_COST = ("strided", "max", "blur")
+NEAR = 0.02  # part by which costs may differ that count as equal
 NONE_YET = "No results yet: `python3 -m diffstride.examples.table` makes them."
 LEGEND = (
     "Test accuracy after the last epoch in percent, mean ± standard deviation over the seeds "
@@ -56,9 +56,11 @@ def _cell(entry: Entry | Figure | None) -> str:
     return f"{accuracy(entry)}{count}, {cost(entry)}"
 
 
-def _recipe(entry: Entry) -> str:
-    width = f"width {entry['width']}, " if entry["width"] else ""
-    return f"Recipe `{entry['config']}`, {width}{entry['epochs']} epochs:"
+def _recipe(entries: Sequence[Entry]) -> str:
+    recipes = [f"`{name}`" for name in dict.fromkeys(entry["config"] for entry in entries)]
+    width = f"width {entries[0]['width']}, " if entries[0]["width"] else ""
+    several = "s" if len(recipes) > 1 else ""
+    return f"Recipe{several} {' and '.join(recipes)}, {width}{entries[0]['epochs']} epochs:"
 
 
 def _place(entry: Entry) -> tuple[str, str]:
@@ -84,20 +86,25 @@ def _summary(entries: list[Entry]) -> str:
 
 
 def _equal_cost(entries: list[Entry]) -> str:
-    """What can be had for the multiply-adds of the strided network."""
+    """What can be had for the multiply-adds of each strided network, about."""
     lines = []
-    for (dataset, start), group in groupby(sorted(entries, key=_place), key=_place):
-        found = list(group)
-        first = [entry for entry in found if entry["order"] != "after"]
-        plain = [entry for entry in first if entry["pooling"] in EQUAL_COST]
-        held = [entry for entry in found if entry["budget"] == "strided"]
-        best = max((entry.accuracy for entry in plain), default=None)
-        for entry in [*plain, *held]:
-            ahead = "" if entry in plain or best is None else f"{entry.accuracy - best:+.2f}"
-            cells = [accuracy(entry), str(entry.count), cost(entry), ahead]
-            lines.append([dataset, start, entry.label, *cells])
+    labelled = list(zip(entries, tell_apart(entries), strict=True))
+    strided = [entry for entry in entries if entry["pooling"] == "strided"]
+    for network in sorted(strided, key=_place):
+        near = [(entry, label) for entry, label in labelled if _is_near(entry, network)]
+        best = max(entry.accuracy for entry, _ in near if entry.guessed)
+        for entry, label in sorted(near, key=lambda each: not each[0].guessed):
+            ahead = "" if entry.guessed else f"{entry.accuracy - best:+.2f}"
+            cells = [label, accuracy(entry), str(entry.count), cost(entry), ahead]
+            lines.append([entry.dataset, entry.start, *cells])
     header = ["data set", "strides", "pooling", "accuracy", "runs", "multiply-adds"]
-    return markdown([*header, "points ahead of the best other"], lines)
+    return markdown([*header, "points ahead of the best that was guessed"], lines)
+
+
+def _is_near(entry: Entry, strided: Entry) -> bool:
+    """Whether it is for the same images and costs in the end what the strided network does."""
+    by, allowed = "multiply_adds_end", strided["multiply_adds_end"]
+    return entry.dataset == strided.dataset and abs(entry[by] - allowed) <= NEAR * allowed
 
 
 def _details(entries: list[Entry]) -> str:
@@ -157,23 +164,32 @@ TABLES: dict[str, Callable[[list[Entry]], str]] = {
 def block(name: str, rows: Iterable[Row]) -> str:
     """The table of this name: a key of `TABLES`, and after a blank the recipe it is of, or all.
 
-    ``pictures`` stands for links to the pictures.
+    Recipes that are to be compared stand with semicolons between them. ``pictures`` stands for
+    links to the pictures.
 
     Raises:
         ValueError: there is no such table.
     """
-    kind, _, config = name.partition(" ")
+    kind, _, recipes = name.partition(" ")
     if kind not in (*TABLES, PICTURES):
         known = ", ".join((*TABLES, PICTURES))
         raise ValueError(f"no table {name!r}: expected one of {known}, and a recipe")
-    entries = [entry for entry in average(rows) if config in ("", entry["config"])]
+    chosen = [recipe.strip() for recipe in recipes.split(";") if recipe]
+    entries = [entry for entry in average(rows) if not chosen or entry["config"] in chosen]
     if entries and kind == PICTURES:
         return _pictures(entries)
     if entries and kind == TRIALS:
         return f"{LEGEND}\n\n{_trials(entries)}"
-    # A table for each recipe: the figures of two are not to be compared.
-    recipes = groupby(entries, key=_recipe)
-    tables = [f"{recipe}\n\n{TABLES[kind](list(group))}" for recipe, group in recipes]
+
+    def group(entry: Entry) -> tuple[str, ...]:
+        # A table for each recipe: the figures of two are not to be compared, unless it is said so.
+        recipe = "" if chosen else entry["config"]
+        return recipe, str(entry["width"]), str(entry["epochs"])
+
+    tables = []
+    for _, found in groupby(sorted(entries, key=group), key=group):
+        members = list(found)
+        tables.append(f"{_recipe(members)}\n\n{TABLES[kind](members)}")
     return "\n\n".join([LEGEND, *tables]) if tables else NONE_YET
 
 
