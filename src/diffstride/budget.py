@@ -10,7 +10,7 @@ from torch import nn
 from diffstride.cost import MultiplyAdds
 from diffstride.pooling import DiffStride
 from diffstride.sharing import level
-from diffstride.spending import Logs, Spending, threshold
+from diffstride.spending import Logs, Spending, as_stored, threshold
 
 TOLERANCE = 0.01  # how much of the budget may stay unspent
 LIMIT = 1e-6  # so near a stride counts as at its limit
@@ -186,7 +186,7 @@ class CostBudget:
     @torch.no_grad()
     def _write(self, logs: Logs) -> None:
         for name, layer in self._layers.items():
-            layer.strides.copy_(layer.strides.new_tensor([exp(value) for value in logs[name]]))
+            layer.strides.copy_(layer.strides.new_tensor(as_stored(logs[name])))
             layer.project_()
         self._written = self._read()
 

@@ -212,8 +212,10 @@ class Resnet(nn.Module):
         num_output_classes: number of outputs.
         output_activation: None, ``"softmax"`` or a callable on the outputs.
         id_only: indices of the blocks, from 0, that do not project.
-        pooling_cls: builds the pooling layers as ``pooling_cls(strides=(s, s))``, including one
-            after the first convolution. None strides the convolutions instead.
+        pooling_cls: builds the pooling layers as ``pooling_cls(strides=(s, s))``. None strides the
+            convolutions instead.
+        pool_stem: whether the first convolution is followed by a pooling layer (published); if not,
+            it is strided itself.
         weight_decay: for `parameter_groups`; kept as an attribute.
         num_layers, kernel_size, order: as for `ResnetBlock` and `ResidualLayer`.
         in_channels: channels of the images.
@@ -243,6 +245,7 @@ class Resnet(nn.Module):
         kernel_size: int = 3,
         in_channels: int = 3,
         order: str = "after",
+        pool_stem: bool = True,
     ) -> None:
         super().__init__()
         check_filters(filters, strides)
@@ -253,7 +256,7 @@ class Resnet(nn.Module):
                 f"but got {output_activation!r}"
             )
         self.weight_decay = weight_decay
-        stride, pooling = downsampling(strides[0], pooling_cls)
+        stride, pooling = downsampling(strides[0], pooling_cls if pool_stem else None)
         conv = _conv2d(in_channels, filters[0], 3, stride)
         self.stem = nn.Sequential(OrderedDict(conv=conv, pooling=pooling))
         block = partial(

@@ -6,8 +6,9 @@ the other maps, once the strides of the layers behind it keep their own maps as 
 changes can be measured one by one and added up, to see which of them together fill a gap.
 """
 
+from array import array
 from collections import ChainMap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from math import exp, inf, log
 from typing import Any, NamedTuple
@@ -23,7 +24,8 @@ MapSizes = dict[tuple[str, int], int]  # by layer and axis, of a shared stride t
 
 AXES = 9  # whose maps are considered for changes that are made together
 TRIES = 30
-STAY = 2.0  # map sizes are kept until others are nearer by this factor
+STAY = 2.0  # map sizes are kept until others are nearer by this factor,
+SLACK = 0.1  # and strides have to move by more than this, the sum of their logarithms
 
 
 class Choice(NamedTuple):
@@ -48,11 +50,12 @@ class Spending:
 
     def __init__(self, cost: MultiplyAdds, layers: Mapping[str, DiffStride]) -> None:
         self._cost, self._layers = cost, layers
-        self._last: tuple[MapSizes, MapSizes] = {}, {}
+        self._start: MapSizes = {}  # of the strides wanted when sizes were last chosen
+        self._sizes: MapSizes = {}
 
     def value(self, logs: Logs) -> int:
         """The multiply-adds at these strides."""
-        return self._cost.value({name: list(map(exp, values)) for name, values in logs.items()})
+        return self._cost.value({name: as_stored(values) for name, values in logs.items()})
 
     def limits(self, name: str) -> tuple[float, float]:
         """The logarithms of a layer's limits."""
@@ -63,27 +66,30 @@ class Spending:
         """The nearest strides that cost ``least`` to ``most``; ``wanted`` may cost less.
 
         If there are none within reach: those that cost the most below ``least`` that was found.
+        Maps keep their sizes until others are clearly nearer. Or they would flicker, since a budget
+        that is spent has some map at the edge of another size, and all behind it with it.
         """
         start = self._choice(wanted, {})
-        if start.cost >= least:
-            return wanted
-        # Stay with what was chosen, or maps would flicker, and whatever is behind them with them.
-        again = self._choice(wanted, self._last[1]) if self._last[1] else None
-        if again and again.cost <= most and self._last[0] == start.sizes:
+        again = self._choice(wanted, self._sizes) if self._sizes else None
+        if again and least <= again.cost <= most and again.distance <= SLACK:
             return again.logs
-        chosen = self._changed(wanted, start, least, most) or self._grown(
-            wanted, start, least, most
-        )
-        if again and least <= again.cost <= most and again.distance < STAY * chosen.distance:
+        if again and again.cost <= most and self._start == start.sizes:
+            return again.logs
+        chosen = start if start.cost >= least else self._nearby(wanted, start, least, most)
+        if again and least <= again.cost <= most and again.distance <= STAY * chosen.distance:
             chosen = again
-        self._last = start.sizes, chosen.sizes
+        self._start, self._sizes = start.sizes, chosen.sizes
         return chosen.logs
 
+    def _nearby(self, wanted: Logs, start: Choice, least: float, most: float) -> Choice:
+        changed = self._changed(wanted, start, least, most)
+        return changed or self._grown(wanted, start, least, most)
+
     def state_dict(self) -> dict[str, Any]:
-        return {"last": self._last}
+        return {"start": self._start, "sizes": self._sizes}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._last = state["last"]
+        self._start, self._sizes = state["start"], state["sizes"]
 
     def _changed(self, wanted: Logs, start: Choice, least: float, most: float) -> Choice | None:
         """Several maps larger or smaller by a sample, the nearest that do it."""
@@ -132,7 +138,7 @@ class Spending:
                     self._nearest(name, value, size, sizes.get((name, i)))
                     for i, (value, size) in enumerate(zip(wanted[name], incoming, strict=False))
                 ]
-            return list(map(exp, logs[name]))
+            return as_stored(logs[name])
 
         maps = self._cost.maps({name: partial(fit, name) for name in wanted})
         reached = {
@@ -149,7 +155,7 @@ class Spending:
 
         def size_at(at: float) -> int:
             settings = (layer.smoothness_factor, layer.edge, layer.cropping)
-            return plan_axis(incoming, exp(at), *settings).output_size
+            return plan_axis(incoming, *as_stored([at]), *settings).output_size
 
         size = size_at(value) if size is None else size
         if size_at(value) > size:
@@ -158,6 +164,14 @@ class Spending:
         if size_at(value) < size:
             return max(low, threshold(lambda at: size_at(at) < size, low, value) - 2e-6)
         return value
+
+
+def as_stored(logs: Iterable[float]) -> list[float]:
+    """The strides of these logarithms, rounded to float32 as in a layer.
+
+    A budget that is spent has a stride at the edge of a map's size, where rounding decides.
+    """
+    return array("f", map(exp, logs)).tolist()
 
 
 def combinations(
