@@ -325,6 +325,19 @@ def test_budget_is_kept_at_any_strides_although_maps_are_small(name):
             assert 0.99 <= budget.cost.value() / budget.multiply_adds <= 1
 
 
+@pytest.mark.parametrize("size", [31, 30, 63])
+def test_strides_near_1_are_not_rounded_above_the_budget(size):
+    """At the edge of a map's size a rounding to float32 that goes down costs a sample more."""
+    full = 2 ** size.bit_length()
+    model = nn.Sequential(DiffStride((1.001,), edge="stopband"), nn.Conv1d(1, 64, 3, padding=1))
+    budget = CostBudget(model, torch.rand(1, 1, full), 64 * 3 * size + full * size)
+    for start in torch.linspace(1.001, full / size - 0.001, 50):
+        model[0].strides.data.fill_(start)
+        budget.project_()
+        assert budget.cost.maps()["0"][0].output_size == size
+        assert budget.cost.value() <= budget.multiply_adds
+
+
 def test_where_no_sizes_spend_the_budget_some_of_it_stays():
     """A single map of 16: there is nothing between 15 and 16 samples."""
     model = nn.Sequential(DiffStride((2.0,), edge="stopband"), nn.Conv1d(1, 64, 3, padding=1))

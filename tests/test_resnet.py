@@ -122,6 +122,15 @@ def test_pooling_layers_are_where_the_published_network_has_them() -> None:
     assert names == ["stem.pooling", *(f"blocks.{block}.0.pooling" for block in (0, 1, 2))]
 
 
+def test_without_a_pooling_layer_the_stem_is_strided_itself() -> None:
+    network = small(strides=[2, 1, 2, 2, 1], pooling_cls=pooling.DiffStride, pool_stem=False)
+    assert list(stride_layers(network)) == [f"blocks.{block}.0.pooling" for block in (1, 2, 3)]
+    assert network.stem.conv.stride == (2, 2)
+    assert map_sizes(network, torch.zeros(1, 3, 32, 32))[0] == (16, 16)
+    with pytest.raises(ValueError, match="a strided convolution needs whole strides"):
+        small(strides=[1.5, 1, 2, 2, 1], pooling_cls=pooling.DiffStride, pool_stem=False)
+
+
 def literal_layer(layer: ResidualLayer, x: Tensor) -> Tensor:
     """The published formula, with the pooling after the projection; the layer projects."""
     assert isinstance(layer.shortcut, nn.Conv2d)

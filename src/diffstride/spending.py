@@ -24,8 +24,7 @@ MapSizes = dict[tuple[str, int], int]  # by layer and axis, of a shared stride t
 
 AXES = 9  # whose maps are considered for changes that are made together
 TRIES = 30
-STAY = 2.0  # map sizes are kept until others are nearer by this factor,
-SLACK = 0.1  # and strides have to move by more than this, the sum of their logarithms
+STAY = 2.0  # map sizes are kept until others are nearer by this factor
 
 
 class Choice(NamedTuple):
@@ -50,8 +49,7 @@ class Spending:
 
     def __init__(self, cost: MultiplyAdds, layers: Mapping[str, DiffStride]) -> None:
         self._cost, self._layers = cost, layers
-        self._start: MapSizes = {}  # of the strides wanted when sizes were last chosen
-        self._sizes: MapSizes = {}
+        self._last: tuple[MapSizes, MapSizes] = {}, {}
 
     def value(self, logs: Logs) -> int:
         """The multiply-adds at these strides."""
@@ -66,30 +64,27 @@ class Spending:
         """The nearest strides that cost ``least`` to ``most``; ``wanted`` may cost less.
 
         If there are none within reach: those that cost the most below ``least`` that was found.
-        Maps keep their sizes until others are clearly nearer. Or they would flicker, since a budget
-        that is spent has some map at the edge of another size, and all behind it with it.
         """
         start = self._choice(wanted, {})
-        again = self._choice(wanted, self._sizes) if self._sizes else None
-        if again and least <= again.cost <= most and again.distance <= SLACK:
+        if start.cost >= least:
+            return wanted
+        # Stay with what was chosen, or maps would flicker, and whatever is behind them with them.
+        again = self._choice(wanted, self._last[1]) if self._last[1] else None
+        if again and again.cost <= most and self._last[0] == start.sizes:
             return again.logs
-        if again and again.cost <= most and self._start == start.sizes:
-            return again.logs
-        chosen = start if start.cost >= least else self._nearby(wanted, start, least, most)
-        if again and least <= again.cost <= most and again.distance <= STAY * chosen.distance:
+        chosen = self._changed(wanted, start, least, most) or self._grown(
+            wanted, start, least, most
+        )
+        if again and least <= again.cost <= most and again.distance < STAY * chosen.distance:
             chosen = again
-        self._start, self._sizes = start.sizes, chosen.sizes
+        self._last = start.sizes, chosen.sizes
         return chosen.logs
 
-    def _nearby(self, wanted: Logs, start: Choice, least: float, most: float) -> Choice:
-        changed = self._changed(wanted, start, least, most)
-        return changed or self._grown(wanted, start, least, most)
-
     def state_dict(self) -> dict[str, Any]:
-        return {"start": self._start, "sizes": self._sizes}
+        return {"last": self._last}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._start, self._sizes = state["start"], state["sizes"]
+        self._last = state["last"]
 
     def _changed(self, wanted: Logs, start: Choice, least: float, most: float) -> Choice | None:
         """Several maps larger or smaller by a sample, the nearest that do it."""
@@ -155,7 +150,8 @@ class Spending:
 
         def size_at(at: float) -> int:
             settings = (layer.smoothness_factor, layer.edge, layer.cropping)
-            return plan_axis(incoming, *as_stored([at]), *settings).output_size
+            (stride,) = as_stored([at])
+            return plan_axis(incoming, stride, *settings).output_size
 
         size = size_at(value) if size is None else size
         if size_at(value) > size:
