@@ -478,8 +478,9 @@ def test_layer_options_are_passed_on():
         shared_stride=True,
         lower_limit_stride=1.5,
         upper_limit_stride=3.0,
+        straight_through=True,
     )
-    expected = DiffStride(2.0, 2.0, True, False, True, 1.5, 3.0, "passband")
+    expected = DiffStride(2.0, 2.0, True, False, True, 1.5, 3.0, "passband", True)
     assert repr(model.conv.pooling) == repr(expected)
 
 

@@ -127,6 +127,13 @@ def test_rounding_gives_the_sizes_of_strided_networks():
     assert not torch.allclose(frozen(x), model(x))
 
 
+@pytest.mark.parametrize("round_to", [None, 1])
+def test_what_was_learned_straight_through_keeps_all_bins(round_to):
+    pool, x = DiffStride((1.9, 2.2), edge="stopband", straight_through=True), torch.rand(1, 2, 9, 8)
+    strides = (1.9, 2.2) if round_to is None else (2, 2)
+    assert_same(freeze(pool, x, round_to)(x), FixedSpectralPooling(strides)(x), 1e-6)
+
+
 def test_rounding_to_strides_that_were_learned_changes_nothing():
     model, x = learned()
     for layer in stride_layers(model).values():

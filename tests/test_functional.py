@@ -11,7 +11,14 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffstride import diff_stride, products, spectral_pool
-from diffstride.spectrum import EDGES, output_size, plan_axis
+from diffstride.spectrum import (
+    EDGES,
+    axis_matrix,
+    output_size,
+    plan_axis,
+    plan_spectral_axis,
+    ramp_factors,
+)
 
 CASES = [
     ((2, 3, 9), (1.7,)),
@@ -49,6 +56,51 @@ def test_gradcheck(shape: tuple, strides: tuple, edge: str, cropping: bool) -> N
         return diff_stride(x, values, smoothness_factor=1.5, edge=edge, cropping=cropping)
 
     assert torch.autograd.gradcheck(pool, (x, values))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("edge", EDGES)
+def test_straight_through_keeps_all_bins_and_has_the_gradient_of_the_window(
+    edge: str, memory_format: torch.memory_format
+) -> None:
+    strides = torch.tensor([2.1, 1.7], dtype=torch.float64, requires_grad=True)
+    x = torch.randn(2, 3, 12, 9, dtype=torch.float64).contiguous(memory_format=memory_format)
+    x.requires_grad_()
+    options = {"smoothness_factor": 1.5, "edge": edge}
+    y = diff_stride(x, strides, straight_through=True, **options)
+    grad = torch.randn_like(y)
+    y.backward(grad)
+
+    axes = [plan_axis(size, s, 1.5, edge) for size, s in zip((12, 9), (2.1, 1.7), strict=True)]
+    # Of spectral pooling to these sizes: no stride of its own, hence the one that just gives them.
+    height, width = (axis_matrix(plan_spectral_axis(a.size, a.size / a.output_size)) for a in axes)
+    torch.testing.assert_close(y, height @ x @ width.T)
+    torch.testing.assert_close(x.grad, height.T @ grad @ width)
+    slopes = [ramp_factors(axis.size, axis.output_size, axis.ramp) for axis in axes]
+    by_height, by_width = (axis.slope * u @ d.T for axis, (u, d) in zip(axes, slopes, strict=True))
+    expected = [(grad * (by_height @ x @ width.T)).sum(), (grad * (height @ x @ by_width.T)).sum()]
+    torch.testing.assert_close(strides.grad, torch.stack(expected).detach())
+
+
+@pytest.mark.parametrize("size", [384, 1100])
+def test_straight_through_on_long_axes_is_spectral_pooling_that_learns(size: int) -> None:
+    x = torch.randn(2, 1, size, dtype=torch.float64)
+    flat, windowed = (torch.tensor([2.5], dtype=torch.float64, requires_grad=True) for _ in "ab")
+    y = diff_stride(x, flat, edge="stopband", straight_through=True)
+    torch.testing.assert_close(y, spectral_pool(x, [2.5]))
+    grad = torch.randn_like(y)
+    y.backward(grad)
+    diff_stride(x, windowed, edge="stopband").backward(grad)
+    torch.testing.assert_close(flat.grad, windowed.grad)  # the window's derivative has no gains
+
+
+def test_straight_through_at_stride_1_is_the_identity_and_learns() -> None:
+    x = torch.randn(1, 2, 8, 7)
+    strides = torch.ones(2, requires_grad=True)
+    y = diff_stride(x, strides, edge="stopband", straight_through=True)
+    torch.testing.assert_close(y, x)
+    y.square().sum().backward()
+    assert (strides.grad.abs() > 1e-4).all()
 
 
 def test_gradient_at_a_jump_of_the_output_length() -> None:

@@ -28,6 +28,7 @@ OPTIONS = [
     {"cropping": False},
     {"smoothness_factor": 1.5, "edge": "stopband"},
     {"lower_limit_stride": 1.5, "upper_limit_stride": 3.0},
+    {"edge": "stopband", "straight_through": True},
 ]
 
 
@@ -104,6 +105,7 @@ def test_repr_shows_strides_and_whether_they_learn() -> None:
         "DiffStride(strides=(2, 1.625), smoothness_factor=4, edge='passband', "
         "upper_limit_stride=4, learning)"
     )
+    assert "straight_through=True, learning" in repr(DiffStride(straight_through=True))
     assert repr(FixedSpectralPooling(1.5)) == "FixedSpectralPooling(strides=(1.5, 1.5))"
 
 
@@ -148,6 +150,10 @@ def test_an_accelerator_is_read_once_per_change_of_the_strides() -> None:
         (lambda: DiffStride(2.5, upper_limit_stride=2.0), "start within the limits"),
         (lambda: DiffStride(2.0, smoothness_factor=-1.0), "smoothness_factor .* -1.0"),
         (lambda: DiffStride(2.0, edge="flat"), "'flat'"),
+        (
+            lambda: DiffStride(2.0, cropping=False, straight_through=True),
+            "straight_through=True .* cropping=False leaves nothing",
+        ),
         (lambda: FixedSpectralPooling(()), "has 0"),
         (lambda: SpatialPooling(2, 1.5), r"strides must be whole numbers, but got 1\.5"),
         (lambda: SpatialPooling((2, 1.5)), "pool_size must be whole numbers"),

@@ -73,6 +73,15 @@ def check_window(smoothness_factor: float, edge: str) -> None:
         raise ValueError(f"edge must be one of {', '.join(map(repr, EDGES))}, but got {edge!r}")
 
 
+def check_cropping(cropping: bool, straight_through: bool) -> None:
+    """Refuse a layer that would keep all bins at gain 1, and do nothing."""
+    if straight_through and not cropping:
+        raise ValueError(
+            "straight_through=True keeps every bin as it is, so cropping=False leaves nothing to "
+            "do: set one of them otherwise"
+        )
+
+
 def clamp_strides(
     values: Sequence[float], lower: float | None, upper: float | None
 ) -> tuple[float, ...]:

@@ -65,6 +65,7 @@ def convert(
     shared_stride: bool = False,
     lower_limit_stride: float | None = None,
     upper_limit_stride: float | None = None,
+    straight_through: bool = False,
 ) -> Model:
     """The same network with a learnable stride in place of every integer one.
 
@@ -88,8 +89,8 @@ def convert(
         patchify: whether to convert convolutions whose patches do not overlap
             (1 < kernel <= stride).
         leaf_modules: names or classes of modules that are not looked into and stay as they are.
-        smoothness_factor, trainable, shared_stride, lower_limit_stride, upper_limit_stride: as
-            for `DiffStride`.
+        smoothness_factor, trainable, shared_stride, lower_limit_stride, upper_limit_stride,
+            straight_through: as for `DiffStride`.
 
     Returns:
         The converted copy; `report` says what was converted and what was left out.
@@ -139,6 +140,7 @@ def convert(
             lower_limit_stride=lower_limit_stride,
             upper_limit_stride=upper_limit_stride,
             edge=edge,
+            straight_through=straight_through,
         ).to(traced.values[layer.places[0].call].device)
         _attach(layer, pooling.train(converted.training))
     return converted

@@ -85,7 +85,7 @@ class _Planner:
         self.stride = layer.strides[index] if self.fixed else layer.stride_values()[index]
         self.round_to = round_to
         if not self.fixed:
-            self.settings = layer.smoothness_factor, layer.edge, layer.cropping
+            self.settings = layer.window_settings
 
     def __call__(self, size: int) -> Axis:
         if self.fixed:
@@ -94,7 +94,9 @@ class _Planner:
         if self.round_to is None or axis.output_size == size:
             return axis
         stride = nearest_stride(axis, self.round_to)
-        return plan_axis(size, stride, self.settings[0], "stopband")
+        smoothness_factor, *_, straight_through = self.settings
+        window = smoothness_factor, "stopband", True, straight_through
+        return plan_axis(size, stride, *window)
 
 
 def nearest_stride(axis: Axis, round_to: float) -> float:

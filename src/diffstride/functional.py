@@ -8,7 +8,14 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from diffstride.arguments import as_strides, check_limits, check_window, clamp_strides, pooled_sizes
+from diffstride.arguments import (
+    as_strides,
+    check_cropping,
+    check_limits,
+    check_window,
+    clamp_strides,
+    pooled_sizes,
+)
 from diffstride.products import pool
 from diffstride.spectrum import plan_axis, plan_spectral_axis
 
@@ -20,6 +27,7 @@ def diff_stride(
     smoothness_factor: float = 4.0,
     edge: str = "passband",
     cropping: bool = True,
+    straight_through: bool = False,
     lower_limit_stride: float | None = None,
     upper_limit_stride: float | None = None,
     values: Sequence[float] | None = None,
@@ -43,6 +51,8 @@ def diff_stride(
         edge: the end of the transition band that the stride sets, ``"passband"`` (as published;
             32 at stride 2 gives 24) or ``"stopband"`` (32 at stride 2 gives 16).
         cropping: if false, the axes are low-passed and keep their lengths.
+        straight_through: if true, every bin that is kept has gain 1, as in `spectral_pool`, and
+            strides get the gradient that the window would give them. Needs ``cropping``.
         lower_limit_stride, upper_limit_stride: limits of the strides, at least 1.
         values: the strides as Python numbers, for callers that know them. Without them a tensor
             of strides is read, for which an accelerator has to wait.
@@ -61,12 +71,13 @@ def diff_stride(
             [3.5000, 3.5000]])
     """
     check_window(smoothness_factor, edge)
+    check_cropping(cropping, straight_through)
     check_limits(lower_limit_stride, upper_limit_stride)
     if values is None:
         values = read_strides(strides) if isinstance(strides, Tensor) else as_strides(strides)
     values = clamp_strides(values, lower_limit_stride, upper_limit_stride)
     axes = tuple(
-        plan_axis(size, value, smoothness_factor, edge, cropping)
+        plan_axis(size, value, smoothness_factor, edge, cropping, straight_through)
         for size, value in zip(pooled_sizes(x, len(values)), values, strict=True)
     )
     return pool(x, axes, strides if isinstance(strides, Tensor) else None)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from diffstride.arguments import (
     as_strides,
+    check_cropping,
     check_input,
     check_input_size,
     check_limits,
@@ -60,6 +61,11 @@ class DiffStride(nn.Module):
         upper_limit_stride: largest stride that `project_` allows (default: no limit).
         edge: the end of the transition band that the stride sets, ``"passband"`` or
             ``"stopband"``.
+        straight_through: whether every bin that is kept has gain 1, as in `FixedSpectralPooling`,
+            and strides get the gradient that the window would give them (a straight-through
+            estimator, https://arxiv.org/abs/1308.3432). A window takes from the bins at its edge
+            what their samples cost all the same, on short maps a good part; a flat one does not,
+            and at stride 1 is the identity. Needs ``cropping``.
 
     Shape:
         ``(B, C, N_1, …, N_n)`` to ``(B, C, M_1, …, M_n)`` with ``M`` from `output_size`.
@@ -86,10 +92,12 @@ class DiffStride(nn.Module):
         lower_limit_stride: float | None = None,
         upper_limit_stride: float | None = None,
         edge: str = "passband",
+        straight_through: bool = False,
     ) -> None:
         super().__init__()
         values = as_strides(strides)
         check_window(smoothness_factor, edge)
+        check_cropping(cropping, straight_through)
         check_limits(lower_limit_stride, upper_limit_stride)
         if values != clamp_strides(values, lower_limit_stride, upper_limit_stride):
             raise ValueError(
@@ -105,6 +113,7 @@ class DiffStride(nn.Module):
         self.lower_limit_stride = lower_limit_stride
         self.upper_limit_stride = upper_limit_stride
         self.edge = edge
+        self.straight_through = straight_through
         initial = values[:1] if shared_stride else values
         self.strides = nn.Parameter(
             torch.tensor(initial, dtype=torch.float32), requires_grad=trainable
@@ -126,6 +135,7 @@ class DiffStride(nn.Module):
             smoothness_factor=self.smoothness_factor,
             edge=self.edge,
             cropping=self.cropping,
+            straight_through=self.straight_through,
             lower_limit_stride=self.lower_limit_stride,
             upper_limit_stride=self.upper_limit_stride,
             values=self._read(),
@@ -151,9 +161,14 @@ class DiffStride(nn.Module):
         values = self._read() if strides is None else strides
         values = clamp_strides(values, self.lower_limit_stride, self.upper_limit_stride)
         return tuple(
-            plan_axis(size, stride, self.smoothness_factor, self.edge, self.cropping)
+            plan_axis(size, stride, *self.window_settings)
             for size, stride in zip(input_size, values, strict=True)
         )
+
+    @property
+    def window_settings(self) -> tuple[float, str, bool, bool]:
+        """The arguments of `diffstride.spectrum.plan_axis` behind size and stride."""
+        return self.smoothness_factor, self.edge, self.cropping, self.straight_through
 
     @torch.no_grad()
     def project_(self) -> None:
@@ -171,6 +186,7 @@ class DiffStride(nn.Module):
         options = [f"strides=({strides})", f"smoothness_factor={self.smoothness_factor:g}"]
         options += [f"edge={self.edge!r}"]
         options += ["cropping=False"] * (not self.cropping)
+        options += ["straight_through=True"] * self.straight_through
         options += ["shared_stride=True"] * self.shared_stride
         for name in ("lower_limit_stride", "upper_limit_stride"):
             if getattr(self, name) is not None:

@@ -28,7 +28,8 @@ class Axis(NamedTuple):
 
     ``size`` and ``output_size`` are in samples, ``cutoff`` (the first zero of the window) and
     ``transition`` (the width of the ramp that ends there) in frequency bins; ``stride`` is the
-    value in use, raised to ``smallest_stride`` where the one asked for is below it.
+    value in use, raised to ``smallest_stride`` where the one asked for is below it. Where the axis
+    is ``flat`` all bins that are kept have gain 1, and the ramp has the gradient alone.
     """
 
     size: int
@@ -36,6 +37,7 @@ class Axis(NamedTuple):
     stride: float
     cutoff: float
     transition: float
+    flat: bool = False
 
     @property
     def ramp(self) -> range:
@@ -79,6 +81,7 @@ def plan_axis(
     smoothness_factor: float = 4.0,
     edge: str = "passband",
     cropping: bool = True,
+    straight_through: bool = False,
 ) -> Axis:
     """Work out cutoff, ramp and output length of one axis.
 
@@ -93,6 +96,7 @@ def plan_axis(
         smoothness_factor: transition width ``R > 0`` asked for, in bins.
         edge: which end of the ramp the stride sets, ``"passband"`` or ``"stopband"``.
         cropping: whether the axis is shortened.
+        straight_through: whether all bins that are kept have gain 1.
 
     >>> plan_axis(32, 2.0).output_size, plan_axis(32, 2.0, edge="stopband").output_size
     (24, 16)
@@ -108,7 +112,8 @@ def plan_axis(
         stride_of_window = min(stride, max(1.0, size / 2))
         cutoff = size / (2 * stride_of_window)
         output_size = min(size, math.ceil(size / stride))
-    return Axis(size, output_size if cropping else size, stride, cutoff, transition)
+    output_size = output_size if cropping else size
+    return Axis(size, output_size, stride, cutoff, transition, straight_through)
 
 
 def plan_spectral_axis(size: int, stride: float) -> Axis:
@@ -139,14 +144,14 @@ def output_size(
 def window(axis: Axis) -> Tensor:
     """Gains ``m(k) = clip((c - k)/R, 0, 1)`` of the bins ``k = 0 … floor(M/2)``, float64.
 
-    Bin 0 always has gain 1. Where the cutoff lies below one transition width (large strides with
-    ``edge="stopband"``) the ramp alone would shrink the mean of the signal.
+    All are 1 on a flat axis, and that of bin 0 always is. Where the cutoff lies below one
+    transition width (large strides with ``edge="stopband"``) the ramp alone would shrink the mean.
 
     >>> window(plan_axis(32, 4.0, edge="stopband"))
     tensor([1.0000, 0.7500, 0.5000, 0.2500, 0.0000], dtype=torch.float64)
     """
     bins = torch.arange(axis.output_size // 2 + 1, dtype=torch.float64)
-    if math.isinf(axis.cutoff):
+    if axis.flat or math.isinf(axis.cutoff):
         return torch.ones_like(bins)
     gains = ((axis.cutoff - bins) / axis.transition).clamp_(0.0, 1.0)
     gains[0] = 1.0

@@ -149,9 +149,8 @@ class Spending:
         layer, (low, high) = self._layers[name], self.limits(name)
 
         def size_at(at: float) -> int:
-            settings = (layer.smoothness_factor, layer.edge, layer.cropping)
             (stride,) = as_stored([at])
-            return plan_axis(incoming, stride, *settings).output_size
+            return plan_axis(incoming, stride, *layer.window_settings).output_size
 
         size = size_at(value) if size is None else size
         if size_at(value) > size:
