@@ -97,19 +97,21 @@ def test_windows_are_those_of_the_layers_at_the_maps_they_meet(edge, tmp_path):
 
 
 def test_a_narrow_window_and_one_without_a_ramp_keep_their_corners(tmp_path):
-    drawn = {}
-    for pool in (DiffStride((20.0,), edge="stopband"), FixedSpectralPooling((3.0,))):
+    def drawn(pool):
         figure = plot_windows(pool, torch.zeros(1, 1, 24), tmp_path / "window.png")
-        drawn[type(pool)] = figure.axes[0].get_lines()
-    curve, dots, _ = drawn[DiffStride]
+        return figure.axes[0].get_lines()
+
+    curve, dots, _ = drawn(DiffStride((20.0,), edge="stopband"))
     assert curve.get_label() == "stride 20.00"
     assert dots.get_ydata().tolist() == [1, 0]  # the mean is kept, the next bin is not
     assert (curve.get_xdata()[0], curve.get_ydata()[0]) == (0, 1)
-    curve, dots, end = drawn[FixedSpectralPooling]
-    assert curve.get_label() == "stride 3.00"
-    assert curve.get_ydata().tolist() == [1, 1, 1, 0, 0]
-    assert dots.get_ydata().tolist() == [1] * 5
-    assert end.get_xdata()[0] == pytest.approx(4 / 24)
+    straight = DiffStride((3.0,), edge="stopband", straight_through=True)
+    for pool in (FixedSpectralPooling((3.0,)), straight):
+        curve, dots, end = drawn(pool)
+        assert curve.get_label() == "stride 3.00"
+        assert curve.get_ydata().tolist() == [1, 1, 1, 0, 0]
+        assert dots.get_ydata().tolist() == [1] * 5
+        assert end.get_xdata()[0] == pytest.approx(4 / 24)
 
 
 @pytest.mark.parametrize("number", [1, 4, 20])

@@ -4,7 +4,7 @@ import csv
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
-from math import ceil, sqrt
+from math import ceil, inf, sqrt
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -171,14 +171,18 @@ def _draw_windows(panel: Any, name: str, axes: Sequence[Axis]) -> None:
 
 def _last_bin(axis: Axis) -> float:
     """Where a window ends, in bins: at its cutoff, or where the spectrum is cropped."""
-    return min(axis.cutoff, axis.output_size / 2)
+    return min(_cutoff(axis), axis.output_size / 2)
+
+
+def _cutoff(axis: Axis) -> float:
+    return inf if axis.flat else axis.cutoff
 
 
 def _curve(axis: Axis) -> tuple[list[float], list[float]]:
     """The corners of a window: frequencies in cycles per sample, and gains."""
-    end = _last_bin(axis)
-    flat = min(max(axis.cutoff - axis.transition, 0.0), end)
-    ramp = [(k, min(max((axis.cutoff - k) / axis.transition, 0.0), 1.0)) for k in (flat, end)]
+    end, cutoff = _last_bin(axis), _cutoff(axis)
+    flat = min(max(cutoff - axis.transition, 0.0), end)
+    ramp = [(k, min(max((cutoff - k) / axis.transition, 0.0), 1.0)) for k in (flat, end)]
     corners = [(0.0, 1.0), *ramp, (end, 0.0), (axis.size / 2, 0.0)]
     return [k / axis.size for k, _ in corners], [gain for _, gain in corners]
 
