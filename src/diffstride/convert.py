@@ -89,8 +89,8 @@ def convert(
         patchify: whether to convert convolutions whose patches do not overlap
             (1 < kernel <= stride).
         leaf_modules: names or classes of modules that are not looked into and stay as they are.
-        smoothness_factor, trainable, shared_stride, lower_limit_stride, upper_limit_stride,
-            straight_through: as for `DiffStride`.
+        smoothness_factor, trainable, shared_stride, straight_through: as for `DiffStride`.
+        lower_limit_stride, upper_limit_stride: likewise.
 
     Returns:
         The converted copy; `report` says what was converted and what was left out.
