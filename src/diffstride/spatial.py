@@ -170,7 +170,7 @@ class BlurPooling(_WholeStrides):
             return x
         convolve = (F.conv1d, F.conv2d, F.conv3d)[self.num_axes - 1]
         channels = x.shape[1]
-        # oneDNN is six times as slow in half precision at the gradient of filters for each channel.
+        # oneDNN is much slower in half precision at the gradient of filters for each channel.
         on_cpu = x.device.type == "cpu" and x.dtype not in FULL_PRECISION
         padded = self._pad(x.float() if on_cpu else x)
         weight = self.kernel.to(padded.dtype).expand(channels, 1, *self.kernel.shape)
