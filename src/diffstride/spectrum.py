@@ -122,8 +122,8 @@ def plan_spectral_axis(size: int, stride: float) -> Axis:
     >>> plan_spectral_axis(32, 3).output_size
     11
     """
-    # A cutoff out of reach puts every bin on the flat part of the window.
-    return Axis(size, max(1, math.ceil(size / stride)), stride, math.inf, 1.0)
+    # No bin is on the ramp below a cutoff out of reach.
+    return Axis(size, max(1, math.ceil(size / stride)), stride, math.inf, 1.0, flat=True)
 
 
 def output_size(
@@ -151,7 +151,7 @@ def window(axis: Axis) -> Tensor:
     tensor([1.0000, 0.7500, 0.5000, 0.2500, 0.0000], dtype=torch.float64)
     """
     bins = torch.arange(axis.output_size // 2 + 1, dtype=torch.float64)
-    if axis.flat or math.isinf(axis.cutoff):
+    if axis.flat:
         return torch.ones_like(bins)
     gains = ((axis.cutoff - bins) / axis.transition).clamp_(0.0, 1.0)
     gains[0] = 1.0
