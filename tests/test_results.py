@@ -96,7 +96,8 @@ def test_what_was_chosen_otherwise_is_another_entry(key):
 def test_labels_tell_what_differs():
     options = [
         ({"edge": "passband", "order": "after"}, "DiffStride, passband, after the convolution"),
-        ({"budget": 0.5}, "DiffStride, stopband, budget 0.5"),
+        ({"budget": 0.5}, "DiffStride, stopband, at 0.5 of its cost"),
+        ({"budget": 35.05e6}, "DiffStride, stopband, within 35.05 M"),
         ({"pooling": "reference", "edge": "passband"}, "the published layer"),
     ]
     for changes, label in options:

@@ -136,10 +136,14 @@ def test_packaged_grid_is_that_of_the_results():
                 expected[dataset, pooling, None, None, "before", stride] = 3
             for budget in (None, "strided"):
                 expected[dataset, "diffstride", "stopband", budget, "before", stride] = 3
+        # The same budget from both starts.
+        expected[dataset, "diffstride", "stopband", 35.05e6, "before", 3] = 3
     for stride in (2, 3):
         expected["cifar10", "diffstride", "passband", None, "after", stride] = 1
     expected["cifar10", "reference", "passband", None, "after", 2] = 1
-    expected["cifar10", "diffstride", "stopband", None, "before", 2] += 1  # with a wide window
+    expected["cifar10", "diffstride", "stopband", None, "before", 2] += 2  # windowed, two widths
+    for stride in (2, 3):
+        expected["cifar10", "diffstride", "stopband", "strided", "before", stride] += 1  # windowed
     for dataset, budget, stride in itertools.product(
         ("cifar10", "cifar100"), (None, "strided"), (2, 3)
     ):  # with a layer in the stem

@@ -85,10 +85,7 @@ class Entry:
         words = [NAMES[self["pooling"]]]
         words += [self["edge"]] if self["pooling"] == "diffstride" else []
         words += ["after the convolution"] if self["order"] == "after" else []
-        if self["budget"] == "strided":
-            words.append("at the strided cost")
-        elif self["budget"]:
-            words.append(f"budget {self['budget']:g}")
+        words += [_allowed(self["budget"])] if self["budget"] else []
         return ", ".join(words)
 
     @property
@@ -119,6 +116,14 @@ def tell_apart(entries: Sequence[Entry]) -> list[str]:
         entry.label if recipe == usual else f"{entry.label} ({recipe})"
         for entry, recipe in zip(entries, recipes, strict=True)
     ]
+
+
+def _allowed(budget: float | str) -> str:
+    """A budget in words: as `CostBudget` has it, a large number counts multiply-adds."""
+    if budget == "strided":
+        return "at the strided cost"
+    number = float(budget)
+    return f"within {number / 1e6:g} M" if number > 100 else f"at {number:g} of its cost"
 
 
 def _rank(entry: Entry) -> tuple[Any, ...]:
