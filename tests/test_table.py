@@ -136,6 +136,8 @@ def test_packaged_grid_is_that_of_the_results():
                 expected[dataset, pooling, None, None, "before", stride] = 3
             for budget in (None, "strided"):
                 expected[dataset, "diffstride", "stopband", budget, "before", stride] = 3
+            # Three seeds, and one of strides at the rate of the weights.
+            expected[dataset, "diffstride", "stopband", None, "before", stride] += 1
         # The same budget from both starts.
         expected[dataset, "diffstride", "stopband", 35.05e6, "before", 3] = 3
     for stride in (2, 3):

@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import mode
 
 from diffstride.examples.files import atomic_file, locked
 from diffstride.examples.grid import Run, select, split
@@ -75,14 +76,15 @@ def _list(grid: Grid, runs: Mapping[str, Run], results: Path) -> Iterator[str]:
 
 
 def _report(grid: Grid, runs: Mapping[str, Run], options: argparse.Namespace) -> Iterator[str]:
-    rows, recipes = read_rows(options.results), {run.config for run in runs.values()}
+    rows = read_rows(options.results)
     yield block("details", rows)
     for page in options.pages:
         if page.exists():
             with atomic_file(page) as file:
                 file.write(fill(page.read_text(), rows).encode())
         yield f"wrote {page}" if page.exists() else f"there is no page {page} to write to"
-    pictures = draw((row for row in rows if row["config"] in recipes), options.pictures)
+    usual = mode(run.config for run in runs.values())  # of all recipes at once one sees nothing
+    pictures = draw((row for row in rows if row["config"] == usual), options.pictures)
     yield from (f"wrote {picture}" for picture in pictures)
     missing = _missing(grid, runs, options.results)
     yield f"{len(missing)} of {len(runs)} runs are missing{':' if missing else ''}"
