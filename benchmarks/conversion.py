@@ -3,8 +3,9 @@
 A network with integer strides is trained by the recipe of ``cifar10_small.gin``, converted, and
 trained for one epoch more, its multiply-adds held by `CostBudget` to what the converted network
 costs at first, or to what the strided one did; then frozen, at the strides it learned and at the
-nearest integer ones. Beside it the same epoch without conversion. Every accuracy is that of a whole
-test set in float32, with the multiply-adds of one image.
+nearest integer ones. All this once with the window in the output and once straight through, beside
+the same epoch without conversion. Every accuracy is that of a whole test set in float32, with the
+multiply-adds of one image.
 """
 
 import argparse
@@ -54,9 +55,8 @@ NETWORKS: dict[str, Callable[..., nn.Module] | None] = {
     "strided convolutions": None,
     "max pooling": max_pooling,
 }
-STAGES = {
-    "trained": "as trained",
-    "longer": "one epoch more, without conversion",
+BEFORE = {"trained": "as trained", "longer": "one epoch more, without conversion"}
+AFTER = {
     "converted": "converted, at once",
     "normed": "its norms re-estimated, without training",
     "tuned": "one epoch, at the cost after conversion",
@@ -67,6 +67,7 @@ STAGES = {
     "held frozen": "the same, frozen",
     "held rounded": "the same, frozen with `round_to=1`",
 }
+WINDOWS = {False: "window in the output", True: "straight through"}
 
 
 class Experiment:
@@ -79,7 +80,7 @@ class Experiment:
         self.rows: list[dict[str, Any]] = []
 
     def run(self) -> list[dict[str, Any]]:
-        """All stages, in the order of `STAGES`."""
+        """All stages: `BEFORE`, then `AFTER` for each of `WINDOWS`."""
         torch.manual_seed(self.seed)
         build = partial(registry.resnet18, pooling_cls=NETWORKS[self.name])
         network = build(
@@ -88,21 +89,32 @@ class Experiment:
         self.train(network, "trained")
         before = self.note("trained", network)
         self.note("longer", self.train(copy.deepcopy(network), "longer", **fine_tuning()))
-        converted = convert(network.eval(), self.example)
-        cost = self.note("converted", converted)
-        self.note("normed", self.re_estimated(copy.deepcopy(converted)))
-        self.fine_tune(copy.deepcopy(converted), cost, "tuned", "tuned")
-        CostBudget(converted, self.example, before)
-        self.note("held", converted)
-        self.fine_tune(converted, before, "held tuned", "held")
+        for straight_through in WINDOWS:
+            self.note_conversion(network, before, straight_through)
         return self.rows
 
-    def fine_tune(self, network: nn.Module, cost: int, stage: str, name: str) -> None:
+    def note_conversion(self, network: nn.Module, before: int, straight_through: bool) -> None:
+        """The stages of `AFTER`, of a copy of a trained network that costs so much."""
+        note = partial(self.note, straight_through=straight_through)
+        fine_tune = partial(self.fine_tune, straight_through=straight_through)
+        converted = convert(network.eval(), self.example, straight_through=straight_through)
+        cost = note("converted", converted)
+        note("normed", self.re_estimated(copy.deepcopy(converted)))
+        fine_tune(copy.deepcopy(converted), cost, "tuned", "tuned")
+        CostBudget(converted, self.example, before)
+        note("held", converted)
+        fine_tune(converted, before, "held tuned", "held")
+
+    def fine_tune(
+        self, network: nn.Module, cost: int, stage: str, name: str, straight_through: bool
+    ) -> None:
         """An epoch at a given cost, and what is left of it when frozen."""
+        note = partial(self.note, straight_through=straight_through)
         budget = BudgetCallback(self.example, cost, network="network")
-        self.note(stage, self.train(network, name, callbacks=[budget], **fine_tuning()))
-        self.note(f"{name} frozen", freeze(network.eval(), self.example))
-        self.note(f"{name} rounded", freeze(network, self.example, round_to=1))
+        folder = f"{name} {WINDOWS[straight_through]}".replace(" ", "_")
+        note(stage, self.train(network, folder, callbacks=[budget], **fine_tuning()))
+        note(f"{name} frozen", freeze(network.eval(), self.example))
+        note(f"{name} rounded", freeze(network, self.example, round_to=1))
 
     def train(self, network: nn.Module, name: str, **options: Any) -> nn.Module:
         """Train in place, by the recipe; a training that is finished is read and not repeated."""
@@ -121,7 +133,7 @@ class Experiment:
         torch.optim.swa_utils.update_bn(images, network)
         return network
 
-    def note(self, stage: str, network: nn.Module) -> int:
+    def note(self, stage: str, network: nn.Module, *, straight_through: bool | None = None) -> int:
         """Evaluate, and return the multiply-adds."""
         layers: dict[str, Any] = stride_layers(network)
         multiply_adds = MultiplyAdds(network, self.example).value()
@@ -129,12 +141,13 @@ class Experiment:
             {
                 "network": self.name,
                 "stage": stage,
+                "straight_through": straight_through,
                 "test_accuracy": accuracy(network, self.data),
                 "multiply_adds": multiply_adds,
                 "strides": {name: list(layer.stride_values()) for name, layer in layers.items()},
             }
         )
-        print(*list(self.rows[-1].values())[:4], flush=True)
+        print(*list(self.rows[-1].values())[:5], flush=True)
         return multiply_adds
 
 
@@ -158,23 +171,35 @@ def fine_tuning() -> dict[str, Any]:
 
 def tables(report: Report) -> str:
     """The results in Markdown, a table for each network."""
+    recipe = report["recipe"]
     parts = []
     for name in dict.fromkeys(row["network"] for row in report["rows"]):
-        first = only(report["rows"], network=name, stage="trained")
-        lines = []
-        for stage, title in STAGES.items():
-            row = only(report["rows"], network=name, stage=stage)
-            change = row["test_accuracy"] - first["test_accuracy"]
-            numbers = f"{row['test_accuracy']:.2f} %", f"{change:+.2f}".replace("-", "−")
-            lines.append([title, *numbers, f"{row['multiply_adds'] / 1e6:.1f} M"])
-        recipe = report["recipe"]
         parts.append(
             f"ResNet-18 of width {recipe['width']} with {name}, {recipe['epochs']} epochs on "
             f"{recipe['dataset']}:"
         )
-        header = ["network", "test accuracy", "change", "multiply-adds"]
-        parts.append(table(header, lines).replace("| ---:", "| ---", 1))
+        parts.append(table_of([row for row in report["rows"] if row["network"] == name]))
     return "\n\n".join(parts)
+
+
+def table_of(rows: Sequence[dict[str, Any]]) -> str:
+    """A line for each stage, with the columns of both `WINDOWS` side by side after conversion."""
+    trained = only(rows, stage="trained")["test_accuracy"]
+
+    def cells(**facts: Any) -> list[str]:
+        row = only(rows, **facts)
+        change = f"{row['test_accuracy'] - trained:+.2f}".replace("-", "−")
+        return [f"{row['test_accuracy']:.2f} %", change, f"{row['multiply_adds'] / 1e6:.1f} M"]
+
+    lines = [[title, *cells(stage=stage), "", "", ""] for stage, title in BEFORE.items()]
+    for stage, title in AFTER.items():
+        lines.append([title])
+        for straight_through in WINDOWS:
+            lines[-1] += cells(stage=stage, straight_through=straight_through)
+    header = ["network"]
+    for title in WINDOWS.values():
+        header += [title, "change", "multiply-adds"]
+    return table(header, lines).replace("| ---:", "| ---", 1)
 
 
 def main(arguments: Sequence[str] | None = None) -> Report:
