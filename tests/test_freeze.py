@@ -94,6 +94,10 @@ def test_other_sizes_are_refused():
     model, x = learned()
     with pytest.raises(ValueError, match=r"frozen for maps of \(24, 24\), but got \(26, 26\)"):
         freeze(model, x)(torch.rand(1, 3, 26, 26))
+    layer = FrozenPooling(DiffStride(2.0))
+    layer.meet((24, 24))
+    with pytest.raises(ValueError, match=r"frozen for maps of \(24, 24\), but got \(26, 26\)"):
+        layer.output_size((26, 26))
     with pytest.raises(ValueError, match="Conv2d has no pooling layer to freeze"):
         freeze(nn.Conv2d(3, 3, 3), x)
     with pytest.raises(ValueError, match="round_to must be positive or None, but got 0"):
@@ -170,6 +174,20 @@ def test_export_with_any_batch():
     program = torch.export.export(freeze(model, x), (x,), dynamic_shapes=({0: batch},)).module()
     for images in (x, torch.rand(7, *x.shape[1:])):
         assert_same(program(images), model(images), 1e-6)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_network_that_was_exported_trains_and_freezes_as_before(training):
+    """Exporting runs a network on fake tensors, which no cache may keep."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), DiffStride(1.9), DiffStride(1.3, trainable=False))
+    x = torch.rand(2, 3, 23, 21)  # a size of its own: nothing of it is known before
+    program = torch.export.export(model.train(training), (x,))
+    y = model(x)
+    assert type(y) is torch.Tensor
+    assert_same(program.module()(x), y, 1e-6)
+    y.square().sum().backward()
+    assert type(model[1].strides.grad) is torch.Tensor
+    assert {type(buffer) for buffer in freeze(model, x).buffers()} == {torch.Tensor}
 
 
 def test_compiles_to_one_graph():

@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffstride import diff_stride, products, spectral_pool
+from diffstride import (
+    DiffStride,
+    FixedSpectralPooling,
+    diff_stride,
+    products,
+    spectral_pool,
+)
 from diffstride.spectrum import (
     EDGES,
     axis_matrix,
@@ -259,6 +265,11 @@ def test_per_sample_gradients_and_vmap() -> None:
         torch.testing.assert_close(got, torch.func.grad(loss)(strides, sample))
     mapped = torch.func.vmap(lambda x: diff_stride(x, [2.0, 1.7]))(x)
     torch.testing.assert_close(mapped, diff_stride(x, [2.0, 1.7]))
+    for layer in (DiffStride(2.0), DiffStride(2.0, trainable=False), FixedSpectralPooling(2.0)):
+        images = torch.randn(3, 2, 2, 8, 8)  # four axes in each sample, which may be channels-last
+        torch.testing.assert_close(
+            torch.func.vmap(layer)(images), torch.stack([layer(each) for each in images])
+        )
     with pytest.raises(RuntimeError, match="loop over the strides"):
         torch.func.vmap(loss, in_dims=(0, None))(strides.expand(2, 2), x)
 

@@ -138,6 +138,55 @@ def test_an_accelerator_is_read_once_per_change_of_the_strides() -> None:
     assert (first, layer.reads) == (0, 1)
 
 
+@pytest.mark.parametrize(("size", "stride"), [(56, 1.4), (26, 1.3), (32, 1.28), (7, 7.0)])
+def test_sizes_are_those_of_the_number_given_although_parameters_are_float32(
+    size: int, stride: float
+) -> None:
+    x, whole = torch.zeros(1, 1, size, size), round(size / stride)
+    assert DiffStride(stride, edge="stopband")(x).shape[2:] == (whole, whole)
+    assert FixedSpectralPooling(stride)(x).shape[2:] == (whole, whole)
+    assert DiffStride(stride + 1e-5, edge="stopband")(x).shape[2:] == (whole, whole)
+    if whole > 1:
+        assert DiffStride(stride - 1e-5, edge="stopband")(x).shape[2:] == (whole + 1, whole + 1)
+
+
+@pytest.mark.parametrize("size", [5_000, 10**7])
+def test_long_axes_lose_nothing_at_stride_1(size: int) -> None:
+    assert DiffStride([1.0], edge="stopband").output_size([size]) == (size,)
+    assert FixedSpectralPooling([1.0]).output_size([size]) == (size,)
+
+
+@pytest.mark.parametrize("layer", [DiffStride, FixedSpectralPooling, BlurPooling, MaxPooling])
+def test_shapes_can_be_had_on_the_meta_device(layer) -> None:
+    with torch.device("meta"):
+        assert layer(2)(torch.zeros(2, 3, 17, 16)).shape == layer(2)(torch.rand(2, 3, 17, 16)).shape
+
+
+@pytest.mark.parametrize(
+    "layer", [FixedSpectralPooling(2.6), DiffStride(2.6), DiffStride(2.6, trainable=False)]
+)
+@pytest.mark.parametrize("size", [19, 1026])
+def test_trains_after_it_ran_in_inference_mode(layer: nn.Module, size: int) -> None:
+    """As in Lightning, whose first validation comes before training."""
+    x = torch.rand(1, 2, size, 9)
+    with torch.inference_mode():
+        expected = layer(x)
+    y = layer(x.requires_grad_())
+    torch.testing.assert_close(y, expected.clone())
+    y.square().sum().backward()
+    assert x.grad.abs().sum() > 0
+
+
+def test_copies_made_in_inference_mode_work() -> None:
+    layer, x = DiffStride(1.7, edge="stopband"), torch.rand(1, 2, 9, 9)
+    with torch.inference_mode():
+        copied = copy.deepcopy(layer).eval()
+        assert torch.equal(copied(x), layer(x))
+        copied.strides.fill_(3.0)
+    with torch.no_grad():
+        assert copied(x).shape[2:] == (3, 3)
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
@@ -171,6 +220,11 @@ def test_an_accelerator_is_read_once_per_change_of_the_strides() -> None:
 def test_errors(build, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_a_tensor_of_strides_is_refused_with_what_to_pass() -> None:
+    with pytest.raises(TypeError, match=r"strides must be numbers, .* pass strides.tolist\(\)"):
+        DiffStride(torch.tensor([2.0, 2.0]))
 
 
 def test_spatial_pooling_picks_and_averages() -> None:

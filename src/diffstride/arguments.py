@@ -21,6 +21,8 @@ def as_strides(strides: Sequence[float] | float, name: str = "strides") -> tuple
     >>> as_strides(2), as_strides([1.5, 2, 3])
     ((2.0, 2.0), (1.5, 2.0, 3.0))
     """
+    if isinstance(strides, Tensor):
+        raise TypeError(f"{name} must be numbers, but got {strides!r}: pass {name}.tolist()")
     if isinstance(strides, Real):
         values: tuple[Any, ...] = (strides, strides)
     else:

@@ -13,7 +13,7 @@ from diffstride.layout import FIRST_DIM, layout_of
 from diffstride.one_axis import multiply
 from diffstride.pooling import DiffStride, FixedSpectralPooling
 from diffstride.products import axis_order
-from diffstride.spectrum import Axis, axis_matrix, plan_axis, plan_spectral_axis
+from diffstride.spectrum import Axis, axis_matrix, plan_axis, plan_spectral_axis, whole
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -52,11 +52,7 @@ class FrozenPooling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         sizes = tuple(int(size) for size in x.shape[2:])  # TorchScript traces them as tensors
-        if sizes not in self.sizes:
-            raise ValueError(
-                f"the pooling was frozen for maps of {' or '.join(map(str, self.sizes))}, but got "
-                f"{sizes}: freeze the network with an example of the size to be used"
-            )
+        self._check_met(sizes)
         order = self.orders[sizes]
         matrices = [getattr(self, f"matrix_{i}_{sizes[i]}").to(x.dtype) for i in order]
         if torch.compiler.is_compiling() or torch.jit.is_tracing():  # pyright: ignore
@@ -71,7 +67,15 @@ class FrozenPooling(nn.Module):
 
     def output_size(self, input_size: Sequence[int]) -> tuple[int, ...]:
         """The spatial size of the map that comes out for one of ``input_size``."""
+        self._check_met(tuple(input_size))
         return self.sizes[tuple(input_size)]
+
+    def _check_met(self, sizes: tuple[int, ...]) -> None:
+        if sizes not in self.sizes:
+            raise ValueError(
+                f"the pooling was frozen for maps of {' or '.join(map(str, self.sizes))}, but got "
+                f"{sizes}: freeze the network with an example of the size to be used"
+            )
 
     def extra_repr(self) -> str:
         return ", ".join(f"{before} -> {after}" for before, after in self.sizes.items())
@@ -110,7 +114,7 @@ def nearest_stride(axis: Axis, round_to: float) -> float:
     strides = [1, *(k * round_to for k in range(1, ceil(axis.size / round_to) + 1))]
 
     def distance(stride: float) -> tuple[float, float]:
-        size = ceil(axis.size / stride)
+        size = whole(axis.size / stride)
         return abs(size - axis.output_size), abs(log(stride / axis.stride))
 
     return min((stride for stride in strides if stride >= 1), key=distance)

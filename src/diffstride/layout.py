@@ -45,11 +45,19 @@ def layout_of(x: Tensor, num_axes: int) -> Layout:
     channels_last = (
         memory_format is not None
         and x.dim() == num_axes + 2
+        and not is_wrapped(x)  # such a tensor cannot be asked
         and x.is_contiguous(memory_format=memory_format)
         and not x.is_contiguous()
     )
     leading = tuple(x.shape[: x.dim() - num_axes])
     return Layout(channels_last, leading, x.dtype, compute_dtype(x.dtype, x.device.type))
+
+
+def is_wrapped(x: Tensor) -> bool:
+    """Whether ``x`` stands for other tensors in a transform of `torch.func`."""
+    if torch.compiler.is_compiling():
+        return False  # the compiler could not look into the question below
+    return torch._C._functorch.is_functorch_wrapped_tensor(x)  # pyright: ignore
 
 
 def compute_dtype(dtype: torch.dtype, device_type: str) -> torch.dtype:
@@ -73,7 +81,7 @@ def full_precision(x: Tensor) -> AbstractContextManager:
 
     Under autocast they would silently turn float32 into half precision.
     """
-    if torch.is_autocast_enabled(x.device.type):
+    if not x.is_meta and torch.is_autocast_enabled(x.device.type):
         return torch.autocast(x.device.type, enabled=False)
     return nullcontext()
 

@@ -34,13 +34,17 @@ def as_constant(cached: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def apart(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Have ``make`` compute on true tensors, uncounted, whatever is going on around it.
 
-    A network may be run on fake tensors, to see its shapes: what is cached must not be one.
+    A network may be run on fake tensors, to see its shapes, or in inference mode, as Lightning
+    validates before it trains: what is cached must be of use afterwards.
     """
 
     def made(*args: Any) -> Tensor:
-        if torch.compiler.is_compiling():  # which has modes of its own, and computes true ones
+        # While a program is traced, which is not what `is_compiling` says: that is true of
+        # torch.export as well, which runs all this on fake tensors.
+        if torch.compiler.is_dynamo_compiling():
             return make(*args)
-        with _disable_current_modes():
+        # What is made in inference mode could take part in no training later.
+        with torch.inference_mode(False), _disable_current_modes():
             return make(*args)
 
     return made

@@ -118,7 +118,8 @@ class DiffStride(nn.Module):
         self.strides = nn.Parameter(
             torch.tensor(initial, dtype=torch.float32), requires_grad=trainable
         )
-        self._values, self._spelled, self._version = values, tuple(map(repr, values)), -1
+        self._values, self._spelled = values, tuple(map(repr, values))
+        self._version: float = -1
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(self, x)
@@ -202,7 +203,7 @@ class DiffStride(nn.Module):
             # Constants of the program, as train() or eval() last read them. The compiler makes
             # a variable of a number that has changed once, but never of a string.
             return tuple([float(value) for value in self._spelled])
-        if self.strides.device.type == "cpu" or self._version != self.strides._version:
+        if self.strides.device.type == "cpu" or self._version != _version_of(self.strides):
             self._refresh()
         return self._values
 
@@ -212,7 +213,7 @@ class DiffStride(nn.Module):
         values = tuple(self.strides.tolist())
         self._values = values * self.num_axes if self.shared_stride else values
         self._spelled = tuple(map(repr, self._values))
-        self._version = self.strides._version
+        self._version = _version_of(self.strides)
 
     def train(self, mode: bool = True) -> "DiffStride":
         self._refresh()
@@ -231,6 +232,11 @@ class DiffStride(nn.Module):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._refresh()
+
+
+def _version_of(parameter: Tensor) -> float:
+    """Another number after each change; of a tensor that does not count them, not even itself."""
+    return float("nan") if parameter.is_inference() else parameter._version
 
 
 class FixedSpectralPooling(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from diffstride.layout import FIRST_DIM, Layout, full_precision, layout_of
+from diffstride.layout import FIRST_DIM, Layout, full_precision, is_wrapped, layout_of
 from diffstride.one_axis import counted_products, inner, pool_axis, replace, spread_axis
 from diffstride.spectrum import Axis
 
@@ -202,6 +202,4 @@ def is_plain(x: Tensor) -> bool:
 
 def is_transformed(x: Tensor) -> bool:
     """Whether ``x`` stands for other tensors, in a program being compiled or in `torch.func`."""
-    if torch.compiler.is_compiling():
-        return True  # and the compiler could not look into the question below
-    return torch._C._functorch.is_functorch_wrapped_tensor(x)  # pyright: ignore
+    return torch.compiler.is_compiling() or is_wrapped(x)

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 
 EDGES = ("passband", "stopband")
+CPU = "cpu"  # whatever the default device is: what is cached serves all
+ROUNDING = 1e-7  # relative: strides are stored in float32
 
 
 class Axis(NamedTuple):
@@ -105,13 +107,13 @@ def plan_axis(
     stride = max(stride, smallest_stride(size, smoothness_factor, edge))
     if edge == "passband":
         cutoff = size / (2 * stride) + transition
-        output_size = min(size, 2 * math.ceil(cutoff))
+        output_size = min(size, 2 * whole(cutoff))
     else:
         # Above N/2 nothing but the mean is left under the window. Its shape stays the one at N/2,
         # so that bin 1, at the end of the ramp, still tells the stride to come back.
         stride_of_window = min(stride, max(1.0, size / 2))
         cutoff = size / (2 * stride_of_window)
-        output_size = min(size, math.ceil(size / stride))
+        output_size = min(size, whole(size / stride))
     output_size = output_size if cropping else size
     return Axis(size, output_size, stride, cutoff, transition, straight_through)
 
@@ -123,7 +125,19 @@ def plan_spectral_axis(size: int, stride: float) -> Axis:
     11
     """
     # No bin is on the ramp below a cutoff out of reach.
-    return Axis(size, max(1, math.ceil(size / stride)), stride, math.inf, 1.0, flat=True)
+    return Axis(size, max(1, whole(size / stride)), stride, math.inf, 1.0, flat=True)
+
+
+def whole(length: float) -> int:
+    """The smallest whole number of at least ``length``, but for what is rounding.
+
+    A stride of 1.4 is a little less in float32, and 56 / 1.4 a little more than 40.
+
+    >>> whole(40.0), whole(40.000001), whole(40.001)
+    (40, 40, 41)
+    """
+    nearest = round(length)
+    return nearest if abs(length - nearest) <= ROUNDING * length else math.ceil(length)
 
 
 def output_size(
@@ -150,7 +164,7 @@ def window(axis: Axis) -> Tensor:
     >>> window(plan_axis(32, 4.0, edge="stopband"))
     tensor([1.0000, 0.7500, 0.5000, 0.2500, 0.0000], dtype=torch.float64)
     """
-    bins = torch.arange(axis.output_size // 2 + 1, dtype=torch.float64)
+    bins = torch.arange(axis.output_size // 2 + 1, dtype=torch.float64, device=CPU)
     if axis.flat:
         return torch.ones_like(bins)
     gains = ((axis.cutoff - bins) / axis.transition).clamp_(0.0, 1.0)
@@ -172,7 +186,7 @@ def analysis_table(size: int, output_size: int) -> Tensor:
 
 def bin_weights(size: int, output_size: int) -> Tensor:
     """``g_k / N`` of the bins ``k = 0 … floor(M/2)``, float64."""
-    weights = torch.full((output_size // 2 + 1,), 2.0 / size, dtype=torch.float64)
+    weights = torch.full((output_size // 2 + 1,), 2.0 / size, dtype=torch.float64, device=CPU)
     weights[0] = 1.0 / size
     if output_size % 2 == 0:
         weights[-1] = 1.0 / size
@@ -181,7 +195,8 @@ def bin_weights(size: int, output_size: int) -> Tensor:
 
 def _waves(length: int, num_bins: int, scale: Tensor | float) -> Tensor:
     # Reducing k i modulo the length first keeps the angle below 2 pi, hence exact to an ulp.
-    turns = torch.outer(torch.arange(length), torch.arange(num_bins)) % length
+    samples, bins = torch.arange(length, device=CPU), torch.arange(num_bins, device=CPU)
+    turns = torch.outer(samples, bins) % length
     angles = turns.to(torch.float64) * (2 * math.pi / length)
     return torch.cat([angles.cos(), angles.sin()], dim=1) * scale
 
