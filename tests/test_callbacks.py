@@ -46,7 +46,7 @@ def loss_of(network, batch):
     return network(batch).square().mean() + sum(s[0] - s[1] for s in strides)
 
 
-def train(pl, network, loggers, log_every_n_steps=2, seen=None, **options):
+def train(pl, network, loggers, log_every_n_steps=2, seen=None, validate=None, **options):
     class Training(pl.LightningModule):
         def __init__(self):
             super().__init__()
@@ -62,6 +62,9 @@ def train(pl, network, loggers, log_every_n_steps=2, seen=None, **options):
             if seen is not None:
                 seen.append(stride_scalars(self.body))
 
+    if validate is not None:
+        Training.validation_step = lambda *args: validate()
+    images = torch.utils.data.DataLoader(batches(), batch_size=None)
     trainer = pl.Trainer(
         **{"max_epochs": 1, "callbacks": [StrideMonitor()], **options},
         accelerator="cpu",
@@ -71,7 +74,7 @@ def train(pl, network, loggers, log_every_n_steps=2, seen=None, **options):
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(Training(), torch.utils.data.DataLoader(batches(), batch_size=None))
+    trainer.fit(Training(), images, images if validate is not None else None)
 
 
 def recorder(pl):
@@ -146,6 +149,71 @@ def test_every_logger_gets_the_strides_of_each_logged_step(pl):
         assert rows[step] == {
             name.replace("stride/", "stride/body."): value for name, value in seen[step - 1].items()
         }
+
+
+def test_steps_of_several_batches_are_logged_once(pl):
+    class Counter(type(recorder(pl))):
+        def log_metrics(self, metrics, step=None):
+            assert step not in self.rows
+            super().log_metrics(metrics, step)
+
+    logger = Counter()
+    train(pl, build_network(), [logger], log_every_n_steps=1, accumulate_grad_batches=3)
+    assert list(logger.rows) == [0, 1, 2]
+
+
+def test_weights_that_are_swapped_for_validation_are_read_anew(pl, monkeypatch):
+    """As by Lightning's averages of weights, through ``.data``, on an accelerator."""
+
+    def read(layer):  # what is done there: not again until the parameter says it has changed
+        if layer._version != layer.strides._version:
+            layer._refresh()
+        return layer._values
+
+    monkeypatch.setattr(DiffStride, "_read", read)
+    network, used = build_network(), []
+
+    class Swap(pl.Callback):
+        def on_validation_epoch_start(self, *args):
+            self.kept, network[1].strides.data = network[1].strides.data, torch.tensor([1.5, 1.5])
+
+        def on_validation_epoch_end(self, *args):
+            network[1].strides.data = self.kept
+
+        def on_train_batch_start(self, *args):
+            used.append(network[1].stride_values() == tuple(network[1].strides.tolist()))
+
+    if not issubclass(StrideMonitor, pl.Callback):
+        pytest.skip("our callbacks are those of the other package")
+    seen = []
+    train(
+        pl,
+        network,
+        False,
+        callbacks=[StrideMonitor(), Swap()],
+        validate=lambda: seen.append(network[1].stride_values()),
+        max_epochs=2,
+    )
+    assert set(seen) == {(1.5, 1.5)}
+    assert all(used)
+
+
+def test_a_fraction_is_taken_once_whatever_is_trained_after(pl):
+    if not issubclass(BudgetCallback, pl.Callback):
+        pytest.skip("our callbacks are those of the other package")
+    network = build_network()
+    callback = BudgetCallback(torch.zeros(1, 1, 64, 48), 0.9, "body")
+    spent = []
+    for _ in range(2):
+        train(pl, network, False, callbacks=[callback])
+        spent.append(callback.budget.multiply_adds)
+    assert spent[0] == spent[1]
+    resumed = BudgetCallback(torch.zeros(1, 1, 64, 48), 0.9, "body")
+    resumed.load_state_dict(callback.state_dict())
+    train(pl, network, False, callbacks=[resumed])
+    assert resumed.budget.multiply_adds == spent[0]
+    train(pl, build_network(), False, callbacks=[callback])  # another network, at its full cost
+    assert callback.budget.multiply_adds == spent[0]
 
 
 def test_a_network_without_strides_is_left_alone(pl):

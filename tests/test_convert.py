@@ -270,7 +270,8 @@ class Identity(nn.Module):
 def test_include_refuses_what_cannot_have_a_stride():
     x = torch.rand(IMAGE)
     with pytest.raises(
-        ValueError, match="include: 'conv' down and conv meet, but start from different"
+        ValueError,
+        match="include: 'conv' cannot have a stride of its own: down and conv meet, but what",
     ):
         convert(Identity(), x, include=["conv"])
     with pytest.raises(ValueError, match=r"include: .* no single operation named 'nowhere'"):

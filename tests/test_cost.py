@@ -415,15 +415,42 @@ def test_budget_as_a_number_and_those_that_cannot_be_met():
     model = small_resnet()
     budget = CostBudget(model, x, 5e6)
     assert 0.99 * 5e6 <= budget.cost.value() <= 5e6
-    # More than the network can spend: all strides go down to 1.
-    CostBudget(model, x, 1e12)
-    assert {layer.stride_values() for layer in stride_layers(model).values()} == {(1.0, 1.0)}
+    before = [layer.stride_values() for layer in stride_layers(model).values()]
+    with pytest.raises(ValueError, match=r"50 times the present .* cannot be spent: with .* costs"):
+        CostBudget(small_resnet(), x, 50)  # meant as millions
+    assert [layer.stride_values() for layer in stride_layers(model).values()] == before
     with pytest.raises(ValueError, match="a budget of 1,000 multiply-adds cannot be met"):
         CostBudget(small_resnet(), x, 1000)
-    with pytest.raises(ValueError, match="budget must be positive, but got 0"):
+    with pytest.raises(ValueError, match="budget must be a positive number, but got 0"):
         CostBudget(model, x, 0)
     with pytest.raises(ValueError, match="no DiffStride layer whose strides learn"):
         CostBudget(nn.Sequential(DiffStride(2.0, trainable=False)), x)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_of_an_example_only_the_shape_matters(dtype):
+    model, x = small_resnet(), torch.zeros(1, 3, 64, 64)
+    expected = MultiplyAdds(model, x).value()
+    assert MultiplyAdds(model.to(dtype), x).value() == expected
+    assert CostBudget(model, x).multiply_adds == expected
+    assert convert(nn.Sequential(nn.Conv2d(3, 8, 3, stride=2)).to(dtype), x).conversion.strides
+
+
+def test_networks_that_are_compiled():
+    model, x = small_resnet(), torch.zeros(1, 3, 64, 64)
+    expected = MultiplyAdds(model, x).value()
+    assert CostBudget(torch.compile(model), x).cost.value() == expected
+    with pytest.raises(ValueError, match=r"'0' is compiled already .* by its method compile\(\)"):
+        MultiplyAdds(nn.Sequential(torch.compile(model)), x)
+    model.compile()
+    assert MultiplyAdds(nn.Sequential(model), x).value() == expected
+
+
+def test_strides_to_try_are_checked():
+    cost = MultiplyAdds(nn.Sequential(DiffStride(2.0)), torch.zeros(1, 1, 8, 8))
+    for strides in (3.0, (3.0, 3.0, 3.0), torch.tensor(3.0)):
+        with pytest.raises(ValueError, match="strides: '0' takes 2, one for each axis, but got"):
+            cost.value({"0": strides})
 
 
 def test_small_steps_add_up_although_maps_are_small():

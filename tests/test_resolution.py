@@ -104,7 +104,7 @@ def test_identity_shortcut_refuses_a_stride():
 
 def test_two_strides_against_one_are_refused():
     net = Net(lambda m, x: m.b(m.a(x)) + m.c(x), a=strided(), b=strided(), c=strided(1, stride=4))
-    with pytest.raises(UnshareableError, match="b and c meet, but start from different sizes"):
+    with pytest.raises(UnshareableError, match="b and c meet, but what comes into them has passed"):
         found(net)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from math import exp, log
+from numbers import Real
 from typing import Any
 
 import torch
@@ -53,8 +54,8 @@ class CostBudget:
         leaf_modules: as for `convert`.
 
     Raises:
-        ValueError: if the budget is not positive or too small, no stride learns, or the cost
-            cannot be worked out.
+        ValueError: if the budget is not positive, too small or more than the network can spend,
+            no stride learns, or the cost cannot be worked out.
 
     >>> net = nn.Sequential(DiffStride(2.0, edge="stopband"), nn.Conv2d(1, 256, 3, padding=1))
     >>> budget = CostBudget(net, torch.zeros(1, 1, 256, 256))
@@ -74,8 +75,8 @@ class CostBudget:
         budget: float = 1.0,
         leaf_modules: Iterable[str | type[nn.Module]] = (),
     ) -> None:
-        if not budget > 0:
-            raise ValueError(f"budget must be positive, but got {budget!r}")
+        if not isinstance(budget, Real) or not budget > 0:
+            raise ValueError(f"budget must be a positive number, but got {budget!r}")
         self.cost = MultiplyAdds(model, example, leaf_modules)
         used = self.cost.maps()
         self._layers: dict[str, DiffStride] = {
@@ -89,6 +90,7 @@ class CostBudget:
         self._written = self._read()
         self._wanted = self._read()
         self._spending = Spending(self.cost, self._layers)
+        self._check_spendable()
         self.project_()
 
     def project_(self) -> None:
@@ -151,6 +153,20 @@ class CostBudget:
             name: [log(max(stride, 1.0)) for stride in layer.strides.tolist()]
             for name, layer in self._layers.items()
         }
+
+    def _check_spendable(self) -> None:
+        low = {
+            name: [self._spending.limits(name)[0]] * len(logs)
+            for name, logs in self._written.items()
+        }
+        most, now = self._spending.value(low), self.cost.value()
+        if most < self._least:
+            raise ValueError(
+                f"a budget of {self.multiply_adds:,.0f} multiply-adds, "
+                f"{self.multiply_adds / now:.3g} times the present {now:,}, cannot be spent: with "
+                f"all strides as small as they may be, the network costs {most:,}; up to 100 a "
+                "budget is a fraction of the present cost, above that a number of multiply-adds"
+            )
 
     def _check_finite(self) -> None:
         for name, layer in self._layers.items():

@@ -71,9 +71,11 @@ class StrideMonitor(pl.Callback):
 
     def __init__(self, network: str = "") -> None:
         self.network = network
+        self._logged = -1
 
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         project_strides(pl_module)
+        self._logged = -1
         if trainer.global_step == 0:
             self._log(trainer, pl_module)
 
@@ -85,9 +87,30 @@ class StrideMonitor(pl.Callback):
         if every and trainer.global_step % every == 0:
             self._log(trainer, pl_module)
 
+    # Weights that are swapped for their averages change behind the back of the layers, which on an
+    # accelerator would go on with the strides that they have read.
+
+    def on_validation_batch_start(
+        self,
+        trainer: "pl.Trainer",
+        pl_module: "pl.LightningModule",
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if batch_idx == 0:
+            project_strides(pl_module)
+
+    def on_validation_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+        project_strides(pl_module)
+
+    on_test_batch_start = on_predict_batch_start = on_validation_batch_start
+
     def _log(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        if not trainer.loggers or not trainer.is_global_zero:
+        # Batches whose gradients are accumulated end with the same step.
+        if not trainer.loggers or not trainer.is_global_zero or trainer.global_step == self._logged:
             return
+        self._logged = trainer.global_step
         scalars = stride_scalars(pl_module.get_submodule(self.network))
         for logger in trainer.loggers if scalars else ():
             logger.log_metrics(scalars, step=trainer.global_step)
@@ -146,8 +169,9 @@ class BudgetCallback(pl.Callback):
 
     Arguments:
         example: an input of the network, or a tuple of inputs; only shapes matter.
-        budget: up to 100 a fraction of the multiply-adds when training starts, above that their
-            number for one sample.
+        budget: up to 100 a fraction of the multiply-adds when training first starts, above that
+            their number for one sample. A training that goes on, from a checkpoint or by another
+            ``fit`` of the same network, keeps what the first came to.
         network: attribute of the `LightningModule` that holds the network; ``""`` for itself.
         log: name under which the cost is logged at the end of each epoch; None for not at all.
         leaf_modules: as for `convert`.
@@ -170,9 +194,18 @@ class BudgetCallback(pl.Callback):
 
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         network = pl_module.get_submodule(self.network)
-        self.budget = CostBudget(network, self.example, self.fraction, self.leaf_modules)
+        budget = self._saved.get("multiply_adds", self._spent_before(network))
+        self.budget = CostBudget(network, self.example, budget, self.leaf_modules)
         if self._saved:
             self.budget.load_state_dict(self._saved)
+        self._saved = {}
+
+    def _spent_before(self, network: nn.Module) -> float:
+        """The budget of an earlier training of the same network: no fraction is taken twice."""
+        if self.budget is None:
+            return self.fraction
+        known, present = self.budget.cost.layers.values(), stride_layers(network).values()
+        return self.budget.multiply_adds if set(known) == set(present) else self.fraction
 
     def on_train_batch_end(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", *args: Any

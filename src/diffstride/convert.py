@@ -191,7 +191,10 @@ def _plan(
             if not names:
                 raise
             if refused := names.intersection(include):
-                raise ValueError(f"include: {refused.pop()!r} {error}") from error
+                name = refused.pop()
+                raise ValueError(
+                    f"include: {name!r} cannot have a stride of its own: {error}"
+                ) from error
             left_out.update(dict.fromkeys(sorted(names), str(error)))
             places = [place for place in places if place.name not in names]
 

@@ -68,6 +68,7 @@ class MultiplyAdds:
     def __init__(
         self, model: nn.Module, example: Any, leaf_modules: Iterable[str | type[nn.Module]] = ()
     ) -> None:
+        model = getattr(model, "_orig_mod", model)  # the network inside one that is compiled
         self.layers: dict[str, Any] = stride_layers(model)
         leaf_modules = as_leaves(leaf_modules)
         found = self._analyse(trace(model, example, leaf_modules))
@@ -158,10 +159,22 @@ class MultiplyAdds:
     def _complete(self, strides: Mapping[str, Any] | None) -> dict[str, Any]:
         """These strides, and of the other layers their own, as numbers."""
         given = dict(strides or {})
-        if unknown := given.keys() - self.layers.keys():
-            raise ValueError(f"strides: the model has no stride layer named {unknown.pop()!r}")
+        for name, values in given.items():
+            self._check(name, values)
         missing = self.layers.keys() - given.keys()
         return given | {name: self.layers[name].stride_values() for name in missing}
+
+    def _check(self, name: str, strides: Any) -> None:
+        if name not in self.layers:
+            raise ValueError(f"strides: the model has no stride layer named {name!r}")
+        axes = self.layers[name].num_axes
+        if callable(strides):
+            return
+        numbers = isinstance(strides, Sequence) or (isinstance(strides, Tensor) and strides.dim())
+        if not numbers or len(strides) not in (1, axes):
+            raise ValueError(
+                f"strides: {name!r} takes {axes}, one for each axis, but got {strides!r}"
+            )
 
     def _evaluate(self, strides: Mapping[str, Any]) -> Number:
         known: dict[Hashable, Number] = {}

@@ -26,9 +26,27 @@ def check_traceable(model: nn.Module, inputs: tuple) -> None:
             f"this {type(model).__name__} is compiled already and cannot be looked into: pass the "
             "network itself, and compile what comes out"
         )
+    for name, module in model.named_modules():
+        if hasattr(module, "_orig_mod"):
+            raise ValueError(
+                f"{name!r} is compiled already and cannot be looked into: compile it in place, by "
+                "its method compile(), or torch.compile the whole network afterwards"
+            )
     for name, parameter in model.named_parameters():
         if isinstance(parameter, UninitializedParameter):
             raise ValueError(f"{name!r} has no shape yet: call the network on an input first")
+
+
+def like_the_weights(x: Tensor, model: nn.Module) -> Tensor:
+    """A tensor of this shape as the network takes it, with the dtype and device of its weights.
+
+    Vectors do not count: strides and norms may be in float32 where all else is not.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    weights = (p.dtype for p in model.parameters() if p.is_floating_point() and p.dim() > 1)
+    return torch.empty_like(
+        x, device=device, dtype=next(weights, None) if x.is_floating_point() else None
+    )
 
 
 def check_batched(module: nn.Module | None, node: fx.Node, args: tuple) -> None:

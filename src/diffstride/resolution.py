@@ -200,7 +200,10 @@ def _check_inputs(found: Resolutions) -> None:
             for pair in zip(found.input_dims(first), found.input_dims(call), strict=True):
                 if pair[0].shift != pair[1].shift:
                     dims = list(zip((_source(first), _source(call)), pair, strict=True))
-                    why = f"{first.target} and {call.target} meet, but start from different sizes"
+                    why = (
+                        f"{first.target} and {call.target} meet, but what comes into them has "
+                        "passed different strides, so that they cannot share one"
+                    )
                     raise ClashError(call, dims, why, blamed=[found.leaders[call]])
 
 

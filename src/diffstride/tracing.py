@@ -10,6 +10,7 @@ import os
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from diffstride.inputs import (
     check_batched,
     check_traceable,
     has_tensor,
+    like_the_weights,
     name_inputs,
 )
 from diffstride.proxies import KnownProxy
@@ -75,7 +77,8 @@ def trace(model: nn.Module, example: Any, leaf_modules: Iterable[Leaf] = ()) -> 
 
     Args:
         model: any network.
-        example: its input, or a tuple of its inputs; only shapes, dtypes and devices matter.
+        example: its input, or a tuple of its inputs; only shapes matter, as floating-point tensors
+            are taken to have the dtype of the weights, and all tensors to lie where they do.
         leaf_modules: names or classes of modules not to look into; if there are none, those that
             `convert` was given.
 
@@ -91,9 +94,8 @@ def trace(model: nn.Module, example: Any, leaf_modules: Iterable[Leaf] = ()) -> 
     inputs = example if isinstance(example, tuple) else (example,)
     check_traceable(model, inputs)
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with shapes_only(model, fake_mode) as counter:
-        fakes = tree_map_only(Tensor, lambda x: torch.empty_like(x, device=device), inputs)
+        fakes = tree_map_only(Tensor, partial(like_the_weights, model=model), inputs)
         tracer = Tracer(model, fakes, leaf_modules, counter)
         try:
             graph = tracer.trace(model)
