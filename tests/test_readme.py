@@ -40,9 +40,9 @@ def test_the_table_of_small_runs_quotes_the_committed_summaries(name: str) -> No
 
 def test_python_blocks_run() -> None:
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) >= 2
-    program = "\n".join(["import diffstride", "from torch import nn", *blocks[:1]])
-    program += "\nmodel = nn.Sequential(pool)\n" + blocks[1]
+    assert len(blocks) == 3
+    program = "\n".join(["import diffstride, torchvision", "from torch import nn", *blocks])
+    program += "\nassert min(model(images[:1]).shape) > 0 and plain(images).shape == (2, 1000)"
     program += "\nassert y.shape == (8, 64, 16, 16) and pool.strides.tolist() != [2.0, 2.0]"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 

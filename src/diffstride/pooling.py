@@ -40,7 +40,8 @@ class DiffStride(nn.Module):
     `diffstride.callbacks.StrideMonitor` do it.
 
     Maps may have any floating-point type; the strides stay in float32 when the module is moved to
-    half precision, whose numbers are further apart than the steps of an optimiser.
+    half precision, whose numbers are further apart than the steps of an optimiser. In evaluation
+    strides are constants of a compiled program: after writing to them in place call `project_`.
 
     Warning:
         With the default ``edge="passband"`` (as published) a 32 x 32 map leaves a layer of
