@@ -23,6 +23,7 @@ from diffstride.spectrum import (
     output_size,
     plan_axis,
     plan_spectral_axis,
+    pooling_matrix,
     ramp_factors,
 )
 
@@ -81,6 +82,8 @@ def test_straight_through_keeps_all_bins_and_has_the_gradient_of_the_window(
     # Of spectral pooling to these sizes: no stride of its own, hence the one that just gives them.
     height, width = (axis_matrix(plan_spectral_axis(a.size, a.size / a.output_size)) for a in axes)
     torch.testing.assert_close(y, height @ x @ width.T)
+    flat = pooling_matrix(12, 2.1, smoothness_factor=1.5, edge=edge, straight_through=True)
+    torch.testing.assert_close(flat, height)
     torch.testing.assert_close(x.grad, height.T @ grad @ width)
     slopes = [ramp_factors(axis.size, axis.output_size, axis.ramp) for axis in axes]
     by_height, by_width = (axis.slope * u @ d.T for axis, (u, d) in zip(axes, slopes, strict=True))

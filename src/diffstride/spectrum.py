@@ -228,6 +228,7 @@ def pooling_matrix(
     smoothness_factor: float = 4.0,
     edge: str = "passband",
     cropping: bool = True,
+    straight_through: bool = False,
 ) -> Tensor:
     """The matrix that pools one axis, ``(M, N)``, float64; arguments as for `plan_axis`.
 
@@ -235,4 +236,4 @@ def pooling_matrix(
     tensor([[0.2500, 0.2500, 0.2500, 0.2500],
             [0.2500, 0.2500, 0.2500, 0.2500]], dtype=torch.float64)
     """
-    return axis_matrix(plan_axis(size, stride, smoothness_factor, edge, cropping))
+    return axis_matrix(plan_axis(size, stride, smoothness_factor, edge, cropping, straight_through))
