@@ -13,8 +13,9 @@ import pytest
 
 from diffstride.examples import launch, main, registry, rows, table
 from diffstride.examples.files import locked
-from diffstride.examples.grid import Run, grid, select, split
+from diffstride.examples.grid import Run, grid
 from diffstride.examples.rows import CHOSEN, KEYS, append_row, read_rows
+from diffstride.examples.selection import select, split
 
 TINY = """
 train.train.num_epochs = 1
@@ -104,16 +105,42 @@ def test_what_a_pooling_does_not_have_is_left_out():
     ("change", "message"),
     [
         ({"poling": "max"}, "group 1 of the grid: unknown key 'poling'.*did you mean 'pooling'"),
-        ({"pooling": "average"}, "pooling must be one of strided, .* got 'average'"),
+        ({"pooling": "average"}, "'pooling' must be one of strided, .* got 'average'"),
         ({"pooling": None}, "no 'pooling' is given"),
-        ({"edge": "flat"}, "edge must be one of .*'flat'"),
-        ({"order": "first"}, "order must be one of .*'first'"),
-        ({"strides": 2}, "group 1 of the grid: .*int"),
+        ({"edge": "flat"}, "'edge' must be one of .*'flat'"),
+        ({"order": "first"}, "'order' must be one of .*'first'"),
+        ({"order": []}, r"'order' must be one of .* got \[\]"),
+        ({"dataset": 10}, "'dataset' must be a name such as 'cifar10', .* got 10"),
+        ({"config": ""}, "'config' must be a name such as 'cifar10_small', but got ''"),
+        ({"strides": 2}, r"'strides' must be a list .* such as \[1, 1, 2, 2, 2\], .* got 2"),
+        ({"strides": [1, 1, (2.4, 2.5), 2]}, r"\[\[1, 1, \(2.4, 2.5\), 2, 2\]\], but got \[1, 1, "),
+        ({"strides": [1, 0.5]}, r"strides of at least 1 .* got \[1, 0.5\]"),
+        ({"strides": []}, r"'strides' must be .* got \[\]"),
+        ({"seeds": 0}, r"'seeds' must be a list of whole numbers such as \[0, 1, 2\], but got 0"),
+        ({"seeds": []}, r"'seeds' must be .* got \[\]"),
+        (
+            {"bindings": "train.num_epochs = 9"},
+            r"'bindings' must be a list .*'train.num_epochs = 9'",
+        ),
+        (
+            {"budget": "stride"},
+            "'budget' must be None, 'strided', a number above 0 .* got 'stride'",
+        ),
+        ({"budget": 0}, "'budget' must be .* got 0"),
+        (
+            {"pooling": ["max", "reference"], "edge": "stopband"},
+            "'edge' is 'stopband', but 'reference' has the passband alone",
+        ),
     ],
 )
 def test_mistakes_in_a_group(change, message):
     with pytest.raises(ValueError, match=message):
         grid([{**GROUP, **change}])
+
+
+def test_strides_of_two_axes_stand_in_a_list_of_lists():
+    (run,) = grid([{**GROUP, "strides": [[1, [2.4, 2.5]]]}], seeds=[0])
+    assert run.strides == (1, (2.4, 2.5))
 
 
 def test_groups_that_differ_in_bindings_alone_need_names():
@@ -272,10 +299,10 @@ def test_bindings_of_groups_and_of_the_command_line(fake_training):
     ("arguments", "message"),
     [
         (["--only=nothing"], "no run of the grid fits --only=nothing"),
-        (["--only=stride=2"], "expected one of config, .*before the '='"),
+        (["--only=stride=2"], "no run of the grid fits .*KEY=VALUE with one of config, "),
         (["--gin_bindings=table.grid.groups = []"], "no table.grid.groups"),
         (["--gin_bindings=table.grid.group = []"], "did you mean 'groups'"),
-        (["--gin_bindings=table.grid.order = 'x'"], "group 1 of the grid: order must be"),
+        (["--gin_bindings=table.grid.order = 'x'"], "group 1 of the grid: 'order' must be"),
         (["--gin_bindings=data.load_datasets.name = 'x'"], "name is 'x', but the grid asks for 'd"),
         (["--gin_bindings=train.budget = 0.5"], "budget is 0.5, but the grid asks for None"),
         (
@@ -350,6 +377,16 @@ def test_runs_are_selected_by_name_or_value():
     assert list(select(runs, ["seed=2"])) == ["d2"]
     assert list(select(runs, ["strides=1,2", "dataset=d0"])) == ["d0"]
     assert list(select(runs, [])) == list(runs)
+
+
+def test_numbers_are_selected_as_numbers_and_other_words_as_names():
+    group = {**GROUP, "budget": [None, 35.05e6], "strides": [[1, 1, 2, 2, 2], [1, (2.4, 2.5)]]}
+    runs = {f"R_=_{number}": run for number, run in enumerate(grid([group], seeds=[0]))}
+    assert list(select(runs, ["budget=35.05e6"])) == ["R_=_2", "R_=_3"]
+    assert list(select(runs, ["budget=None"])) == ["R_=_0", "R_=_1"]
+    assert list(select(runs, ["strides=1.0,1,2,2,2"])) == ["R_=_0", "R_=_2"]
+    assert list(select(runs, ["strides=1,2.4x2.5"])) == ["R_=_1", "R_=_3"]
+    assert list(select(runs, ["R_=_3"])) == ["R_=_3"]
 
 
 # The file

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import mean, mode, stdev
 from typing import Any
 
-from diffstride.examples.grid import LEARNED, POOLINGS
+from diffstride.examples.groups import LEARNED, POOLINGS
 from diffstride.examples.published import Figure, find_published
 from diffstride.examples.rows import CHOSEN, Row
 

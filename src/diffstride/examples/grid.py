@@ -1,39 +1,12 @@
 """Which runs a table is made of: groups of options, each standing for all combinations."""
 
-import difflib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
-from numbers import Real
 from typing import Any
 
-from diffstride.arguments import check_window
-from diffstride.resnet import check_order
-
-POOLINGS = {
-    "strided": "None",
-    "spectral": "@pooling.FixedSpectralPooling",
-    "diffstride": "@pooling.DiffStride",
-    "reference": "@reference.DiffStride",
-    "max": "@pooling.MaxPooling",
-    "blur": "@pooling.BlurPooling",
-}
-LEARNED = ("diffstride", "reference")
-GROUP_KEYS = (
-    "config",
-    "dataset",
-    "pooling",
-    "edge",
-    "budget",
-    "order",
-    "strides",
-    "seeds",
-    "bindings",
-)
-COMBINED = ("dataset", "pooling", "edge", "budget", "order")
-NEEDED_KEYS = ("dataset", "pooling", "strides")
-Group = Mapping[str, Any]
+from diffstride.examples.groups import COMBINED, POOLINGS, Group, read_group
 
 
 @dataclass(frozen=True)
@@ -98,7 +71,7 @@ def grid(
     found = []
     for number, group in enumerate(groups, start=1):
         try:
-            found += _expand({**defaults, **_checked(group)})
+            found += _expand(read_group(group, defaults))
         except (ValueError, TypeError) as error:
             raise ValueError(f"group {number} of the grid: {error}") from error
     runs = [run for _, run in sorted(found, key=lambda item: item[0])]
@@ -106,23 +79,10 @@ def grid(
     return runs
 
 
-def _checked(group: Group) -> Group:
-    for key in group:
-        if key not in GROUP_KEYS:
-            close = difflib.get_close_matches(str(key), GROUP_KEYS, n=1)
-            meant = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"unknown key {key!r}, known are {', '.join(GROUP_KEYS)}{meant}")
-    for key in NEEDED_KEYS:
-        if not group.get(key):
-            raise ValueError(f"no {key!r} is given")
-    return group
-
-
 def _expand(group: Group) -> Iterator[tuple[int, Run]]:
     """The runs of a group, each with the position of its seed among the seeds."""
-    choices = {name: _listed(group.get(name)) for name in COMBINED}
-    choices["strides"] = _stride_lists(group["strides"])
-    same = {"config": str(group["config"]), "extra": tuple(group.get("bindings", ()))}
+    choices = {name: group[name] for name in (*COMBINED, "strides")}
+    same = {"config": group["config"], "extra": tuple(group["bindings"])}
     seen = set()
     for wave, seed in enumerate(group["seeds"]):
         for values in product(*choices.values()):
@@ -134,26 +94,12 @@ def _expand(group: Group) -> Iterator[tuple[int, Run]]:
 
 def _applicable(run: Run) -> Run:
     """The run without what its pooling does not have."""
-    if run.pooling not in POOLINGS:
-        raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, but got {run.pooling!r}")
-    check_order(run.order)
-    check_window(1.0, str(run.edge))
     return replace(
         run,
         edge={"diffstride": run.edge, "reference": "passband"}.get(run.pooling),
         budget=run.budget if run.pooling == "diffstride" else None,
         order=None if run.pooling == "strided" else run.order,
     )
-
-
-def _listed(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def _stride_lists(strides: Any) -> list[tuple[Any, ...]]:
-    if all(isinstance(stride, Real) for stride in strides):
-        return [tuple(strides)]
-    return [tuple(each) for each in strides]
 
 
 def _check_different(runs: Sequence[Run]) -> None:
@@ -164,38 +110,3 @@ def _check_different(runs: Sequence[Run]) -> None:
                 f"the grid has {count} runs that no column of the results tells apart, {run}: give "
                 "their groups different names with 'config'"
             )
-
-
-def select(runs: Mapping[str, Run], only: Sequence[str]) -> dict[str, Run]:
-    """The runs that fit all of ``only``: a part of the name, or ``key=value``."""
-    return {name: run for name, run in runs.items() if all(_fits(name, run, o) for o in only)}
-
-
-def _fits(name: str, run: Run, only: str) -> bool:
-    key, equals, value = only.partition("=")
-    if not equals:
-        return only in name
-    facts = asdict(run)
-    if key not in facts:
-        raise ValueError(f"--only={only}: expected one of {', '.join(facts)} before the '='")
-    found = facts[key]
-    text = ",".join(map(str, found)) if isinstance(found, tuple) else str(found)
-    return text == value
-
-
-def split(runs: Mapping[str, Run], weights: Mapping[str, float], parts: int) -> list[list[str]]:
-    """Names of runs dealt out such that all parts take about equally long, in their order.
-
-    Seed by seed, the heaviest run first, each to the part that has least to do.
-    """
-    shares: list[list[str]] = [[] for _ in range(parts)]
-    loads = [0.0] * parts
-    seeds = {run.seed: None for run in runs.values()}
-    for seed in seeds:
-        names = [name for name, run in runs.items() if run.seed == seed]
-        for name in sorted(names, key=lambda name: -weights[name]):
-            part = loads.index(min(loads))
-            shares[part].append(name)
-            loads[part] += weights[name]
-    order = list(runs)
-    return [sorted(share, key=order.index) for share in shares]

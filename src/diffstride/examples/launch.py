@@ -11,7 +11,8 @@ from typing import Any
 import gin
 
 from diffstride.examples import registry
-from diffstride.examples.grid import LEARNED, Run
+from diffstride.examples.grid import Run
+from diffstride.examples.groups import LEARNED
 from diffstride.examples.main import configure
 from diffstride.examples.report import measure_cost
 from diffstride.examples.rows import CHOSEN, KEYS, Row

@@ -11,12 +11,13 @@ from pathlib import Path
 from statistics import mode
 
 from diffstride.examples.files import atomic_file, locked
-from diffstride.examples.grid import Run, select, split
+from diffstride.examples.grid import Run
 from diffstride.examples.launch import Grid, commit
 from diffstride.examples.main import USAGE_ERROR, explain
 from diffstride.examples.pictures import FOLDER, draw
 from diffstride.examples.results import block, fill
 from diffstride.examples.rows import append_row, identity, read_rows
+from diffstride.examples.selection import select, split
 
 FAILED = 1
 PAGES = [Path("README.md"), Path("docs/results.md")]
@@ -117,8 +118,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     grid = Grid(configs, tuple(options.gin_bindings), options.configs_folder)
     try:
         runs = select(grid.runs, options.only)
-        if not runs:
-            raise ValueError(f"no run of the grid fits --only={' --only='.join(options.only)}")
         if options.report:
             print("\n".join(_report(grid, runs, options)))
             return 0
