@@ -11,11 +11,13 @@ from diffstride import pooling, resnet
 from diffstride.examples import pictures, published, results, table
 from diffstride.examples.averages import average
 from diffstride.examples.pictures import COSTS, STRIDES, draw
+from diffstride.examples.places import Places
 from diffstride.examples.report import measure_cost
 from diffstride.examples.rows import append_row, read_rows
 
 ROOT = Path(__file__).parents[1]
-PAGES = {ROOT / page: ROOT / "results" for page in table.PAGES}
+USUAL = Places()
+PAGES = {ROOT / page: ROOT / "results" for page in USUAL.pages}
 PAGES[ROOT / "docs" / "exploration.md"] = ROOT / "results" / "holdout"
 CHOSEN = {
     "config": "small",
@@ -218,7 +220,7 @@ def test_an_unknown_table_is_refused():
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for page in table.PAGES:
+    for page in USUAL.pages:
         page.parent.mkdir(exist_ok=True)
         page.write_text("<!-- table details: begin -->\n<!-- table details: end -->\n")
     Path("grid.gin").write_text(
@@ -253,7 +255,7 @@ def test_report_of_some_runs_writes_pages_and_pictures(folder, rows, capsys):
     assert "2 of 6 runs are missing:\nsmall/cifar10-blur-before" in printed
     assert "87.30 ± 0.36 %" in Path("README.md").read_text()
     for name in (COSTS, STRIDES):
-        assert_picture(table.PICTURES / name)
+        assert_picture(USUAL.pictures / name)
 
 
 def assert_picture(path):

@@ -77,7 +77,7 @@ def test_group_stands_for_all_combinations_seed_by_seed():
         {**GROUP, "dataset": ["cifar10", "cifar100"], "strides": [[1, 1, 2], [1, 1, 3]]},
         {**GROUP, "strides": [2, 2], "seeds": [5]},
     ]
-    runs = grid(groups, seeds=[0, 1])
+    runs = grid(groups, seeds=[0, 1]).runs
     assert len(runs) == 2 * 2 * 2 + 1
     assert Counter(run.seed for run in runs[:5]) == {0: 4, 5: 1}
     assert {run.seed for run in runs[5:]} == {1}
@@ -90,7 +90,9 @@ def test_what_a_pooling_does_not_have_is_left_out():
     poolings = ["strided", "spectral", "diffstride", "reference", "max"]
     edges = ["stopband", "passband"]
     group = {**GROUP, "pooling": poolings, "edge": edges, "budget": 0.5, "order": "after"}
-    facts = [(run.pooling, run.edge, run.budget, run.order) for run in grid([group], seeds=[0])]
+    facts = [
+        (run.pooling, run.edge, run.budget, run.order) for run in grid([group], seeds=[0]).runs
+    ]
     assert facts == [
         ("strided", None, None, None),
         ("spectral", None, None, "after"),
@@ -139,7 +141,7 @@ def test_mistakes_in_a_group(change, message):
 
 
 def test_strides_of_two_axes_stand_in_a_list_of_lists():
-    (run,) = grid([{**GROUP, "strides": [[1, [2.4, 2.5]]]}], seeds=[0])
+    (run,) = grid([{**GROUP, "strides": [[1, [2.4, 2.5]]]}], seeds=[0]).runs
     assert run.strides == (1, (2.4, 2.5))
 
 
@@ -147,12 +149,12 @@ def test_groups_that_differ_in_bindings_alone_need_names():
     bindings = {"bindings": ["train.stride_learning_rate = 0.01"]}
     with pytest.raises(ValueError, match="different names with 'config'"):
         grid([GROUP, GROUP | bindings])
-    named = grid([GROUP, GROUP | bindings | {"config": "fast strides"}])
+    named = grid([GROUP, GROUP | bindings | {"config": "fast strides"}]).runs
     assert [run.config for run in named] == ["table", "fast strides"] * 3
     assert named[1].extra == ("train.stride_learning_rate = 0.01",)
 
 
-def test_packaged_grid_is_that_of_the_results():
+def test_packaged_grid_is_that_of_the_tables():
     runs = launch.Grid(("table.gin",)).runs.values()
     kinds = Counter((r.dataset, r.pooling, r.edge, r.budget, r.order, r.strides[2]) for r in runs)
     expected = {}
@@ -191,6 +193,16 @@ def test_packaged_grid_of_another_network_is_three_seeds_of_its_recipe():
         assert bindings["convnet.ConvNet.order"] == "'after'"
         assert grid.chosen(run)["width"] is None
         assert grid.weight(run) > 1e9
+
+
+def test_grids_write_to_places_of_their_own():
+    usual = launch.Grid(("table.gin",)).places
+    assert usual == launch.Grid(("fast_table.gin",)).places
+    assert usual.results == Path("results")
+    assert usual.pages == (Path("README.md"), Path("docs/results.md"))
+    explored = launch.Grid(("explore.gin",)).places
+    assert explored.results == Path("results/holdout")
+    assert explored.pages == (Path("docs/exploration.md"),)
 
 
 # Making it
@@ -285,14 +297,47 @@ def test_a_run_in_other_hands_is_passed_over(fake_training, capsys):
     assert "1 runs are left to other processes" in capsys.readouterr().out
 
 
-def test_bindings_of_groups_and_of_the_command_line(fake_training):
+def test_bindings_of_groups(fake_training):
     text = TINY.replace("'seeds': [0, 1]}", "'seeds': [0], 'bindings': ['train.num_epochs = 9']}")
     Path("tiny.gin").write_text(text.replace("train.train.num_epochs = 1\n", ""))
     assert command("--only=pooling=strided") == 0
-    assert command("--only=pooling=strided", "--gin_bindings=train.num_epochs = 2") == 0
-    assert command("--only=pooling=max") == 0
+    assert command("--only=pooling=max", "--gin_bindings=train.threads = 1") == 0
+    assert gin.query_parameter("train.train.threads") == 1
     # The last one is the default of the training.
-    assert [row["epochs"] for row in read_rows(Path("results"))] == [9, 2, 10]
+    assert [row["epochs"] for row in read_rows(Path("results"))] == [9, 10]
+
+
+def test_macros_stand_for_their_values(fake_training):
+    text = TINY.replace("num_epochs = 1", "num_epochs = %EPOCHS").replace("width = 4", "width = %W")
+    Path("tiny.gin").write_text(f"{text}\nEPOCHS = %LONG\nLONG = 3\nW = 8\n")
+    assert command("--only=pooling=max") == 0
+    (row,) = read_rows(Path("results"))
+    assert (row["epochs"], row["width"]) == (3, 8)
+
+
+def test_rows_of_held_out_images_have_folders_named_so(fake_training, capsys):
+    held = "data.load_datasets.holdout = 50\n"
+    Path("held.gin").write_text(f"include 'tiny.gin'\n{held}")
+    assert table.main(["--gin_config=held.gin"]) == 2
+    assert "has data.load_datasets.holdout = 50, but its rows belong to results" in (
+        capsys.readouterr().err
+    )
+    assert table.main(["--gin_config=held.gin", "--results=results/holdout"]) == 0
+    assert len(read_rows(Path("results/holdout"))) == 6
+    assert command("--results=results/holdout") == 2
+    assert "for tests on held-out images" in capsys.readouterr().err
+    text = TINY.replace("'budget'", "'bindings': ['load_datasets.holdout = 9'], 'budget'")
+    Path("tiny.gin").write_text(text)
+    assert command() == 2
+    assert not Path("results/runs.jsonl").exists()
+
+
+def test_a_grid_may_name_its_folder_of_results(fake_training):
+    Path("tiny.gin").write_text(f"{TINY}\ntable.grid.results = 'elsewhere'\n")
+    assert command("--only=seed0") == 0
+    assert len(read_rows(Path("elsewhere"))) == 4
+    assert command("--only=seed0", "--results=results") == 0
+    assert len(read_rows(Path("results"))) == 4
 
 
 @pytest.mark.parametrize(
@@ -303,12 +348,11 @@ def test_bindings_of_groups_and_of_the_command_line(fake_training):
         (["--gin_bindings=table.grid.groups = []"], "no table.grid.groups"),
         (["--gin_bindings=table.grid.group = []"], "did you mean 'groups'"),
         (["--gin_bindings=table.grid.order = 'x'"], "group 1 of the grid: 'order' must be"),
-        (["--gin_bindings=data.load_datasets.name = 'x'"], "name is 'x', but the grid asks for 'd"),
-        (["--gin_bindings=train.budget = 0.5"], "budget is 0.5, but the grid asks for None"),
-        (
-            ["--gin_bindings=Resnet.pooling_cls = @pooling.MaxPooling"],
-            "is @pooling.Max",
-        ),
+        (["--gin_bindings=torch.optim.SGD.lr = 9.0"], "SGD.lr = 9.0 changes what the runs are"),
+        (["--gin_bindings=train.num_epochs = 2"], "put it into the 'bindings' of a group"),
+        (["--gin_bindings=train.threads = 1\nEPOCHS = 2"], "EPOCHS = 2 changes what"),
+        (["--gin_bindings=include 'tiny.gin'"], "changes what the runs are"),
+        (["--gin_bindings=train.threads ="], "Unable to parse value"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(capsys, arguments, message):
@@ -320,11 +364,100 @@ def test_a_mistake_is_told_in_one_line(capsys, arguments, message):
         raise AssertionError(lines[0])
 
 
-def test_a_damaged_file_of_results_is_told(capsys, fake_training):
+@pytest.mark.parametrize(
+    ("bindings", "message"),
+    [
+        ("load_datasets.name = 'x'", "name is bound to 'x', but the grid asks for 'digits'"),
+        ("train.budget = 0.5", "budget is bound to 0.5, but the grid asks for None"),
+        ("Resnet.pooling_cls = @pooling.MaxPooling", "is bound to @pooling.Max"),
+        ("resnet.resnet18.width = @resnet.resnet56", "resnet18.width is bound to @resnet.resnet56"),
+    ],
+)
+def test_bindings_that_contradict_their_group_are_told(capsys, bindings, message):
+    text = TINY.replace("'seeds': [0, 1]", f'"bindings": ["{bindings}"]')
+    Path("tiny.gin").write_text(text)
+    assert command() == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def test_runs_of_one_name_are_told(capsys):
+    group = {"dataset": "digits", "strides": [1, 1, 2, 2, 1], "pooling": "max"}
+    groups = [group | {"config": config} for config in ("a b", "a_b")]
+    Path("tiny.gin").write_text(f"table.grid.groups = {groups}")
+    assert command("--list") == 2
+    told = capsys.readouterr().err
+    assert "two runs have the name a_b/digits-max-" in told
+    assert "of 'config' 'a b' and 'a_b'" in told
+
+
+@pytest.mark.parametrize("arguments", [[], ["--list"], ["--report"]])
+def test_a_damaged_file_of_results_is_told(capsys, fake_training, arguments):
     Path("results").mkdir()
     Path("results/runs.jsonl").write_text('{"config": "tiny"}\n')
-    assert command("--list") == 2
-    assert "line 1 of results/runs.jsonl must have the keys" in capsys.readouterr().err
+    assert command(*arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: line 1 of results/runs.jsonl must have the keys")
+    assert not fake_training
+
+
+def test_a_file_that_is_damaged_meanwhile_loses_no_run(capsys, fake_training, monkeypatch):
+    train, damaged = registry.train, Path("results/runs.other.jsonl")
+
+    def damage():
+        if len(fake_training) == 1:
+            damaged.write_text("{\n")
+        return train()
+
+    monkeypatch.setattr(registry, "train", damage)
+    assert command() == table.FAILED
+    *_, failed, last = capsys.readouterr().err.splitlines()
+    message = "line 1 of results/runs.other.jsonl is no JSON"
+    assert failed.startswith(f"failed: {NAMES[-1]}: {message}")
+    assert last.startswith(f"error: {message}")
+    assert fake_training == NAMES[:2]
+    damaged.unlink()
+    assert command() == 0
+    assert len(read_rows(Path("results"))) == 6
+
+
+def test_it_is_always_told_how_many_runs_are_done(fake_training, capsys):
+    assert command("--only=seed1") == 0
+    assert capsys.readouterr().out.endswith("\n2 of 2 runs are done\n")
+    assert command("--only=seed1") == 0
+    assert capsys.readouterr().out == "2 of 2 runs are done\n"
+    assert command("--only=seed1", "--shard=5/8") == 0
+    assert capsys.readouterr().out == "0 of 0 runs are done\n"
+
+
+def test_what_failed_elsewhere_is_not_left_to_others(capsys, fake_training):
+    grid = launch.Grid(("tiny.gin",))
+    assert table._end(grid, {}, {"a": "x"}, Path("results")) == table.FAILED
+    assert "left to other processes" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--report", "--shard=1/2"], "it goes without --list, --shard and --only"),
+        (["--report", "--list"], "it goes without --list, --shard and --only"),
+        (["--report", "--only=R_"], "it goes without --list, --shard and --only"),
+        (["--pages", "a.md"], "--pages and --pictures are of --report"),
+        (["--pictures=a", "--list"], "--pages and --pictures are of --report"),
+    ],
+)
+def test_flags_that_would_be_ignored_are_refused(capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        command(*arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_help_has_the_defaults(capsys):
+    with pytest.raises(SystemExit):
+        command("--help")
+    told = " ".join(capsys.readouterr().out.split())
+    for default in ("[table.gin]", "[runs/table]", "or results]", "or docs/images]"):
+        assert default in told
 
 
 # Shards
@@ -360,7 +493,8 @@ def test_weights_follow_the_cost_of_the_networks():
     runs = launch.Grid(("tiny.gin",))
     strided, learned, held = (runs.weight(runs.runs[name]) for name in NAMES[:3])
     assert learned == held > strided > launch.OVERHEAD
-    longer = launch.Grid(("tiny.gin",), ("train.num_epochs = 3",))
+    Path("longer.gin").write_text("include 'tiny.gin'\ntrain.num_epochs = 3\n")
+    longer = launch.Grid(("longer.gin",))
     assert longer.weight(next(iter(longer.runs.values()))) == 3 * strided
 
 
@@ -381,7 +515,7 @@ def test_runs_are_selected_by_name_or_value():
 
 def test_numbers_are_selected_as_numbers_and_other_words_as_names():
     group = {**GROUP, "budget": [None, 35.05e6], "strides": [[1, 1, 2, 2, 2], [1, (2.4, 2.5)]]}
-    runs = {f"R_=_{number}": run for number, run in enumerate(grid([group], seeds=[0]))}
+    runs = {f"R_=_{number}": run for number, run in enumerate(grid([group], seeds=[0]).runs)}
     assert list(select(runs, ["budget=35.05e6"])) == ["R_=_2", "R_=_3"]
     assert list(select(runs, ["budget=None"])) == ["R_=_0", "R_=_1"]
     assert list(select(runs, ["strides=1.0,1,2,2,2"])) == ["R_=_0", "R_=_2"]

@@ -4,9 +4,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from diffstride.examples.groups import COMBINED, POOLINGS, Group, read_group
+from diffstride.examples.places import Places
+
+USUAL = Places()
 
 
 @dataclass(frozen=True)
@@ -40,14 +44,24 @@ class Run:
         return texts | {f"{owner}.pooling_cls": POOLINGS[self.pooling]}
 
 
+class Plan(NamedTuple):
+    """The runs of a grid, and where its files lie."""
+
+    runs: list[Run]
+    places: Places
+
+
 def grid(
     groups: Sequence[Group] = (),
     config: str = "table",
     edge: str = "stopband",
     order: str = "before",
     seeds: Sequence[int] = (0, 1, 2),
-) -> list[Run]:
-    """The runs of all groups, every first seed before every second one.
+    results: str | Path = USUAL.results,
+    pages: Sequence[str | Path] = USUAL.pages,
+    pictures: str | Path = USUAL.pictures,
+) -> Plan:
+    """The runs of all groups, every first seed before every second one, and where their files lie.
 
     A group is a dictionary. ``dataset``, ``pooling`` (a key of `POOLINGS`), ``edge``, ``budget``
     and ``order`` hold one value or a list, ``strides`` a list of strides or a list of such lists,
@@ -59,12 +73,15 @@ def grid(
         groups: the groups; ``dataset``, ``pooling`` and ``strides`` are needed.
         config: name of the recipe, for groups without one.
         edge: for groups without one, as are ``order`` and ``seeds``.
+        results: folder of the files of rows, named ``holdout`` if the runs hold images out.
+        pages: files whose tables a report makes anew.
+        pictures: folder of the pictures, which the pages link to.
 
     Raises:
         ValueError: a group has an unknown key or value, or lacks one, or two runs are the same.
 
     >>> group = {"dataset": "cifar10", "pooling": ["strided", "max"], "strides": [1, 1, 2, 2, 2]}
-    >>> [(run.pooling, run.order, run.seed) for run in grid([group], seeds=[0, 1])]
+    >>> [(run.pooling, run.order, run.seed) for run in grid([group], seeds=[0, 1]).runs]
     [('strided', None, 0), ('max', 'before', 0), ('strided', None, 1), ('max', 'before', 1)]
     """
     defaults = {"config": config, "edge": edge, "order": order, "seeds": seeds}
@@ -76,7 +93,7 @@ def grid(
             raise ValueError(f"group {number} of the grid: {error}") from error
     runs = [run for _, run in sorted(found, key=lambda item: item[0])]
     _check_different(runs)
-    return runs
+    return Plan(runs, Places(Path(results), tuple(map(Path, pages)), Path(pictures)))
 
 
 def _expand(group: Group) -> Iterator[tuple[int, Run]]:

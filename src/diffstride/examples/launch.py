@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import gin
+from gin.config import ConfigurableReference
 
 from diffstride.examples import registry
-from diffstride.examples.grid import Run
+from diffstride.examples.grid import Plan, Run
 from diffstride.examples.groups import LEARNED
 from diffstride.examples.main import configure
+from diffstride.examples.overrides import check_overrides
+from diffstride.examples.places import Places
 from diffstride.examples.report import measure_cost
 from diffstride.examples.rows import CHOSEN, KEYS, Row
 
@@ -35,22 +38,43 @@ class Grid:
     @cached_property
     def runs(self) -> dict[str, Run]:
         """All runs by name, in the order in which they are to be made."""
+        named: dict[str, Run] = {}
+        for run in self._plan.runs:
+            other = named.setdefault(self.name(run), run)
+            if other is not run:
+                raise ValueError(
+                    f"two runs have the name {self.name(run)}, of 'config' {other.config!r} and "
+                    f"{run.config!r}: give one another 'config'"
+                )
+        return named
+
+    @cached_property
+    def places(self) -> Places:
+        """Where its files lie."""
+        return self._plan.places
+
+    @cached_property
+    def _plan(self) -> Plan:
+        check_overrides(self.gin_bindings)
         self._configure()
-        runs = registry.table_grid()
-        if not runs:
+        plan = registry.table_grid()
+        if not plan.runs:
             raise ValueError("the configuration has no table.grid.groups: see table.gin")
-        return {self.name(run): run for run in runs}
+        return plan
 
     def _configure(self, run: Run | None = None, workdir: Path | None = None) -> None:
         asked = run.bindings(self._model_name) if run else {}
         lines = [f"{name} = {value}" for name, value in asked.items()]
-        # What the command line binds comes last, to overrule whatever the groups ask for.
+        # What the command line binds comes last, to overrule the bindings of the groups.
         bindings = [*lines, *(run.extra if run else ()), *self.gin_bindings]
         place = str(workdir) if workdir else None
         configure(self.gin_config, bindings, place, configs_folder=self.configs_folder)
         for name, value in asked.items():
             if repr(bound := _bound(name)) != value:  # or the results would say what is not so
-                raise ValueError(f"{name} is {bound!r}, but the grid asks for {value}: use --only")
+                raise ValueError(
+                    f"{name} is bound to {bound!r}, but the grid asks for {value}: leave that "
+                    "binding out, and have the group say what it is to be by the key of its own"
+                )
 
     @cached_property
     def _model_name(self) -> str:
@@ -63,8 +87,8 @@ class Grid:
         self._configure(run)
         facts = asdict(run) | {
             "strides_start": list(run.strides),
-            "width": _bound(f"{self._model_name}.width"),
-            "epochs": _bound("train.train.num_epochs"),
+            "width": _value(f"{self._model_name}.width"),
+            "epochs": _value("train.train.num_epochs"),
         }
         return {key: facts[key] for key in CHOSEN}
 
@@ -79,13 +103,22 @@ class Grid:
         words = "-".join(str(part) for part in parts if part is not None)
         return f"{row['config']}/{words}".replace(" ", "_")
 
-    def weight(self, run: Run) -> float:
-        """Roughly how long a run takes, in multiply-adds of an image over all epochs."""
+    def cost(self, run: Run, num_classes: int = 10) -> int:
+        """Multiply-adds of an image of 32 x 32 at the strides that a run starts from, unlimited."""
         self._configure(run)
         model = gin.get_configurable(self._model_name)
-        cost = measure_cost(model(num_output_classes=10, in_channels=NOMINAL[0]), NOMINAL)
-        per_image = (cost.multiply_adds + OVERHEAD) * SLOWER.get(run.pooling, 1.0)
-        return per_image * _bound("train.train.num_epochs")
+        network = model(num_output_classes=num_classes, in_channels=NOMINAL[0])
+        return measure_cost(network, NOMINAL).multiply_adds
+
+    def weight(self, run: Run) -> float:
+        """Roughly how long a run takes, in multiply-adds of an image over all epochs."""
+        per_image = (self.cost(run) + OVERHEAD) * SLOWER.get(run.pooling, 1.0)
+        return per_image * _value("train.train.num_epochs")
+
+    def holdout(self, run: Run) -> int:
+        """How many training images a run holds out, to be tested on."""
+        self._configure(run)
+        return _value("data.load_datasets.holdout")
 
     def train(self, run: Run, workdir: Path) -> Row:
         """Make a run, or what is left of it, and return its row, but for the commit."""
@@ -102,14 +135,25 @@ def row_of(chosen: Row, summary: Mapping[str, Any]) -> Row:
     return {key: facts.get(key) for key in KEYS}
 
 
+def _value(name: str) -> Any:
+    """What Gin binds an argument to, or else its default, where it can stand in a row."""
+    value = _bound(name)
+    if isinstance(value, ConfigurableReference):
+        raise ValueError(f"{name} is bound to {value!r}: expected a number, or a %MACRO for one")
+    return value
+
+
 def _bound(name: str) -> Any:
-    """What Gin binds an argument to, or else its default."""
+    """What Gin binds an argument to, or else its default; not a macro, but what it stands for."""
     try:
-        return gin.query_parameter(name)
+        value = gin.query_parameter(name)
     except ValueError:  # not bound
         function, _, argument = name.rpartition(".")
         parameter = inspect.signature(gin.get_configurable(function)).parameters.get(argument)
         return None if parameter is None else parameter.default
+    while getattr(value, "selector", None) == "gin.macro":
+        value = gin.query_parameter(f"{value.scoped_selector}.value")
+    return value
 
 
 def commit() -> str | None:

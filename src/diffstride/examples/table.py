@@ -11,17 +11,16 @@ from pathlib import Path
 from statistics import mode
 
 from diffstride.examples.files import atomic_file, locked
-from diffstride.examples.grid import Run
+from diffstride.examples.grid import USUAL, Run
 from diffstride.examples.launch import Grid, commit
 from diffstride.examples.main import USAGE_ERROR, explain
-from diffstride.examples.pictures import FOLDER, draw
+from diffstride.examples.pictures import draw
+from diffstride.examples.places import Places, check_results
 from diffstride.examples.results import block, fill
 from diffstride.examples.rows import append_row, identity, read_rows
-from diffstride.examples.selection import select, split
+from diffstride.examples.selection import KEYS, select, split
 
 FAILED = 1
-PAGES = [Path("README.md"), Path("docs/results.md")]
-PICTURES = Path("docs", FOLDER)
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -50,10 +49,10 @@ def make(grid: Grid, runs: Mapping[str, Run], folder: Path, file: Path) -> dict[
         workdir = folder / name
         workdir.mkdir(parents=True, exist_ok=True)
         with locked(workdir, wait=False) as free:
-            if not free or identity(grid.chosen(run)) in map(identity, read_rows(file.parent)):
-                continue
-            print(f"run {number} of {len(runs)}: {name}", flush=True)
             try:
+                if not free or name not in _missing(grid, {name: run}, file.parent):
+                    continue
+                print(f"run {number} of {len(runs)}: {name}", flush=True)
                 append_row(file, grid.train(run, workdir) | {"commit": code})
             except Exception as error:  # whatever it is, the others can be made
                 traceback.print_exc()
@@ -66,28 +65,31 @@ def _missing(grid: Grid, runs: Mapping[str, Run], results: Path) -> list[str]:
     return [name for name, run in runs.items() if identity(grid.chosen(run)) not in done]
 
 
+def _count(runs: Mapping[str, Run], missing: Sequence[str]) -> str:
+    return f"{len(runs) - len(missing)} of {len(runs)} runs are done"
+
+
 def _list(grid: Grid, runs: Mapping[str, Run], results: Path) -> Iterator[str]:
     rows = {identity(row): row for row in read_rows(results)}
     for name, run in runs.items():
         row = rows.get(identity(grid.chosen(run)))
         state = f"{row['test_accuracy']:.2f} %" if row else "to do"
         yield f"{state:>8}  {name}"
-    missing = _missing(grid, runs, results)
-    yield f"{len(runs) - len(missing)} of {len(runs)} runs are done"
+    yield _count(runs, _missing(grid, runs, results))
 
 
-def _report(grid: Grid, runs: Mapping[str, Run], options: argparse.Namespace) -> Iterator[str]:
-    rows = read_rows(options.results)
+def _report(grid: Grid, runs: Mapping[str, Run], where: Places) -> Iterator[str]:
+    rows = read_rows(where.results)
     yield block("details", rows)
-    for page in options.pages:
+    for page in where.pages:
         if page.exists():
             with atomic_file(page) as file:
                 file.write(fill(page.read_text(), rows).encode())
         yield f"wrote {page}" if page.exists() else f"there is no page {page} to write to"
     usual = mode(run.config for run in runs.values())  # of all recipes at once one sees nothing
-    pictures = draw((row for row in rows if row["config"] == usual), options.pictures)
+    pictures = draw((row for row in rows if row["config"] == usual), where.pictures)
     yield from (f"wrote {picture}" for picture in pictures)
-    missing = _missing(grid, runs, options.results)
+    missing = _missing(grid, runs, where.results)
     yield f"{len(missing)} of {len(runs)} runs are missing{':' if missing else ''}"
     yield from missing
 
@@ -97,18 +99,60 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="python3 -m diffstride.examples.table", description=(__doc__ or "").split("\n")[0]
     )
     add = parser.add_argument
-    add("--gin_config", action="append", help="Gin file with a grid, table.gin by default")
-    add("--gin_bindings", action="append", default=[], help="binding that overrides all")
-    add("--configs_folder", help="folder with Gin files")
-    add("--only", action="append", default=[], help="part of a run's name, or key=value")
-    add("--shard", type=parse_shard, metavar="i/n", help="make the i-th of n parts")
-    add("--runs", type=Path, default=Path("runs/table"), help="folder of the trainings")
-    add("--results", type=Path, default=Path("results"), help="folder of the files of rows")
+    add("--gin_config", action="append", help="Gin file with a grid, may be repeated [table.gin]")
+    add(
+        "--gin_bindings",
+        action="append",
+        default=[],
+        help="binding of how runs are made, such as 'train.threads = 1'; what they are, groups say",
+    )
+    add("--configs_folder", help="folder to look for Gin files in, besides the working folder")
+    add(
+        "--only",
+        action="append",
+        default=[],
+        help="make or list only runs whose name contains this, or whose KEY=VALUE it is "
+        f"('seed=0'; KEY is one of {', '.join(KEYS)}); repeated: all must fit",
+    )
+    add(
+        "--shard",
+        type=parse_shard,
+        metavar="i/n",
+        help="make or list the i-th (from 1) of n parts of equal work, into "
+        "results/runs.i-of-n.jsonl",
+    )
+    add(
+        "--runs",
+        type=Path,
+        default=Path("runs/table"),
+        help="folder of workdirs; processes that share it leave each other's runs alone "
+        "[%(default)s]",
+    )
+    add("--results", type=Path, help=f"folder of runs*.jsonl [the grid's, or {USUAL.results}]")
     add("--list", action="store_true", help="print what is to be made and what is done")
     add("--report", action="store_true", help="make tables and pictures of the results there are")
-    add("--pages", type=Path, nargs="*", default=PAGES, help="files whose tables to make anew")
-    add("--pictures", type=Path, default=PICTURES, help="folder of the pictures")
-    return parser.parse_args(arguments)
+    pages = " and ".join(map(str, USUAL.pages))
+    add("--pages", type=Path, nargs="*", help=f"files with tables [the grid's, or {pages}]")
+    add("--pictures", type=Path, help=f"folder of pictures [the grid's, or {USUAL.pictures}]")
+    options = parser.parse_args(arguments)
+    if options.report and (options.list or options.shard or options.only):
+        parser.error("--report is of all results: it goes without --list, --shard and --only")
+    if not options.report and (options.pages is not None or options.pictures):
+        parser.error("--pages and --pictures are of --report, which is not given")
+    return options
+
+
+def _places(grid: Grid, runs: Mapping[str, Run], options: argparse.Namespace) -> Places:
+    """Where the grid has its files, or the command line if it says so."""
+    usual = grid.places
+    found = Places(
+        options.results or usual.results,
+        usual.pages if options.pages is None else tuple(options.pages),
+        options.pictures or usual.pictures,
+    )
+    for name, run in runs.items():
+        check_results(found.results, name, grid.holdout(run))
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -118,30 +162,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     grid = Grid(configs, tuple(options.gin_bindings), options.configs_folder)
     try:
         runs = select(grid.runs, options.only)
+        where = _places(grid, runs, options)
         if options.report:
-            print("\n".join(_report(grid, runs, options)))
+            print("\n".join(_report(grid, runs, where)))
             return 0
-        file = options.results / "runs.jsonl"
+        file = where.results / "runs.jsonl"
         if options.shard:
             part, parts = options.shard
             weights = {name: grid.weight(run) for name, run in runs.items()}
             runs = {name: runs[name] for name in split(runs, weights, parts)[part - 1]}
-            file = options.results / f"runs.{part}-of-{parts}.jsonl"
+            file = where.results / f"runs.{part}-of-{parts}.jsonl"
         if options.list:
-            print("\n".join(_list(grid, runs, options.results)))
+            print("\n".join(_list(grid, runs, where.results)))
             return 0
+        read_rows(where.results)  # damaged files are told before anything is trained
     except Exception as error:  # Gin raises what its parser happens to: any of it is the user's
         print(f"error: {explain(error)}", file=sys.stderr)
         return USAGE_ERROR
-    return _end(make(grid, runs, options.runs, file), _missing(grid, runs, options.results))
+    return _end(grid, runs, make(grid, runs, options.runs, file), where.results)
 
 
-def _end(failures: Mapping[str, str], missing: Sequence[str]) -> int:
+def _end(grid: Grid, runs: Mapping[str, Run], failures: Mapping[str, str], results: Path) -> int:
     for name, error in failures.items():
         print(f"failed: {name}: {error}", file=sys.stderr)
-    others = len(missing) - len(failures)
-    if others:
-        print(f"{others} runs are left to other processes", flush=True)
+    try:
+        missing = _missing(grid, runs, results)
+    except ValueError as error:  # a file was damaged meanwhile
+        print(f"error: {explain(error)}", file=sys.stderr)
+        return FAILED
+    if others := set(missing) - set(failures):
+        print(f"{len(others)} runs are left to other processes")
+    print(_count(runs, missing), flush=True)
     return FAILED if failures else 0
 
 
