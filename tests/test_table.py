@@ -11,11 +11,15 @@ from pathlib import Path
 import gin
 import pytest
 
-from diffstride.examples import launch, main, registry, rows, table
+from diffstride import resnet
+from diffstride.examples import launch, main, provenance, registry, rows, table
+from diffstride.examples.checkpoints import CHECKPOINTS, LAST
 from diffstride.examples.files import locked
 from diffstride.examples.grid import Run, grid
 from diffstride.examples.rows import CHOSEN, KEYS, append_row, read_rows
 from diffstride.examples.selection import select, split
+
+ROOT = Path(__file__).parents[1]
 
 TINY = """
 train.train.num_epochs = 1
@@ -193,6 +197,28 @@ def test_packaged_grid_of_another_network_is_three_seeds_of_its_recipe():
         assert bindings["convnet.ConvNet.order"] == "'after'"
         assert grid.chosen(run)["width"] is None
         assert grid.weight(run) > 1e9
+
+
+def test_results_are_of_the_networks_of_the_packaged_grids(monkeypatch):
+    """Where no budget rules, a network starts at the cost that its rows tell."""
+    monkeypatch.setattr(resnet, "he_normal_", lambda weight: weight)  # slow, and of no account
+    kind = [key for key in CHOSEN if key != "seed"]
+    recorded = {}
+    for row in read_rows(ROOT / "results"):
+        recorded.setdefault(rows.identity(row, kind), set()).add(row["multiply_adds_start"])
+    wrong, seen = {}, 0
+    for name in ("table.gin", "fast_table.gin"):
+        packaged = launch.Grid((name,))
+        for run in packaged.runs.values():
+            costs = recorded.pop(rows.identity(packaged.chosen(run), kind), None)
+            if costs is None or run.budget is not None or run.pooling == "reference":
+                continue
+            seen += 1
+            cost = packaged.cost(run, num_classes={"cifar10": 10, "cifar100": 100}[run.dataset])
+            if costs != {cost}:
+                wrong[packaged.name(run)] = costs, cost
+    assert seen > 15
+    assert not wrong, "these rows are of other networks than the grid's: make them anew"
 
 
 def test_grids_write_to_places_of_their_own():
@@ -460,6 +486,31 @@ def test_help_has_the_defaults(capsys):
         assert default in told
 
 
+def test_a_resumed_run_has_the_commits_it_was_trained_at(tmp_path):
+    note = provenance.note_commit
+    assert note(tmp_path, "a") == "a"
+    assert note(tmp_path, "b") == "b"  # nothing was trained at a
+    (tmp_path / CHECKPOINTS).mkdir()
+    (tmp_path / CHECKPOINTS / LAST).touch()
+    assert note(tmp_path, "b") == "b"
+    assert note(tmp_path, "c") == "b+c"
+    summary = {"test_accuracy": 1, "strides": {}, "epochs": 1, "seconds": 1}
+    summary |= {"multiply_adds_start": 1, "multiply_adds_end": 1}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    assert note(tmp_path, "d") == "b+c"
+    (tmp_path / provenance.NOTE).unlink()
+    assert note(tmp_path, "d") is None  # finished before there were notes
+
+
+def test_a_run_that_is_found_finished_keeps_its_commit(monkeypatch):
+    monkeypatch.setattr(table, "commit", lambda: "earlier")
+    assert command("--only=pooling=max") == 0
+    Path("results/runs.jsonl").unlink()
+    monkeypatch.setattr(table, "commit", lambda: "now")
+    assert command("--only=pooling=max") == 0
+    assert read_rows(Path("results"))[0]["commit"] == "earlier"
+
+
 # Shards
 
 
@@ -580,12 +631,24 @@ def test_a_run_is_known_by_what_was_chosen():
     assert rows.identity(one) == rows.identity({**one, "test_accuracy": 1.0, "commit": "x"})
 
 
+def test_numbers_have_one_spelling_in_a_run():
+    one = row_of(budget=35_050_000, strides_start=[1, [2.0, 2.5]])
+    assert rows.identity(one) == rows.identity(row_of(budget=35.05e6, strides_start=[1, [2, 2.5]]))
+
+
+def test_a_run_of_two_accuracies_is_told():
+    append_row(Path("runs.a.jsonl"), row_of(test_accuracy=1.0))
+    append_row(Path("runs.b.jsonl"), row_of(test_accuracy=2.0))
+    with pytest.warns(UserWarning, match=r"of 1.0 % in runs.a.jsonl, .* of 2.0 % in runs.b.jsonl"):
+        assert [row["test_accuracy"] for row in read_rows(Path())] == [1.0]
+
+
 def test_commit_is_that_of_the_checkout(monkeypatch):
-    command = ["git", "-C", str(Path(launch.__file__).parent), "rev-parse", "HEAD"]
+    command = ["git", "-C", str(Path(provenance.__file__).parent), "rev-parse", "HEAD"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        assert launch.commit() is None
+        assert provenance.commit() is None
     else:
-        assert launch.commit().removesuffix("-dirty") == done.stdout.strip()
-    monkeypatch.setattr(launch, "__file__", "/elsewhere/diffstride/examples/launch.py")
-    assert launch.commit() is None
+        assert provenance.commit().removesuffix("-dirty") == done.stdout.strip()
+    monkeypatch.setattr(provenance, "__file__", "/elsewhere/diffstride/examples/provenance.py")
+    assert provenance.commit() is None

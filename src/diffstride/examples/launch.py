@@ -1,7 +1,6 @@
 """How the runs of a grid are named, weighed and started."""
 
 import inspect
-import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -154,21 +153,3 @@ def _bound(name: str) -> Any:
     while getattr(value, "selector", None) == "gin.macro":
         value = gin.query_parameter(f"{value.scoped_selector}.value")
     return value
-
-
-def commit() -> str | None:
-    """The commit of this program, ``-dirty`` where its files differ; None outside a checkout."""
-    folder = Path(__file__).parents[1]
-
-    def git(*arguments: str) -> str | None:
-        command = ["git", "-C", str(folder), *arguments]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-        except FileNotFoundError:
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    if git("ls-files", "--error-unmatch", __file__) is None:  # a copy inside a foreign checkout
-        return None
-    changed = git("status", "--porcelain", "--", str(folder))
-    return f"{git('rev-parse', 'HEAD')}{'-dirty' if changed else ''}"

@@ -1,7 +1,8 @@
 """The file of results: one JSON line per run, whole or absent."""
 
 import json
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,27 +43,43 @@ MEASURED = (
 CHOSEN = tuple(key for key in KEYS if key not in MEASURED)
 
 
-def identity(row: Mapping[str, Any]) -> str:
+def identity(row: Mapping[str, Any], keys: Iterable[str] = CHOSEN) -> str:
     """What was asked for in a row: two rows of one identity are the same run.
 
-    >>> one, same, other = ({**dict.fromkeys(KEYS), "seed": seed} for seed in (0, 0, 1))
+    >>> one, same, other = ({**dict.fromkeys(KEYS), "seed": seed} for seed in (0, 0.0, 1))
     >>> identity(one) == identity(same), identity(one) == identity(other)
     (True, False)
     """
-    return json.dumps([row[key] for key in CHOSEN])
+    return json.dumps([_plain(row[key]) for key in keys])
+
+
+def _plain(value: Any) -> Any:
+    """A value of which there is one spelling: 2.0 is 2, within lists too."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def read_rows(folder: Path) -> list[Row]:
     """The rows of all files ``runs*.jsonl`` in a folder; of the same run only the first.
 
+    Warns:
+        UserWarning: the same run has other accuracies in a second place.
+
     Raises:
         ValueError: a line is no row; names file and line.
     """
-    rows: dict[str, Row] = {}
+    rows: dict[str, tuple[Row, Path]] = {}
     for path in sorted(folder.glob("runs*.jsonl")):
         for row in _read(path):
-            rows.setdefault(identity(row), row)
-    return list(rows.values())
+            first, place = rows.setdefault(identity(row), (row, path))
+            if first["test_accuracy"] != row["test_accuracy"]:
+                warnings.warn(
+                    f"the run {identity(row)} has a test accuracy of {first['test_accuracy']} % in "
+                    f"{place}, which counts, and of {row['test_accuracy']} % in {path}: remove one",
+                    stacklevel=2,
+                )
+    return [row for row, _ in rows.values()]
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> bool:

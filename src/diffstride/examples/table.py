@@ -12,10 +12,11 @@ from statistics import mode
 
 from diffstride.examples.files import atomic_file, locked
 from diffstride.examples.grid import USUAL, Run
-from diffstride.examples.launch import Grid, commit
+from diffstride.examples.launch import Grid
 from diffstride.examples.main import USAGE_ERROR, explain
 from diffstride.examples.pictures import draw
 from diffstride.examples.places import Places, check_results
+from diffstride.examples.provenance import commit, note_commit
 from diffstride.examples.results import block, fill
 from diffstride.examples.rows import append_row, identity, read_rows
 from diffstride.examples.selection import KEYS, select, split
@@ -53,7 +54,8 @@ def make(grid: Grid, runs: Mapping[str, Run], folder: Path, file: Path) -> dict[
                 if not free or name not in _missing(grid, {name: run}, file.parent):
                     continue
                 print(f"run {number} of {len(runs)}: {name}", flush=True)
-                append_row(file, grid.train(run, workdir) | {"commit": code})
+                trained_at = {"commit": note_commit(workdir, code)}
+                append_row(file, grid.train(run, workdir) | trained_at)
             except Exception as error:  # whatever it is, the others can be made
                 traceback.print_exc()
                 failures[name] = explain(error)
