@@ -7,8 +7,8 @@ import gin
 import matplotlib.image
 import pytest
 
-from diffstride import pooling, resnet
-from diffstride.examples import pictures, published, results, table
+from diffstride import plots, pooling, resnet
+from diffstride.examples import pages, pictures, published, results, table
 from diffstride.examples.averages import average
 from diffstride.examples.pictures import COSTS, STRIDES, draw
 from diffstride.examples.places import Places
@@ -106,6 +106,26 @@ def test_labels_tell_what_differs():
         assert average([row(**{**LEARNED, **changes})])[0].label == label
 
 
+def test_numbers_of_one_value_are_one_entry():
+    spelled = row(strides_start=[1.0, 1.0, 2.0, 2.0, 2.0], seed=1)
+    (entry,) = average([row(), spelled])
+    assert entry.start == "1,1,2,2,2"
+    (entry,) = average([spelled])
+    assert entry.start == "1,1,2,2,2"
+    assert entry.guessed
+    budgets = (35_050_000, 35.05e6)
+    held = [row(**LEARNED, seed=seed, budget=budget) for seed, budget in enumerate(budgets)]
+    assert [entry.count for entry in average(held)] == [2]
+
+
+def test_names_that_do_not_tell_apart_are_refused():
+    close = [row(**LEARNED, budget=budget) for budget in (35_050_000, 35_050_001)]
+    with pytest.raises(
+        ValueError, match="2 kinds of runs would be called CIFAR-10, 1,1,2,2,2, Dif"
+    ):
+        results.block("details", close)
+
+
 # Tables
 
 
@@ -125,12 +145,85 @@ def test_summary_has_the_initialisations_side_by_side(rows):
         "| CIFAR-10 | strided convolution | 87.30 ± 0.36 % (3), 35.0 M "
         "| 85.00 % (1), 35.0 M to 21.0 M | 2.30 "
         "| 91.06 ± 0.04 %, 555 M; 89.21 ± 0.27 %, 325 M |",
-        "| CIFAR-10 | DiffStride, stopband | 88.20 ± 0.28 % (2), 36.0 M to 62.0 M | – | – | – |",
+        "| CIFAR-10 | DiffStride, stopband | 88.20 ± 0.28 % (2), 36.0 M to 60.0–64.0 M "
+        "| – | – | – |",
         "| CIFAR-10 | max pooling | 87.00 ± 0.71 % (2), 35.0 M | – | – | – |",
         "| CIFAR-10 | blur pooling | 87.10 % (1), 35.0 M | – | – | – |",
         "| CIFAR-10 | DiffStride, stopband, at the strided cost | 87.75 % (1), 34.9 M "
         "| – | – | – |",
     ]
+
+
+@pytest.mark.parametrize("kind", ["summary", "details"])
+def test_recipes_in_one_table_are_told_apart(kind):
+    lines = results.block(f"{kind} a; b", [row(config="a"), row(config="b", test_accuracy=80.0)])
+    shown = [line for line in lines.splitlines() if line.startswith("| CIFAR-10")]
+    assert len(shown) == 2
+    assert "| strided convolution |" in shown[0]
+    assert "87.00 %" in shown[0]
+    assert "| strided convolution (b) |" in shown[1]
+    assert "80.00 %" in shown[1]
+
+
+def test_trials_tell_widths_and_epochs_apart():
+    kinds = [row(), row(width=32), row(epochs=20), row(config="other")]
+    block = results.block("trials", kinds)
+    labels = {line.split(" | ")[3] for line in block.splitlines() if line.startswith("| small")}
+    assert labels == {
+        f"strided convolution ({notes})"
+        for notes in ("width 16, 10 epochs", "width 32, 10 epochs", "width 16, 20 epochs")
+    }
+    assert "| other | CIFAR-10 | 1,1,2,2,2 | strided convolution |" in block
+
+
+def ends_at(costs, **changes):
+    """Runs of one kind that start at 35.6 M and end at these costs in millions."""
+    return [
+        row(
+            **LEARNED | changes,
+            seed=seed,
+            strides_end={"pool": [1.5 + seed / 4, 2.0 + seed / 100]},
+            multiply_adds_start=35_600_000,
+            multiply_adds_end=cost * 1_000_000,
+        )
+        for seed, cost in enumerate(costs)
+    ]
+
+
+def test_costs_that_differ_are_shown_as_a_range():
+    block = results.block("details", ends_at([77.7, 56.5]))
+    assert "| 35.6 M to 56.5–77.7 M | 1.62 ± 0.18 x 2.00 |" in block
+    legend = block.splitlines()[0]
+    assert "Of runs that differ by more than 2 % in these, the least and the most." in legend
+    assert "Learned strides are means, ± standard deviation where it is above 0.05." in legend
+    for costs in ([56.5], [56.5, 57.0]):
+        block = results.block("details", ends_at(costs))
+        assert f"| 35.6 M to {sum(costs) / len(costs):.1f} M |" in block
+        assert "more than 2 %" not in block
+
+
+def test_equal_cost_asks_for_each_run_to_be_near():
+    strided = row(multiply_adds_start=50_000_000, multiply_adds_end=50_000_000)
+    for costs, count in (([20, 80], 1), ([49.5, 50.5], 2)):
+        block = results.block("equal-cost", [strided, *ends_at(costs)])
+        assert block.count("| CIFAR-10 |") == count
+
+
+def test_minutes_are_of_a_number_of_threads():
+    runs = [row(seed=0, threads=1), row(seed=1, threads=2, seconds=300.0), row(seed=2, threads=1)]
+    assert "| 10.0 (1), 5.0 (2) |" in results.block("details", runs)
+
+
+def test_legends_say_what_the_tables_have(rows):
+    def legend(name):
+        return results.block(name, rows).splitlines()[0]
+
+    assert legend("summary").startswith("Test accuracy after the last epoch in percent, mean")
+    assert "(number of runs)" in legend("summary")
+    for name in ("details", "equal-cost", "trials"):  # have a column for these
+        assert "number of runs" not in legend(name)
+    assert legend("trials").startswith("Accuracy on images that were not trained on, after the")
+    assert "Learned strides" not in legend("summary")
 
 
 def test_equal_cost_compares_what_was_learned_with_the_best_that_was_guessed(rows):
@@ -161,8 +254,8 @@ def test_details_have_all_that_is_known(rows):
     lines = results.block("details", rows).splitlines()
     assert len(lines) == 6 + 6
     assert (
-        "| CIFAR-10 | 1,1,2,2,2 | DiffStride, stopband | 88.20 ± 0.28 % | 2 | 36.0 M to 62.0 M "
-        "| 1.00 x 1.00, 1.60 x 1.60 | – | 10.0 (1) |"
+        "| CIFAR-10 | 1,1,2,2,2 | DiffStride, stopband | 88.20 ± 0.28 % | 2 "
+        "| 36.0 M to 60.0–64.0 M | 1.00 x 1.00, 1.60 ± 0.14 x 1.60 | – | 10.0 (1) |"
     ) in lines
 
 
@@ -193,11 +286,11 @@ def test_pages_are_filled_between_marks_and_nowhere_else(rows):
     page = "a\n<!-- table summary small: begin (by the table) -->\nold\n"
     page += "<!-- table summary small: end -->\nb\n<!-- table details: begin -->\n"
     page += "<!-- table details: end -->\n"
-    filled = results.fill(page, rows)
+    filled = pages.fill(page, rows)
     assert filled.startswith("a\n<!-- table summary small: begin (by the table) -->\n\nTest acc")
     assert "\n\n<!-- table summary small: end -->\nb\n<!-- table details: begin -->\n" in filled
     assert "old" not in filled
-    assert results.fill(filled, rows) == filled
+    assert pages.fill(filled, rows) == filled
     assert filled.count("| CIFAR-10 |") == 5 + 6
 
 
@@ -209,9 +302,44 @@ def test_pictures_are_linked_where_there_are_any(rows):
     assert results.block("pictures slow", rows) == results.NONE_YET
 
 
+def place(name, body="", end=None):
+    return f"<!-- table {name}: begin -->\n{body}<!-- table {end or name}: end -->\n"
+
+
 def test_an_unknown_table_is_refused():
     with pytest.raises(ValueError, match=r"no table 'sumary': expected one of summary, "):
-        results.fill("<!-- table sumary: begin -->\n<!-- table sumary: end -->", [])
+        pages.fill(place("sumary"), [])
+
+
+@pytest.mark.parametrize(
+    ("page", "message"),
+    [
+        (place("summary", end="sumary"), "'<!-- table summary: begin -->' has no partner"),
+        (place("summary").splitlines()[0], "'<!-- table summary: begin -->' has no partner"),
+        (place("summary", place("details")[:30] + "\n"), "'<!-- table details: begin -->' has no"),
+        (place("summary smal"), "names the recipe 'smal', .* expected one of 'small', 'to do'"),
+        (place("summary to do", "| a |\n"), "'<!-- table summary to do: begin -->' is filled, but"),
+    ],
+)
+def test_places_that_cannot_be_filled_are_refused(rows, page, message):
+    with pytest.raises(ValueError, match=message):
+        pages.fill(place("details") + page, rows, {"to do"})
+
+
+def test_a_filled_table_is_kept_from_results_without_rows(rows):
+    empty = place("summary small")
+    assert results.NONE_YET in pages.fill(empty, [])
+    assert results.NONE_YET in pages.fill(pages.fill(empty, []), [])
+    with pytest.raises(ValueError, match="'<!-- table summary small: begin -->' is filled"):
+        pages.fill(pages.fill(empty, rows), [])
+    assert results.NONE_YET in pages.fill(place("summary to do"), rows, {"to do"})
+
+
+def test_pages_show_one_set_of_pictures():
+    assert pages.pictured([place("summary"), ""]) == []
+    assert pages.pictured([place("pictures a; b"), place("pictures a; b")]) == [["a", "b"]]
+    with pytest.raises(ValueError, match="the pages show 'pictures a' and 'pictures b', but"):
+        pages.pictured([place("pictures a"), place("pictures b")])
 
 
 # The report
@@ -222,7 +350,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for page in USUAL.pages:
         page.parent.mkdir(exist_ok=True)
-        page.write_text("<!-- table details: begin -->\n<!-- table details: end -->\n")
+        page.write_text(place("details") + place("pictures small"))
     Path("grid.gin").write_text(
         "include 'cifar10_small.gin'\ntrain.train.num_epochs = 10\n"
         "table.grid.config = 'small'\ntable.grid.groups = [{'dataset': 'cifar10', "
@@ -232,8 +360,13 @@ def folder(tmp_path, monkeypatch):
     gin.clear_config()
 
 
-def report():
-    return table.main(["--gin_config=grid.gin", "--report"])
+def report(*arguments):
+    return table.main(["--gin_config=grid.gin", "--report", *arguments])
+
+
+def record(rows):
+    for number, each in enumerate(rows):
+        append_row(Path(f"results/runs.{number % 2 + 1}-of-2.jsonl"), each)
 
 
 def test_report_of_no_runs_says_what_is_missing(folder, capsys):
@@ -246,8 +379,7 @@ def test_report_of_no_runs_says_what_is_missing(folder, capsys):
 
 
 def test_report_of_some_runs_writes_pages_and_pictures(folder, rows, capsys):
-    for number, each in enumerate(rows):
-        append_row(Path(f"results/runs.{number % 2 + 1}-of-2.jsonl"), each)
+    record(rows)
     Path("docs/results.md").unlink()
     assert report() == 0
     printed = capsys.readouterr().out
@@ -255,7 +387,50 @@ def test_report_of_some_runs_writes_pages_and_pictures(folder, rows, capsys):
     assert "2 of 6 runs are missing:\nsmall/cifar10-blur-before" in printed
     assert "87.30 ± 0.36 %" in Path("README.md").read_text()
     for name in (COSTS, STRIDES):
+        assert f"wrote docs/images/{name}" in printed
         assert_picture(USUAL.pictures / name)
+
+
+def test_pictures_are_those_that_the_pages_name(folder, rows, monkeypatch):
+    seen = []
+    monkeypatch.setattr(table, "draw", lambda rows, _: seen.extend(rows) or [])
+    record([*rows, row(config="other")])
+    text = Path("grid.gin").read_text().replace("'small'", "'other'")
+    Path("grid.gin").write_text(text)
+    assert report() == 0
+    assert {each["config"] for each in seen} == {"small"}
+    assert len(seen) == len(rows)
+
+
+def test_report_without_a_place_for_pictures_draws_none(folder, rows, capsys):
+    record(rows)
+    Path("README.md").write_text(place("details"))
+    assert report("--pages", "README.md", "--pictures", "elsewhere") == 0
+    assert "no page has a mark for pictures" in capsys.readouterr().out
+    assert not list(folder.glob("**/*.png"))
+
+
+def test_a_report_that_is_refused_writes_nothing(folder, rows, capsys):
+    record(rows)
+    before = Path("README.md").read_text()
+    Path("docs/results.md").write_text(place("summary smal"))
+    assert report() == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: docs/results.md: '<!-- table summary smal: begin' names")
+    assert Path("README.md").read_text() == before
+    assert not list(folder.glob("**/.*.partial"))
+    assert not list(folder.glob("**/*.png"))
+
+
+def test_a_report_from_another_folder_keeps_the_tables(folder, rows, capsys):
+    record(rows)
+    assert report() == 0
+    before = Path("README.md").read_text()
+    assert report("--results=elsewhere") == 2
+    assert "README.md: the table at '<!-- table details: begin -->' is filled" in (
+        capsys.readouterr().err
+    )
+    assert Path("README.md").read_text() == before
 
 
 def assert_picture(path):
@@ -264,18 +439,44 @@ def assert_picture(path):
     assert 0.005 < (pixels[..., :3] < 0.9).any(-1).mean() < 0.5  # neither blank nor all ink
 
 
-def test_pictures_name_the_recipe_of_what_is_not_of_the_usual_one(tmp_path, monkeypatch):
-    seen = []
-    monkeypatch.setattr(
-        pictures, "plot_accuracy_against_cost", lambda points, _: seen.extend(points)
-    )
-    rows = [row(pooling="max"), row(), row(config="other")]
-    draw(rows, tmp_path)
-    assert sorted(point.label for point in seen) == [
+@pytest.fixture
+def drawn(monkeypatch):
+    """What the functions that plot are given, and the figures they return."""
+    calls = []
+
+    def watch(plot):
+        def watched(shown, path):
+            calls.append((shown, plot(shown, path)))
+            return calls[-1][1]
+
+        monkeypatch.setattr(pictures, plot.__name__, watched)
+
+    watch(plots.plot_accuracy_against_cost)
+    watch(plots.plot_learned_strides)
+    return calls
+
+
+def test_pictures_name_the_recipe_of_what_is_not_of_the_usual_one(tmp_path, drawn):
+    draw([row(pooling="max"), row(), row(config="other")], tmp_path)
+    ((points, _),) = drawn
+    assert sorted(point.label for point in points) == [
         "max pooling",
         "strided convolution",
         "strided convolution (other)",
     ]
+
+
+def test_costs_that_differ_have_a_bar_in_the_picture(tmp_path, drawn):
+    draw([*ends_at([20, 80]), row()], tmp_path)
+    (axes,) = drawn[0][1].axes
+    (bar,) = (each for each in axes.containers if each.has_xerr)
+    (line,) = bar.lines[2]
+    assert line.get_segments()[0].tolist() == [[20.0, 87.0], [80.0, 87.0]]
+
+
+def test_picture_of_strides_says_which_axis_is_which(tmp_path, drawn):
+    draw(ends_at([20]), tmp_path)
+    assert drawn[1][1].get_suptitle() == "Learned strides, height solid and width dashed"
 
 
 def test_no_rows_give_no_pictures(tmp_path):
@@ -289,9 +490,8 @@ def test_no_rows_give_no_pictures(tmp_path):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_pages_show_the_files_of_results(page):
     text = page.read_text()
-    assert results.PLACE.search(text)
-    assert text.count("<!-- table") == 2 * len(results.PLACE.findall(text))
-    assert results.fill(text, read_rows(PAGES[page])) == text, (
+    assert pages.PLACE.search(text)
+    assert pages.fill(text, read_rows(PAGES[page])) == text, (
         "make the tables anew: python3 -m diffstride.examples.table --report"
     )
 

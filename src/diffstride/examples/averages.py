@@ -1,14 +1,14 @@
 """Runs that differ in their seeds alone, as one entry of a table."""
 
-import json
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import mean, mode, stdev
 from typing import Any
 
-from diffstride.examples.groups import LEARNED, POOLINGS
+from diffstride.examples.groups import LEARNED, POOLINGS, stride_text
 from diffstride.examples.published import Figure, find_published
-from diffstride.examples.rows import CHOSEN, Row
+from diffstride.examples.rows import CHOSEN, Row, identity
 
 NAMES = {
     "strided": "strided convolution",
@@ -56,22 +56,34 @@ class Entry:
     @property
     def start(self) -> str:
         """The strides that the runs start from, those of two axes as height x width."""
-        strides = self["strides_start"]
-        return ",".join("x".join(map(str, s)) if isinstance(s, list) else str(s) for s in strides)
+        return ",".join(map(stride_text, self["strides_start"]))
+
+    def cost_range(self, when: str) -> tuple[float, float]:
+        """The least and the most multiply-adds that a run has at its ``start`` or ``end``."""
+        costs = [row[f"multiply_adds_{when}"] for row in self.rows]
+        return min(costs), max(costs)
 
     @property
     def learned(self) -> dict[str, list[float]]:
         """The strides that were learned, by layer and axis, averaged over the runs."""
+        return self._over_runs(mean)
+
+    @property
+    def learned_spread(self) -> dict[str, list[float]]:
+        """Their standard deviations over the runs, 0 of a single one."""
+        return self._over_runs(lambda values: stdev(values) if len(values) > 1 else 0.0)
+
+    def _over_runs(self, what: Callable[[Sequence[float]], float]) -> dict[str, list[float]]:
         ends = [row["strides_end"] or {} for row in self.rows]
         return {
-            layer: [mean(values) for values in zip(*(end[layer] for end in ends), strict=True)]
+            layer: [what(values) for values in zip(*(end[layer] for end in ends), strict=True)]
             for layer in ends[0]
         }
 
     @property
     def guessed(self) -> bool:
         """Whether somebody chose the strides: they are whole, and not learned."""
-        whole = all(isinstance(stride, int) for stride in self["strides_start"])
+        whole = all(stride_text(stride).isdigit() for stride in self["strides_start"])
         return whole and self["pooling"] not in LEARNED
 
     @property
@@ -103,19 +115,36 @@ def average(rows: Iterable[Row]) -> list[Entry]:
     """One entry for all rows that differ in their seed alone, in the order of a table."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        key = json.dumps([row[key] for key in CHOSEN if key != "seed"])
-        groups.setdefault(key, []).append(row)
+        kind = identity(row, [key for key in CHOSEN if key != "seed"])
+        groups.setdefault(kind, []).append(row)
     return sorted((Entry(tuple(group)) for group in groups.values()), key=_rank)
 
 
 def tell_apart(entries: Sequence[Entry]) -> list[str]:
-    """What each is called, with its recipe where that is not the one that most have."""
-    recipes = [entry["config"] for entry in entries]
-    usual = mode(recipes) if recipes else None
-    return [
-        entry.label if recipe == usual else f"{entry.label} ({recipe})"
-        for entry, recipe in zip(entries, recipes, strict=True)
-    ]
+    """What each is called, with its recipe where that is not the one that most have.
+
+    Width and epochs are named in a recipe that has several.
+
+    Raises:
+        ValueError: two of the same data set and start would have one name.
+    """
+    usual = mode(entry["config"] for entry in entries) if entries else None
+    labels = []
+    for entry in entries:
+        notes = [entry["config"]] if entry["config"] != usual else []
+        same = [each for each in entries if each["config"] == entry["config"]]
+        for key, text in {"width": "width {}", "epochs": "{} epochs"}.items():
+            if len({each[key] for each in same}) > 1:
+                notes.append(text.format(entry[key]))
+        labels.append(f"{entry.label} ({', '.join(notes)})" if notes else entry.label)
+    names = [(e.dataset, e.start, label) for e, label in zip(entries, labels, strict=True)]
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise ValueError(
+                f"{count} kinds of runs would be called {', '.join(name)}: give the groups of the "
+                "grid different names with 'config', in the files of results too"
+            )
+    return labels
 
 
 def _allowed(budget: float | str) -> str:

@@ -1,26 +1,24 @@
-"""Tables of the files of results, in Markdown, and their places in the pages that show them."""
+"""Tables of the files of results, in Markdown."""
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 
 from diffstride.examples.averages import Entry, average, tell_apart
+from diffstride.examples.cells import (
+    NEAR,
+    STEADY,
+    accuracy,
+    all_of,
+    cost,
+    learned,
+    minutes,
+    varies,
+)
 from diffstride.examples.pictures import COSTS, FOLDER, STRIDES
-from diffstride.examples.published import Figure
 from diffstride.examples.rows import Row
 
 PICTURES = "pictures"
-NEAR = 0.02  # part by which costs may differ that count as equal
 NONE_YET = "No results yet: `python3 -m diffstride.examples.table` makes them."
-LEGEND = (
-    "Test accuracy after the last epoch in percent, mean ± standard deviation over the seeds "
-    "(number of runs), at multiply-adds per image in millions, from start to end where they change."
-)
-PLACE = re.compile(
-    r"(?P<begin><!-- table (?P<name>[^:>]+): begin[^>]*-->\n)(?P<body>.*?)"
-    r"(?P<end><!-- table (?P=name): end -->)",
-    re.DOTALL,
-)
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -35,25 +33,23 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def accuracy(entry: Entry | Figure) -> str:
-    """Mean and spread in percent."""
-    spread = "" if entry.spread is None else f" ± {entry.spread:.2f}"
-    return f"{entry.accuracy:.2f}{spread} %"
-
-
-def cost(entry: Entry | Figure) -> str:
-    """Multiply-adds in millions."""
-    if isinstance(entry, Figure):
-        return f"{entry.multiply_adds / 1e6:.0f} M"
-    start, end = (f"{entry[f'multiply_adds_{when}'] / 1e6:.1f}" for when in ("start", "end"))
-    return f"{end} M" if start == end else f"{start} M to {end} M"
-
-
-def _cell(entry: Entry | Figure | None) -> str:
-    if entry is None:
-        return "–"
-    count = f" ({entry.count})" if isinstance(entry, Entry) else ""
-    return f"{accuracy(entry)}{count}, {cost(entry)}"
+def _legend(kind: str, entries: Sequence[Entry]) -> str:
+    """What the figures of a table are, no more than these entries have."""
+    # Recipes are tried on images of their own, so that the test images have no part in the choice.
+    what = "Accuracy on images that were not trained on," if kind == TRIALS else "Test accuracy"
+    count = " (number of runs)" if kind == SUMMARY else ""
+    text = (
+        f"{what} after the last epoch in percent, mean ± standard deviation over the seeds{count}, "
+        "at multiply-adds per image in millions, from start to end where they change."
+    )
+    if any(varies(entry, when) for entry in entries for when in ("start", "end")):
+        text += (
+            f" Of runs that differ by more than {100 * NEAR:g} % in these, the least and the most."
+        )
+    several = any(entry.learned and entry.count > 1 for entry in entries)
+    if several and kind in (DETAILS, TRIALS):
+        text += f" Learned strides are means, ± standard deviation where it is above {STEADY}."
+    return text
 
 
 def _recipe(entries: Sequence[Entry]) -> str:
@@ -73,23 +69,32 @@ def _summary(entries: list[Entry]) -> str:
     between = ["lost between them"] if len(starts) == 2 else []
     header = ["data set", "pooling", *(f"from strides {start}" for start in starts)]
     lines = []
-    for (dataset, label), group in groupby(entries, key=lambda e: (e.dataset, e.label)):
-        found = {entry.start: entry for entry in group}
-        cells = [_cell(found.get(start)) for start in starts]
+    for (dataset, _, label), group in groupby(_labelled(entries), key=_line):
+        found = {entry.start: entry for entry, _ in group}
+        cells = [all_of(found.get(start)) for start in starts]
         if between:
             first, *others = (found[start].accuracy for start in starts if start in found)
             cells.append(f"{first - others[0]:.2f}" if others else "–")
         figures = [entry.published for entry in found.values() if entry.published]
-        cells.append("; ".join(map(_cell, figures)) or "–")
+        cells.append("; ".join(map(all_of, figures)) or "–")
         lines.append([dataset, label, *cells])
     return markdown([*header, *between, "published, width 64, 400 epochs"], lines)
+
+
+def _labelled(entries: Sequence[Entry]) -> list[tuple[Entry, str]]:
+    return list(zip(entries, tell_apart(entries), strict=True))
+
+
+def _line(labelled: tuple[Entry, str]) -> tuple[str, str, str]:
+    entry, label = labelled
+    return entry.dataset, entry["config"], label
 
 
 def _equal_cost(entries: list[Entry]) -> str:
     """What can be had for the multiply-adds of each strided network, about."""
     lines = []
-    labelled = list(zip(entries, tell_apart(entries), strict=True))
-    strided = [entry for entry in entries if entry["pooling"] == "strided"]
+    labelled = _labelled(entries)
+    strided = [entry for entry in entries if entry["pooling"] == "strided" and not varies(entry)]
     for network in sorted(strided, key=_place):
         near = [(entry, label) for entry, label in labelled if _is_near(entry, network)]
         best = max(entry.accuracy for entry, _ in near if entry.guessed)
@@ -102,46 +107,40 @@ def _equal_cost(entries: list[Entry]) -> str:
 
 
 def _is_near(entry: Entry, strided: Entry) -> bool:
-    """Whether it is for the same images and costs in the end what the strided network does."""
-    by, allowed = "multiply_adds_end", strided["multiply_adds_end"]
-    return entry.dataset == strided.dataset and abs(entry[by] - allowed) <= NEAR * allowed
+    """Whether it is for the same images, and all its runs cost in the end what strided ones do."""
+    allowed = strided["multiply_adds_end"]
+    near = all(abs(cost - allowed) <= NEAR * allowed for cost in entry.cost_range("end"))
+    return entry.dataset == strided.dataset and near
 
 
 def _details(entries: list[Entry]) -> str:
     """All there is to know of each entry."""
-    columns: dict[str, Callable[[Entry], str]] = {
-        "data set": lambda entry: entry.dataset,
-        "strides": lambda entry: entry.start,
-        "pooling": lambda entry: entry.label,
-        "accuracy": accuracy,
-        "runs": lambda entry: str(entry.count),
-        "multiply-adds": cost,
-        "strides learned": _learned,
-        "published, width 64, 400 epochs": lambda entry: _cell(entry.published),
-        "minutes (threads)": lambda entry: f"{entry['seconds'] / 60:.1f} ({_threads(entry)})",
+    columns: dict[str, Callable[[Entry, str], str]] = {
+        "data set": lambda entry, _: entry.dataset,
+        "strides": lambda entry, _: entry.start,
+        "pooling": lambda _, label: label,
+        "accuracy": lambda entry, _: accuracy(entry),
+        "runs": lambda entry, _: str(entry.count),
+        "multiply-adds": lambda entry, _: cost(entry),
+        "strides learned": lambda entry, _: learned(entry),
+        "published, width 64, 400 epochs": lambda entry, _: all_of(entry.published),
+        "minutes (threads)": lambda entry, _: minutes(entry),
     }
-    return markdown(
-        list(columns), ([show(entry) for show in columns.values()] for entry in entries)
-    )
+    lines = ([show(*each) for show in columns.values()] for each in _labelled(entries))
+    return markdown(list(columns), lines)
 
 
 def _trials(entries: list[Entry]) -> str:
     """Recipes against each other, the best first."""
+    labelled: list[tuple[Entry, str]] = []
+    for _, group in groupby(entries, key=lambda entry: entry["config"]):
+        labelled += _labelled(list(group))
     lines = []
-    for entry in sorted(entries, key=lambda entry: -entry.accuracy):
-        figures = [accuracy(entry), str(entry.count), cost(entry), _learned(entry)]
-        lines.append([entry["config"], entry.dataset, entry.start, entry.label, *figures])
+    for entry, label in sorted(labelled, key=lambda each: -each[0].accuracy):
+        figures = [accuracy(entry), str(entry.count), cost(entry), learned(entry)]
+        lines.append([entry["config"], entry.dataset, entry.start, label, *figures])
     header = ["recipe", "data set", "strides", "pooling", "accuracy", "runs", "multiply-adds"]
     return markdown([*header, "strides learned"], lines)
-
-
-def _learned(entry: Entry) -> str:
-    pairs = (" x ".join(f"{value:.2f}" for value in axes) for axes in entry.learned.values())
-    return ", ".join(pairs) or "–"
-
-
-def _threads(entry: Entry) -> str:
-    return "/".join(sorted({str(row["threads"]) for row in entry.rows}))
 
 
 def _pictures(entries: list[Entry]) -> str:
@@ -152,13 +151,30 @@ def _pictures(entries: list[Entry]) -> str:
     return "\n\n".join(f"![{title}]({FOLDER}/{name})" for title, name in shown.items())
 
 
-TRIALS = "trials"
+SUMMARY, EQUAL_COST, DETAILS, TRIALS = "summary", "equal-cost", "details", "trials"
+PICTURES = "pictures"
 TABLES: dict[str, Callable[[list[Entry]], str]] = {
-    "summary": _summary,
-    "equal-cost": _equal_cost,
-    "details": _details,
+    SUMMARY: _summary,
+    EQUAL_COST: _equal_cost,
+    DETAILS: _details,
     TRIALS: _trials,
 }
+
+
+def parse_name(name: str) -> tuple[str, list[str]]:
+    """What kind of table a name asks for, and the recipes it is of; none for all.
+
+    Raises:
+        ValueError: there is no such table.
+
+    >>> parse_name("details small; small, slow strides")
+    ('details', ['small', 'small, slow strides'])
+    """
+    kind, _, recipes = name.partition(" ")
+    if kind not in (*TABLES, PICTURES):
+        known = ", ".join((*TABLES, PICTURES))
+        raise ValueError(f"no table {name!r}: expected one of {known}, and a recipe")
+    return kind, [recipe.strip() for recipe in recipes.split(";") if recipe.strip()]
 
 
 def block(name: str, rows: Iterable[Row]) -> str:
@@ -170,16 +186,12 @@ def block(name: str, rows: Iterable[Row]) -> str:
     Raises:
         ValueError: there is no such table.
     """
-    kind, _, recipes = name.partition(" ")
-    if kind not in (*TABLES, PICTURES):
-        known = ", ".join((*TABLES, PICTURES))
-        raise ValueError(f"no table {name!r}: expected one of {known}, and a recipe")
-    chosen = [recipe.strip() for recipe in recipes.split(";") if recipe]
+    kind, chosen = parse_name(name)
     entries = [entry for entry in average(rows) if not chosen or entry["config"] in chosen]
     if entries and kind == PICTURES:
         return _pictures(entries)
     if entries and kind == TRIALS:
-        return f"{LEGEND}\n\n{_trials(entries)}"
+        return f"{_legend(kind, entries)}\n\n{_trials(entries)}"
 
     def group(entry: Entry) -> tuple[str, ...]:
         # A table for each recipe: the figures of two are not to be compared, unless it is said so.
@@ -190,21 +202,4 @@ def block(name: str, rows: Iterable[Row]) -> str:
     for _, found in groupby(sorted(entries, key=group), key=group):
         members = list(found)
         tables.append(f"{_recipe(members)}\n\n{TABLES[kind](members)}")
-    return "\n\n".join([LEGEND, *tables]) if tables else NONE_YET
-
-
-def fill(page: str, rows: Sequence[Row]) -> str:
-    """A page with its tables made anew, between ``<!-- table NAME: begin -->`` and ``end``.
-
-    >>> print(fill("<!-- table summary: begin -->\\n<!-- table summary: end -->", []))
-    <!-- table summary: begin -->
-    <BLANKLINE>
-    No results yet: `python3 -m diffstride.examples.table` makes them.
-    <BLANKLINE>
-    <!-- table summary: end -->
-    """
-
-    def made(found: re.Match[str]) -> str:
-        return f"{found['begin']}\n{block(found['name'], rows)}\n\n{found['end']}"
-
-    return PLACE.sub(made, page)
+    return "\n\n".join([_legend(kind, entries), *tables]) if tables else NONE_YET

@@ -8,16 +8,16 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import mode
 
 from diffstride.examples.files import atomic_file, locked
 from diffstride.examples.grid import USUAL, Run
 from diffstride.examples.launch import Grid
 from diffstride.examples.main import USAGE_ERROR, explain
+from diffstride.examples.pages import fill_pages, pictured
 from diffstride.examples.pictures import draw
 from diffstride.examples.places import Places, check_results
 from diffstride.examples.provenance import commit, note_commit
-from diffstride.examples.results import block, fill
+from diffstride.examples.results import block
 from diffstride.examples.rows import append_row, identity, read_rows
 from diffstride.examples.selection import KEYS, select, split
 
@@ -83,14 +83,18 @@ def _list(grid: Grid, runs: Mapping[str, Run], results: Path) -> Iterator[str]:
 def _report(grid: Grid, runs: Mapping[str, Run], where: Places) -> Iterator[str]:
     rows = read_rows(where.results)
     yield block("details", rows)
+    filled = fill_pages(where.pages, rows, {run.config for run in runs.values()})
+    shown = pictured(filled.values())  # before anything is written, as it may refuse
     for page in where.pages:
-        if page.exists():
+        if page in filled:
             with atomic_file(page) as file:
-                file.write(fill(page.read_text(), rows).encode())
-        yield f"wrote {page}" if page.exists() else f"there is no page {page} to write to"
-    usual = mode(run.config for run in runs.values())  # of all recipes at once one sees nothing
-    pictures = draw((row for row in rows if row["config"] == usual), where.pictures)
-    yield from (f"wrote {picture}" for picture in pictures)
+                file.write(filled[page].encode())
+        yield f"wrote {page}" if page in filled else f"there is no page {page} to write to"
+    for recipes in shown:
+        members = [row for row in rows if not recipes or row["config"] in recipes]
+        yield from (f"wrote {picture}" for picture in draw(members, where.pictures))
+    if not shown:
+        yield "no page has a mark for pictures, <!-- table pictures RECIPE: begin --> and end"
     missing = _missing(grid, runs, where.results)
     yield f"{len(missing)} of {len(runs)} runs are missing{':' if missing else ''}"
     yield from missing
