@@ -152,7 +152,6 @@ def _pictures(entries: list[Entry]) -> str:
 
 
 SUMMARY, EQUAL_COST, DETAILS, TRIALS = "summary", "equal-cost", "details", "trials"
-PICTURES = "pictures"
 TABLES: dict[str, Callable[[list[Entry]], str]] = {
     SUMMARY: _summary,
     EQUAL_COST: _equal_cost,
