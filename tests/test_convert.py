@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from diffstride import DiffStride, diff_stride
+from diffstride import DiffStride, diff_stride, spectral_pool
 from diffstride.convert import convert
 from diffstride.cost import MultiplyAdds
 from diffstride.pooled import Pooled
@@ -40,7 +40,8 @@ class Block(nn.Module):
         return self.head((self.conv(x) + self.shortcut(x)).mean((2, 3)))
 
 
-def test_operation_at_stride_1_and_pooling():
+@pytest.mark.parametrize("straight_through", [True, False])
+def test_operation_at_stride_1_and_pooling(straight_through):
     """Each converted module is the module at stride 1 followed by diff_stride, nothing else."""
     x = torch.rand(2, 4, 16, 20)
     modules = {
@@ -51,13 +52,14 @@ def test_operation_at_stride_1_and_pooling():
         "power": nn.LPPool2d(2, 3),
     }
     for module in modules.values():
-        converted = convert(nn.Sequential(module), x)[0]
+        converted = convert(nn.Sequential(module), x, straight_through=straight_through)[0]
         stride = module.stride or module.kernel_size
         strides = torch.broadcast_to(torch.tensor(stride), (2,)).tolist()
         assert converted.pooling.stride_values() == tuple(strides)
         full = copy.deepcopy(module)
         full.stride = type(module.stride)((1, 1)) if isinstance(module.stride, tuple) else 1
-        expected = diff_stride(full(x), [float(s) for s in strides], edge="stopband")
+        options = {"edge": "stopband", "straight_through": straight_through}
+        expected = diff_stride(full(x), [float(s) for s in strides], **options)
         torch.testing.assert_close(converted(x), expected)
         assert converted(x).shape == module(x).shape
 
@@ -92,7 +94,7 @@ def test_pointwise_convolution_is_pooled_first_and_costs_less():
     converted = convert(nn.Sequential(conv), x)
     assert converted[0].pool_first
     conv.stride = (1, 1)
-    torch.testing.assert_close(converted(x), diff_stride(conv(x), 2.0, edge="stopband"))
+    torch.testing.assert_close(converted(x), spectral_pool(conv(x), 2.0))
 
 
 BRANCHES = {

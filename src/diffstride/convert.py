@@ -65,7 +65,7 @@ def convert(
     shared_stride: bool = False,
     lower_limit_stride: float | None = None,
     upper_limit_stride: float | None = None,
-    straight_through: bool = False,
+    straight_through: bool = True,
 ) -> Model:
     """The same network with a learnable stride in place of every integer one.
 
@@ -81,7 +81,7 @@ def convert(
 
     Args:
         model: any network of convolutions that `torch.fx` can follow.
-        example: an input, or a tuple of inputs; only shapes, dtypes and devices matter.
+        example: an input, or a tuple of inputs; only shapes matter.
         edge: of the pooling layers: ``"stopband"`` keeps the sizes of the maps.
         filter_fn: called with each candidate and its name; false leaves the module out.
         include: names of modules of stride 1 that get a layer, too: a learned stride may start
@@ -89,8 +89,10 @@ def convert(
         patchify: whether to convert convolutions whose patches do not overlap
             (1 < kernel <= stride).
         leaf_modules: names or classes of modules that are not looked into and stay as they are.
-        smoothness_factor, trainable, shared_stride, straight_through: as for `DiffStride`.
+        smoothness_factor, trainable, shared_stride: as for `DiffStride`.
         lower_limit_stride, upper_limit_stride: likewise.
+        straight_through: likewise, but by default true: weights that were trained with whole maps
+            lose least when all that fits into the smaller ones is kept.
 
     Returns:
         The converted copy; `report` says what was converted and what was left out.
@@ -103,11 +105,8 @@ def convert(
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(), nn.MaxPool2d(2))
     >>> converted = convert(net, torch.zeros(1, 3, 32, 32))
-    >>> converted[0]
-    PooledConv2d(
-      3, 8, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1)
-      (pooling): DiffStride(strides=(2, 2), smoothness_factor=4, edge='stopband', learning)
-    )
+    >>> type(converted[0]).__name__, converted[0].stride, converted[0].pooling.stride_values()
+    ('PooledConv2d', (1, 1), (2.0, 2.0))
     >>> converted(torch.zeros(1, 3, 32, 32)).shape
     torch.Size([1, 8, 8, 8])
     """
