@@ -23,10 +23,10 @@ def _row(name: str) -> str:
     start, end = (run[f"multiply_adds_{when}"] / 1e6 for when in ("start", "end"))
     cost = f"{start:.1f} M" if start == end else f"{start:.1f} M to {end:.1f} M"
     strides = ", ".join("x".join(f"{s:.2f}" for s in pair) for pair in run["strides"].values())
-    minutes = run["seconds"] / 60
+    minutes, threads = run["seconds"] / 60, "thread" if run["threads"] == 1 else "threads"
     return (
         f"| {NAMES[name]} | {run['test_accuracy']:.2f} % | {cost} | {strides or '2, 2, 2'} "
-        f"| {run['epochs']} | {minutes:.1f} min, {run['threads']} threads, {run['precision']} |"
+        f"| {run['epochs']} | {minutes:.1f} min, {run['threads']} {threads}, {run['precision']} |"
     )
 
 
