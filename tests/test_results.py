@@ -470,7 +470,7 @@ def test_costs_that_differ_have_a_bar_in_the_picture(tmp_path, drawn):
     draw([*ends_at([20, 80]), row()], tmp_path)
     (axes,) = drawn[0][1].axes
     (bar,) = (each for each in axes.containers if each.has_xerr)
-    (line,) = bar.lines[2]
+    line, _ = bar.lines[2]  # and that of the accuracies
     assert line.get_segments()[0].tolist() == [[20.0, 87.0], [80.0, 87.0]]
 
 

@@ -71,7 +71,6 @@ class StrideMonitor(pl.Callback):
 
     def __init__(self, network: str = "") -> None:
         self.network = network
-        self._logged = -1
 
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         project_strides(pl_module)

@@ -190,7 +190,8 @@ def _curve(axis: Axis) -> tuple[list[float], list[float]]:
 class CostPoint(NamedTuple):
     """An accuracy in percent at its multiply-adds, with the spread over the seeds if known.
 
-    Points of one ``label`` share a colour, those of one ``start`` a marker.
+    Points of one ``label`` share a colour, those of one ``start`` a marker. ``cost_range`` holds
+    the multiply-adds of the cheapest and of the dearest network that the point is the mean of.
     """
 
     panel: str
@@ -199,6 +200,15 @@ class CostPoint(NamedTuple):
     multiply_adds: float
     accuracy: float
     spread: float | None = None
+    cost_range: tuple[float, float] | None = None
+
+    @property
+    def cost_bar(self) -> list[list[float]] | None:
+        """How far the bar of the costs reaches to the left and to the right, in millions."""
+        if self.cost_range is None or self.cost_range[0] == self.cost_range[1]:
+            return None
+        low, high = self.cost_range
+        return [[(self.multiply_adds - low) / 1e6], [(high - self.multiply_adds) / 1e6]]
 
 
 class LearnedStrides(NamedTuple):
@@ -248,6 +258,7 @@ def plot_accuracy_against_cost(points: Sequence[CostPoint], path: str | os.PathL
                 point.multiply_adds / 1e6,
                 point.accuracy,
                 point.spread,
+                point.cost_bar,
                 fmt=MARKERS[starts.index(point.start) % len(MARKERS)],
                 capsize=3,
                 color=colours[point.label],
@@ -273,7 +284,9 @@ def plot_learned_strides(runs: Sequence[LearnedStrides], path: str | os.PathLike
     Returns:
         The figure, for changes of one's own.
     """
-    figure, panels = _panels([run.panel for run in runs], "Learned strides")
+    figure, panels = _panels(
+        [run.panel for run in runs], "Learned strides, height solid and width dashed"
+    )
     colours = _colours([run.label for run in runs])
     for run in runs:
         axes = panels[run.panel]

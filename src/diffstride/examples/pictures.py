@@ -1,11 +1,9 @@
 """The pictures of the results."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
-from diffstride.examples.averages import Entry, average, tell_apart
+from diffstride.examples.averages import average, tell_apart
 from diffstride.examples.rows import Row
 from diffstride.plots import (
     CostPoint,
@@ -16,7 +14,6 @@ from diffstride.plots import (
 
 FOLDER = "images"
 COSTS, STRIDES = "accuracy_against_cost.png", "learned_strides.png"
-DPI = 120
 
 
 def draw(rows: Iterable[Row], folder: Path) -> list[Path]:
@@ -31,6 +28,7 @@ def draw(rows: Iterable[Row], folder: Path) -> list[Path]:
             entry["multiply_adds_end"],
             entry.accuracy,
             entry.spread,
+            entry.cost_range("end"),
         )
         for entry, label in zip(entries, labels, strict=True)
     ]
@@ -46,33 +44,7 @@ def draw(rows: Iterable[Row], folder: Path) -> list[Path]:
     ]
     folder.mkdir(parents=True, exist_ok=True)
     if points:
-        figure = plot_accuracy_against_cost(points, folder / COSTS)
-        _add_cost_ranges(figure, entries, points)
-        figure.savefig(folder / COSTS, dpi=DPI)
+        plot_accuracy_against_cost(points, folder / COSTS)
     if strides:
-        figure = plot_learned_strides(strides, folder / STRIDES)
-        figure.suptitle("Learned strides, height solid and width dashed")
-        figure.savefig(folder / STRIDES, dpi=DPI)
+        plot_learned_strides(strides, folder / STRIDES)
     return [folder / name for name, shown in ((COSTS, points), (STRIDES, strides)) if shown]
-
-
-def _add_cost_ranges(figure: Figure, entries: Sequence[Entry], points: Sequence[CostPoint]) -> None:
-    """A horizontal bar from the cheapest to the dearest network that a point is the mean of."""
-    panels = {axes.get_title(): axes for axes in figure.axes}
-    for entry, point in zip(entries, points, strict=True):
-        low, high = entry.cost_range("end")
-        if low < high:
-            axes, mean = panels[point.panel], point.multiply_adds
-            drawn = next(each for each in axes.containers if each.get_label() == _name(point))
-            axes.errorbar(
-                mean / 1e6,
-                point.accuracy,
-                xerr=[[(mean - low) / 1e6], [(high - mean) / 1e6]],
-                fmt="none",
-                capsize=3,
-                ecolor=drawn[0].get_color(),
-            )
-
-
-def _name(point: CostPoint) -> str:
-    return f"{point.label}, from {point.start}"

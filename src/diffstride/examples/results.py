@@ -6,6 +6,7 @@ from itertools import groupby
 from diffstride.examples.averages import Entry, average, tell_apart
 from diffstride.examples.cells import (
     NEAR,
+    NONE,
     STEADY,
     accuracy,
     all_of,
@@ -74,9 +75,9 @@ def _summary(entries: list[Entry]) -> str:
         cells = [all_of(found.get(start)) for start in starts]
         if between:
             first, *others = (found[start].accuracy for start in starts if start in found)
-            cells.append(f"{first - others[0]:.2f}" if others else "–")
+            cells.append(f"{first - others[0]:.2f}" if others else NONE)
         figures = [entry.published for entry in found.values() if entry.published]
-        cells.append("; ".join(map(all_of, figures)) or "–")
+        cells.append("; ".join(map(all_of, figures)) or NONE)
         lines.append([dataset, label, *cells])
     return markdown([*header, *between, "published, width 64, 400 epochs"], lines)
 
