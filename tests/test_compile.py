@@ -82,6 +82,23 @@ def test_evaluation_has_no_graph_break_and_follows_the_strides(pooling) -> None:
             torch.testing.assert_close(program(x), model(x))
 
 
+def test_evaluation_with_gradients_computes_no_matrix() -> None:
+    """Saliency and attacks want gradients in evaluation, and the matrices are there already."""
+    model, x, nodes = DiffStride((1.7, 2.1)).eval(), torch.randn(2, 3, 18, 15), []
+
+    def record(graph, example_inputs):
+        nodes.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    y = torch.compile(model, backend=record, fullgraph=True)(x)
+    assert nodes
+    assert not any("cos" in node or "arange" in node for node in nodes)
+    y.square().sum().backward()
+    got, model.strides.grad = model.strides.grad, None
+    model(x).square().sum().backward()
+    torch.testing.assert_close(got, model.strides.grad)
+
+
 def test_a_fixed_layer_trains_in_one_program() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), FixedSpectralPooling(2.0), FixedSpectralPooling(1.5))
     program = torch.compile(model, backend="aot_eager", fullgraph=True)

@@ -12,8 +12,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import weight_norm
 
-from diffstride import DiffStride, diff_stride, spectral_pool
+from diffstride import (
+    BlurPooling,
+    DiffStride,
+    FixedSpectralPooling,
+    MaxPooling,
+    SpatialPooling,
+    diff_stride,
+    spectral_pool,
+)
 from diffstride.convert import convert
 from diffstride.cost import MultiplyAdds
 from diffstride.pooled import Pooled
@@ -443,6 +453,28 @@ def test_nothing_to_convert_says_why():
         convert(model, torch.rand(IMAGE))
 
 
+@pytest.mark.parametrize("layer", [MaxPooling, BlurPooling, SpatialPooling, FixedSpectralPooling])
+def test_own_layers_of_fixed_strides_are_left_out_and_named(layer):
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), layer(strides=2), layer(strides=1))
+    converted = convert(net, torch.rand(IMAGE))
+    assert list(converted.conversion.left_out) == ["1"]
+    with pytest.raises(ValueError, match=r"no stride to convert; 1: .*put a DiffStride"):
+        convert(net[1:], torch.rand(IMAGE))
+
+
+def test_report_of_a_network_with_a_part_that_was_converted_before():
+    x = torch.rand(1, 3, 32, 32)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3, stride=2, padding=1),
+        nn.Sequential(nn.Conv2d(4, 8, 3, stride=2, padding=1), nn.MaxPool2d(2)),
+    )
+    at_once = convert(net, x)
+    partly = copy.deepcopy(net)
+    partly[1] = convert(net[1], torch.rand(1, 4, 16, 16))
+    assert report(convert(partly, x)) == report(at_once)
+    assert report(torch.compile(at_once)) == report(at_once)
+
+
 def test_leaf_modules_keep_their_strides():
     model = nn.Sequential(nn.Conv2d(3, 3, 3, 2), nn.Sequential(nn.MaxPool2d(2), nn.ReLU()))
     converted = convert(model, torch.rand(IMAGE), leaf_modules=["1"])
@@ -723,6 +755,21 @@ def test_a_parametrization_after_conversion_is_copied_or_refused_as_by_torch():
     for copied in (copy.copy, pickle.dumps):
         with pytest.raises(RuntimeError, match="Serialization of parametrized modules"):
             copied(model.conv)
+
+
+def test_a_parametrization_can_be_taken_off_after_conversion():
+    """As weight norms of audio networks are, before they are used."""
+    x = torch.randn(2, 3, 16, 16)
+    net = nn.Sequential(weight_norm(nn.Conv2d(3, 8, 3, stride=2, padding=1)))
+    converted, other = convert(net, x), convert(net, x)
+    expected = converted(x)
+    assert isinstance(converted[0], nn.Conv2d)
+    parametrize.remove_parametrizations(converted[0], "weight")
+    torch.testing.assert_close(converted(x), expected)
+    assert "weight" in dict(converted[0].named_parameters())
+    for untouched in (other, copy.deepcopy(other)):
+        torch.testing.assert_close(untouched(x), expected)
+    assert net(x).shape == expected.shape
 
 
 class Counting(nn.Conv2d):

@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffstride import BlurPooling, DiffStride, FixedSpectralPooling, MaxPooling, SpatialPooling
+from diffstride import (
+    BlurPooling,
+    DiffStride,
+    FixedSpectralPooling,
+    MaxPooling,
+    SpatialPooling,
+    reference,
+)
 from diffstride.budget import CostBudget
 from diffstride.convert import convert
 from diffstride.cost import MultiplyAdds, stride_penalty
@@ -185,6 +192,100 @@ def test_rounded_sizes_are_followed(whole):
     for layer in stride_layers(model).values():
         layer.strides.data.mul_(1.5)
     assert cost.value() == counted(model, x)
+
+
+class Joined(nn.Module):
+    """A network whose maps, of all frames or of both inputs, make one batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.last = nn.Conv2d(8, 4, 3, stride=2, padding=1)
+
+    def join(self, *inputs):
+        raise NotImplementedError
+
+    def forward(self, *inputs):
+        return self.last(self.conv(self.join(*inputs))).mean((1, 2, 3))
+
+
+class Video(Joined):
+    def join(self, x):
+        return x.flatten(0, 1)
+
+
+class Siamese(Joined):
+    def join(self, one, two):
+        return torch.cat([one, two])
+
+
+class Diffusion(Joined):
+    """With a time for all samples, or a vector that is none of them, before the images."""
+
+    def join(self, time, x):
+        return x * time.mean()
+
+
+class Rows(nn.Module):
+    """What is pooled second are rows: as many as the first strides leave."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.along = nn.Conv1d(8, 4, 3, stride=2, padding=1)
+        self.last = nn.Conv1d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        return self.last(self.along(self.conv(x).transpose(1, 2).flatten(0, 1))).mean()
+
+
+IMAGES = torch.rand(2, 3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("network", "example"),
+    [
+        (Video(), (torch.rand(2, 6, 3, 32, 32),)),
+        (Siamese(), (IMAGES, IMAGES)),
+        (Diffusion(), (torch.tensor(0.5), IMAGES)),
+        (Diffusion(), (torch.rand(5), IMAGES)),
+        (Rows(), (IMAGES,)),
+    ],
+)
+def test_maps_that_join_the_batch_count_as_often_as_they_are_pooled(network, example):
+    model = convert(network, example).eval()
+    cost = MultiplyAdds(model, example)
+    for seed in range(3):
+        with torch.no_grad():
+            model(*example)
+            with FlopCounterMode(display=False) as counter:
+                model(*example)
+        assert cost.value() == pytest.approx(counter.get_total_flops() / 2 / 2, abs=1)
+        networks.move_strides(model, seed)
+
+
+@pytest.mark.parametrize("edge", ["stopband", "passband"])
+def test_strides_outside_their_limits_cost_and_learn_as_at_the_limit(edge):
+    net = nn.Sequential(DiffStride(2.0, edge=edge), nn.Conv2d(1, 8, 3, padding=1))
+    cost, gradients = MultiplyAdds(net, torch.zeros(1, 1, 32, 32)), []
+    for stride in (-3.0, 0.0, 0.2, 1.0):
+        with torch.no_grad():
+            net[0].strides.fill_(stride)
+        assert cost().item() == cost.value()
+        for term in (cost(), stride_penalty(net)):
+            (gradient,) = torch.autograd.grad(term, net[0].strides)
+            gradients.append((round(term.item(), 6), gradient.tolist()))
+    assert gradients[::2] == [gradients[0]] * 4
+    assert gradients[1::2] == [gradients[-1]] * 4
+
+
+def test_the_published_layer_has_a_cost_at_its_own_strides_alone():
+    net = nn.Sequential(reference.DiffStride(2.0), nn.Conv2d(1, 8, 3))
+    cost = MultiplyAdds(net, torch.zeros(1, 1, 32, 32))
+    assert cost.value() == 8 * 9 * 22 * 22
+    for ask in (cost, lambda: cost.value({"0": (4.0, 4.0)})):
+        with pytest.raises(ValueError, match=r"'0' is a diffstride.reference.DiffStride"):
+            ask()
 
 
 def test_sizes_that_pooling_cannot_follow_are_named():

@@ -52,6 +52,26 @@ def test_converted_networks(name):
     assert_same(freeze(model, x)(x), model(x), 1e-6)
 
 
+@pytest.mark.parametrize("program", ["eager", "compiled"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_precision_is_that_of_the_layer_under_autocast(program, dtype):
+    layer, x = DiffStride((1.9, 2.3), edge="stopband").eval(), torch.randn(2, 8, 24, 24)
+    frozen = freeze(layer, x)
+    if program == "compiled":
+        frozen = torch.compile(frozen, backend="aot_eager", fullgraph=True)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        got, expected = frozen(x.to(dtype)), layer(x.to(dtype))
+    assert got.dtype == expected.dtype == dtype
+    assert_same(got.float(), expected.float(), 1e-6 if dtype == torch.float32 else 2e-2)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 1e-2), (torch.float16, 1.2e-3)])
+def test_half_precision_is_multiplied_as_by_the_layer(dtype, tolerance):
+    layer, x = DiffStride((1.9, 2.3), edge="stopband").eval(), torch.randn(2, 8, 24, 24).to(dtype)
+    with torch.no_grad():
+        assert_same(freeze(layer, x)(x).float(), layer(x).float(), tolerance)
+
+
 def test_frozen_strides_do_not_follow_the_model():
     model, x = learned()
     frozen = freeze(model, x)

@@ -8,6 +8,7 @@ from conftest import literal_diff_stride
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffstride import (
@@ -282,8 +283,51 @@ def test_second_derivatives_work_with_fixed_strides_and_are_refused_with_learned
     assert torch.autograd.gradgradcheck(lambda x: diff_stride(x, [1.5, 2.0]).pow(2), (x,))
     strides = torch.tensor([1.5, 2.0], dtype=torch.float64, requires_grad=True)
     (grad,) = torch.autograd.grad(diff_stride(x, strides).pow(2).sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    with pytest.raises(NotImplementedError, match=r"first derivatives alone.*trainable=False"):
         grad.sum().backward()
+    # Inside torch.func a refusal that autograd knows would come out as zeros.
+    with pytest.raises(NotImplementedError, match="first derivatives alone"):
+        torch.func.jacrev(torch.func.jacrev(lambda x: diff_stride(x, strides).pow(2).sum()))(x)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # by torch.func.jvp itself
+def test_forward_mode_works_with_fixed_strides_and_is_refused_with_learned_ones() -> None:
+    x, tangent = torch.randn(2, 4, 4, 40, 40, dtype=torch.float64)
+    for strides in (1.7, torch.tensor([1.7, 2.0], requires_grad=False)):
+        y, dual = torch.func.jvp(lambda x, s=strides: diff_stride(x, s), (x,), (tangent,))
+        torch.testing.assert_close(y, diff_stride(x, strides))
+        torch.testing.assert_close(dual, diff_stride(tangent, strides))
+        with forward_ad.dual_level():
+            y = diff_stride(forward_ad.make_dual(x, tangent), strides)
+            torch.testing.assert_close(forward_ad.unpack_dual(y).tangent, dual)
+    learned = torch.tensor([1.7, 2.0], dtype=torch.float64, requires_grad=True)
+    with pytest.raises(NotImplementedError, match=r"no forward-mode derivatives.*reverse mode"):
+        torch.func.jvp(lambda x: diff_stride(x, learned), (x,), (tangent,))
+    with pytest.raises(NotImplementedError, match="no forward-mode derivatives"):
+        torch.func.jacfwd(lambda s: diff_stride(x, s, values=(1.7, 2.0)))(learned.detach())
+
+
+@pytest.mark.parametrize("size", [11, 1030])
+def test_nested_transforms_leave_nothing_behind(size: int) -> None:
+    """What is cached while they run must serve afterwards, of their levels nothing is left."""
+    layer = DiffStride([1.3217], trainable=False)
+    x = torch.randn(1, 1, size, dtype=torch.float64)
+    hessian = torch.func.jacrev(torch.func.jacrev(lambda x: layer(x).pow(2).sum()))
+    assert hessian(x[..., :size]).shape == (*x.shape, *x.shape)
+    grad = torch.func.grad(lambda x: layer(x).pow(2).sum())(x)
+    each = torch.func.vmap(torch.func.grad(lambda x: layer(x).pow(2).sum()))(x[None])
+    torch.testing.assert_close(each[0], grad)
+    torch.testing.assert_close(grad, 2 * torch.func.vjp(layer, x)[1](layer(x))[0])
+
+
+@pytest.mark.parametrize("size", [7, 1030])
+def test_batches_may_be_empty(size: int) -> None:
+    for strides in ([2.0], torch.tensor([2.0], requires_grad=True)):
+        x = torch.zeros(0, 3, size, requires_grad=True)
+        y = diff_stride(x, strides)
+        assert y.shape == (0, 3, *diff_stride(torch.zeros(1, 1, size), strides).shape[2:])
+        y.sum().backward()
+        assert x.grad is not None
 
 
 def test_the_axes_are_pooled_in_any_order_alike() -> None:

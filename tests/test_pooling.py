@@ -78,10 +78,11 @@ def test_project_moves_strides_into_the_limits_and_forward_never_writes() -> Non
     assert y.shape[2:] == layer.output_size((32, 32))
 
 
-def test_a_diverged_stride_is_reported() -> None:
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_diverged_stride_is_reported(value: float) -> None:
     layer = DiffStride(2.0)
     with torch.no_grad():
-        layer.strides[0] = float("nan")
+        layer.strides[0] = value
     with pytest.raises(ValueError, match="diverged"):
         layer(torch.zeros(1, 1, 8, 8))
 
@@ -115,27 +116,59 @@ def test_moving_to_a_device_or_dtype_keeps_reading_the_right_strides() -> None:
     assert layer.to("meta").stride_values() == pytest.approx((2.3, 1.4), abs=1e-6)
 
 
-class CountingReads(DiffStride):
-    """Counts the reads of an accelerator; the meta device stands in for one."""
+class Distant(DiffStride):
+    """Counts how often it reads its strides, where it can tell that they have changed."""
 
     reads = 0
 
+    def _is_at_hand(self) -> bool:
+        return False
+
     def _refresh(self) -> None:
+        super()._refresh()
         self.reads += 1
-        self._version = self.strides._version
 
 
 def test_an_accelerator_is_read_once_per_change_of_the_strides() -> None:
-    layer = CountingReads(2.0).to("meta")
-    layer.reads = 0  # moving it read it
-    for _ in range(3):
-        layer._read()
-    first = layer.reads
+    layer, x = Distant(2.0, edge="stopband").eval(), torch.zeros(1, 1, 12, 12)
+    layer(x)
+    layer.reads = 0
+    sizes = [layer(x).shape[2] for _ in range(3)]
+    assert (sizes, layer.reads) == ([6, 6, 6], 0)
     with torch.no_grad():
         layer.strides.add_(1)
+    sizes = [layer(x).shape[2] for _ in range(3)]
+    assert (sizes, layer.reads) == ([4, 4, 4], 1)
+
+
+def test_an_accelerator_is_read_once_per_step_of_training() -> None:
+    layer, x = Distant(2.0, edge="stopband"), torch.zeros(1, 1, 12, 12)
+    layer.reads = 0
     for _ in range(3):
-        layer._read()
-    assert (first, layer.reads) == (0, 1)
+        layer(x)
+        layer.project_()
+        layer.stride_values()
+    assert layer.reads == 3 + 1  # the first pass, and each projection
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_an_accelerator_notices_what_any_optimizer_does(fused: bool) -> None:
+    """Fused optimisers do not count the version of a parameter up."""
+    layer, x = Distant(2.0, edge="stopband"), torch.zeros(1, 1, 12, 12)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0, fused=fused)
+    layer(x).sum().backward()
+    layer.strides.grad = torch.full((2,), -1.0)
+    optimizer.step()
+    assert layer(x).shape[2:] == (4, 4)
+
+
+def test_an_accelerator_notices_that_the_parameter_is_another() -> None:
+    layer, x = Distant(2.0, edge="stopband").eval(), torch.zeros(1, 1, 12, 12)
+    other = {"strides": torch.tensor([4.0, 3.0])}
+    assert torch.func.functional_call(layer, other, (x,)).shape[2:] == (3, 4)
+    assert layer(x).shape[2:] == (6, 6)
+    layer.strides = nn.Parameter(other["strides"])
+    assert layer(x).shape[2:] == (3, 4)
 
 
 @pytest.mark.parametrize(("size", "stride"), [(56, 1.4), (26, 1.3), (32, 1.28), (7, 7.0)])

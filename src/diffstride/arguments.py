@@ -90,7 +90,7 @@ def clamp_strides(
     """The strides inside their limits (1 and no limit where None)."""
     low, high = lower or 1.0, upper or math.inf
     for value in values:
-        if math.isnan(value):
+        if not math.isfinite(value):
             raise ValueError(
                 f"the strides have become {tuple(values)}: training has diverged; lower the "
                 "learning rate of the strides or clip their gradient"

@@ -251,9 +251,36 @@ def _record(
     traced: Trace, example: Any, leaf_modules: tuple[str | type[nn.Module], ...]
 ) -> Conversion:
     shapes = tree_map_only(Tensor, lambda x: torch.empty_like(x, device="meta"), example)
-    costs = {"": sum(traced.multiply_adds.values()) // traced.batch}
+    owners = {
+        node: str(node.target) if node.op == "call_module" else traced.owners[node]
+        for node in traced.multiply_adds
+    }
+    parts, costs = _converted_parts(traced.model), {"": 0}
     for node, cost in traced.multiply_adds.items():
+        if any(f"{owners[node]}.".startswith(f"{prefix}.") for prefix in parts):
+            continue  # what it costs now is not what it did
+        costs[""] += cost
         if node.op == "call_module":
-            name = str(node.target)
-            costs[name] = costs.get(name, 0) + cost // traced.batch
-    return Conversion(shapes, leaf_modules, multiply_adds=costs)
+            costs[owners[node]] = costs.get(owners[node], 0) + cost
+    conversion = Conversion(shapes, leaf_modules)
+    conversion.multiply_adds = {name: cost // traced.batch for name, cost in costs.items()}
+    for prefix, part in parts.items():
+        for name, cost in part.multiply_adds.items():
+            conversion.multiply_adds[f"{prefix}.{name}" if name else prefix] = cost
+        conversion.multiply_adds[""] += part.multiply_adds[""]
+        conversion.strides |= {f"{prefix}.{name}": old for name, old in part.strides.items()}
+    return conversion
+
+
+def _converted_parts(model: nn.Module) -> dict[str, Conversion]:
+    """The records of the parts of a network that were converted before, by name.
+
+    A part of such a part stands in its record already.
+    """
+    parts: dict[str, Conversion] = {}
+    for name, module in model.named_modules():
+        record = vars(module).get("conversion")
+        inside = any(name.startswith(f"{part}.") for part in parts)
+        if isinstance(record, Conversion) and not inside:
+            parts[name] = record
+    return parts

@@ -2,17 +2,15 @@
 
 import copy
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from math import inf, prod
+from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from diffstride.execution import is_pooling
-from diffstride.freeze import FrozenPooling
-from diffstride.one_axis import counted_products
-from diffstride.pooling import BlurPooling, DiffStride, FixedSpectralPooling, stride_layers
-from diffstride.products import axis_order
+from diffstride.pooled_maps import PooledMaps
+from diffstride.pooling import stride_layers
 from diffstride.resolution import Dim, Resolutions, resolve
 from diffstride.sizes import (
     Number,
@@ -21,7 +19,6 @@ from diffstride.sizes import (
     moving_dims,
     number,
     proportional,
-    straight_through,
 )
 from diffstride.spectrum import Axis
 from diffstride.tracing import Trace, as_leaves, trace
@@ -39,6 +36,9 @@ class MultiplyAdds:
     samples take half of what is counted, and those of 1024 or more count nothing, see
     `diffstride.one_axis`. Every size follows from the strides above it. The value counts whole
     samples; its gradient is that of the sizes before rounding.
+
+    A sample is one of those that the first input with spatial axes holds; what several of them
+    share, or each has many of (the frames of a video, say), counts as often as it is computed.
 
     The network is traced once, here; a call then takes well under a millisecond. Where its
     ``forward`` makes a number of a size, with ``int()`` or an ``if``, it is traced at two more
@@ -80,7 +80,7 @@ class MultiplyAdds:
         found = resolve(traced, calls)
         _check_shared(found)
         sizes = Sizes(found)
-        self._pooling = [_Pooling(found, sizes, calls) for calls in found.classes()]
+        self._pooling = [PooledMaps(found, sizes, calls) for calls in found.classes()]
         self._terms = _terms(found, sizes)
         self._totals: dict[tuple[Size, ...], float] = {}
         for (_, factors), count in self._terms.items():
@@ -127,6 +127,8 @@ class MultiplyAdds:
             strides: strides to use instead of the layers' own, by the name of the layer.
         """
         layers = self.layers.items()
+        for name in self.layers:
+            self._check_plans(name)
         own = {name: layer.strides.to("cpu", torch.float64) for name, layer in layers}
         given = self._complete(own | dict(strides or {}))
         return torch.as_tensor(self._evaluate(given), dtype=torch.float64)
@@ -167,6 +169,7 @@ class MultiplyAdds:
     def _check(self, name: str, strides: Any) -> None:
         if name not in self.layers:
             raise ValueError(f"strides: the model has no stride layer named {name!r}")
+        self._check_plans(name)
         axes = self.layers[name].num_axes
         if callable(strides):
             return
@@ -174,6 +177,14 @@ class MultiplyAdds:
         if not numbers or len(strides) not in (1, axes):
             raise ValueError(
                 f"strides: {name!r} takes {axes}, one for each axis, but got {strides!r}"
+            )
+
+    def _check_plans(self, name: str) -> None:
+        if not hasattr(self.layers[name], "plan"):
+            kind = type(self.layers[name])
+            raise ValueError(
+                f"{name!r} is a {kind.__module__}.{kind.__name__}, whose cost is known at its own "
+                "strides alone: use diffstride.DiffStride"
             )
 
     def _evaluate(self, strides: Mapping[str, Any]) -> Number:
@@ -185,62 +196,6 @@ class MultiplyAdds:
         for factors, count in self._totals.items():
             total = total + count * prod(factor.at(known) for factor in factors)
         return total
-
-
-class _Pooling:
-    """A pooling layer at one resolution: from the sizes that come in to those that come out."""
-
-    def __init__(self, found: Resolutions, sizes: Sizes, calls: list[fx.Node]) -> None:
-        self.call, values = calls[0], found.trace.values
-        self.name = str(self.call.target)
-        self.module: Any = found.trace.module(self.call)
-        self.channels = sum(values[call].shape[1] for call in calls)
-        try:
-            self.inputs = [sizes.read(dim) for dim in found.input_dims(self.call)]
-        except LookupError as error:
-            raise ValueError(
-                f"the size of the maps that {self.name} ({type(self.module).__name__}) pools does "
-                f"not follow from the strides before it in a way that is understood ({error}); "
-                "without it, the multiply-adds of the network are not known"
-            ) from error
-
-    def pool(self, known: dict[Hashable, Number], strides: Any) -> list[Axis]:
-        """Add the sizes of the pooled map to those that are known."""
-        inputs = [size.at(known) for size in self.inputs]
-        sizes = [round(number(size)) for size in inputs]
-        if strides is None:
-            strides = getattr(self.module, "strides", (1.0,))
-        smooth = self._per_axis(strides(sizes) if callable(strides) else strides)
-        axes = self._plan(sizes, [number(s) for s in smooth])
-        for i, (axis, size, stride) in enumerate(zip(axes, inputs, smooth, strict=True)):
-            known[self.call, i] = straight_through(axis.output_size, size / stride)
-        # Frozen, an axis is a matrix product whatever its length.
-        frozen = isinstance(self.module, FrozenPooling)
-        self._products = [(i, 1 if frozen else counted_products(axes[i])) for i in axis_order(axes)]
-        return axes
-
-    def cost(self, known: Mapping[Hashable, Number]) -> Number:
-        """Multiply-adds of the products along the axes, after `pool`."""
-        if isinstance(self.module, BlurPooling):
-            outputs = [known[self.call, i] for i in range(len(self.inputs))]
-            return prod(outputs) * self.channels * self.module.num_taps
-        if not isinstance(self.module, (DiffStride, FixedSpectralPooling, FrozenPooling)):
-            return 0.0  # averages and Fourier transforms multiply no matrices
-        sizes, total = [size.at(known) for size in self.inputs], 0.0
-        for i, count in self._products:
-            total = total + count * prod(sizes) * known[self.call, i]
-            sizes[i] = known[self.call, i]
-        return total * self.channels
-
-    def _per_axis(self, strides: Any) -> list[Number]:
-        values = list(strides)
-        return values * len(self.inputs) if len(values) == 1 else values
-
-    def _plan(self, sizes: list[int], strides: list[float]) -> list[Axis]:
-        if isinstance(self.module, (DiffStride, FixedSpectralPooling)):
-            return list(self.module.plan(sizes, strides))
-        outputs = zip(sizes, self.module.output_size(sizes), strides, strict=True)
-        return [Axis(*values, cutoff=inf, transition=1.0) for values in outputs]
 
 
 def _terms(found: Resolutions, sizes: Sizes) -> dict[tuple[str, tuple[Size, ...]], float]:
@@ -297,8 +252,9 @@ def stride_penalty(model: nn.Module) -> Tensor:
     area = torch.ones((), device=layers[0].strides.device if layers else None)  # type: ignore
     total = torch.zeros_like(area)
     for layer in layers:
-        strides: Tensor = layer.strides  # type: ignore[assignment]
-        axes = len(layer.stride_values())  # type: ignore[operator]
-        area = area / strides.expand(axes).prod()
+        values: Sequence[float] = layer.stride_values()  # type: ignore[operator]
+        strides = layer.strides.expand(len(values))  # type: ignore[operator]
+        # Those in use, within their limits, with the gradient straight through.
+        area = area / (strides + (strides.new_tensor(values) - strides.detach())).prod()
         total = total + area
     return total

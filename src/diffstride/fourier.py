@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffstride.caching import apart, as_constant
 from diffstride.layout import FULL_PRECISION
-from diffstride.matrices import apart, as_constant
 from diffstride.spectrum import Axis, bin_weights, window
 
 
@@ -26,6 +26,8 @@ def fourier_pool(
     axis: Axis, x: Tensor, dim: int, learning: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """``A x`` along ``dim`` and, while learning, the bins ``D_r^T x`` on the ramp."""
+    if not x.numel():  # which no library of transforms takes
+        return x.narrow(dim, 0, axis.output_size), x.narrow(dim, 0, 2 * len(axis.ramp))
     bins = _transform(x, dim, axis)
     y = torch.fft.irfft(bins * _gains(axis, 0, bins, dim), n=axis.output_size, dim=dim)
     if not learning:
@@ -36,6 +38,9 @@ def fourier_pool(
 
 def fourier_spread(axis: Axis, grad: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """``A^T grad`` along ``dim``, and the bins ``U_r^T grad`` on the ramp."""
+    if not grad.numel():
+        sizes = (*grad.shape[:dim], axis.size, *grad.shape[dim + 1 :])
+        return grad.new_empty(sizes), grad.narrow(dim, 0, 2 * len(axis.ramp))
     bins = _transform(grad, dim, axis)
     grad_x = torch.fft.irfft(bins * _gains(axis, 2, bins, dim), n=axis.size, dim=dim)
     return grad_x.to(grad.dtype), _as_real(_ramp(axis, bins, dim), dim).to(grad.dtype)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffstride.execution import evaluating
-from diffstride.layout import FIRST_DIM, layout_of
+from diffstride.layout import FIRST_DIM, full_precision, layout_of
 from diffstride.one_axis import multiply
 from diffstride.pooling import DiffStride, FixedSpectralPooling
 from diffstride.products import axis_order
@@ -53,16 +53,19 @@ class FrozenPooling(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         sizes = tuple(int(size) for size in x.shape[2:])  # TorchScript traces them as tensors
         self._check_met(sizes)
-        order = self.orders[sizes]
-        matrices = [getattr(self, f"matrix_{i}_{sizes[i]}").to(x.dtype) for i in order]
+        with full_precision(x):
+            return self._pool(x, {i: f"matrix_{i}_{sizes[i]}" for i in self.orders[sizes]})
+
+    def _pool(self, x: Tensor, names: dict[int, str]) -> Tensor:
+        matrices = {i: getattr(self, name) for i, name in names.items()}
         if torch.compiler.is_compiling() or torch.jit.is_tracing():  # pyright: ignore
-            for i, matrix in zip(order, matrices, strict=True):
-                x = _multiply(matrix, x, 2 + i)
+            for i, matrix in matrices.items():
+                x = _multiply(matrix.to(x.dtype), x, 2 + i)
             return x
-        layout = layout_of(x, len(sizes))
-        dense = layout.enter(x)
-        for i, matrix in zip(order, matrices, strict=True):
-            dense = multiply(matrix, dense, FIRST_DIM + i, len(matrix))
+        layout = layout_of(x, len(matrices))
+        dense = layout.enter(x).to(layout.compute_dtype)
+        for i, matrix in matrices.items():
+            dense = multiply(matrix.to(dense.dtype), dense, FIRST_DIM + i, len(matrix))
         return layout.leave(dense)
 
     def output_size(self, input_size: Sequence[int]) -> tuple[int, ...]:

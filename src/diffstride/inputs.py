@@ -21,6 +21,11 @@ def check_traceable(model: nn.Module, inputs: tuple) -> None:
             f"example must be an input of the network, a tensor or a tuple of several, but got "
             f"{got!r}: pass torch.rand(1, 3, 224, 224), say"
         )
+    if not batch_of(inputs):
+        shapes = [tuple(leaf.shape) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+        raise ExampleError(
+            f"the example has no samples, its shape is {shapes[0]}: pass one or more"
+        )
     if isinstance(model, torch.jit.ScriptModule) or hasattr(model, "_orig_mod"):
         raise ValueError(
             f"this {type(model).__name__} is compiled already and cannot be looked into: pass the "
@@ -35,6 +40,20 @@ def check_traceable(model: nn.Module, inputs: tuple) -> None:
     for name, parameter in model.named_parameters():
         if isinstance(parameter, UninitializedParameter):
             raise ValueError(f"{name!r} has no shape yet: call the network on an input first")
+
+
+def batch_of(inputs: tuple) -> int:
+    """How many samples the inputs hold: the length of the first that has spatial axes.
+
+    Others may come with the maps, a step of time or a vector of classes for all.
+
+    >>> batch_of((torch.tensor(0.5), torch.zeros(10), torch.zeros(2, 3, 8, 8)))
+    2
+    """
+    tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    first = next((x for x in tensors if x.dim() > 2), None)
+    first = next((x for x in tensors if x.dim()), None) if first is None else first
+    return 1 if first is None else first.shape[0]
 
 
 def like_the_weights(x: Tensor, model: nn.Module) -> Tensor:

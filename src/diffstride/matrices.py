@@ -1,53 +1,16 @@
 """The matrices of an axis where they are used, each computed once.
 
-They are functions of a few numbers. Small caches hold those in use: in training the last step's,
+They are functions of a few numbers. Small caches hold those in use: in training the last steps',
 in evaluation those of every layer, so that nothing is computed twice.
 """
 
-from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
+from diffstride.caching import as_constant, cached
 from diffstride.spectrum import Axis, axis_matrix, ramp_factors
-
-
-def as_constant(cached: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Let compiled programs hold what ``cached`` returns for plain numbers as a constant.
-
-    The tracer would look through a cache if it saw one, and compute what is at hand. Tensors alone
-    it names after their function, all alike, which all backends but ``"eager"`` refuse; in a tuple
-    each gets a name of its own.
-    """
-
-    def constant(*args: Any) -> tuple[Tensor]:
-        return (cached(*args),)
-
-    # What `torch.compiler.assume_constant_result` sets, which would import the compiler with us.
-    constant._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
-    return lambda *args: constant(*args)[0]
-
-
-def apart(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Have ``make`` compute on true tensors, uncounted, whatever is going on around it.
-
-    A network may be run on fake tensors, to see its shapes, or in inference mode, as Lightning
-    validates before it trains: what is cached must be of use afterwards.
-    """
-
-    def made(*args: Any) -> Tensor:
-        # While a program is traced, which is not what `is_compiling` says: that is true of
-        # torch.export as well, which runs all this on fake tensors.
-        if torch.compiler.is_dynamo_compiling():
-            return make(*args)
-        # What is made in inference mode could take part in no training later.
-        with torch.inference_mode(False), _disable_current_modes():
-            return make(*args)
-
-    return made
 
 
 def matrix(axis: Axis, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -56,8 +19,7 @@ def matrix(axis: Axis, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 @as_constant
-@lru_cache(maxsize=256)
-@apart
+@cached(256, 32)
 def _matrix(*args: Any) -> Tensor:
     *fields, dtype, device = args
     return axis_matrix(Axis(*fields)).to(device, dtype)
@@ -73,8 +35,7 @@ def halves(axis: Axis, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 @as_constant
-@lru_cache(maxsize=64)
-@apart
+@cached(64, 32)
 def _halves(*args: Any) -> Tensor:
     *fields, dtype, device = args
     axis = Axis(*fields)
@@ -82,27 +43,35 @@ def _halves(*args: Any) -> Tensor:
     return (torch.stack([left + right, left - right]) / 2).to(device, dtype)
 
 
-@lru_cache(maxsize=256)
-@apart
 def adjoint(axis: Axis, dtype: torch.dtype, device: torch.device) -> Tensor:
     """``A^T``, laid out for products of its own."""
-    return matrix(axis, dtype, device).T.contiguous()
+    return _adjoint(*tuple(axis), dtype, device)
+
+
+@as_constant
+@cached(256, 32)
+def _adjoint(*args: Any) -> Tensor:
+    return _matrix(*args).T.contiguous()
 
 
 def analysis(axis: Axis, dtype: torch.dtype, device: torch.device) -> Tensor:
     """``D_r^T`` of one axis where ``x`` is."""
-    return _ramp_factor(axis.size, axis.output_size, axis.ramp, 1, dtype, device)
+    return _ramp_factor(axis.size, axis.output_size, *_ends(axis.ramp), 1, dtype, device)
 
 
 def synthesis(axis: Axis, dtype: torch.dtype, device: torch.device) -> Tensor:
     """``U_r^T`` of one axis where ``grad_y`` is."""
-    return _ramp_factor(axis.size, axis.output_size, axis.ramp, 0, dtype, device)
+    return _ramp_factor(axis.size, axis.output_size, *_ends(axis.ramp), 0, dtype, device)
 
 
-@lru_cache(maxsize=256)
-@apart
-def _ramp_factor(
-    size: int, output_size: int, ramp: range, which: int, dtype: torch.dtype, device: torch.device
-) -> Tensor:
+def _ends(ramp: range) -> tuple[int, int]:
+    return ramp.start, ramp.stop
+
+
+@as_constant
+@cached(256, 32)
+def _ramp_factor(*args: Any) -> Tensor:
     # Keyed by the bins and not by the stride: most steps move no bin onto or off the ramp.
-    return ramp_factors(size, output_size, ramp)[which].T.to(device, dtype).contiguous()
+    size, output_size, start, stop, which, dtype, device = args
+    factors = ramp_factors(size, output_size, range(start, stop))
+    return factors[which].T.to(device, dtype).contiguous()

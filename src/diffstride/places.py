@@ -86,6 +86,8 @@ def find_places(
                 raise ValueError(f"include: {trace.label(node)} cannot be converted: {found}")
             else:
                 left_out[name] = found
+        elif is_pooling(module) and _strides_by_itself(module):
+            left_out[name] = "a pooling layer of fixed strides: put a DiffStride in its place"
     return places, left_out | _never_called(trace)
 
 
@@ -100,6 +102,12 @@ def stride_of(module: nn.Module, axes: int = 1) -> tuple[int, ...]:
     if enlarges or not values or not all(isinstance(value, int) for value in values):
         return (1,) * axes
     return values
+
+
+def _strides_by_itself(module: nn.Module) -> bool:
+    """Whether a layer of this library, which is not taken apart, has strides that cannot learn."""
+    strides = getattr(module, "strides", ())
+    return isinstance(strides, tuple) and max(strides, default=1) > 1
 
 
 def _per_axis(module: nn.Module, name: str, axes: int) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 
 class Margin(NamedTuple):
@@ -62,7 +63,8 @@ def attach_pooling(
     (True, ['weight', 'bias'])
     """
     set_stride(module, 1)
-    module.__class__ = pooled_class(type(module))
+    base = type(module)
+    module.__class__ = parametrized_class(base) if is_parametrized(module) else pooled_class(base)
     module.pooling = pooling
     module.margins = tuple(margins)  # type: ignore[assignment]
     module.pool_first = pool_first  # type: ignore[assignment]
@@ -81,6 +83,17 @@ def pooled_class(base: type[nn.Module]) -> type[nn.Module]:
     """The subclass of ``base`` that pools; always the same one, so that types compare equal."""
     namespace = {"__doc__": f"{base.__name__} followed by a pooling layer."}
     return type(f"Pooled{base.__name__}", (Pooled, base), namespace)
+
+
+def parametrized_class(base: type[nn.Module]) -> type[nn.Module]:
+    """The pooling counterpart of the class that torch has made for one parametrized module.
+
+    torch takes parametrizations off again with the outermost class, so it has to stay that: it is
+    derived anew, from the pooling subclass of what it was derived from.
+    """
+    pooled = pooled_class(base.__bases__[0])
+    own = {k: v for k, v in vars(base).items() if k not in ("__dict__", "__weakref__")}
+    return type(f"Parametrized{pooled.__name__}", (pooled,), own)
 
 
 def fit(x: Tensor, margins: Sequence[Margin]) -> Tensor:

@@ -120,7 +120,7 @@ class DiffStride(nn.Module):
             torch.tensor(initial, dtype=torch.float32), requires_grad=trainable
         )
         self._values, self._spelled = values, tuple(map(repr, values))
-        self._version: float = -1
+        self._version: tuple[int, float] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(self, x)
@@ -131,6 +131,9 @@ class DiffStride(nn.Module):
         return self._pool(x)
 
     def _pool(self, x: Tensor) -> Tensor:
+        values = self._read()
+        if self.training and self.strides.requires_grad and not torch.compiler.is_compiling():
+            self._version = None
         return diff_stride(
             x,
             self.strides,
@@ -140,7 +143,7 @@ class DiffStride(nn.Module):
             straight_through=self.straight_through,
             lower_limit_stride=self.lower_limit_stride,
             upper_limit_stride=self.upper_limit_stride,
-            values=self._read(),
+            values=values,
         )
 
     def stride_values(self) -> tuple[float, ...]:
@@ -196,17 +199,21 @@ class DiffStride(nn.Module):
         return ", ".join([*options, state])
 
     # The output length is a Python integer, so the host has to know the strides. Reading them
-    # costs nothing on a CPU. An accelerator is asked once per change of the parameter; changes
-    # that do not move its version (moving, loading, `.data`) refresh what was read.
+    # costs nothing on a CPU. An accelerator is asked once per change of the parameter, and in
+    # training once per use, unless `project_` has just asked: fused optimisers change a parameter
+    # and do not tell. What else does not move its version (moving, loading, `.data`) refreshes.
 
     def _read(self) -> tuple[float, ...]:
         if torch.compiler.is_compiling():
             # Constants of the program, as train() or eval() last read them. The compiler makes
             # a variable of a number that has changed once, but never of a string.
             return tuple([float(value) for value in self._spelled])
-        if self.strides.device.type == "cpu" or self._version != _version_of(self.strides):
+        if self._is_at_hand() or self._version != _version_of(self.strides):
             self._refresh()
         return self._values
+
+    def _is_at_hand(self) -> bool:
+        return self.strides.device.type == "cpu"
 
     def _refresh(self) -> None:
         if self.strides.is_meta:
@@ -235,9 +242,10 @@ class DiffStride(nn.Module):
         self._refresh()
 
 
-def _version_of(parameter: Tensor) -> float:
-    """Another number after each change; of a tensor that does not count them, not even itself."""
-    return float("nan") if parameter.is_inference() else parameter._version
+def _version_of(parameter: Tensor) -> tuple[int, float]:
+    """Another after each change; of a tensor that does not count them, not even equal to itself."""
+    # A parameter may have been replaced, too, by `torch.func.functional_call` for a moment.
+    return id(parameter), float("nan") if parameter.is_inference() else parameter._version
 
 
 class FixedSpectralPooling(nn.Module):

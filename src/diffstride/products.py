@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd import forward_ad
 
 from diffstride.layout import FIRST_DIM, Layout, full_precision, is_wrapped, layout_of
 from diffstride.one_axis import counted_products, inner, pool_axis, replace, spread_axis
@@ -22,7 +22,8 @@ def pool(x: Tensor, axes: tuple[Axis, ...], strides: Tensor | None = None) -> Te
     """Pool the last axes of ``x`` as planned; ``strides``, one per axis, receive a gradient."""
     differentiating = torch.is_grad_enabled()
     with full_precision(x):
-        if strides is not None and strides.requires_grad and differentiating:
+        if strides is not None and not is_constant(strides):
+            refuse_tangents(strides, x)
             return SpectralPool.apply(x, strides.expand(len(axes)), axes)[0]
         layout = layout_of(x, len(axes))
         if not (x.requires_grad and differentiating) and is_plain(x):
@@ -61,15 +62,42 @@ class SpectralPool(torch.autograd.Function):
         ctx.save_for_backward(*output[1:])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, Tensor | None, None]:
         if grads[0] is None:
             return None, None, None
+        spread = SpectralSpread.apply if torch.is_grad_enabled() else SpectralSpread.forward
         with full_precision(grads[0]):
-            grad_y = ctx.layout.enter(grads[0])
-            grad_x, products = spread_blocks(grad_y, ctx.axes, ctx.layout, ctx.saved_tensors)
-        grad_strides = [axis.slope * p for axis, p in zip(ctx.axes, products, strict=True)]
-        return ctx.layout.leave(grad_x), torch.stack(grad_strides).to(ctx.strides_dtype), None
+            grad_x, grad_strides = spread(grads[0], ctx.axes, ctx.layout, *ctx.saved_tensors)
+        return grad_x, grad_strides.to(ctx.strides_dtype), None
+
+
+class SpectralSpread(torch.autograd.Function):
+    """The gradients of `SpectralPool`, which have no derivatives of their own, and say so.
+
+    torch's ``once_differentiable`` would do, but inside `torch.func` it returns zeros.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        grad: Tensor, axes: tuple[Axis, ...], layout: Layout, *on_ramp: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        grad_x, products = spread_blocks(layout.enter(grad), axes, layout, on_ramp)
+        grad_strides = [axis.slope * p for axis, p in zip(axes, products, strict=True)]
+        return layout.leave(grad_x), torch.stack(grad_strides)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        raise NotImplementedError(
+            "learned strides have first derivatives alone: for second ones (a gradient penalty, a "
+            "Hessian, meta-learning) fix them, with trainable=False or "
+            "strides.requires_grad_(False)"
+        )
 
 
 def pool_blocks(
@@ -195,9 +223,31 @@ def block_length(length: int, longest: int) -> int:
 
 def is_plain(x: Tensor) -> bool:
     """Whether ``x`` is an ordinary CPU tensor, which may be written in place block by block."""
-    return (
-        x.device.type == "cpu" and type(x) in (Tensor, torch.nn.Parameter) and not is_transformed(x)
-    )
+    ordinary = x.device.type == "cpu" and type(x) in (Tensor, torch.nn.Parameter)
+    return ordinary and not is_transformed(x) and not has_tangent(x)
+
+
+def is_constant(strides: Tensor) -> bool:
+    """Whether nothing asks for a derivative by the strides."""
+    learning = strides.requires_grad and torch.is_grad_enabled()
+    return not (learning or has_tangent(strides))
+
+
+def refuse_tangents(*tensors: Tensor) -> None:
+    """Learned strides have derivatives backward alone."""
+    if any(map(has_tangent, tensors)):
+        raise NotImplementedError(
+            "learned strides have no forward-mode derivatives (jvp, jacfwd, dual numbers): use "
+            "reverse mode (backward, grad, vjp, jacrev), or fix them, with trainable=False or "
+            "strides.requires_grad_(False)"
+        )
+
+
+def has_tangent(x: Tensor) -> bool:
+    """Whether ``x`` carries a derivative forward: a dual number of `torch.autograd.forward_ad`."""
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return False
+    return forward_ad.unpack_dual(x).tangent is not None
 
 
 def is_transformed(x: Tensor) -> bool:

@@ -37,6 +37,7 @@ def report(model: nn.Module) -> str:
     left out:
       1: patchifying convolution: its patches do not overlap (patchify=True takes it)
     """
+    model = getattr(model, "_orig_mod", model)  # the network inside one that is compiled
     conversion = getattr(model, "conversion", None)
     if not isinstance(conversion, Conversion):
         raise ValueError(

@@ -14,11 +14,12 @@ Everything is a pure function of Python numbers. Reference: Riad, Teboul, Grangi
 """
 
 import math
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from diffstride.caching import cached
 
 EDGES = ("passband", "stopband")
 CPU = "cpu"  # whatever the default device is: what is cached serves all
@@ -113,7 +114,7 @@ def plan_axis(
         # so that bin 1, at the end of the ramp, still tells the stride to come back.
         stride_of_window = min(stride, max(1.0, size / 2))
         cutoff = size / (2 * stride_of_window)
-        output_size = min(size, whole(size / stride))
+        output_size = min(size, max(1, whole(size / stride)))
     output_size = output_size if cropping else size
     return Axis(size, output_size, stride, cutoff, transition, straight_through)
 
@@ -172,13 +173,13 @@ def window(axis: Axis) -> Tensor:
     return gains
 
 
-@lru_cache(maxsize=256)
+@cached(256, 8)
 def synthesis_table(size: int, output_size: int) -> Tensor:
     """``U``, shape ``(M, 2K)``: cosines then sines of ``2 pi k i / M``, ``K = floor(M/2) + 1``."""
     return _waves(output_size, output_size // 2 + 1, 1.0)
 
 
-@lru_cache(maxsize=256)
+@cached(256, 8)
 def analysis_table(size: int, output_size: int) -> Tensor:
     """``D``, shape ``(N, 2K)``: cosines then sines of ``2 pi k j / N``, times ``g_k / N``."""
     return _waves(size, output_size // 2 + 1, bin_weights(size, output_size).repeat(2))

@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffstride.execution import execute, is_pooling, shapes_only
 from diffstride.inputs import (
     ExampleError,
+    batch_of,
     check_batched,
     check_traceable,
     has_tensor,
@@ -103,12 +104,11 @@ def trace(model: nn.Module, example: Any, leaf_modules: Iterable[Leaf] = ()) -> 
             raise
         except Exception as error:
             raise ValueError(tracer.complaint(error)) from error
-    batch = next(leaf.shape[0] for leaf in tree_leaves(fakes) if isinstance(leaf, Tensor))
     return Trace(
         model,
         graph,
         fake_mode,
-        batch,
+        batch_of(inputs),
         tracer.values,
         tracer.multiply_adds,
         tracer.owners,
