@@ -1,6 +1,7 @@
 """`StrideMonitor` in a training that knows nothing of this project."""
 
 import importlib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -108,6 +109,22 @@ def test_phase_needs_a_known_end(pl):
         train(pl, build_network(), False, callbacks=[StridePhase(0.1)], max_epochs=-1)
 
 
+def test_phase_refuses_several_optimizers(pl):
+    if not issubclass(StridePhase, pl.Callback):
+        pytest.skip("our callbacks are those of the other package")
+    trainer = SimpleNamespace(estimated_stepping_batches=10, optimizers=[1, 2])
+    with pytest.raises(ValueError, match=r"counts the steps of one optimiser.* has 2"):
+        StridePhase(0.1).on_train_start(trainer, build_network())
+
+
+def test_several_networks_have_budgets_of_their_own(pl):
+    if not issubclass(BudgetCallback, pl.Callback):
+        pytest.skip("our callbacks are those of the other package")
+    budgets = [BudgetCallback(torch.zeros(1, 1, 8, 8), network=name) for name in ("a", "b")]
+    assert len({budget.state_key for budget in budgets}) == 2
+    pl.Trainer(callbacks=budgets, accelerator="cpu", logger=False, enable_checkpointing=False)
+
+
 @pytest.mark.parametrize("shares", [(-0.1, 1), (0.1, 1.1), (0.6, 0.5)])
 def test_phase_refuses_what_are_no_shares(shares):
     with pytest.raises(ValueError, match=f"stop <= 1, but got {shares[0]} and {shares[1]}"):
@@ -165,12 +182,7 @@ def test_steps_of_several_batches_are_logged_once(pl):
 def test_weights_that_are_swapped_for_validation_are_read_anew(pl, monkeypatch):
     """As by Lightning's averages of weights, through ``.data``, on an accelerator."""
 
-    def read(layer):  # what is done there: not again until the parameter says it has changed
-        if layer._version != layer.strides._version:
-            layer._refresh()
-        return layer._values
-
-    monkeypatch.setattr(DiffStride, "_read", read)
+    monkeypatch.setattr(DiffStride, "_is_at_hand", lambda self: False)
     network, used = build_network(), []
 
     class Swap(pl.Callback):

@@ -170,6 +170,18 @@ def test_the_same_image_is_augmented_differently_in_another_epoch():
     assert (changed[0] != changed[1]).flatten(1).any(1).float().mean() > 0.9
 
 
+def test_a_batch_of_one_image_is_augmented_differently_in_another_epoch():
+    data = load_datasets("digits", batch_size=1, augment_fn="crop", train_examples=40)
+    made = [torch.cat([images for images, _ in epoch(data, number)]) for number in (0, 1, 0)]
+    orders = []
+    for number in (0, 1, 0):
+        data.train.sampler.set_epoch(number)
+        orders.append(torch.tensor(list(data.train.sampler)).argsort())
+    first, second, again = (images[order] for images, order in zip(made, orders, strict=True))
+    assert torch.equal(first, again)
+    assert (first != second).flatten(1).any(1).float().mean() > 0.8
+
+
 def test_another_seed_augments_the_very_same_batch_differently():
     one, other = (load_datasets("digits", augment_fn="crop", seed=seed).train for seed in (0, 1))
     batch = one.dataset.__getitems__(list(range(64)))

@@ -130,6 +130,19 @@ def test_operative_config_makes_the_same_run_again(capsys):
     assert "run holds this run, finished" in capsys.readouterr().out
 
 
+def test_operative_config_holds_what_is_called_while_training(capsys):
+    bindings = ["data.load_datasets.augment_fn = @augment.crop_and_flip"]
+    bindings.append("augment.crop_and_flip.padding = 1")
+    train_tiny(*bindings, flags=["--workdir=run"])
+    config = Path("run/operative_config.gin")
+    assert "crop_and_flip.padding = 1" in config.read_text()
+    assert "crop_and_flip.padding_mode = 'constant'" in config.read_text()
+    assert command(f"--gin_config={config}") == 0
+    assert "run holds this run, finished" in capsys.readouterr().out
+    assert command(f"--gin_config={config}", "--gin_bindings=crop_and_flip.padding = 2") == 2
+    assert "differs in augment_fn ('crop_and_flip" in capsys.readouterr().err
+
+
 def test_several_configs_are_read_in_order():
     Path("more.gin").write_text("train.workdir = 'more'\ntrain.seed = 7")
     assert command("--gin_config=tiny.gin", "--gin_config=more.gin") == 0
@@ -315,13 +328,16 @@ def test_optimisers_and_schedules_go_by_their_names_in_torch():
         assert "lr" in registry.NAMES[name]
     for name in ("OneCycleLR", "MultiStepLR", "CosineAnnealingLR"):
         assert f"torch.optim.lr_scheduler.{name}" in registry.NAMES
+    assert not {"LBFGS", "SequentialLR"} & {name.rpartition(".")[2] for name in registry.NAMES}
+    assert "weight_decay" not in registry.NAMES["torch.optim.AdamW"]
+    assert "total_iters" not in registry.NAMES["torch.optim.lr_scheduler.PolynomialLR"]
     assert "seed" not in registry.NAMES["data.load_datasets"]
     published = {"name", "batch_size", "augment_fn", "mixup_alpha"}
     assert published <= set(registry.NAMES["data.load_datasets"])
 
 
 @pytest.mark.parametrize(
-    "schedule", ["@OneCycleLR", "@schedules.multi_step", "@MultiStepLR", "None"]
+    "schedule", ["@OneCycleLR", "@schedules.multi_step", "@MultiStepLR", "@PolynomialLR", "None"]
 )
 def test_other_optimisers_and_schedules_train(schedule):
     train_tiny(

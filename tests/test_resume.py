@@ -7,6 +7,7 @@ import signal
 from functools import partial
 from types import SimpleNamespace
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -21,6 +22,7 @@ from tiny_runs import (
     train_tiny,
 )
 
+from diffstride import reference
 from diffstride.examples.checkpoints import Checkpoints, atomic_file
 
 
@@ -142,11 +144,13 @@ def test_a_signal_to_stop_says_how_to_continue(unbroken, tmp_path, capsys, numbe
 
     handler = signal.getsignal(signal.SIGINT)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background ignore it
+    expected = KeyboardInterrupt if number == signal.SIGINT else SystemExit
     try:
-        with pytest.raises(SystemExit):
+        with pytest.raises(expected):
             train_tiny(tmp_path, callbacks=[At(STEPS_PER_EPOCH + 1, send)])
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
-        signal.signal(signal.SIGINT, handler)  # Lightning leaves it ignored
+        signal.signal(signal.SIGINT, handler)
     assert "stopped; started again, this run continues" in capsys.readouterr().out
     assert_same_end(train_tiny(tmp_path), unbroken[1])
 
@@ -264,12 +268,15 @@ def test_checkpoints_of_another_network_are_refused(workdir):
         ({"num_epochs": 4}, "num_epochs (3 there, 4 asked for)"),
         ({"seed": 1}, "seed (0 there, 1 asked for)"),
         ({"batch_size": 32}, "batch_size (64 there, 32 asked for)"),
-        ({"optimizer": partial(torch.optim.SGD, lr=0.2, momentum=0.9)}, "optimizer ('"),
-        ({"schedule": None}, "' there, 'constant' asked for)"),
-        ({"stride_learning_rate": 0.01}, "optimizer ('"),
+        (
+            {"optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.8)},
+            "optimizer ('momentum: 0.9' there, 'momentum: 0.8' asked for)",
+        ),
+        ({"schedule": None}, " there, 'constant' asked for)"),
+        ({"stride_learning_rate": 0.01}, "optimizer ('lr: 0.1' there, 'lr: 0.01' asked for)"),
         (
             {"datasets": tiny_datasets(augment_fn="flip")},
-            "augment_fn (None there, 'flip' asked for)",
+            "augment_fn (None there, 'flip ",
         ),
         ({"datasets": tiny_datasets(mixup_alpha=0.2)}, "mixup_alpha (0.0 there, 0.2 asked for)"),
         ({"datasets": tiny_datasets(test_examples=100)}, "test_images (101 there, 100 asked for)"),
@@ -281,6 +288,58 @@ def test_workdir_of_other_settings_is_refused(unbroken, workdir, change, told):
     for folder in (unbroken[0], workdir):
         with pytest.raises(ValueError, match=f"holds a run that differs in .*{re.escape(told)}"):
             train_tiny(folder, **change)
+
+
+def shifted(images, generator, shift=2):
+    return images.roll(shift, -1)
+
+
+@pytest.mark.parametrize(
+    "variants",
+    [
+        [{"datasets": tiny_datasets(augment_fn=partial(shifted, shift=shift))} for shift in (1, 2)],
+        [
+            {"model": partial(tiny_network, pooling_cls=partial(reference.DiffStride, **layer))}
+            for layer in ({"smoothness_factor": 4.0}, {"smoothness_factor": 3.0})
+        ],
+    ],
+    ids=["augmentation", "published layer"],
+)
+def test_runs_that_differ_in_an_argument_of_a_part_are_not_taken_for_the_same(tmp_path, variants):
+    options, others = variants
+    train_tiny(tmp_path, num_epochs=1, **options)
+    with pytest.raises(ValueError, match=r"differs in (augment_fn|network) \("):
+        train_tiny(tmp_path, num_epochs=1, **others)
+
+
+def test_two_starts_in_one_folder_are_kept_apart(unbroken, tmp_path):
+    def start_again(trainer):
+        with pytest.raises(ValueError, match=r"another process is training in .*another workdir"):
+            train_tiny(tmp_path)
+
+    summary = train_tiny(tmp_path, callbacks=[At(STEPS_PER_EPOCH + 1, start_again)])
+    assert_same_end(summary, unbroken[1])
+    assert_same_log(tmp_path, unbroken[0])
+
+
+def test_another_number_of_steps_is_refused(interrupted, workdir, monkeypatch):
+    """As by other numbers of processes, each with batches of the same size."""
+    monkeypatch.setattr(pl.Trainer, "estimated_stepping_batches", 6)
+    with pytest.raises(ValueError, match=r"one of 15 steps .* as one of 6: .* as many devices"):
+        train_tiny(workdir)
+
+
+def test_processes_that_get_no_batch_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(pl.Trainer, "estimated_stepping_batches", 0)
+    with pytest.raises(ValueError, match=r"too few for one step of 1 process.*smaller batch_size"):
+        train_tiny(tmp_path)
+
+
+def test_a_log_that_is_none_is_named(tmp_path):
+    (tmp_path / "metrics.csv").write_text("name,value\na,1\n")
+    with pytest.raises(ValueError, match=r"metrics\.csv is no log of a run.*move it away"):
+        train_tiny(tmp_path)
+    assert (tmp_path / "metrics.csv").read_text() == "name,value\na,1\n"
 
 
 def test_settings_that_a_run_had_must_be_given_again(tmp_path):
@@ -301,6 +360,7 @@ def test_atomic_file_keeps_the_old_content_until_the_new_one_is_whole(tmp_path):
     with pytest.raises(ZeroDivisionError), atomic_file(path) as file:
         file.write(b"new" * (1 // 0))
     assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
     with atomic_file(path, backup=tmp_path / "backup") as file:
         file.write(b"new")
     assert (path.read_bytes(), (tmp_path / "backup").read_bytes()) == (b"new", b"old")

@@ -1,6 +1,7 @@
 """Training with `diffstride.examples.train`, without Gin."""
 
 import json
+import logging
 import re
 from functools import partial
 from itertools import pairwise
@@ -15,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_runs import EPOCHS, POOLING, STEPS_PER_EPOCH, At, read_log, tiny_network, train_tiny
 from torch import nn
 
-from diffstride import DiffStride, stride_layers
+from diffstride import DiffStride, reference, stride_layers
 from diffstride.callbacks import stride_scalars
 from diffstride.convnet import ConvNet, whiten_
 from diffstride.examples import hardware
@@ -23,6 +24,7 @@ from diffstride.examples.data import load_datasets
 from diffstride.examples.hardware import choose_precision
 from diffstride.examples.report import measure_cost
 from diffstride.examples.schedules import build_schedule, multi_step
+from diffstride.examples.trainer import without_advice
 
 STEPS = EPOCHS * STEPS_PER_EPOCH
 
@@ -392,6 +394,10 @@ def test_bfloat16_learns_much_the_same_strides(tmp_path):
     assert not torch.equal(*moves)
 
 
+with_fixed_strides = partial(tiny_network, pooling_cls=partial(DiffStride, trainable=False))
+as_published = partial(tiny_network, pooling_cls=reference.DiffStride)
+
+
 def test_number_of_threads_is_set(tmp_path):
     before = torch.get_num_threads()
     try:
@@ -404,12 +410,24 @@ def test_number_of_threads_is_set(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_epochs": 0}, "num_epochs must be from 1 to inf, got 0"),
+        ({"num_epochs": 0}, "num_epochs must be a whole number of at least 1, got 0"),
+        ({"num_epochs": 1.0}, "num_epochs must be a whole number of at least 1, got 1.0"),
+        ({"seed": 10**20}, "seed must be from 0 to 9223372036854775807, got 1000000000"),
+        ({"stride_phase": (0.1, 0.2, 0.3)}, r"stride_phase must be two shares, got \(0.1, 0.2, 0"),
+        ({"strategy": "ddp_spawn", "devices": 2}, "'ddp_spawn' trains in processes .*use 'ddp'"),
+        (
+            {"optimizer": partial(torch.optim.AdamW, lr=0.1, weight_decay=0.3)},
+            "weight_decay of its own, which would not count.*give the training its weight_decay",
+        ),
         ({"label_smoothing": 1.5}, "label_smoothing must be from 0 to 1, got 1.5"),
         ({"stride_phase": (0.5, 0.2)}, "start <= stop <= 1, but got 0.5 and 0.2"),
         (
             {"weight_averaging": 0.9, "precision": "bf16-true"},
             "weight_averaging=0.9 needs weights in float32.*'bf16-true': take 'bf16-mixed'",
+        ),
+        (
+            {"weight_averaging": 0.9, "precision": "64-true"},
+            "weight_averaging=0.9 needs weights in float32.*'64-true': take '32-true'",
         ),
         ({"bias_learning_rate": -1.0}, "bias_learning_rate must be at least 0, but got -1.0"),
         ({"weight_averaging": 1.0}, "weight_averaging must be at least 0 and below 1, got 1.0"),
@@ -421,6 +439,8 @@ def test_number_of_threads_is_set(tmp_path):
         ({"budget": "strided", "model": small_network_of}, "needs a model with pooling_cls"),
         ({"budget": 0.5, "model": partial(tiny_network, pooling_cls=None)}, "budget=0.5 needs"),
         ({"stride_penalty": 1.0, "model": partial(tiny_network, pooling_cls=None)}, "=1.0 needs"),
+        ({"stride_penalty": 1.0, "model": with_fixed_strides}, "=1.0 needs strides that learn"),
+        ({"budget": "strided", "model": as_published}, "'strided' needs .* reference.DiffStride"),
     ],
 )
 def test_values_out_of_range_are_refused_before_anything_is_written(tmp_path, options, message):
@@ -445,6 +465,14 @@ def rates_of(schedule, steps):
     return rates
 
 
+def test_logs_of_lightning_are_as_loud_afterwards_as_before():
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "pytorch_lightning")]
+    before = [logger.level for logger in loggers]
+    with without_advice():
+        assert {logger.level for logger in loggers} == {logging.WARNING}
+    assert [logger.level for logger in loggers] == before
+
+
 def test_multi_step_is_the_published_schedule():
     schedule = multi_step(optimizer_of(0.1, 0.02))
     factor = schedule.lr_lambdas[0]
@@ -460,6 +488,14 @@ def test_multi_step_is_the_published_schedule():
 def test_multi_step_refuses_what_does_not_fit(boundaries, factors):
     with pytest.raises(ValueError, match="increasing boundaries and one factor more"):
         multi_step(optimizer_of(0.1), boundaries, factors)
+
+
+def test_polynomial_decay_ends_with_the_run():
+    optimizer = torch.optim.SGD([{"params": [torch.zeros(1)], "lr": 0.2}])
+    schedule = build_schedule(torch.optim.lr_scheduler.PolynomialLR, optimizer, total_steps=8)
+    rates = rates_of(schedule, 8)
+    assert rates[4] == pytest.approx([0.1])
+    assert min(rates[:8]) > [0.0]
 
 
 @pytest.mark.parametrize("name", ["OneCycleLR", "CosineAnnealingLR", "MultiStepLR"])

@@ -128,7 +128,8 @@ class StridePhase(pl.Callback):
         network: attribute of the `LightningModule` that holds the network; ``""`` for itself.
 
     Raises:
-        ValueError: a share is out of its range; training starts without an end.
+        ValueError: a share is out of its range; training starts without an end, or with several
+            optimisers.
 
     >>> trainer = pl.Trainer(callbacks=[StridePhase(0.1, 0.6)])  # doctest: +SKIP
     """
@@ -146,6 +147,12 @@ class StridePhase(pl.Callback):
             raise ValueError(
                 f"StridePhase({self.start}, {self.stop}) are shares of a training without end: "
                 "give the trainer max_epochs or max_steps"
+            )
+        if len(trainer.optimizers) > 1:
+            raise ValueError(
+                f"StridePhase({self.start}, {self.stop}) counts the steps of one optimiser, but "
+                f"this training has {len(trainer.optimizers)}: drop the gradients of the strides "
+                "in the module itself"
             )
         self.first, self.last = self.start * steps, self.stop * steps
 
@@ -190,6 +197,11 @@ class BudgetCallback(pl.Callback):
         self.leaf_modules = as_leaves(leaf_modules)
         self.budget: CostBudget | None = None
         self._saved: dict[str, Any] = {}
+
+    @property
+    def state_key(self) -> str:
+        """Another for each network: there may be several, each with a budget of its own."""
+        return self._generate_state_key(network=self.network)
 
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         network = pl_module.get_submodule(self.network)

@@ -218,4 +218,7 @@ class DiffStride(nn.Module):
         return clamp_strides(values, self.lower_limit_stride, self.upper_limit_stride)
 
     def extra_repr(self) -> str:
-        return f"strides={self.stride_values()}, trainable={self.strides.requires_grad}"
+        shown = ("smoothness_factor", "cropping", "lower_limit_stride", "upper_limit_stride")
+        options = ", ".join(f"{name}={getattr(self, name)}" for name in shown)
+        learning = self.strides.requires_grad
+        return f"strides={self.stride_values()}, trainable={learning}, {options}"

@@ -97,6 +97,23 @@ def find_augmentation(augment_fn: str | Augmentation | None) -> Augmentation | N
     )
 
 
+def describe_augmentation(augment: Augmentation, images: Tensor) -> str:
+    """Its name and, if it draws from its generator alone, a digest of what it makes of images.
+
+    By the name alone two augmentations with other arguments, bound by whatever means, are one.
+
+    >>> images = torch.arange(32).reshape(2, 1, 4, 4)
+    >>> describe_augmentation(flip, images) == describe_augmentation(flip, images)
+    True
+    """
+    name = getattr(augment, "__name__", type(augment).__name__)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        made = [augment(images.clone(), seeded_generator(seed)) for seed in (0, 1, 2, 0, 1, 2)]
+    first, again = (torch.stack(each).double().numpy().tobytes() for each in (made[:3], made[3:]))
+    return f"{name} {hashlib.sha256(first).hexdigest()[:12]}" if first == again else name
+
+
 def mixup(
     images: Tensor, targets: Tensor, alpha: float, generator: Generator
 ) -> tuple[Tensor, Tensor]:

@@ -10,8 +10,16 @@ import torch
 from torch import Tensor, distributed
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from diffstride.examples.augment import Augmentation, find_augmentation, mixup, seeded_generator
+from diffstride.examples.augment import (
+    Augmentation,
+    describe_augmentation,
+    find_augmentation,
+    mixup,
+    seeded_generator,
+)
 from diffstride.examples.sources import DataError, Rows, Source, read_images, read_source
+
+PROBED = 4  # images, by which an augmentation is told from others
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,8 @@ def load_datasets(
             pairs, so an epoch has half the steps and its targets are class probabilities.
         seed: of the order, the augmentation and mixup.
         image_size: resize the shorter side to this many pixels and keep the central square.
-        label_column: where the labels are; without it `fine_label`, `label` or `labels`.
+        label_column: of Parquet and Hub data, where the labels are; without it `fine_label`,
+            `label` or `labels`.
         holdout: above 0, test on this many of the last training rows and leave the test split
             unread: for choices that the test images must have no part in.
         train_examples: read only the first so many training images.
@@ -110,9 +119,9 @@ def load_datasets(
     images, test_images = read_images(train, test, image_size)
     mean, std = _statistics(images)
     plain = Collate(mean, std)
-    drawn = Collate(mean, std, seed, augment, mixup_alpha, len(source.class_names))
     train_set, test_set = ImageSet(images, train.labels), ImageSet(test_images, test.labels)
     sampler = EpochSampler(train_set, seed)
+    drawn = Collate(mean, std, sampler, augment, mixup_alpha, len(source.class_names))
     _, channels, height, width = images.shape
     return Datasets(
         DataLoader(train_set, step_size, sampler=sampler, collate_fn=drawn, drop_last=True),
@@ -123,7 +132,7 @@ def load_datasets(
         mean,
         std,
         {
-            "augment_fn": augment and getattr(augment, "__name__", type(augment).__name__),
+            "augment_fn": augment and describe_augmentation(augment, images[:PROBED]),
             "mixup_alpha": mixup_alpha,
             "images": [*images.shape],
             "test_images": len(test_images),
@@ -219,14 +228,14 @@ class Collate:
 
     mean: Tensor
     std: Tensor
-    seed: int = 0
+    sampler: EpochSampler | None = None
     augment: Augmentation | None = None
     mixup_alpha: float = 0.0
     classes: int = 0
 
     def __call__(self, batch: Any) -> tuple[Tensor, Tensor]:
         images, labels, indices = batch
-        generator = seeded_generator(self.seed, *indices)
+        generator = self._generator(indices)
         if self.augment is not None:
             images = self.augment(images, generator)
         mean, std = (255 * each[:, None, None] for each in (self.mean, self.std))
@@ -235,6 +244,13 @@ class Collate:
             return images, labels
         targets = torch.nn.functional.one_hot(labels, self.classes).float()
         return mixup(images, targets, self.mixup_alpha, generator)
+
+    def _generator(self, indices: list[int]) -> torch.Generator:
+        if self.sampler is None:
+            return seeded_generator(0)
+        # A batch of one image has the same rows in every epoch.
+        epoch = [self.sampler.epoch] * (len(indices) == 1)
+        return seeded_generator(self.sampler.seed, *epoch, *indices)
 
 
 def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:

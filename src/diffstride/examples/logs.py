@@ -25,7 +25,13 @@ class MetricsFile(loggers.Logger):
         self.rows: dict[int, dict[str, Any]] = {}
         if path.exists():
             with path.open(newline="") as file:
-                rows = {int(row["step"]): row for row in csv.DictReader(file)}
+                try:
+                    rows = {int(row["step"]): row for row in csv.DictReader(file)}
+                except (KeyError, TypeError, ValueError) as error:
+                    raise ValueError(
+                        f"{path} is no log of a run, whose rows have a step each: move it away, "
+                        "or choose another workdir"
+                    ) from error
             self.rows = {key: row for key, row in rows.items() if key <= step}
 
     @property

@@ -55,12 +55,27 @@ class Classifier(pl.LightningModule):
         self.record = record
 
     def configure_optimizers(self) -> Any:
-        if self.schedule is None:
-            return self.optimizer
         # Here and not before: the number of processes, hence of steps, is known only now.
         total_steps = int(self.trainer.estimated_stepping_batches)
+        self._check_steps(total_steps)
+        if self.schedule is None:
+            return self.optimizer
         schedule = build_schedule(self.schedule, self.optimizer, total_steps)
         return [self.optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+    def _check_steps(self, total_steps: int) -> None:
+        processes = self.trainer.world_size
+        if not total_steps:
+            raise ValueError(
+                f"the images are too few for one step of {processes} processes: use a smaller "
+                "batch_size, or fewer devices"
+            )
+        if self.record.setdefault("steps", total_steps) != total_steps:
+            raise ValueError(
+                f"this run began as one of {self.record['steps']} steps and would go on, by "
+                f"{processes} process{'es' * (processes > 1)}, as one of {total_steps}: go on with "
+                "as many devices as before"
+            )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, targets = batch

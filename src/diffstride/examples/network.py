@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from diffstride import reference
 from diffstride.convnet import ConvNet
 from diffstride.examples.data import Datasets
 from diffstride.examples.report import measure_cost
@@ -44,13 +45,17 @@ def check_strides(network: nn.Module, **options: Any) -> None:
     """Refuse options that are set, by name, where there are no strides for them to act on.
 
     Raises:
-        ValueError: one is set, and no layer of the network has learnable strides.
+        ValueError: one is set, and no layer of the network has strides that learn; or a budget, and
+            they are those of the published layer, whose cost nobody can foresee.
     """
+    layers = [each for each in stride_layers(network).values() if each.strides.requires_grad]  # pyright: ignore
+    published = [each for each in layers if isinstance(each, reference.DiffStride)]
     for name, value in options.items():
-        if value and not stride_layers(network):
+        if value and (not layers or (name == "budget" and published)):
+            found = "those of reference.DiffStride cannot keep" if layers else "the network has not"
             raise ValueError(
-                f"{name}={value!r} needs learnable strides, which the network has not: set its "
-                "pooling to DiffStride, or leave the option out"
+                f"{name}={value!r} needs strides that learn, which {found}: set its pooling to "
+                "pooling.DiffStride with trainable=True, or leave the option out"
             )
 
 

@@ -59,10 +59,12 @@ def _register_network(
     return _register(call, space.__name__.rpartition(".")[2])
 
 
-def _register_all(space: Any, base: type, given: Iterable[str]) -> None:
+def _register_all(space: Any, base: type, given: Iterable[str], unsuited: Iterable[str]) -> None:
     for name, member in vars(space).items():
-        if isinstance(member, type) and issubclass(member, base) and not name.startswith("_"):
-            _register(member, space.__name__, given=given)
+        own = isinstance(member, type) and issubclass(member, base) and not name.startswith("_")
+        if own and name not in unsuited:
+            more = ["total_iters"] * schedules.is_polynomial(member)
+            _register(member, space.__name__, given=[*given, *more])
 
 
 batch_norm = _register(resnet.batch_norm, "resnet", given=["channels"])
@@ -86,11 +88,18 @@ for augmentation in (augment.crop_and_flip, augment.random_crop, augment.flip):
     _register(augmentation, "augment", given=["images", "generator"])
 
 _register(schedules.multi_step, "schedules", given=["optimizer"])
-_register_all(torch.optim, torch.optim.Optimizer, ["params"])
+# The decay is train.weight_decay, of the kernels alone.
+_register_all(
+    torch.optim,
+    torch.optim.Optimizer,
+    ["params", "weight_decay"],
+    ["LBFGS", "Muon", "SparseAdam"],  # which take no groups, matrices alone, or sparse gradients
+)
 _register_all(
     torch.optim.lr_scheduler,
     torch.optim.lr_scheduler.LRScheduler,
     ["optimizer", *schedules.KNOWN],
+    schedules.UNSUITED,
 )
 
 train = _register(

@@ -3,11 +3,14 @@
 import inspect
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, PolynomialLR
 
 KNOWN = ("total_steps", "T_max", "max_lr")
+UNSUITED = ("ChainedScheduler", "ReduceLROnPlateau", "SequentialLR")
+"""Those of torch that are not made from an optimiser and numbers, or not advanced by steps."""
 
 
 class Multiples:
@@ -54,11 +57,19 @@ def build_schedule(
 ) -> LRScheduler:
     """Call a schedule, ours or one of torch, with what it asks for and only the run knows.
 
-    ``total_steps`` and ``T_max`` are the length of the training, ``max_lr`` the learning rates of
-    the parameter groups: `torch.optim.lr_scheduler.OneCycleLR` peaks at them.
+    ``total_steps`` and ``T_max``, and ``total_iters`` of `torch.optim.lr_scheduler.PolynomialLR`,
+    are the length of the training, ``max_lr`` the learning rates of the parameter groups:
+    `torch.optim.lr_scheduler.OneCycleLR` peaks at them.
     """
     rates = [group["lr"] for group in optimizer.param_groups]
-    known = dict(zip(KNOWN, (total_steps, total_steps, rates), strict=True))
+    known: dict[str, Any] = dict(zip(KNOWN, (total_steps, total_steps, rates), strict=True))
     # Of a class wrapped by Gin only the constructor shows its arguments.
     signature = inspect.signature(schedule.__init__ if isinstance(schedule, type) else schedule)
+    if is_polynomial(schedule):  # of others it is the length of a part of the training
+        known["total_iters"] = total_steps
     return schedule(optimizer, **{k: v for k, v in known.items() if k in signature.parameters})
+
+
+def is_polynomial(schedule: object) -> bool:
+    """Whether it is `torch.optim.lr_scheduler.PolynomialLR`, as it is or wrapped by Gin."""
+    return isinstance(schedule, type) and issubclass(schedule, PolynomialLR)

@@ -1,7 +1,7 @@
 """What tells one run from another: its settings, described and compared."""
 
-import hashlib
 from collections.abc import Callable
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,8 @@ def describe_run(
 ) -> dict[str, Any]:
     """The settings that decide how a run ends, as JSON can hold them.
 
-    Of network, optimiser and schedule a digest. Precision, devices and the like take no part: a run
-    may go on on another machine.
+    Network, optimiser and schedule as they describe themselves. Precision, accelerator and the like
+    take no part: a run may go on on another machine.
     """
     return {
         "dataset": data.name,
@@ -39,7 +39,7 @@ def describe_run(
         "num_epochs": num_epochs,
         "label_smoothing": label_smoothing,
         "seed": seed,
-        "network": _digest(network),
+        "network": repr(network),
         **({"budget": budget} if budget else {}),
         **({"stride_penalty": stride_penalty} if stride_penalty else {}),
         **({"weight_averaging": weight_averaging} if weight_averaging is not None else {}),
@@ -68,7 +68,7 @@ def check_settings(workdir: Path, found: Any, expected: dict[str, Any]) -> None:
     found = found if isinstance(found, dict) else {}
     pairs = {name: (found.get(name), expected.get(name)) for name in [*expected, *found]}
     different = [
-        f"{name} ({there!r} there, {asked!r} asked for)"
+        f"{name} ({_first_difference(there, asked)})"
         for name, (there, asked) in pairs.items()
         if there != asked
     ]
@@ -79,8 +79,13 @@ def check_settings(workdir: Path, found: Any, expected: dict[str, Any]) -> None:
         )
 
 
-def _digest(subject: Any) -> str:
-    return hashlib.sha256(repr(subject).encode()).hexdigest()[:12]
+def _first_difference(there: Any, asked: Any) -> str:
+    """Both values; of two descriptions of many lines the first ones that differ."""
+    if isinstance(there, str) and isinstance(asked, str):
+        lines = zip_longest(there.splitlines(), asked.splitlines(), fillvalue="")
+        pairs = ((one.strip(), two.strip()) for one, two in lines)
+        there, asked = next((pair for pair in pairs if pair[0] != pair[1]), (there, asked))
+    return f"{there!r} there, {asked!r} asked for"
 
 
 def _describe_optimization(
@@ -90,8 +95,8 @@ def _describe_optimization(
 ) -> dict[str, str]:
     # On an optimiser to throw away: a schedule rewrites the learning rates of the one it is given.
     optimizer = build_optimizer()
-    description = {"optimizer": _digest(optimizer), "schedule": "constant"}
+    description = {"optimizer": repr(optimizer), "schedule": "constant"}
     if schedule is not None:
         state = build_schedule(schedule, optimizer, total_steps).state_dict()
-        description["schedule"] = _digest(state)
+        description["schedule"] = "\n".join(f"{name}: {state[name]!r}" for name in sorted(state))
     return description

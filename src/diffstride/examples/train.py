@@ -23,8 +23,8 @@ from diffstride.examples.network import (
     resolve_budget,
 )
 from diffstride.examples.settings import describe_run
-from diffstride.examples.trainer import build_trainer, without_advice
-from diffstride.examples.workdir import find_checkpoint, find_finished, finish, open_workdir
+from diffstride.examples.trainer import build_trainer, fit, without_advice
+from diffstride.examples.workdir import find_checkpoint, find_finished, finish, held, save_config
 from diffstride.resnet import parameter_groups, resnet18
 
 
@@ -65,8 +65,9 @@ def train(
         workdir: folder of this run, made where missing.
         model: builds the network from ``num_output_classes`` and ``in_channels``; or a network.
         datasets: builds the data sets from ``seed``, as `load_datasets` does.
-        num_epochs: passes over the training images, at least 1.
-        optimizer: builds the optimiser from the groups of `parameter_groups`.
+        num_epochs: passes over the training images, a whole number of at least 1.
+        optimizer: builds the optimiser from the groups of `parameter_groups`, each of which has a
+            ``weight_decay``: one of the optimiser's own would not count.
         schedule: builds a schedule by step, see `build_schedule`; None keeps the learning rate.
         stride_learning_rate: of the strides, at the peak of the schedule; None for the weights'.
         bias_learning_rate: of biases and of the norms' scales, likewise.
@@ -86,7 +87,8 @@ def train(
         channels_last: whether maps are kept with their channels innermost in memory.
         accelerator: of the `Trainer`, as are ``devices`` and ``strategy``.
         devices: number of processes, each with a batch of its own.
-        strategy: how they work together, for instance ``"ddp"``.
+        strategy: how they work together, for instance ``"ddp"``; not one that forks or spawns
+            them, as the summary would be lost with them.
         threads: of the CPU in each process; None for torch's choice. Small maps are fastest on one.
         seed: of the initial weights and the order of the images.
         callbacks: further Lightning callbacks.
@@ -102,10 +104,16 @@ def train(
 
     >>> summary = train("runs/first", num_epochs=1)  # doctest: +SKIP
     """
-    _check_range("num_epochs", num_epochs, 1, float("inf"))
+    if not isinstance(num_epochs, int) or num_epochs < 1:
+        raise ValueError(f"num_epochs must be a whole number of at least 1, got {num_epochs!r}")
+    _check_range("seed", seed, 0, 2**63 - 1)
     _check_range("label_smoothing", label_smoothing, 0, 1)
     _check_range("stride_penalty", stride_penalty, 0, float("inf"))
+    if len(stride_phase) != 2:
+        raise ValueError(f"stride_phase must be two shares, got {stride_phase!r}")
     phase = StridePhase(*stride_phase, network="network")
+    _check_strategy(strategy)
+    _check_optimizer(optimizer)
     if weight_averaging is not None:
         _check_averaging(weight_averaging, str(precision))
     keep_freed_memory()
@@ -139,13 +147,7 @@ def train(
     finished = find_finished(workdir, settings)
     if finished is not None:
         return finished
-    checkpoint, record, step = find_checkpoint(workdir / CHECKPOINTS, network, settings)
-    open_workdir(workdir)
     precision = choose_precision(precision, accelerator)
-    size = f"{count_parameters(network):,} parameters"
-    say(f"{data.name}: {size}, precision {precision}, in {workdir}")
-    setup = (data.image_shape, label_smoothing, stride_penalty, channels_last, record)
-    module = Classifier(network, build_optimizer(), schedule, *setup)
     callbacks = [StrideMonitor("network"), *callbacks]
     if allowed is not None:  # before all others, so that they see and log what is used
         example = torch.zeros(1, *data.image_shape)
@@ -154,7 +156,13 @@ def train(
         callbacks.insert(0, phase)
     if weight_averaging is not None:  # after the others, so that it averages what they project
         callbacks.append(MovingAverage(weight_averaging))
-    with without_advice():
+    with without_advice(), held(workdir):
+        checkpoint, record, step = find_checkpoint(workdir / CHECKPOINTS, network, settings)
+        save_config(workdir)
+        size = f"{count_parameters(network):,} parameters"
+        say(f"{data.name}: {size}, precision {precision}, in {workdir}")
+        setup = (data.image_shape, label_smoothing, stride_penalty, channels_last, record)
+        module = Classifier(network, build_optimizer(), schedule, *setup)
         trainer = build_trainer(
             workdir,
             step,
@@ -167,9 +175,9 @@ def train(
             max_epochs=num_epochs,
             log_every_n_steps=min(50, len(data.train)),
         )
-        trainer.fit(module, data.train, data.test, ckpt_path=checkpoint)
-    facts = {"budget": allowed, "stride_penalty": stride_penalty, "precision": precision}
-    return finish(workdir, module, facts)
+        fit(trainer, module, data, checkpoint)
+        facts = {"budget": allowed, "stride_penalty": stride_penalty, "precision": precision}
+        return finish(workdir, module, facts)
 
 
 def _check_range(name: str, value: float, lowest: float, highest: float) -> None:
@@ -180,8 +188,24 @@ def _check_range(name: str, value: float, lowest: float, highest: float) -> None
 def _check_averaging(decay: float, precision: str) -> None:
     if not 0 <= decay < 1:
         raise ValueError(f"weight_averaging must be at least 0 and below 1, got {decay!r}")
-    if precision in ("bf16-true", "16-true"):
+    if precision in ("bf16-true", "16-true", "64-true", "64"):
+        other = "32-true" if "64" in precision else precision.replace("true", "mixed")
         raise ValueError(
             f"weight_averaging={decay!r} needs weights in float32, but precision is "
-            f"{precision!r}: take {precision.replace('true', 'mixed')!r}"
+            f"{precision!r}: take {other!r}"
+        )
+
+
+def _check_strategy(strategy: Any) -> None:
+    if any(word in str(strategy) for word in ("spawn", "fork", "notebook")):
+        raise ValueError(
+            f"strategy={strategy!r} trains in processes that take the results with them: use 'ddp'"
+        )
+
+
+def _check_optimizer(optimizer: Any) -> None:
+    if "weight_decay" in getattr(optimizer, "keywords", {}):
+        raise ValueError(
+            "the optimizer has a weight_decay of its own, which would not count, since every group "
+            "of parameters has one: give the training its weight_decay instead"
         )

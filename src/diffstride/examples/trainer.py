@@ -1,15 +1,17 @@
 """The Lightning `Trainer` of a run: its logs, its checkpoints, and none of its advice."""
 
 import logging
+import signal
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from diffstride.examples.backend import loggers, pl
 from diffstride.examples.checkpoints import CHECKPOINTS, AtomicCheckpointIO, Checkpoints
+from diffstride.examples.data import Datasets
 from diffstride.examples.logs import MetricsFile
 
 
@@ -46,12 +48,31 @@ def build_trainer(
     )
 
 
+def fit(trainer: pl.Trainer, module: pl.LightningModule, data: Datasets, checkpoint: Any) -> None:
+    """Train, from the checkpoint if there is one.
+
+    Raises:
+        KeyboardInterrupt: by the user, for which Lightning would end the whole program.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(module, data.train, data.test, ckpt_path=checkpoint)
+    except SystemExit as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, handler)  # which Lightning ignores from then on
+        raise KeyboardInterrupt from error
+
+
 @contextmanager
 def without_advice() -> Iterator[None]:
     """Without the notes of Lightning that nobody using this program can act on."""
-    for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # no tips, no list of absent hardware
-    with warnings.catch_warnings():
+    names = ("lightning.pytorch", "lightning.fabric", "pytorch_lightning")
+    levels = {logging.getLogger(name): logging.getLogger(name).level for name in names}
+    with warnings.catch_warnings(), ExitStack() as stack:
+        for logger, level in levels.items():
+            logger.setLevel(logging.WARNING)  # no tips, no list of absent hardware
+            stack.callback(logger.setLevel, level)
         # The images lie decoded in memory: a worker would only copy them to another process.
         warnings.filterwarnings("ignore", ".*does not have many workers")
         # Several processes share the steps of an epoch; its end is logged in any case.

@@ -1,6 +1,8 @@
 """The folder of a run: what an earlier start left in it, and what this one leaves."""
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,8 @@ import torch
 from torch import nn
 
 from diffstride.examples.backend import rank_zero_only, say
-from diffstride.examples.checkpoints import newest_checkpoint
-from diffstride.examples.files import atomic_file
+from diffstride.examples.checkpoints import CHECKPOINTS, newest_checkpoint
+from diffstride.examples.files import atomic_file, locked
 from diffstride.examples.module import Classifier
 from diffstride.examples.network import count_parameters
 from diffstride.examples.report import format_summary, layer_strides, read_summary, save_summary
@@ -57,20 +59,45 @@ def find_checkpoint(
     return path, record, checkpoint["global_step"]
 
 
-@rank_zero_only
-def open_workdir(workdir: Path) -> None:
-    """Make the folder, see that it takes files, and save the Gin configuration if there is one.
+@contextmanager
+def held(workdir: Path) -> Iterator[None]:
+    """Have the folder, which is made, to this run alone.
 
     Raises:
-        OSError: it takes none; names the folder.
+        OSError: it takes no files; names the folder.
+        ValueError: another process is training in it.
     """
-    config = gin.operative_config_str()
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
+    if getattr(rank_zero_only, "rank", 0):  # the first process of the run holds it for all
+        yield
+        return
+    with _writing(workdir):
+        (workdir / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=workdir).close()
-        if config:
-            with atomic_file(workdir / "operative_config.gin") as file:
-                file.write(config.encode())
+    with locked(workdir / CHECKPOINTS, wait=False) as free:
+        if not free:
+            raise ValueError(
+                f"another process is training in {workdir}: wait until it ends, or choose another "
+                "workdir"
+            )
+        yield
+
+
+@rank_zero_only
+def save_config(workdir: Path) -> None:
+    """Save the Gin configuration, if there is one, in the folder of the run.
+
+    Raises:
+        OSError: it takes no files; names the folder.
+    """
+    if config := gin.operative_config_str():
+        with _writing(workdir), atomic_file(workdir / "operative_config.gin") as file:
+            file.write(config.encode())
+
+
+@contextmanager
+def _writing(workdir: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise OSError(
             f"cannot write to workdir {str(workdir)!r} ({error.strerror}): choose another one"
