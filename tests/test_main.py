@@ -192,7 +192,10 @@ def test_configs_are_found_here_then_in_the_folder_then_among_the_packaged():
         (["--gin_bindings=resnet.Resnet.order = 'first'"], "order must be.*'first'"),
         (["--gin_bindings=train.precision = '12'"], "'12' is invalid"),
         (["--gin_bindings=train.accelerator = 'abacus'"], "abacus"),
-        (["--gin_bindings=train.num_epochs = 0"], "num_epochs must be from 1 to inf, got 0"),
+        (
+            ["--gin_bindings=train.num_epochs = 0"],
+            "num_epochs must be a whole number of at least 1, got 0",
+        ),
         (["--gin_bindings=train.label_smoothing = 'a'"], "'<=' not supported"),
         (["--gin_bindings=train.threads = 0"], "threads must be from 1 to inf, got 0"),
         (
@@ -200,7 +203,7 @@ def test_configs_are_found_here_then_in_the_folder_then_among_the_packaged():
             "leave output_activation of the network None",
         ),
         (["--configs_folder=nowhere"], "configs_folder is 'nowhere': there is no such folder"),
-        (["--workdir=tiny.gin"], "cannot write to workdir 'tiny.gin' .File exists.: choose"),
+        (["--workdir=tiny.gin"], "cannot write to workdir 'tiny.gin' .Not a directory.: choose"),
         (["--workdir=/dev/null/run"], "cannot write to workdir '/dev/null/run' .Not a dir"),
     ],
 )

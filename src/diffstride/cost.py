@@ -54,6 +54,7 @@ class MultiplyAdds:
             cost of an operation does not follow from the sizes of its maps, or these not from the
             strides.
 
+    >>> from diffstride import DiffStride
     >>> net = nn.Sequential(DiffStride(2.0, edge="stopband"), nn.Conv2d(1, 1, 1))
     >>> cost = MultiplyAdds(net, torch.zeros(1, 1, 32, 32))
     >>> cost.value(), 16 * 32 * 32 + 16 * 16 * 32 + 16 * 16
@@ -243,6 +244,7 @@ def stride_penalty(model: nn.Module) -> Tensor:
     Returns:
         A float32 scalar, differentiable in the strides; 0 for a model without any.
 
+    >>> from diffstride import DiffStride
     >>> stride_penalty(nn.Sequential(DiffStride((2.0, 2.0)), DiffStride((2.0, 4.0)))).item()
     0.28125
     >>> 1 / 4 + 1 / 4 * 1 / 8

@@ -167,9 +167,9 @@ def _move(found: Resolutions, nodes: list[fx.Node]) -> None:
 
 def _grown(found: Resolutions, call: fx.Node) -> Tensor:
     value, leader = found.trace.values[call], found.leaders[call]
-    moved = found.values.get(_source(call), value)  # rows or patches may have joined the batch
+    batch = found.values.get(_source(call), value).shape[0]  # rows or patches may have joined it
     sizes = (size + found.shifts[leader, axis] for axis, size in enumerate(value.shape[2:]))
-    return value.new_empty((*moved.shape[:2], *sizes))
+    return value.new_empty((batch, value.shape[1], *sizes))
 
 
 def _run(found: Resolutions, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:

@@ -1,6 +1,7 @@
 """Train a network on images and learn its strides: the main job, with or without Gin."""
 
 from collections.abc import Callable, Iterable
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def train(
 
     >>> summary = train("runs/first", num_epochs=1)  # doctest: +SKIP
     """
-    if not isinstance(num_epochs, int) or num_epochs < 1:
+    if not isinstance(num_epochs, Integral) or num_epochs < 1:
         raise ValueError(f"num_epochs must be a whole number of at least 1, got {num_epochs!r}")
     _check_range("seed", seed, 0, 2**63 - 1)
     _check_range("label_smoothing", label_smoothing, 0, 1)
