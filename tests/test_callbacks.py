@@ -125,6 +125,47 @@ def test_several_networks_have_budgets_of_their_own(pl):
     pl.Trainer(callbacks=budgets, accelerator="cpu", logger=False, enable_checkpointing=False)
 
 
+def budgeted(pl):
+    if not issubclass(BudgetCallback, pl.Callback):
+        pytest.skip("our callbacks are those of the other package")
+    task, logged = pl.LightningModule(), {}
+    task.network = nn.Sequential(
+        DiffStride((2.0,), edge="stopband"),
+        nn.Conv1d(1, 64, 9, padding=4),
+        DiffStride((2.0,), edge="stopband"),
+        nn.Conv1d(64, 64, 9, padding=4),
+    )
+    task.log = logged.__setitem__
+    callback = BudgetCallback(torch.zeros(1, 1, 1000), network="network", log="cost")
+    callback.on_train_start(None, task)
+    return task, callback, logged
+
+
+def test_a_budget_levels_gradients_before_each_step(pl):
+    task, callback, _ = budgeted(pl)
+    first, second = task.network[0].strides, task.network[2].strides
+    first.grad, second.grad = torch.ones(1), torch.ones(1)
+    callback.on_before_optimizer_step(None, task, None)
+    assert first.grad.item() * second.grad.item() < 0
+
+
+def test_a_budget_logs_the_cost_under_its_name(pl):
+    task, callback, logged = budgeted(pl)
+    callback.on_train_epoch_end(None, task)
+    assert logged == {"cost": callback.budget.cost.value()}
+
+
+@pytest.mark.parametrize("stage", ["validation", "test", "predict"])
+def test_strides_are_read_anew_before_a_stage_begins(pl, stage):
+    if not issubclass(StrideMonitor, pl.Callback):
+        pytest.skip("our callbacks are those of the other package")
+    task = pl.LightningModule()
+    task.network = nn.Sequential(DiffStride(2.0, upper_limit_stride=3.0))
+    task.network[0].strides.data = torch.tensor([9.0, 9.0])
+    getattr(StrideMonitor("network"), f"on_{stage}_batch_start")(None, task, None, 0)
+    assert task.network[0].strides.tolist() == [3.0, 3.0]
+
+
 @pytest.mark.parametrize("shares", [(-0.1, 1), (0.1, 1.1), (0.6, 0.5)])
 def test_phase_refuses_what_are_no_shares(shares):
     with pytest.raises(ValueError, match=f"stop <= 1, but got {shares[0]} and {shares[1]}"):

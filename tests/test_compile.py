@@ -82,6 +82,18 @@ def test_evaluation_has_no_graph_break_and_follows_the_strides(pooling) -> None:
             torch.testing.assert_close(program(x), model(x))
 
 
+def test_evaluation_follows_strides_that_are_loaded() -> None:
+    model, other = (
+        nn.Sequential(nn.Conv2d(1, 1, 1), DiffStride(stride, edge="stopband")).eval()
+        for stride in (2.0, 3.0)
+    )
+    program, x = torch.compile(model, backend="eager"), torch.rand(1, 1, 18, 18)
+    with torch.no_grad():
+        assert program(x).shape[2:] == (9, 9)
+        model.load_state_dict(other.state_dict())
+        torch.testing.assert_close(program(x), other(x))
+
+
 def test_evaluation_with_gradients_computes_no_matrix() -> None:
     """Saliency and attacks want gradients in evaluation, and the matrices are there already."""
     model, x, nodes = DiffStride((1.7, 2.1)).eval(), torch.randn(2, 3, 18, 15), []

@@ -853,3 +853,28 @@ def test_a_pooling_that_ends_with_the_whole_map_is_a_place_at_each_call():
     assert converted(x).shape == (2, 3, 1, 1)
     with pytest.raises(ValueError, match="0: pools the whole map"):
         convert(nn.Sequential(nn.MaxPool2d(4)), x)
+
+
+class Meeting(nn.Module):
+    """Two strided convolutions of one map, whose results meet in an addition."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.one, self.two = (nn.Conv2d(3, 4, 3, stride=2, padding=1) for _ in range(2))
+        self.change = change
+
+    def forward(self, x):
+        return self.change(self.one, self.two, x)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda one, two, x: one(x) + two(x).transpose(2, 3),
+        lambda one, two, x: one(x).mean(3) + two(x[..., :16]).mean(3),
+    ],
+    ids=["height and width", "maps of other widths"],
+)
+def test_what_meets_along_other_axes_shares_nothing(change):
+    with pytest.raises(ValueError, match=r"no stride to convert; one: meets maps in add"):
+        convert(Meeting(change), torch.rand(1, 3, 32, 32))

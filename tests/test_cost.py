@@ -735,3 +735,38 @@ def test_lightning_callback_keeps_the_budget(tmp_path):
     assert 0.99 <= min(task.ratios) <= max(task.ratios) <= 1
     assert trainer.callback_metrics["multiply_adds"] == budget.budget.cost.value()
     assert budget.state_dict()["multiply_adds"] == budget.budget.multiply_adds
+
+
+def in_a_row(*strides):
+    """Poolings of one axis, each before a convolution, under the budget of their strides."""
+    layers, channels = [], 1
+    for stride in strides:
+        layers += [
+            DiffStride((stride,), edge="stopband"),
+            nn.Conv1d(channels, 64, 9, padding=4),
+        ]
+        channels = 64
+    model = nn.Sequential(*layers)
+    return [model[2 * i] for i in range(len(strides))], CostBudget(model, torch.zeros(1, 1, 1000))
+
+
+def test_a_budget_survives_a_step_far_out_of_all_limits():
+    layers, budget = in_a_row(2.0, 2.0)
+    layers[0].strides.data.fill_(-50.0)
+    layers[1].strides.data.fill_(9.0)
+    budget.project_()
+    assert all(layer.strides.isfinite().all() for layer in layers)
+    assert 0.99 <= budget.cost.value() / budget.multiply_adds <= 1
+
+
+def test_nobody_pays_for_a_step_that_a_limit_forbids():
+    layers, budget = in_a_row(1.0, 2.0, 2.0)
+    for wanted in (1.0, -1.0):  # of the first: to become smaller than 1, then larger
+        for layer, gradient in zip(layers, (wanted, 0.0, 0.0), strict=True):
+            layer.strides.grad = torch.tensor([gradient])
+        budget.level_gradients_()
+        left = [layer.strides.grad.item() for layer in layers]
+        if wanted > 0:
+            assert left == [0.0, 0.0, 0.0]
+        else:
+            assert left[0] < 0 < max(left[1:])

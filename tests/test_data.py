@@ -182,6 +182,11 @@ def test_a_batch_of_one_image_is_augmented_differently_in_another_epoch():
     assert (first != second).flatten(1).any(1).float().mean() > 0.8
 
 
+def test_a_sample_is_neither_augmented_nor_blended():
+    drawn = load_datasets("digits", batch_size=32, augment_fn="crop_flip", mixup_alpha=0.2)
+    assert torch.equal(load_datasets("digits").sample(16), drawn.sample(16))
+
+
 def test_another_seed_augments_the_very_same_batch_differently():
     one, other = (load_datasets("digits", augment_fn="crop", seed=seed).train for seed in (0, 1))
     batch = one.dataset.__getitems__(list(range(64)))

@@ -262,3 +262,23 @@ def test_older_tracing_keeps_the_batch_free():
     traced = torch.jit.trace(freeze(model, x), x)
     images = torch.rand(5, *x.shape[1:])
     assert_same(traced(images), model(images), 1e-6)
+
+
+def test_rounding_keeps_the_width_of_the_window_and_maps_that_keep_their_size():
+    wide = DiffStride(2.0, smoothness_factor=1.5, edge="stopband")
+    whole = DiffStride(1.1)
+    for layer, size, expected in ((wide, 64, 32), (whole, 16, 16)):
+        x = torch.rand(1, 1, size, size)
+        assert layer.output_size((size, size)) == (expected, expected)
+        torch.testing.assert_close(freeze(layer, x, round_to=1)(x), layer(x))
+
+
+def test_of_two_strides_as_near_in_size_rounding_takes_the_nearer():
+    axes = [plan_axis(7, stride, edge="stopband") for stride in (4.0, 5.0, 6.0)]
+    assert [nearest_stride(axis, 1) for axis in axes] == [4, 5, 6]
+
+
+def test_volumes_can_be_exported():
+    layer, x = DiffStride((1.7, 2.3, 1.2)).eval(), torch.rand(2, 3, 9, 12, 10)
+    program = torch.export.export(freeze(layer, x), (x,)).module()
+    torch.testing.assert_close(program(x), layer(x))

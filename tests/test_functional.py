@@ -430,3 +430,23 @@ def test_an_in_place_operation_may_follow(memory_format: torch.memory_format) ->
         results.append((y, x.grad, strides.grad))
     for apart, in_place in zip(*results, strict=True):
         torch.testing.assert_close(in_place, apart)
+
+
+@pytest.mark.parametrize("edge", EDGES)
+@pytest.mark.parametrize(("size", "stride"), [(32, 4.0), (32, 9.0), (16, 8.0), (64, 20.0)])
+def test_the_mean_of_a_map_pulls_at_no_stride(edge: str, size: int, stride: float) -> None:
+    strides = torch.tensor([stride], dtype=torch.float64, requires_grad=True)
+    diff_stride(torch.ones(1, 1, size, dtype=torch.float64), strides, edge=edge).sum().backward()
+    assert strides.grad is not None
+    assert strides.grad.abs().max() < 1e-12
+
+
+def test_gradients_are_exact_under_autocast() -> None:
+    x, results = torch.randn(2, 3, 16, 16), []
+    for enabled in (False, True):
+        inputs, strides = x.clone().requires_grad_(), torch.tensor([2.0, 1.7], requires_grad=True)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            diff_stride(inputs, strides).square().sum().backward()
+        results.append((inputs.grad, strides.grad))
+    for exact, got in zip(*results, strict=True):
+        torch.testing.assert_close(got, exact)

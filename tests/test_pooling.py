@@ -5,6 +5,7 @@ import io
 import pickle
 import subprocess
 import sys
+from math import comb
 
 import pytest
 import torch
@@ -374,3 +375,21 @@ def test_strides_stay_in_float32_when_the_rest_goes_to_half_precision(dtype):
     y.float().sum().backward()
     assert model[1].strides.grad.dtype == torch.float32
     assert model.double()[1].strides.dtype == torch.float64
+
+
+@pytest.mark.parametrize("taps", [2, 3, 4, 5])
+def test_blur_pooling_is_its_formula_away_from_the_borders(taps: int) -> None:
+    x = torch.randn(1, 1, 24, dtype=torch.float64)
+    weights = torch.tensor([comb(taps - 1, j) / 2 ** (taps - 1) for j in range(taps)]).double()
+    y = BlurPooling([2], taps)(x)[0, 0]
+    for i in range(2, 9):
+        first = 2 * i - (taps - 1) // 2
+        expected = (weights * x[0, 0, first : first + taps]).sum()
+        torch.testing.assert_close(y[i], expected)
+
+
+def test_max_pooling_takes_windows_of_its_size_along_axes_that_are_strided() -> None:
+    x = torch.randn(1, 2, 11, 12)
+    expected = nn.functional.max_pool2d(x, 5, 2, padding=2)
+    assert torch.equal(MaxPooling(2, pool_size=5)(x), expected)
+    assert torch.equal(MaxPooling((1, 2), pool_size=1)(x), x[..., ::2])

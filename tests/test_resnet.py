@@ -344,3 +344,19 @@ def test_number_of_classes_is_required() -> None:
 def test_networks_share_no_module() -> None:
     one, other = (resnet.resnet18(width=8, num_output_classes=3) for _ in range(2))
     assert not {id(module) for module in one.modules()} & {id(module) for module in other.modules()}
+
+
+def test_strides_of_two_axes_are_height_then_width():
+    pooling_cls = partial(pooling.DiffStride, edge="stopband")
+    strides = [1, 1, (3, 2), 1, 2]
+    network = resnet.resnet18(strides, 4, num_output_classes=10, pooling_cls=pooling_cls)
+    values = [layer.stride_values() for layer in stride_layers(network).values()]
+    assert (3.0, 2.0) in values
+    assert (2.0, 3.0) not in values
+
+
+def test_kernel_size_is_that_of_all_convolutions_of_a_block():
+    network = Resnet([4, 8], [1, 2], num_output_classes=3, kernel_size=5)
+    block = network.blocks[0][0]
+    assert block.first_conv.kernel_size == block.second_conv.kernel_size == (5, 5)
+    assert network.blocks(torch.zeros(1, 4, 9, 9)).shape[2:] == (5, 5)

@@ -1,5 +1,7 @@
 """Tracing with known values, and which tensors share a resolution."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,7 @@ from torch import nn
 from diffstride import CostBudget, DiffStride, MultiplyAdds, convert
 from diffstride.pooled import Margin, fit
 from diffstride.resolution import UnshareableError, resolve
-from diffstride.sizes import Sizes
+from diffstride.sizes import Size, Sizes
 from diffstride.tracing import trace
 
 
@@ -339,3 +341,10 @@ def test_fit_drops_and_repeats_samples_of_its_axis(axes):
     ]:
         got = fit(x, [*others, margin])
         assert torch.equal(got, torch.tensor(expected).float().expand(*x.shape[:-1], -1))
+
+
+def test_sizes_are_rounded_down_as_by_integers():
+    for stride, added in itertools.product(range(2, 12), range(-6, 7)):
+        size = Size(("n",), 1 / stride, added / stride, rounded=True)
+        for n in range(12, 200):
+            assert size.at({"n": n}) == (n + added) // stride
