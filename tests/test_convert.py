@@ -878,3 +878,17 @@ class Meeting(nn.Module):
 def test_what_meets_along_other_axes_shares_nothing(change):
     with pytest.raises(ValueError, match=r"no stride to convert; one: meets maps in add"):
         convert(Meeting(change), torch.rand(1, 3, 32, 32))
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.down, self.mix = nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        return self.mix(self.mix(self.down(x)))
+
+
+def test_former_costs_of_a_module_called_twice_add_up():
+    costs = convert(Twice(), torch.rand(2, 3, 16, 16)).conversion.multiply_adds
+    assert costs == {"down": 27 * 4 * 64, "mix": 2 * 16 * 64, "": 27 * 4 * 64 + 2 * 16 * 64}

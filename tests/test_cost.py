@@ -770,3 +770,13 @@ def test_nobody_pays_for_a_step_that_a_limit_forbids():
             assert left == [0.0, 0.0, 0.0]
         else:
             assert left[0] < 0 < max(left[1:])
+
+
+def test_tokens_of_a_volume_are_a_product_of_three_sizes():
+    pool = DiffStride((2.0, 2.0, 2.0), edge="stopband")
+    model = nn.Sequential(pool, nn.Flatten(2), nn.Conv1d(2, 3, 1)).eval()
+    x = torch.rand(1, 2, 12, 10, 14)
+    cost = MultiplyAdds(model, x)
+    for strides in ((2.0, 2.0, 2.0), (1.5, 2.0, 3.0)):
+        pool.strides.data = torch.tensor(strides)
+        assert cost.value() == counted(model, x)

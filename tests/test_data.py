@@ -645,3 +645,9 @@ def test_the_training_means_of_cifar10_are_the_published_ones():
     assert data.mean.tolist() == pytest.approx([0.4914, 0.4822, 0.4465], abs=5e-5)
     assert data.std.tolist() == pytest.approx([0.2470, 0.2435, 0.2616], abs=5e-5)
     assert data.train.dataset.labels.bincount().tolist() == [5000] * 10
+
+
+def test_the_number_held_out_tells_data_sets_apart():
+    sizes = {"batch_size": 32, "train_examples": 320, "test_examples": 100}
+    one, other = (load_datasets("digits", holdout=held, **sizes) for held in (200, 300))
+    assert one.settings != other.settings

@@ -450,3 +450,13 @@ def test_gradients_are_exact_under_autocast() -> None:
         results.append((inputs.grad, strides.grad))
     for exact, got in zip(*results, strict=True):
         torch.testing.assert_close(got, exact)
+
+
+def test_a_scalar_stride_serves_both_axes_and_hears_of_both() -> None:
+    x, one = torch.randn(1, 1, 16, 12), torch.tensor(2.0, requires_grad=True)
+    two = torch.tensor([2.0, 2.0], requires_grad=True)
+    for strides in (one, two):
+        diff_stride(x, strides, edge="stopband").square().sum().backward()
+    assert one.grad is not None
+    assert two.grad is not None
+    torch.testing.assert_close(one.grad, two.grad.sum())

@@ -235,3 +235,8 @@ def test_fixed_pooling_refuses_a_stride_below_one() -> None:
 def test_forward_refuses(layer_cls: type, x: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         layer_cls()(x)
+
+
+def test_strides_beyond_the_map_are_those_that_leave_the_fewest_bins() -> None:
+    x = torch.randn(1, 1, 16, 16)  # a window ends at max(N / s, 2) / 2 at least
+    torch.testing.assert_close(reference.DiffStride(40.0)(x), reference.DiffStride(8.0)(x))

@@ -520,3 +520,19 @@ def test_published_figures_stand_beside_what_corresponds():
     assert find("cifar10", "diffstride", published.SHORT, "stopband") is None
     assert find("cifar10", "max", published.SHORT) is None
     assert find("cifar10", "strided", (1, 1, 2, 2, 1)) is None
+
+
+def test_only_what_was_published_has_a_published_figure():
+    layer = LEARNED | {"edge": "passband", "order": "after"}
+    (free,), (held,) = average([row(**layer)]), average([row(**layer, budget="strided")])
+    assert free.published is not None
+    assert held.published is None
+
+
+def test_widths_and_epochs_have_tables_of_their_own():
+    lines = results.block("summary", [row(), row(width=32), row(epochs=20)]).splitlines()
+    assert [line for line in lines if line.startswith("Recipe")] == [
+        "Recipe `small`, width 16, 10 epochs:",
+        "Recipe `small`, width 16, 20 epochs:",
+        "Recipe `small`, width 32, 10 epochs:",
+    ]

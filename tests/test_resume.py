@@ -1,5 +1,6 @@
 """A run that was broken off continues, and ends where an unbroken one does."""
 
+import itertools
 import os
 import re
 import shutil
@@ -23,7 +24,9 @@ from tiny_runs import (
 )
 
 from diffstride import reference
-from diffstride.examples.checkpoints import Checkpoints, atomic_file
+from diffstride.examples import module as classifier
+from diffstride.examples.checkpoints import Checkpoints, atomic_file, newest_checkpoint
+from diffstride.examples.report import SUMMARY, save_summary
 
 
 class BrokenOff(BaseException):
@@ -364,3 +367,40 @@ def test_atomic_file_keeps_the_old_content_until_the_new_one_is_whole(tmp_path):
     with atomic_file(path, backup=tmp_path / "backup") as file:
         file.write(b"new")
     assert (path.read_bytes(), (tmp_path / "backup").read_bytes()) == (b"new", b"old")
+
+
+def test_shapes_tell_networks_apart(tmp_path):
+    layer = torch.nn.Linear(2, 3)
+    states = {f"network.{name}": value for name, value in layer.state_dict().items()}
+    torch.save({"state_dict": states, "run": {}, "loops": {}}, tmp_path / "last.ckpt")
+    assert newest_checkpoint(tmp_path, layer) is not None
+    with pytest.raises(ValueError, match="holds another network"):
+        newest_checkpoint(tmp_path, torch.nn.Linear(2, 4))
+
+
+def with_dropout(**options):
+    network = tiny_network(**options)
+    network.dense = torch.nn.Sequential(torch.nn.Dropout(0.5), network.dense)
+    return network
+
+
+def test_what_a_network_draws_is_the_same_in_a_run_that_goes_on(tmp_path):
+    options = {"model": with_dropout, "num_epochs": 2}
+    whole = train_tiny(tmp_path / "whole", **options)
+    with pytest.raises(BrokenOff):
+        train_tiny(tmp_path / "run", callbacks=[At(STEPS_PER_EPOCH + 2, break_off)], **options)
+    torch.manual_seed(99)
+    assert_same_end(train_tiny(tmp_path / "run", **options), whole)
+
+
+def test_seconds_are_those_of_all_epochs(tmp_path, monkeypatch):
+    clock = SimpleNamespace(perf_counter=partial(next, itertools.count(0, 10)))
+    monkeypatch.setattr(classifier, "time", clock)
+    assert train_tiny(tmp_path)["seconds"] == 10 * EPOCHS
+
+
+def test_a_summary_is_whole_or_absent(workdir, monkeypatch):
+    monkeypatch.setattr(os, "replace", break_off)
+    with pytest.raises(BrokenOff):
+        save_summary(workdir, {"epochs": 1}, torch.nn.Conv2d(1, 1, 1), (1, 8, 8))
+    assert not (workdir / SUMMARY).exists()

@@ -653,3 +653,19 @@ def test_commit_is_that_of_the_checkout(monkeypatch):
         assert provenance.commit().removesuffix("-dirty") == done.stdout.strip()
     monkeypatch.setattr(provenance, "__file__", "/elsewhere/diffstride/examples/provenance.py")
     assert provenance.commit() is None
+
+
+def test_parts_take_about_equally_long():
+    names = ["light", "slight", "small", "heavy"]
+    runs = {name: Run("c", name, "max", None, None, "before", (1, 2), 0) for name in names}
+    weights = dict(zip(names, (1.0, 1.0, 1.0, 3.0), strict=True))
+    parts = split(runs, weights, 2)
+    assert sorted(parts) == [["heavy"], ["light", "slight", "small"]]
+
+
+@pytest.mark.parametrize("strides", ["1", "1,2,2"])
+def test_strides_are_chosen_as_a_whole(strides):
+    runs = {"run": Run("c", "d", "max", None, None, "before", (1, 2), 0)}
+    assert select(runs, ["strides=1,2"]) == runs
+    with pytest.raises(ValueError, match="no run of the grid fits"):
+        select(runs, [f"strides={strides}"])

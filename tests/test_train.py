@@ -22,6 +22,7 @@ from diffstride.convnet import ConvNet, whiten_
 from diffstride.examples import hardware
 from diffstride.examples.data import load_datasets
 from diffstride.examples.hardware import choose_precision
+from diffstride.examples.module import _correct
 from diffstride.examples.report import measure_cost
 from diffstride.examples.schedules import build_schedule, multi_step
 from diffstride.examples.trainer import without_advice
@@ -550,3 +551,33 @@ def test_cpu_is_fast_at_bfloat16_only_with_the_instructions():
         pytest.skip("only Linux tells the instructions of its CPU in /proc/cpuinfo")
     flags = cpuinfo.read_text().split()
     assert hardware._cpu_multiplies_bfloat16() == ("avx512_bf16" in flags or "amx_tile" in flags)
+
+
+class Watch(pl.Callback):
+    """What the network makes of each batch before it learns from it."""
+
+    def __init__(self):
+        self.right, self.losses = [], []
+
+    def on_train_batch_start(self, trainer, module, batch, index):
+        images, labels = batch
+        state = {name: value.clone() for name, value in module.network.state_dict().items()}
+        with torch.no_grad():
+            logits = module.network(images)
+        module.network.load_state_dict(state)  # norms have counted the batch
+        self.right.append((logits.argmax(1) == labels).float().mean().item())
+        self.losses.append(F.cross_entropy(logits, labels).item())
+
+
+def test_figures_of_the_training_in_the_log_are_means_over_its_batches(tmp_path):
+    watch = Watch()
+    train_tiny(tmp_path, num_epochs=1, callbacks=[watch])
+    row = read_log(tmp_path)[STEPS_PER_EPOCH]
+    assert row["train_accuracy"] == pytest.approx(sum(watch.right) / STEPS_PER_EPOCH, abs=1e-6)
+    assert row["train_loss"] == pytest.approx(sum(watch.losses) / STEPS_PER_EPOCH, rel=1e-4)
+
+
+def test_answers_are_counted_against_labels_and_probabilities():
+    logits = torch.tensor([[0.1, 0.9, 0.0], [0.9, 0.0, 0.1]])
+    assert _correct(logits, torch.tensor([1, 2])) == 1
+    assert _correct(logits, torch.tensor([[0.3, 0.7, 0.0], [0.2, 0.8, 0.0]])) == 1

@@ -132,9 +132,10 @@ class Classifier(pl.LightningModule):
         if self.global_step == 0:
             self._log(cost.scalars() | self._learning_rates())
 
-    def on_train_epoch_start(self) -> None:
-        # Whatever the network itself draws is the same in a run that was resumed.
-        words = self.record["settings"]["seed"], self.current_epoch, self.global_rank
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # Whatever the network itself draws is the same in a run that was resumed, of which the
+        # loaders have drawn less before.
+        words = self.record["settings"]["seed"], self.current_epoch, batch_idx, self.global_rank
         torch.manual_seed(seeded_generator(*words).initial_seed())
 
     def on_train_batch_end(self, *args: Any) -> None:
