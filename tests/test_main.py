@@ -196,8 +196,8 @@ def test_configs_are_found_here_then_in_the_folder_then_among_the_packaged():
             ["--gin_bindings=train.num_epochs = 0"],
             "num_epochs must be a whole number of at least 1, got 0",
         ),
-        (["--gin_bindings=train.label_smoothing = 'a'"], "'<=' not supported"),
-        (["--gin_bindings=train.threads = 0"], "threads must be from 1 to inf, got 0"),
+        (["--gin_bindings=train.label_smoothing = 'a'"], "label_smoothing must be a number.*'a'"),
+        (["--gin_bindings=train.threads = 0"], "threads must be a whole number .*got 0"),
         (
             ["--gin_bindings=resnet.Resnet.output_activation = 'softmax'"],
             "leave output_activation of the network None",

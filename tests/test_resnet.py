@@ -258,6 +258,11 @@ def test_batch_norm_has_the_published_constants() -> None:
     assert all(norm.eps == 1e-5 and norm.momentum == pytest.approx(0.1) for norm in norms)
 
 
+def test_weight_decay_is_the_published_one_unless_given() -> None:
+    assert small().weight_decay == 5e-4
+    assert small(weight_decay=0.1).weight_decay == 0.1
+
+
 def test_batch_norm_can_be_replaced_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     # How a Gin registry makes `batch_norm.momentum` reach networks that it does not build.
     monkeypatch.setattr(resnet, "batch_norm", partial(resnet.batch_norm, momentum=0.99))
@@ -328,7 +333,7 @@ def test_parameter_groups_of_a_model_without_strides_serve_an_optimiser() -> Non
         (lambda: Resnet([4, 8], [1, 2], 10, id_only=[0]), "4 channels into 8; set project=True"),
         (lambda: ResnetBlock(4, 4, 1, num_layers=0), "num_layers must be at least 1, but got 0"),
         (lambda: ResidualLayer(4, 4, kernel_size=4), "kernel_size must be odd"),
-        (lambda: parameter_groups(small(), -1.0), "weight_decay must be at least 0, but got -1.0"),
+        (lambda: parameter_groups(small(), -1.0), "must be a number of at least 0, but got -1.0"),
     ],
 )
 def test_wrong_arguments_are_refused(build: Callable[[], object], message: str) -> None:

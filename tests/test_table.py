@@ -120,6 +120,7 @@ def test_what_a_pooling_does_not_have_is_left_out():
         ({"config": ""}, "'config' must be a name such as 'cifar10_small', but got ''"),
         ({"strides": 2}, r"'strides' must be a list .* such as \[1, 1, 2, 2, 2\], .* got 2"),
         ({"strides": [1, 1, (2.4, 2.5), 2]}, r"\[\[1, 1, \(2.4, 2.5\), 2, 2\]\], but got \[1, 1, "),
+        ({"strides": [True, 2]}, r"'strides' must be .* got \[True, 2\]"),
         ({"strides": [1, 0.5]}, r"strides of at least 1 .* got \[1, 0.5\]"),
         ({"strides": []}, r"'strides' must be .* got \[\]"),
         ({"seeds": 0}, r"'seeds' must be a list of whole numbers such as \[0, 1, 2\], but got 0"),

@@ -219,6 +219,19 @@ def test_first_steps_are_that_of_a_plain_loop(tmp_path, label_smoothing, mixup_a
         torch.testing.assert_close(trained[f"network.{name}"], value, rtol=1e-4, atol=1e-6)
 
 
+def test_test_loss_is_that_of_the_labels_as_they_are(tmp_path):
+    # Label smoothing shapes what is learned; losses of runs with and without have to compare.
+    datasets = partial(load_datasets, batch_size=32, train_examples=64, test_examples=101)
+    train_tiny(tmp_path, datasets=datasets, num_epochs=1, label_smoothing=0.3, model=small_network)
+    network = small_network(10, 1).eval()
+    trained = torch.load(tmp_path / "checkpoints" / "last.ckpt")["state_dict"]
+    network.load_state_dict({k.removeprefix("network."): v for k, v in trained.items()})
+    with torch.no_grad():
+        losses = [F.cross_entropy(network(x), y, reduction="none") for x, y in datasets().test]
+    (row,) = [row for row in read_log(tmp_path).values() if "test_loss" in row]
+    assert row["test_loss"] == pytest.approx(torch.cat(losses).mean().item(), rel=1e-4)
+
+
 def small_network(num_output_classes, in_channels):
     return nn.Sequential(
         nn.Conv2d(in_channels, 8, 3, padding=1),
@@ -413,14 +426,20 @@ def test_number_of_threads_is_set(tmp_path):
     [
         ({"num_epochs": 0}, "num_epochs must be a whole number of at least 1, got 0"),
         ({"num_epochs": 1.0}, "num_epochs must be a whole number of at least 1, got 1.0"),
-        ({"seed": 10**20}, "seed must be from 0 to 9223372036854775807, got 1000000000"),
-        ({"stride_phase": (0.1, 0.2, 0.3)}, r"stride_phase must be two shares, got \(0.1, 0.2, 0"),
+        ({"seed": 10**20}, "seed must be a whole number from 0 to 9223372036854775807, got 10"),
+        ({"seed": 0.5}, "seed must be a whole number .*got 0.5"),
+        ({"threads": 1.5}, "threads must be a whole number of at least 1, got 1.5"),
+        ({"stride_phase": 0.5}, r"stride_phase must be two shares .* got 0.5"),
+        ({"stride_phase": ("a", 1)}, "start <= stop <= 1, but got 'a' and 1"),
+        ({"stride_learning_rate": "0.1"}, "stride_learning_rate must be a number .* got '0.1'"),
+        ({"weight_averaging": "a"}, "weight_averaging must be at least 0 and below 1, got 'a'"),
+        ({"stride_phase": (0.1, 0.2, 0.3)}, r"stride_phase must be two .* got \(0.1, 0.2, 0"),
         ({"strategy": "ddp_spawn", "devices": 2}, "'ddp_spawn' trains in processes .*use 'ddp'"),
         (
             {"optimizer": partial(torch.optim.AdamW, lr=0.1, weight_decay=0.3)},
             "weight_decay of its own, which would not count.*give the training its weight_decay",
         ),
-        ({"label_smoothing": 1.5}, "label_smoothing must be from 0 to 1, got 1.5"),
+        ({"label_smoothing": 1.5}, "label_smoothing must be a number from 0 to 1, got 1.5"),
         ({"stride_phase": (0.5, 0.2)}, "start <= stop <= 1, but got 0.5 and 0.2"),
         (
             {"weight_averaging": 0.9, "precision": "bf16-true"},
@@ -430,10 +449,10 @@ def test_number_of_threads_is_set(tmp_path):
             {"weight_averaging": 0.9, "precision": "64-true"},
             "weight_averaging=0.9 needs weights in float32.*'64-true': take '32-true'",
         ),
-        ({"bias_learning_rate": -1.0}, "bias_learning_rate must be at least 0, but got -1.0"),
+        ({"bias_learning_rate": -1.0}, "bias_learning_rate must be a number .*got -1.0"),
         ({"weight_averaging": 1.0}, "weight_averaging must be at least 0 and below 1, got 1.0"),
-        ({"weight_decay": -1.0}, "weight_decay must be at least 0, .*got -1.0"),
-        ({"stride_penalty": -1.0}, "stride_penalty must be from 0 to inf, got -1.0"),
+        ({"weight_decay": -1.0}, "weight_decay must be a number of at least 0, .*got -1.0"),
+        ({"stride_penalty": -1.0}, "stride_penalty must be a number of at least 0, got -1.0"),
         ({"budget": 0}, "budget must be a number above 0, or 'strided'.*got 0"),
         ({"budget": "all"}, "budget must be a number above 0, or 'strided'.*got 'all'"),
         ({"budget": "strided", "model": tiny_network(10, 1)}, "a model that is built"),

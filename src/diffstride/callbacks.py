@@ -1,6 +1,7 @@
 """Lightning callbacks for networks with learnable strides, for anybody's own training."""
 
 from collections.abc import Iterable
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -135,7 +136,8 @@ class StridePhase(pl.Callback):
     """
 
     def __init__(self, start: float = 0.0, stop: float = 1.0, network: str = "") -> None:
-        if not 0 <= start <= stop <= 1:
+        are_numbers = isinstance(start, Real) and isinstance(stop, Real)
+        if not are_numbers or not 0 <= start <= stop <= 1:
             raise ValueError(
                 f"a phase needs shares 0 <= start <= stop <= 1, but got {start!r} and {stop!r}"
             )

@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
+from numbers import Real
 from typing import Any
 
 import torch
@@ -345,8 +346,8 @@ def parameter_groups(
         "bias_learning_rate": bias_learning_rate,
     }
     for name, value in limited.items():
-        if value is not None and not value >= 0:
-            raise ValueError(f"{name} must be at least 0, but got {value!r}")
+        if value is not None and not (isinstance(value, Real | Tensor) and float(value) >= 0):
+            raise ValueError(f"{name} must be a number of at least 0, but got {value!r}")
     known = {id(layer.strides) for layer in stride_layers(model).values()}
     weights = [p for p in model.parameters() if id(p) not in known]
     members = {

@@ -1,7 +1,8 @@
 """Train a network on images and learn its strides: the main job, with or without Gin."""
 
-from collections.abc import Callable, Iterable
-from numbers import Integral
+import math
+from collections.abc import Callable, Iterable, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -105,13 +106,12 @@ def train(
 
     >>> summary = train("runs/first", num_epochs=1)  # doctest: +SKIP
     """
-    if not isinstance(num_epochs, Integral) or num_epochs < 1:
-        raise ValueError(f"num_epochs must be a whole number of at least 1, got {num_epochs!r}")
-    _check_range("seed", seed, 0, 2**63 - 1)
+    _check_range("num_epochs", num_epochs, 1, math.inf, Integral)
+    _check_range("seed", seed, 0, 2**63 - 1, Integral)
     _check_range("label_smoothing", label_smoothing, 0, 1)
-    _check_range("stride_penalty", stride_penalty, 0, float("inf"))
-    if len(stride_phase) != 2:
-        raise ValueError(f"stride_phase must be two shares, got {stride_phase!r}")
+    _check_range("stride_penalty", stride_penalty, 0, math.inf)
+    if not isinstance(stride_phase, Sequence) or len(stride_phase) != 2:
+        raise ValueError(f"stride_phase must be two shares such as (0, 0.5), got {stride_phase!r}")
     phase = StridePhase(*stride_phase, network="network")
     _check_strategy(strategy)
     _check_optimizer(optimizer)
@@ -119,7 +119,7 @@ def train(
         _check_averaging(weight_averaging, str(precision))
     keep_freed_memory()
     if threads is not None:
-        _check_range("threads", threads, 1, float("inf"))
+        _check_range("threads", threads, 1, math.inf, Integral)
         torch.set_num_threads(threads)
     workdir = Path(workdir)
     data = datasets(seed=seed)
@@ -181,13 +181,18 @@ def train(
         return finish(workdir, module, facts)
 
 
-def _check_range(name: str, value: float, lowest: float, highest: float) -> None:
-    if not lowest <= value <= highest:
-        raise ValueError(f"{name} must be from {lowest} to {highest}, got {value!r}")
+def _check_range(
+    name: str, value: float, lowest: float, highest: float, kind: type[Real] = Real
+) -> None:
+    if isinstance(value, kind) and lowest <= value <= highest:
+        return
+    what = "a whole number" if kind is Integral else "a number"
+    limits = f"of at least {lowest}" if highest == math.inf else f"from {lowest} to {highest}"
+    raise ValueError(f"{name} must be {what} {limits}, got {value!r}")
 
 
 def _check_averaging(decay: float, precision: str) -> None:
-    if not 0 <= decay < 1:
+    if not (isinstance(decay, Real) and 0 <= decay < 1):
         raise ValueError(f"weight_averaging must be at least 0 and below 1, got {decay!r}")
     if precision in ("bf16-true", "16-true", "64-true", "64"):
         other = "32-true" if "64" in precision else precision.replace("true", "mixed")
