@@ -63,7 +63,7 @@ those of convolutions and matrix products; FFTs are not counted. Every learned s
 is used as published, the ones of 1 included.""",
     "scaling": """\
 Stride 2, the published window, float32, against the published layer on FFTs. Over the sizes the
-tensors have about 4 million elements each.""",
+tensors have 2 to 4 million elements each.""",
     "frozen": """\
 Inference in float32, with the strides that networks start from, so that all maps are those of the
 `strided` network: `learned` with the layers as they are trained, `frozen` with constant matrices.

@@ -6,10 +6,10 @@ All are computed by the library, but for the strides of a training, which come f
 import argparse
 import json
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gin
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -18,14 +18,15 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from diffstride import DiffStride, diff_stride, spectrum
+from diffstride import DiffStride, diff_stride, examples, spectrum
+from diffstride.examples import registry
 from diffstride.plots import plot_stride_trajectories, plot_windows, read_trajectories
-from diffstride.resnet import resnet18
 from diffstride.spectrum import EDGES, Axis, plan_axis
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "pictures"
 RUN = ROOT / "results" / "small" / "diffstride"
+RECIPE = Path(examples.__file__).parent / "cifar10_small.gin"
 
 SIZE = 32  # samples of the axis in the pictures of one axis
 STRIDES = (1.0, 1.5, 2.0, 3.0, 4.0)
@@ -185,9 +186,13 @@ LEARNED = "learned_windows.png"
 
 
 def learned_network() -> torch.nn.Module:
-    """The network of the run, of which nothing but the strides is kept."""
-    pooling_cls = partial(DiffStride, edge="stopband", smoothness_factor=1.0)
-    network = resnet18(width=2, num_output_classes=10, pooling_cls=pooling_cls)
+    """The network of the run, by its recipe, with the strides of its end.
+
+    The weights are not kept, and a picture of windows needs none.
+    """
+    gin.parse_config_file(str(RECIPE))
+    network: torch.nn.Module = registry.resnet18(num_output_classes=10)
+    gin.clear_config()
     strides = json.loads((RUN / "summary.json").read_text())["strides"]
     with torch.no_grad():
         for name, values in strides.items():

@@ -194,6 +194,22 @@ def test_rounded_sizes_are_followed(whole):
     assert cost.value() == counted(model, x)
 
 
+@pytest.mark.parametrize("size", [62, 64, 66, 67])  # maps of 31 to 34, some of which halve evenly
+@pytest.mark.parametrize("half", [lambda n: n // 2, lambda n: -(-n // 2), lambda n: ceil(n / 2)])
+def test_halves_of_sizes_are_rounded_as_in_forward(half, size):
+    def between(m, x):
+        return m.last(m.second(F.interpolate(x, size=[half(size) for size in x.shape[2:]])))
+
+    x = torch.rand(1, 8, size, size)
+    model = convert(Steps(between), x)
+    cost = MultiplyAdds(model, x)
+    assert cost.value() == counted(model, x)
+    for stride in (1.7, 2.2, 2.5, 3.3):
+        for layer in stride_layers(model).values():
+            layer.strides.data.fill_(stride)
+        assert cost.value() == counted(model, x)
+
+
 class Joined(nn.Module):
     """A network whose maps, of all frames or of both inputs, make one batch."""
 

@@ -34,7 +34,8 @@ class DiffStride(nn.Module):
 
     ``y = A(s_1) … A(s_n) x``: every spatial axis of length ``N`` is low-passed in the frequency
     domain by a window whose edge lies at bin ``N / (2 s)``, cropped, and transformed back, as one
-    real matrix product per axis (`diffstride.spectrum`). The mean of the map is kept.
+    real matrix product per axis (`diffstride.spectrum`; from 1,024 samples on, as Fourier transforms:
+    `diffstride.one_axis`). The mean of the map is kept.
 
     After each step of the optimiser call `project_`, or let
     `diffstride.callbacks.StrideMonitor` do it.

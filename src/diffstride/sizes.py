@@ -105,11 +105,17 @@ class Sizes:
     def _strided(
         self, node: fx.Node, axis: int, source: fx.Node, source_axis: int, operand: Dim
     ) -> Size | None:
-        """``floor((n + a) / s)``: what strided operations that stay as they are return."""
+        """``floor((n + a) / s)``: what strided operations that stay as they are return.
+
+        A size that ``forward`` works out (``x.shape[2] // 2``) stays where its map is probed. Two
+        sizes have to tell it then, and the check at other strides.
+        """
         dim = self._found.dims(node)[axis]
         stride = round(operand.shift / dim.shift)
         steps = range(max(stride, 1))
         grown = [self._found.probe(node, source, source_axis, step)[axis] for step in steps]
+        if self._found.probe(node, source, source_axis, stride)[axis] == dim.size:
+            steps, grown = range(1), [dim.size]
         least = dim.size * stride - operand.size
         for added in range(least, least + stride):
             sizes = [(operand.size + step + added) // stride for step in steps]
