@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from diffstride import DiffStride, diff_stride, examples, spectrum
+from diffstride import diff_stride, examples, spectrum
 from diffstride.examples import registry
 from diffstride.plots import plot_stride_trajectories, plot_windows, read_trajectories
 from diffstride.spectrum import EDGES, Axis, plan_axis

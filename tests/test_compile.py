@@ -34,6 +34,22 @@ def _fresh_compiler():
     torch._dynamo.reset()
 
 
+def test_fixed_strides_train_in_one_program() -> None:
+    layer, x = DiffStride(2.0, edge="stopband", trainable=False), torch.randn(2, 3, 16, 16)
+    program = torch.compile(layer, backend=CompileCounter(), fullgraph=True)
+    assert layer.training
+    torch.testing.assert_close(program(x), layer(x))
+
+
+def test_a_gradient_in_evaluation_leaves_the_batch_free() -> None:
+    network, counter = _network().eval(), CompileCounter()
+    program = torch.compile(network, backend=counter)
+    for batch in (2, 3, 5, 6, 7):
+        x = torch.randn(batch, 3, 32, 32)
+        torch.testing.assert_close(program(x), network(x))
+    assert counter.frame_count == 2  # from the second batch on, one for all
+
+
 def test_training_while_strides_move_equals_eager_and_stops_recompiling() -> None:
     eager, counter = _network(), CompileCounter()
     compiled = copy.deepcopy(eager)

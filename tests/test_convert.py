@@ -26,6 +26,7 @@ from diffstride import (
 )
 from diffstride.convert import convert
 from diffstride.cost import MultiplyAdds
+from diffstride.freeze import freeze
 from diffstride.pooled import Pooled
 from diffstride.pooling import stride_layers
 from diffstride.report import report
@@ -359,6 +360,46 @@ def test_functional_strides_stay_and_are_reported_with_what_meets_them():
     networks.step(model, x)
 
 
+class Subsampled(nn.Module):
+    """The shortcut without parameters of the first CIFAR networks."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.down = nn.Conv2d(3, 8, 3, 2, 1), nn.AvgPool2d(1, 2)
+
+    def forward(self, x):
+        shortcut = x[:, :, ::2, ::2] if self.down is None else self.down(x)
+        return self.conv(x) + F.pad(shortcut, (0, 0, 0, 0, 0, 5))
+
+
+def test_a_slice_that_skips_samples_is_named_with_what_to_call_in_its_place():
+    x, model = torch.rand(IMAGE), Subsampled()
+    assert set(convert(model, x).conversion.strides) == {"conv", "down"}
+    model.down = None
+    with pytest.raises(
+        ValueError, match=r"getitem in the model itself: a slice.*nn.AvgPool2d\(1, 2"
+    ):
+        convert(model, x)
+
+
+def test_sizes_that_a_factory_takes_one_by_one_are_to_be_a_tuple():
+    class Padded(nn.Module):
+        def forward(self, x):
+            b, _, h, w = x.shape
+            return torch.cat([x, torch.zeros(b, 1, h, w)], 1)
+
+    with pytest.raises(ValueError, match=r"the sizes as one tuple, torch.zeros\(\(…\)\)"):
+        convert(nn.Sequential(nn.MaxPool2d(2), Padded()), torch.rand(IMAGE))
+
+
+def test_maps_that_are_repeated_at_their_end_keep_their_dtype_under_autocast():
+    model = convert(
+        nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.MaxPool2d(2)), torch.rand(IMAGE)
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(torch.rand(IMAGE)).dtype == torch.bfloat16
+
+
 class NotSampling(nn.Module):
     """Has a stride that does not sample what it returns at stride 1."""
 
@@ -445,6 +486,12 @@ def test_report_of_a_cost_that_is_not_known_lists_the_places():
     assert lines[1].split()[:5] == ["down", "2.00", "x", "2.00", "2"]
     assert lines[2].split()[:3] == ["whole", "network", "?"]
     assert lines[3].startswith("multiply-adds: the cost of mix (Conv2d) is no product")
+
+
+def test_report_of_a_frozen_network_asks_for_the_other():
+    x = torch.rand(IMAGE)
+    with pytest.raises(ValueError, match="are frozen: report the network that was given to freeze"):
+        report(freeze(convert(Block(), x), x))
 
 
 def test_nothing_to_convert_says_why():
@@ -557,6 +604,11 @@ def test_data_parallel_training_step():
         wrapped(x).square().sum().backward()
         alone(x).square().sum().backward()
         torch.testing.assert_close(model.conv.pooling.strides.grad, alone.conv.pooling.strides.grad)
+        for refuse in (convert, freeze):
+            with pytest.raises(
+                ValueError, match=r"inside a Distributed.*pass model.module, and wrap"
+            ):
+                refuse(wrapped, x)
     finally:
         dist.destroy_process_group()
 

@@ -686,6 +686,28 @@ def test_levelled_steps_keep_the_cost_and_the_limits(strides):
     assert (rest[highest & ~lowest & ~free] >= -1e-9).all()
 
 
+def test_a_state_of_another_network_is_refused_and_changes_nothing():
+    (_, budget), (_, other) = in_a_row(2.0), in_a_row(2.0, 3.0)
+    before = budget.state_dict()
+    with pytest.raises(ValueError, match="a network with the layers 0, 2, but this one has 0"):
+        budget.load_state_dict(other.state_dict())
+    assert budget.state_dict() == before
+
+
+def test_a_default_dtype_does_not_move_strides():
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        layers, budget = in_a_row(1.7529, 1.9)
+        budget.project_()
+        before = [layer.stride_values() for layer in layers]
+        for _ in range(5):
+            budget.project_()
+        after = [layer.stride_values() for layer in layers]
+        assert after == [pytest.approx(values, abs=1e-5) for values in before]
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_interrupted_budget_goes_on_unchanged():
     x = torch.rand(1, 3, 32, 32)
 

@@ -124,6 +124,21 @@ def test_other_sizes_are_refused():
         freeze(model, x, round_to=0)
 
 
+def test_an_example_has_the_dtype_of_the_weights():
+    x = torch.rand(1, 3, 8, 8)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), DiffStride(1.5)).to(torch.bfloat16)
+    assert freeze(network, x)(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_a_layer_that_the_example_does_not_reach_says_so():
+    network = nn.ModuleDict({"used": DiffStride(2.0), "unused": DiffStride(2.0)})
+    network.forward = lambda x: network["used"](x)
+    with pytest.raises(
+        ValueError, match="maps of no size, as the example did not reach it, but got"
+    ):
+        freeze(nn.Sequential(network), torch.rand(1, 1, 8, 8))[0]["unused"](torch.rand(1, 1, 8, 8))
+
+
 def test_a_layer_that_met_two_sizes_keeps_both():
     pool = DiffStride(1.6, edge="stopband")
     model = nn.Sequential(pool, nn.ReLU(), pool)

@@ -111,6 +111,25 @@ def test_repr_shows_strides_and_whether_they_learn() -> None:
     assert repr(FixedSpectralPooling(1.5)) == "FixedSpectralPooling(strides=(1.5, 1.5))"
 
 
+def test_strides_of_a_checkpoint_in_half_precision_can_go_on_learning() -> None:
+    layer = DiffStride([2.0, 1.5])
+    state = {name: value.bfloat16() for name, value in layer.state_dict().items()}
+    layer.load_state_dict(state, assign=True)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+    for _ in range(50):
+        layer.strides.grad = torch.full((2,), -1e-3)
+        optimizer.step()
+    assert layer.strides.dtype == torch.float32
+    assert layer.stride_values() == pytest.approx((2.05, 1.55), abs=1e-5)
+
+
+def test_strides_that_are_sharded_are_refused_with_a_way_out() -> None:
+    layer = DiffStride(2.0)
+    vars(layer.strides)["full_tensor"] = lambda: None  # what a DTensor is known by
+    with pytest.raises(TypeError, match=r"sharded .* use DistributedDataParallel"):
+        layer.eval()
+
+
 def test_moving_to_a_device_or_dtype_keeps_reading_the_right_strides() -> None:
     layer = DiffStride([2.3, 1.4]).double()
     assert layer.stride_values() == tuple(layer.strides.tolist())
@@ -130,14 +149,14 @@ class Distant(DiffStride):
         self.reads += 1
 
 
+@torch.no_grad()
 def test_an_accelerator_is_read_once_per_change_of_the_strides() -> None:
     layer, x = Distant(2.0, edge="stopband").eval(), torch.zeros(1, 1, 12, 12)
     layer(x)
     layer.reads = 0
     sizes = [layer(x).shape[2] for _ in range(3)]
     assert (sizes, layer.reads) == ([6, 6, 6], 0)
-    with torch.no_grad():
-        layer.strides.add_(1)
+    layer.strides.add_(1)
     sizes = [layer(x).shape[2] for _ in range(3)]
     assert (sizes, layer.reads) == ([4, 4, 4], 1)
 
@@ -152,10 +171,11 @@ def test_an_accelerator_is_read_once_per_step_of_training() -> None:
     assert layer.reads == 3 + 1  # the first pass, and each projection
 
 
+@pytest.mark.parametrize("training", [False, True])  # norms are often tuned in evaluation mode
 @pytest.mark.parametrize("fused", [False, True])
-def test_an_accelerator_notices_what_any_optimizer_does(fused: bool) -> None:
+def test_an_accelerator_notices_what_any_optimizer_does(fused: bool, training: bool) -> None:
     """Fused optimisers do not count the version of a parameter up."""
-    layer, x = Distant(2.0, edge="stopband"), torch.zeros(1, 1, 12, 12)
+    layer, x = Distant(2.0, edge="stopband").train(training), torch.zeros(1, 1, 12, 12)
     optimizer = torch.optim.SGD(layer.parameters(), lr=1.0, fused=fused)
     layer(x).sum().backward()
     layer.strides.grad = torch.full((2,), -1.0)
@@ -242,6 +262,7 @@ def test_copies_made_in_inference_mode_work() -> None:
         (lambda: SpatialPooling((2, 1.5)), "pool_size must be whole numbers"),
         (lambda: MaxPooling(1.5), r"whole numbers, but got 1\.5; DiffStride"),
         (lambda: MaxPooling(2, pool_size=2), "odd number of samples, but got 2"),
+        (lambda: MaxPooling(2, pool_size=2.5), "odd number of samples, but got 2.5"),
         (lambda: BlurPooling(2, filter_size=0), "filter_size must be .* at least 1"),
         (lambda: BlurPooling(2)(torch.zeros(1, 8, 8)), r"BlurPooling.*but got \(1, 8, 8\)"),
         (lambda: MaxPooling(2).output_size((8,)), r"2 positive lengths, but got \(8,\)"),
@@ -266,7 +287,7 @@ def test_spatial_pooling_picks_and_averages() -> None:
     torch.testing.assert_close(SpatialPooling()(x), x[..., ::2, ::2])
     torch.testing.assert_close(SpatialPooling(2, 2)(x[..., :8, :]), F.avg_pool2d(x[..., :8, :], 2))
     ones = torch.ones(1, 1, 9, 10)
-    for pool_size, stride in ((3, 2), (2, 3), (4, 2), (1, 3)):
+    for pool_size, stride in ((3, 2), (2, 3), (4, 2), (1, 3), (2.0, 2)):
         y = SpatialPooling(pool_size, stride)(ones)
         assert tuple(y.shape[2:]) == SpatialPooling(pool_size, stride).output_size((9, 10))
         torch.testing.assert_close(y, torch.ones_like(y))
@@ -392,4 +413,5 @@ def test_max_pooling_takes_windows_of_its_size_along_axes_that_are_strided() -> 
     x = torch.randn(1, 2, 11, 12)
     expected = nn.functional.max_pool2d(x, 5, 2, padding=2)
     assert torch.equal(MaxPooling(2, pool_size=5)(x), expected)
+    assert torch.equal(MaxPooling(2, pool_size=5.0)(x), expected)
     assert torch.equal(MaxPooling((1, 2), pool_size=1)(x), x[..., ::2])

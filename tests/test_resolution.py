@@ -1,5 +1,6 @@
 """Tracing with known values, and which tensors share a resolution."""
 
+import io
 import itertools
 
 import pytest
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from diffstride import CostBudget, DiffStride, MultiplyAdds, convert
+from diffstride.execution import unchanged
 from diffstride.pooled import Margin, fit
 from diffstride.resolution import UnshareableError, resolve
 from diffstride.sizes import Size, Sizes
@@ -233,6 +235,64 @@ def test_tracing_leaves_the_model_alone():
     assert torch.equal(random, torch.get_rng_state())
     for name, value in net.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+class Keeping(nn.Module):
+    """Stores what it meets, as networks do for pictures, auxiliary losses or running means."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(3))
+        self.conv, self.seen, self.maps = nn.Conv2d(3, 4, 3, padding=1), [], {}
+
+    def forward(self, x):
+        self.mean = 0.9 * self.mean + 0.1 * x.detach().mean((0, 2, 3))
+        x = self.conv(x - self.mean.view(1, -1, 1, 1))
+        self.feature = self.maps["conv"] = x
+        self.seen.append(x.mean())
+        return x
+
+
+@pytest.mark.parametrize("analyse", [convert, MultiplyAdds])
+def test_tracing_leaves_no_trace_in_networks_that_keep_what_they_meet(analyse):
+    pool = nn.MaxPool2d(2) if analyse is convert else DiffStride(2.0)
+    model, x = nn.Sequential(Keeping(), pool), torch.rand(2, 3, 8, 8)
+    with torch.no_grad():
+        model(x)
+    mean = model[0].mean.clone()
+    analysed = analyse(model, x)
+    for keeping in (model[0], analysed[0] if analyse is convert else model[0]):
+        assert [type(value) for value in keeping.seen] == [torch.Tensor]
+        assert type(keeping.feature) is type(keeping.maps["conv"]) is torch.Tensor
+        assert torch.equal(keeping.mean, mean)
+    torch.save(model.state_dict(), io.BytesIO())
+    model(x)
+
+
+def test_a_buffer_that_changes_its_size_has_it_again_afterwards():
+    norm = nn.BatchNorm1d(3)
+    before, buffer = norm.running_mean.clone(), norm.running_mean
+    with unchanged(norm):
+        buffer.resize_(5).fill_(1.0)
+    assert norm.running_mean is buffer
+    assert torch.equal(buffer, before)
+
+
+def test_a_method_named_output_size_does_not_make_a_pooling_layer():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+
+        def forward(self, x):
+            return self.conv(x)
+
+        def output_size(self, size):
+            return tuple((n + 1) // 2 for n in size)
+
+    model = convert(Block(), torch.zeros(1, 3, 8, 8))
+    assert list(model.conversion.strides) == ["conv"]
+    assert model.conversion.multiply_adds[""] == 8 * 27 * 16
 
 
 def test_tracing_leaves_autocast_alone():

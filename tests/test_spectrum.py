@@ -94,3 +94,15 @@ def test_some_bin_is_always_on_the_ramp(edge: str) -> None:
     for size in range(4, 65):
         for stride in (1.0, 1.01, 1.3, 2.0, math.pi, size / 2, 0.9 * size):
             assert len(spectrum.plan_axis(size, stride, edge=edge).ramp) > 0, (size, stride)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [spectrum.plan_axis, spectrum.output_size, spectrum.pooling_matrix],
+)
+def test_a_misspelt_edge_is_not_taken_for_the_other(function) -> None:
+    with pytest.raises(ValueError, match="one of 'passband', 'stopband', but got 'pasband'"):
+        function(32, 2.0, edge="pasband")
+    for function in (spectrum.transition_width, spectrum.smallest_stride):
+        with pytest.raises(ValueError, match="but got 'Passband'"):
+            function(32, edge="Passband")

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from diffstride.spectrum import EDGES
+from diffstride.spectrum import check_edge
 
 MAX_AXES = 3
 
@@ -71,8 +71,7 @@ def check_window(smoothness_factor: float, edge: str) -> None:
             f"smoothness_factor must be a finite number of bins above 0, "
             f"but got {smoothness_factor!r}"
         )
-    if edge not in EDGES:
-        raise ValueError(f"edge must be one of {', '.join(map(repr, EDGES))}, but got {edge!r}")
+    check_edge(edge)
 
 
 def check_cropping(cropping: bool, straight_through: bool) -> None:

@@ -142,7 +142,16 @@ class CostBudget:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state, strides included."""
+        """Go on from a saved state, strides included.
+
+        Raises:
+            ValueError: if it is that of a network with other layers.
+        """
+        if state["written"].keys() != self._written.keys():
+            raise ValueError(
+                f"the state is of a network with the layers {', '.join(state['written'])}, but "
+                f"this one has {', '.join(self._written)}"
+            )
         self.multiply_adds = state["multiply_adds"]
         self._wanted = dict(state["wanted"])
         self._spending.load_state_dict(state["spending"])
@@ -178,7 +187,8 @@ class CostBudget:
 
     def _level_moves(self) -> Logs:
         """How far the logarithms of the strides are to move, by what the optimiser made of them."""
-        at = torch.tensor([exp(each) for logs in self._written.values() for each in logs]).double()
+        written = [exp(each) for logs in self._written.values() for each in logs]
+        at = torch.tensor(written, dtype=torch.float32).double()  # as the parameters hold them
         # Unclamped: that a step would lead below the limit tells how much the loss is against more.
         now = torch.cat([layer.strides.detach().to(at) for layer in self._layers.values()])
         # No step makes a stride less than half as large.

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map_only
 
 from diffstride.arguments import check_limits, check_window
+from diffstride.inputs import check_unwrapped
 from diffstride.places import Filter, Place, common_size, find_places, stride_of
 from diffstride.pooled import Margin, Pooled, attach_pooling
 from diffstride.pooling import DiffStride, stride_layers
@@ -146,6 +147,7 @@ def convert(
 
 
 def _check_model(model: nn.Module) -> None:
+    check_unwrapped(model)
     kind = type(model).__name__
     if not isinstance(getattr(model, "conversion", None), (Conversion, NoneType)):
         raise ValueError(

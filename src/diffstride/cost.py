@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffstride.execution import is_pooling
+from diffstride.base import SizedPooling
 from diffstride.pooled_maps import PooledMaps
 from diffstride.pooling import stride_layers
 from diffstride.resolution import Dim, Resolutions, resolve
@@ -77,7 +77,9 @@ class MultiplyAdds:
             self._verify(lambda: trace(model, example, leaf_modules), readers)
 
     def _analyse(self, traced: Trace) -> Resolutions:
-        calls = [node for node in traced.graph.nodes if is_pooling(traced.module(node))]
+        calls = [
+            node for node in traced.graph.nodes if isinstance(traced.module(node), SizedPooling)
+        ]
         found = resolve(traced, calls)
         _check_shared(found)
         sizes = Sizes(found)

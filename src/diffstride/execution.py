@@ -1,6 +1,7 @@
 """Running single calls of a network on shapes alone, and what of it must leave no trace."""
 
 import logging
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,18 +13,49 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.flop_counter import FlopCounterMode
 
+from diffstride.base import SizedPooling
+
+CONTAINERS = list, deque, dict, set
+
 
 @contextmanager
-def buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Undo what running parts of a model does to its buffers, the statistics of a norm say."""
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Undo what running parts of a model does to it.
+
+    Its buffers are written to, the statistics of a norm say, and a ``forward`` may store what it
+    meets, which may be a fake tensor or a proxy, as an attribute or in a list.
+    """
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if not buffer.is_meta]
+    states = [(vars(module), _Contents(vars(module))) for module in model.modules()]
     try:
         yield
     finally:
-        with torch.no_grad():
-            for buffer, value in buffers:
-                if not torch.equal(buffer, value):  # a norm's kernels do not count the version up
-                    buffer.copy_(value)
+        for state, contents in states:
+            contents.restore(state)
+        for buffer, value in buffers:
+            _restore_buffer(buffer, value)
+
+
+class _Contents:
+    """What the attributes of a module are, and what is in those that hold others."""
+
+    def __init__(self, state: dict[str, Any]) -> None:
+        self.state = dict(state)
+        self.held = [(v, v.copy()) for v in state.values() if isinstance(v, CONTAINERS)]
+
+    def restore(self, state: dict[str, Any]) -> None:
+        for container, content in ((state, self.state), *self.held):
+            container.clear()
+            add = container.extend if isinstance(container, list | deque) else container.update
+            add(content)
+
+
+@torch.no_grad()
+def _restore_buffer(buffer: Tensor, value: Tensor) -> None:
+    if buffer.shape != value.shape:
+        buffer.data = value
+    elif not torch.equal(buffer, value):  # a norm's kernels do not count the version up
+        buffer.copy_(value)
 
 
 @contextmanager
@@ -48,7 +80,7 @@ def shapes_only(model: nn.Module, fake_mode: FakeTensorMode) -> Iterator[FlopCou
     counter = FlopCounterMode(display=False)
     try:
         # Fake tensors do not keep a module from counting its batches in a buffer, say.
-        with buffers_kept(model), torch.no_grad(), _autocast_uncached(), fake_mode, counter:
+        with unchanged(model), torch.no_grad(), _autocast_uncached(), fake_mode, counter:
             yield counter
     finally:
         logger.disabled = disabled
@@ -71,7 +103,7 @@ def execute(module: nn.Module | None, node: fx.Node, args: Any, kwargs: Any) -> 
     if isinstance(module, nn.modules.batchnorm._BatchNorm) or node.target is F.batch_norm:
         # Slower on fake tensors than all the rest, and in training it refuses single values.
         return torch.empty_like(args[0])
-    if is_pooling(module):
+    if isinstance(module, SizedPooling):
         return _pooled(module, args[0])
     if module is not None:
         return module.forward(*args, **kwargs)
@@ -80,12 +112,7 @@ def execute(module: nn.Module | None, node: fx.Node, args: Any, kwargs: Any) -> 
     return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
-def is_pooling(module: nn.Module | None) -> bool:
-    """Whether a module is a pooling layer that tells its output size, as those of this library."""
-    return callable(getattr(module, "output_size", None))
-
-
-def _pooled(layer: Any, x: Tensor) -> Tensor:
+def _pooled(layer: SizedPooling, x: Tensor) -> Tensor:
     # Never run the layer itself on fake tensors: it reads its strides and caches its matrices.
     with _disable_current_modes():
         size = layer.output_size(x.shape[2:])

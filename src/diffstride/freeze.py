@@ -2,13 +2,17 @@
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from math import ceil, log
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
+from diffstride.base import SizedPooling
 from diffstride.execution import evaluating
+from diffstride.inputs import cast_to_weights, check_unwrapped
 from diffstride.layout import FIRST_DIM, full_precision, layout_of
 from diffstride.one_axis import multiply
 from diffstride.pooling import DiffStride, FixedSpectralPooling
@@ -18,7 +22,7 @@ from diffstride.spectrum import Axis, axis_matrix, plan_axis, plan_spectral_axis
 Model = TypeVar("Model", bound=nn.Module)
 
 
-class FrozenPooling(nn.Module):
+class FrozenPooling(SizedPooling):
     """A pooling layer as constant matrices: ``y = A_1 … A_n x`` for the map sizes it has met.
 
     Made by `freeze`. Nothing but matrix products with buffers is left, so that programs can be
@@ -75,9 +79,10 @@ class FrozenPooling(nn.Module):
 
     def _check_met(self, sizes: tuple[int, ...]) -> None:
         if sizes not in self.sizes:
+            met = " or ".join(map(str, self.sizes)) or "no size, as the example did not reach it"
             raise ValueError(
-                f"the pooling was frozen for maps of {' or '.join(map(str, self.sizes))}, but got "
-                f"{sizes}: freeze the network with an example of the size to be used"
+                f"the pooling was frozen for maps of {met}, but got {sizes}: freeze the network "
+                "with an example of the size to be used"
             )
 
     def extra_repr(self) -> str:
@@ -132,7 +137,8 @@ def freeze(model: Model, example: Any, round_to: float | None = None) -> Model:
 
     Args:
         model: a network with `DiffStride` (or `FixedSpectralPooling`) layers.
-        example: an input, or a tuple of inputs, of the size that will be used.
+        example: an input, or a tuple of inputs, of the size that will be used; it is taken to have
+            the dtype of the weights.
         round_to: if given, every map gets the nearest size that a strided network could have,
             whose stride is 1 or a multiple of ``round_to``: 1 for integer strides, 2 for even
             ones. This changes the outputs.
@@ -141,7 +147,8 @@ def freeze(model: Model, example: Any, round_to: float | None = None) -> Model:
         A copy, in the mode of the model, with `FrozenPooling` layers.
 
     Raises:
-        ValueError: if ``round_to`` is not positive or the model has no layer to freeze.
+        ValueError: if ``round_to`` is not positive, the model has no layer to freeze, or is wrapped
+            for several processes.
 
     >>> net = nn.Sequential(DiffStride(1.9, edge="stopband"), nn.Flatten(2))
     >>> freeze(net, torch.zeros(1, 1, 32, 32))
@@ -154,15 +161,18 @@ def freeze(model: Model, example: Any, round_to: float | None = None) -> Model:
     """
     if round_to is not None and not round_to > 0:
         raise ValueError(f"round_to must be positive or None, but got {round_to!r}")
+    check_unwrapped(model)
     root = nn.Sequential(copy.deepcopy(model))  # so that a lone layer has a parent, too
     layers = _replace(root, round_to)
     if not layers:
         raise ValueError(f"{type(model).__name__} has no pooling layer to freeze")
     for layer in layers:
         layer.train(model.training)
+    inputs = example if isinstance(example, tuple) else (example,)
+    inputs = tree_map_only(Tensor, partial(cast_to_weights, model=model), inputs)
     hooks = [layer.register_forward_pre_hook(_meet) for layer in layers]
     with torch.no_grad(), evaluating(root):
-        root[0](*(example if isinstance(example, tuple) else (example,)))
+        root[0](*inputs)
     for hook in hooks:
         hook.remove()
     return root[0]  # type: ignore[return-value]

@@ -8,6 +8,8 @@ from torch import Tensor, fx, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.utils._pytree import tree_leaves
 
+WRAPPERS = {"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"}
+
 
 class ExampleError(ValueError):
     """The example is at fault, and no module."""
@@ -42,6 +44,19 @@ def check_traceable(model: nn.Module, inputs: tuple) -> None:
             raise ValueError(f"{name!r} has no shape yet: call the network on an input first")
 
 
+def check_unwrapped(model: nn.Module) -> None:
+    """Refuse a network inside a wrapper for several processes, which knows its parameters already.
+
+    Strides that are put in place afterwards would learn in each process alone.
+    """
+    kinds = {cls.__name__ for cls in type(model).__mro__ if cls.__module__.startswith("torch.")}
+    if wrappers := kinds & WRAPPERS:
+        raise ValueError(
+            f"this network is inside a {wrappers.pop()}, which would not know of new layers: pass "
+            "model.module, and wrap what comes out"
+        )
+
+
 def batch_of(inputs: tuple) -> int:
     """How many samples the inputs hold: the length of the first that has spatial axes.
 
@@ -57,15 +72,23 @@ def batch_of(inputs: tuple) -> int:
 
 
 def like_the_weights(x: Tensor, model: nn.Module) -> Tensor:
-    """A tensor of this shape as the network takes it, with the dtype and device of its weights.
+    """A tensor of this shape as the network takes it, with the dtype and device of its weights."""
+    return torch.empty_like(x, **_of_the_weights(x, model))
 
-    Vectors do not count: strides and norms may be in float32 where all else is not.
-    """
+
+def cast_to_weights(x: Tensor, model: nn.Module) -> Tensor:
+    """This tensor as the network takes it, with the dtype and on the device of its weights."""
+    return x.to(**_of_the_weights(x, model))
+
+
+def _of_the_weights(x: Tensor, model: nn.Module) -> dict[str, Any]:
+    # Vectors do not count: strides and norms may be in float32 where all else is not.
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     weights = (p.dtype for p in model.parameters() if p.is_floating_point() and p.dim() > 1)
-    return torch.empty_like(
-        x, device=device, dtype=next(weights, None) if x.is_floating_point() else None
-    )
+    return {
+        "device": device,
+        "dtype": next(weights, x.dtype) if x.is_floating_point() else x.dtype,
+    }
 
 
 def check_batched(module: nn.Module | None, node: fx.Node, args: tuple) -> None:

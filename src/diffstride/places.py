@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from diffstride.execution import buffers_kept, is_pooling
+from diffstride.base import SizedPooling
+from diffstride.execution import unchanged
 from diffstride.pooled import Margin, Pooled, set_stride
 from diffstride.tracing import Trace, is_among
 
@@ -76,7 +77,9 @@ def find_places(
         if module is None:
             if reason := _strided_function(trace, node):
                 left_out[trace.label(node)] = reason
-        elif name in included or (not is_pooling(module) and max(stride_of(module)) > 1):
+        elif name in included or (
+            not isinstance(module, SizedPooling) and max(stride_of(module)) > 1
+        ):
             reason = "in leaf_modules" if is_among(leaf_modules, name, module) else None
             reason = reason or _reason(trace, node, module, filter_fn, patchify)
             found = reason or _measure(trace, node, module)
@@ -86,7 +89,7 @@ def find_places(
                 raise ValueError(f"include: {trace.label(node)} cannot be converted: {found}")
             else:
                 left_out[name] = found
-        elif is_pooling(module) and _strides_by_itself(module):
+        elif isinstance(module, SizedPooling) and _strides_by_itself(module):
             left_out[name] = "a pooling layer of fixed strides: put a DiffStride in its place"
     return places, left_out | _never_called(trace)
 
@@ -125,7 +128,7 @@ def _reason(
     maps = isinstance(source, Tensor) and isinstance(value, Tensor)
     if source is None or not (maps and source.dim() == value.dim() >= 3):
         return "does not turn one batch of maps into another"
-    if is_pooling(module):
+    if isinstance(module, SizedPooling):
         return "is a pooling layer already"
     if isinstance(module, Pooled) or hasattr(module, "pooling"):
         return "has a module of its own named pooling"
@@ -159,6 +162,8 @@ def _takes_whole_maps(trace: Trace, node: fx.Node, kernels: Sequence[int]) -> bo
 
 def _strided_function(trace: Trace, node: fx.Node) -> str | None:
     name = getattr(node.target, "__name__", "")
+    if name == "getitem" and _skips_samples(trace, node):
+        return "a slice, whose step stays: call nn.AvgPool2d(1, 2) in its place, say, to convert it"
     if node.op != "call_function" or not ("pool" in name or "conv" in name) or "adaptive" in name:
         return None
     source, value = _source(trace, node), trace.values[node]
@@ -168,6 +173,13 @@ def _strided_function(trace: Trace, node: fx.Node) -> str | None:
     if any(1 < new <= (old + 1) // 2 for old, new in pairs):
         return "a function, whose stride stays: call a module in its place to convert it"
     return None
+
+
+def _skips_samples(trace: Trace, node: fx.Node) -> bool:
+    """Whether an index takes every second sample, say, of a map."""
+    index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+    steps = [part.step for part in index if isinstance(part, slice)]
+    return _source(trace, node) is not None and any(step not in (None, 1) for step in steps)
 
 
 def _source(trace: Trace, node: fx.Node) -> Tensor | None:
@@ -197,7 +209,7 @@ def _measure(trace: Trace, node: fx.Node, module: nn.Module) -> Place | str:
     args, kwargs = fx.map_arg((node.args[1:], node.kwargs), lambda n: trace.values[n])
     if any(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
         return "takes more than one tensor"
-    with buffers_kept(module), torch.random.fork_rng(devices=[]):
+    with unchanged(module), torch.random.fork_rng(devices=[]):
         strided = full = module.forward(noise, *args, **kwargs)
         # Nothing to compare without a stride, where dropout would not return the same twice.
         if hasattr(module, "stride"):

@@ -147,10 +147,12 @@ def _pooled_axes(model: nn.Module, example: Any) -> dict[str, tuple[Axis, ...]]:
         for name, layer in model.named_modules()
         if isinstance(layer, DiffStride | FixedSpectralPooling)
     ]
-    with evaluating(model):
-        model(*(example if isinstance(example, tuple) else (example,)))
-    for hook in hooks:
-        hook.remove()
+    try:
+        with evaluating(model):
+            model(*(example if isinstance(example, tuple) else (example,)))
+    finally:
+        for hook in hooks:
+            hook.remove()
     return axes
 
 

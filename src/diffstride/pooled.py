@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from diffstride.layout import full_precision
+
 
 class Margin(NamedTuple):
     """What makes an axis fit: samples dropped at its start, then added (or dropped) at its end."""
@@ -112,7 +114,8 @@ def fit(x: Tensor, margins: Sequence[Margin]) -> Tensor:
             x = x.narrow(dim, drop, x.shape[dim] - drop + min(add, 0))
     if any(add > 0 for _, add in margins):
         pads = [pad for _, add in reversed(margins) for pad in (0, max(add, 0))]
-        x = F.pad(x, pads, mode="replicate")
+        with full_precision(x):  # autocast would pad in float32 and leave it so
+            x = F.pad(x, pads, mode="replicate")
     return x
 
 

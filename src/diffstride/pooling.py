@@ -15,6 +15,7 @@ from diffstride.arguments import (
     check_window,
     clamp_strides,
 )
+from diffstride.base import SizedPooling
 from diffstride.functional import diff_stride, spectral_pool
 from diffstride.spatial import BlurPooling, MaxPooling, SpatialPooling
 from diffstride.spectrum import Axis, plan_axis, plan_spectral_axis
@@ -29,13 +30,13 @@ __all__ = [
 ]
 
 
-class DiffStride(nn.Module):
+class DiffStride(SizedPooling):
     """Pooling whose strides are parameters, learned by gradient descent with the weights.
 
     ``y = A(s_1) … A(s_n) x``: every spatial axis of length ``N`` is low-passed in the frequency
     domain by a window whose edge lies at bin ``N / (2 s)``, cropped, and transformed back, as one
-    real matrix product per axis (`diffstride.spectrum`; from 1,024 samples on, as Fourier transforms:
-    `diffstride.one_axis`). The mean of the map is kept.
+    real matrix product per axis (`diffstride.spectrum`), or on axes of 1,024 samples and more by
+    Fourier transforms (`diffstride.one_axis`). The mean of the map is kept.
 
     After each step of the optimiser call `project_`, or let
     `diffstride.callbacks.StrideMonitor` do it.
@@ -125,7 +126,7 @@ class DiffStride(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(self, x)
-        if torch.compiler.is_compiling() and self.training:
+        if torch.compiler.is_compiling() and self.training and self.strides.requires_grad:
             from diffstride.eager import call_eagerly
 
             return call_eagerly(self, x)  # pyright: ignore[reportCallIssue]
@@ -133,7 +134,8 @@ class DiffStride(nn.Module):
 
     def _pool(self, x: Tensor) -> Tensor:
         values = self._read()
-        if self.training and self.strides.requires_grad and not torch.compiler.is_compiling():
+        learning = self.strides.requires_grad and torch.is_grad_enabled()
+        if learning and not torch.compiler.is_compiling():
             self._version = None
         return diff_stride(
             x,
@@ -200,8 +202,8 @@ class DiffStride(nn.Module):
         return ", ".join([*options, state])
 
     # The output length is a Python integer, so the host has to know the strides. Reading them
-    # costs nothing on a CPU. An accelerator is asked once per change of the parameter, and in
-    # training once per use, unless `project_` has just asked: fused optimisers change a parameter
+    # costs nothing on a CPU. An accelerator is asked once per change of the parameter, and with
+    # gradients once per use, unless `project_` has just asked: fused optimisers change a parameter
     # and do not tell. What else does not move its version (moving, loading, `.data`) refreshes.
 
     def _read(self) -> tuple[float, ...]:
@@ -219,6 +221,12 @@ class DiffStride(nn.Module):
     def _refresh(self) -> None:
         if self.strides.is_meta:
             return
+        if hasattr(self.strides, "full_tensor"):
+            raise TypeError(
+                "the strides are sharded (DTensor), and each process needs them whole: use "
+                "DistributedDataParallel, or keep them out of fully_shard by ignored_params and "
+                "average their gradients"
+            )
         values = tuple(self.strides.tolist())
         self._values = values * self.num_axes if self.shared_stride else values
         self._spelled = tuple(map(repr, self._values))
@@ -231,15 +239,21 @@ class DiffStride(nn.Module):
     def _apply(self, *args: Any, **kwargs: Any) -> "DiffStride":
         exact = self.strides.detach()
         super()._apply(*args, **kwargs)
-        if self.strides.dtype in (torch.bfloat16, torch.float16):
-            # Their steps, of 1/128 from 1 on, are larger than those of any optimiser.
-            self.strides.data = exact.to(self.strides.device)
-            self.strides.grad = None
+        self._keep_exact(exact)
         self._refresh()
         return self
 
+    def _keep_exact(self, exact: Tensor) -> None:
+        """Have the strides in float32 at least, from ``exact`` where they are in less."""
+        if self.strides.dtype in (torch.bfloat16, torch.float16):
+            # Their steps, of 1/128 from 1 on, are larger than those of any optimiser.
+            dtype = torch.promote_types(exact.dtype, torch.float32)
+            self.strides.data = exact.to(self.strides.device, dtype)
+            self.strides.grad = None
+
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
+        self._keep_exact(self.strides.detach())  # assign=True takes a checkpoint's dtype
         self._refresh()
 
 
@@ -249,7 +263,7 @@ def _version_of(parameter: Tensor) -> tuple[int, float]:
     return id(parameter), float("nan") if parameter.is_inference() else parameter._version
 
 
-class FixedSpectralPooling(nn.Module):
+class FixedSpectralPooling(SizedPooling):
     """Pooling with fixed strides that crops the spectrum: `spectral_pool` as a layer.
 
     ``y = A x`` with all gains 1 and ``M = ceil(N / s)`` samples per axis.

@@ -198,12 +198,13 @@ def multiply_adds(axes: Sequence[Axis]) -> int:
 def block_slices(x: Tensor, layout: Layout) -> Iterator[slice]:
     """Slices of the first dimension, each of about `BLOCK_BYTES`; one slice off the CPU."""
     length = x.shape[0]
-    step = length
-    if length and is_plain(x):
+    if not is_plain(x):
+        yield slice(None)  # a range would make a constant of a batch that may be of any length
+    elif length:
         sample = x.numel() // length * layout.compute_dtype.itemsize
         step = block_length(length, max(1, BLOCK_BYTES // max(1, sample)))
-    for start in range(0, length, max(1, step)):
-        yield slice(start, start + step)
+        for start in range(0, length, step):
+            yield slice(start, start + step)
 
 
 def block_length(length: int, longest: int) -> int:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from diffstride.arguments import as_strides, check_limits, check_window, clamp_strides
+from diffstride.base import SizedPooling
 
 Strides = float | Sequence[float]
 
@@ -66,7 +67,7 @@ def _window(edge: Tensor, smoothness_factor: float, positions: Tensor) -> Tensor
     return _clip((smoothness_factor + edge - positions.to(edge)) / smoothness_factor, 0.0, 1.0)
 
 
-class FixedSpectralPooling(nn.Module):
+class FixedSpectralPooling(SizedPooling):
     """Published spectral pooling: keeps the lowest frequencies of a map, without a window.
 
     On each axis ``M = max(2, floor(N / s) - floor(N / s) mod 2)``; the rows ``[0, M/2)`` and
@@ -112,7 +113,7 @@ class FixedSpectralPooling(nn.Module):
         return f"strides={self.strides}"
 
 
-class DiffStride(nn.Module):
+class DiffStride(SizedPooling):
     """Published DiffStride: a window on the spectrum of a map whose edges depend on the strides.
 
     On each axis ``m(p) = clip((R + T - p) / R, 0, 1)`` with ``T = max(H / s, 2) / 2`` over the

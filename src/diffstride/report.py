@@ -25,7 +25,7 @@ def report(model: nn.Module) -> str:
         model: a network from `convert`; it may have been trained since.
 
     Raises:
-        ValueError: if the model does not come from `convert`.
+        ValueError: if the model does not come from `convert`, or has been frozen.
 
     >>> import torch
     >>> from diffstride.convert import convert
@@ -42,6 +42,11 @@ def report(model: nn.Module) -> str:
     if not isinstance(conversion, Conversion):
         raise ValueError(
             f"report needs a model returned by convert, but this {type(model).__name__} is not"
+        )
+    if conversion.strides and not stride_layers(model):
+        raise ValueError(
+            f"the strides of this {type(model).__name__} are frozen: report the network that was "
+            "given to freeze"
         )
     try:
         cost, unknown = MultiplyAdds(model, conversion.example), []

@@ -2,16 +2,18 @@
 
 from collections.abc import Sequence
 from math import comb
+from numbers import Real
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffstride.arguments import as_whole_numbers, check_input, check_input_size
+from diffstride.base import SizedPooling
 from diffstride.layout import FULL_PRECISION, full_precision
 
 
-class _WholeStrides(nn.Module):
+class _WholeStrides(SizedPooling):
     """What poolings with whole strides have in common: strides, and ``M = ceil(N / s)``."""
 
     def __init__(self, strides: Sequence[float] | float) -> None:
@@ -57,7 +59,7 @@ class SpatialPooling(_WholeStrides):
         strides: Sequence[float] | float = (2, 2),
     ) -> None:
         super().__init__(strides)
-        sizes = (pool_size,) * self.num_axes if isinstance(pool_size, int) else pool_size
+        sizes = (pool_size,) * self.num_axes if isinstance(pool_size, int | float) else pool_size
         self.pool_size = as_whole_numbers(sizes, "pool_size")
         if len(self.pool_size) != self.num_axes:
             raise ValueError(
@@ -110,9 +112,9 @@ class MaxPooling(_WholeStrides):
 
     def __init__(self, strides: Sequence[float] | float = (2, 2), pool_size: int = 3) -> None:
         super().__init__(strides)
-        if pool_size < 1 or pool_size % 2 == 0:
+        if not isinstance(pool_size, Real) or pool_size < 1 or pool_size % 2 != 1:
             raise ValueError(f"pool_size must be an odd number of samples, but got {pool_size!r}")
-        self.pool_size = pool_size
+        self.pool_size = int(pool_size)
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(self, x)

@@ -62,9 +62,16 @@ def transition_width(size: int, smoothness_factor: float = 4.0, edge: str = "pas
     >>> transition_width(32), transition_width(8), transition_width(8, edge="stopband")
     (4.0, 2.0, 1.0)
     """
+    check_edge(edge)
     if edge == "passband":
         return min(smoothness_factor, size / 4)
     return max(1.0, min(smoothness_factor, size / 8))
+
+
+def check_edge(edge: str) -> None:
+    """Refuse what is no end of a window's ramp."""
+    if edge not in EDGES:
+        raise ValueError(f"edge must be one of {', '.join(map(repr, EDGES))}, but got {edge!r}")
 
 
 def smallest_stride(size: int, smoothness_factor: float = 4.0, edge: str = "passband") -> float:
@@ -73,9 +80,8 @@ def smallest_stride(size: int, smoothness_factor: float = 4.0, edge: str = "pass
     >>> smallest_stride(32, edge="stopband"), round(smallest_stride(32), 4)
     (1.0, 1.1429)
     """
-    if edge == "stopband":
-        return 1.0
-    return size / (size - transition_width(size, smoothness_factor, edge))
+    transition = transition_width(size, smoothness_factor, edge)
+    return 1.0 if edge == "stopband" else size / (size - transition)
 
 
 def plan_axis(

@@ -183,10 +183,12 @@ def combinations(
     choices = [[Change({}, 0.0, 0.0), *option] for option in options]
     rows = torch.cartesian_prod(*(torch.arange(len(choice)) for choice in choices))
     rows = rows.view(-1, len(choices))
-    effect, distance = torch.zeros(len(rows)), torch.zeros(len(rows))
+    effect, distance = torch.zeros(2, len(rows), dtype=torch.float32)
     for choice, column in zip(choices, rows.T, strict=True):
-        effect += torch.tensor([change.effect for change in choice])[column]
-        distance += torch.tensor([change.distance for change in choice])[column]
+        numbers = [(change.effect, change.distance) for change in choice]
+        effects, distances = torch.tensor(numbers, dtype=torch.float32).T
+        effect += effects[column]
+        distance += distances[column]
     (fitting,) = torch.where((effect >= least) & (effect <= most))
     for row in rows[fitting[distance[fitting].argsort()][:TRIES]].tolist():
         changes = [choice[i].sizes for choice, i in zip(choices, row, strict=True)]

@@ -7,6 +7,7 @@ The graph serves analysis only: nothing is ever run through it.
 """
 
 import os
+import re
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffstride.execution import execute, is_pooling, shapes_only
+from diffstride.base import SizedPooling
+from diffstride.execution import execute, shapes_only
 from diffstride.inputs import (
     ExampleError,
     batch_of,
@@ -154,7 +156,7 @@ class Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return (
             is_among(self.leaves, module_qualified_name, m)
-            or is_pooling(m)
+            or isinstance(m, SizedPooling)
             or (hasattr(m, "stride") and not any(m.children()))
             or super().is_leaf_module(m, module_qualified_name)
         )
@@ -292,4 +294,6 @@ def _where(error: Exception) -> str:
 
 def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())[:300]
+    if made := re.match(r"(\w+)\(\) takes 1 positional argument but \d+ were given", text):
+        text += f" (write the sizes as one tuple, torch.{made[1]}((…)))"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

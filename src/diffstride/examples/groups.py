@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
-from diffstride.arguments import EDGES
 from diffstride.examples.network import STRIDED
 from diffstride.resnet import ORDERS
+from diffstride.spectrum import EDGES
 
 POOLINGS = {
     "strided": "None",
