@@ -122,7 +122,12 @@ def test_several_networks_have_budgets_of_their_own(pl):
         pytest.skip("our callbacks are those of the other package")
     budgets = [BudgetCallback(torch.zeros(1, 1, 8, 8), network=name) for name in ("a", "b")]
     assert len({budget.state_key for budget in budgets}) == 2
-    pl.Trainer(callbacks=budgets, accelerator="cpu", logger=False, enable_checkpointing=False)
+    options = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
+    trainer = pl.Trainer(callbacks=budgets, **options)
+    with pytest.raises(ValueError, match=r"logged as 'multiply_adds', .* a name of its own by log"):
+        budgets[0].setup(trainer, pl.LightningModule(), "fit")
+    budgets[1].name = "multiply_adds/b"
+    budgets[0].setup(trainer, pl.LightningModule(), "fit")
 
 
 def budgeted(pl):

@@ -240,6 +240,23 @@ def test_equal_cost_compares_what_was_learned_with_the_best_that_was_guessed(row
     ]
 
 
+def test_equal_cost_has_strided_networks_of_one_cost_together(rows):
+    rows = [each for each in rows if each["strides_start"] == [1, 1, 2, 2, 2]]
+    before = results.block("equal-cost", rows).splitlines()
+    uneven = row(strides_start=[1, 1, [3, 2], 1, 3], test_accuracy=80.0)
+    after = results.block("equal-cost", [*rows, uneven]).splitlines()
+    assert sorted(after) == sorted(
+        [*before, "| CIFAR-10 | 1,1,3x2,1,3 | strided convolution | 80.00 % | 1 | 35.0 M |  |"]
+    )
+
+
+def test_equal_cost_compares_nothing_where_nothing_was_guessed():
+    alone = [row(strides_start=[1, 1, [2.5, 2], 2, 2]), learned(1.5, 1.5)]
+    (*_, first, second) = results.block("equal-cost", alone).splitlines()
+    assert first.endswith("| 1 | 35.0 M |  |")
+    assert second.endswith("| 1 | 35.0 M |  |")
+
+
 def test_equal_cost_has_what_was_learned_in_another_recipe_where_both_are_named(rows):
     found = {"config": "small, found", "pooling": "spectral", "order": "before"}
     rows.append(row(**found, strides_start=[1.03, 1, [2.46, 2.5], 2, 2], test_accuracy=88.5))
@@ -300,6 +317,16 @@ def test_pictures_are_linked_where_there_are_any(rows):
     assert results.block("pictures small", rows) == both
     assert results.block("pictures", [row()]) == both.splitlines()[0]
     assert results.block("pictures slow", rows) == results.NONE_YET
+
+
+def test_pictures_are_linked_where_they_are(folder, rows):
+    record(rows)
+    Path("docs/mine").mkdir()
+    Path("docs/mine/page.md").write_text(place("pictures small"))
+    assert report("--pages", "README.md", "docs/mine/page.md", "--pictures", "docs/figures") == 0
+    assert f"(docs/figures/{COSTS})" in Path("README.md").read_text()
+    assert f"(../figures/{STRIDES})" in Path("docs/mine/page.md").read_text()
+    assert_picture(Path("docs/figures", COSTS))
 
 
 def place(name, body="", end=None):

@@ -100,7 +100,7 @@ def test_killed_run_loses_its_epoch_and_nothing_else(unbroken, tmp_path, capsys)
 
 
 def half_a_file(original, calls, checkpoint, file):
-    calls.append(file)
+    calls.extend([file] * ("last.ckpt" in file.name))
     if len(calls) == 2:
         file.write(b"half of it")
         break_off()
@@ -223,6 +223,25 @@ def test_best_stays_that_of_the_highest_accuracy_over_a_restart(tmp_path):
     assert [end_of_epoch(first, accuracy) for accuracy in (0.2, 0.5, 0.3)] == ["0.2", "0.5", "0.5"]
     second.load_state_dict(first.state_dict())
     assert [end_of_epoch(second, accuracy) for accuracy in (0.4, 0.6)] == ["0.5", "0.6"]
+
+
+def test_best_is_not_lost_where_a_run_breaks_off_between_the_two(unbroken, tmp_path):
+    def rename(source, target):
+        if str(target).endswith("previous.ckpt"):  # as last.ckpt of the second epoch goes there
+            break_off()
+        replace(source, target)
+
+    replace = os.replace
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "replace", rename)
+        with pytest.raises(BrokenOff):
+            train_tiny(tmp_path)
+    train_tiny(tmp_path)
+    best, expected = (
+        torch.load(folder / "checkpoints" / "best.ckpt")["run"]["epochs"]
+        for folder in (tmp_path, unbroken[0])
+    )
+    assert best == expected
 
 
 @pytest.mark.parametrize(

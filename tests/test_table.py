@@ -1,5 +1,6 @@
 """The command that makes tables, on grids of trainings of a moment."""
 
+import errno
 import itertools
 import json
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 from diffstride import resnet
 from diffstride.examples import launch, main, provenance, registry, rows, table
+from diffstride.examples.backend import exceptions
 from diffstride.examples.checkpoints import CHECKPOINTS, LAST
 from diffstride.examples.files import locked
 from diffstride.examples.grid import Run, grid
@@ -117,7 +119,8 @@ def test_what_a_pooling_does_not_have_is_left_out():
         ({"order": "first"}, "'order' must be one of .*'first'"),
         ({"order": []}, r"'order' must be one of .* got \[\]"),
         ({"dataset": 10}, "'dataset' must be a name such as 'cifar10', .* got 10"),
-        ({"config": ""}, "'config' must be a name such as 'cifar10_small', but got ''"),
+        ({"config": ""}, "'config' must be a name such as 'cifar10_small', .* but got ''"),
+        ({"config": "R > 1"}, "'config' must be a name .*without : ; or >, but got 'R > 1'"),
         ({"strides": 2}, r"'strides' must be a list .* such as \[1, 1, 2, 2, 2\], .* got 2"),
         ({"strides": [1, 1, (2.4, 2.5), 2]}, r"\[\[1, 1, \(2.4, 2.5\), 2, 2\]\], but got \[1, 1, "),
         ({"strides": [True, 2]}, r"'strides' must be .* got \[True, 2\]"),
@@ -287,8 +290,8 @@ def test_a_grid_goes_on_after_an_interruption(fake_training, monkeypatch, capsys
 
     with monkeypatch.context() as patch:
         patch.setattr(registry, "train", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            command()
+        assert command() == 128 + 2
+    assert "4 runs are left over\n2 of 6 runs are done" in capsys.readouterr().out
     assert len(read_rows(Path("results"))) == 2
     assert command("--list") == 0
     printed = capsys.readouterr().out
@@ -297,6 +300,14 @@ def test_a_grid_goes_on_after_an_interruption(fake_training, monkeypatch, capsys
     assert command() == 0
     assert fake_training == NAMES
     assert len(read_rows(Path("results"))) == 6
+
+
+def test_a_grid_that_is_terminated_says_so_to_the_shell(fake_training, monkeypatch):
+    def terminate():
+        raise exceptions.SIGTERMException
+
+    monkeypatch.setattr(registry, "train", terminate)
+    assert command() == 128 + 15
 
 
 def test_a_failed_run_stops_no_other_and_is_told_at_the_end(fake_training, monkeypatch, capsys):
@@ -398,6 +409,15 @@ def test_a_mistake_is_told_in_one_line(capsys, arguments, message):
         ("load_datasets.name = 'x'", "name is bound to 'x', but the grid asks for 'digits'"),
         ("train.budget = 0.5", "budget is bound to 0.5, but the grid asks for None"),
         ("Resnet.pooling_cls = @pooling.MaxPooling", "is bound to @pooling.Max"),
+        (
+            "resnet18.pooling_cls = @pooling.MaxPooling",
+            "resnet18.pooling_cls is bound to @pooling.M",
+        ),
+        (
+            "resnet18.order = 'after'",
+            "resnet.resnet18.order is bound to 'after', but the grid asks",
+        ),
+        ("train.devices = 2", "train.train.devices is bound to 2, but the grid asks for 1"),
         ("resnet.resnet18.width = @resnet.resnet56", "resnet18.width is bound to @resnet.resnet56"),
     ],
 )
@@ -407,6 +427,40 @@ def test_bindings_that_contradict_their_group_are_told(capsys, bindings, message
     assert command() == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+def test_a_group_may_train_another_network():
+    group = {
+        "dataset": "digits",
+        "strides": [2, 2, 1],
+        "pooling": ["strided", "diffstride"],
+        "bindings": ["train.model = @convnet.ConvNet", "convnet.ConvNet.filters = [4, 8, 8]"],
+    }
+    small = {"dataset": "digits", "strides": [1, 1, 2, 2, 1], "pooling": ["max"]}
+    text = TINY[: TINY.index("table.grid.groups")] + f"table.grid.groups = {[group, small]}"
+    Path("tiny.gin").write_text(text)
+    grid = launch.Grid(("tiny.gin",))
+    strided, learned, pooled = list(grid.runs.values())[:3]
+    assert [grid.chosen(run)["width"] for run in (strided, pooled)] == [None, 4]
+    assert learned.bindings("convnet.ConvNet")["convnet.ConvNet.pooling_cls"] == (
+        "@pooling.DiffStride"
+    )
+    assert grid.cost(strided) < grid.cost(learned)
+
+
+def test_names_of_runs_on_held_out_images_say_so():
+    Path("tiny.gin").write_text(TINY + "data.load_datasets.holdout = 7\n")
+    assert all("-holdout7-epochs1-" in name for name in launch.Grid(("tiny.gin",)).runs)
+
+
+def test_a_file_system_without_locks_is_told_and_works(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    message = r"has no locks .Function not implemented.: see to it"
+    with pytest.warns(UserWarning, match=message), locked(tmp_path, wait=False) as free:
+        assert free
 
 
 def test_runs_of_one_name_are_told(capsys):
@@ -460,7 +514,7 @@ def test_it_is_always_told_how_many_runs_are_done(fake_training, capsys):
 
 def test_what_failed_elsewhere_is_not_left_to_others(capsys, fake_training):
     grid = launch.Grid(("tiny.gin",))
-    assert table._end(grid, {}, {"a": "x"}, Path("results")) == table.FAILED
+    assert table._end(grid, {}, {"a": "x"}, Path("results"), table.FAILED) == table.FAILED
     assert "left to other processes" not in capsys.readouterr().out
 
 

@@ -20,6 +20,7 @@ from diffstride import DiffStride, reference, stride_layers
 from diffstride.callbacks import stride_scalars
 from diffstride.convnet import ConvNet, whiten_
 from diffstride.examples import hardware
+from diffstride.examples.backend import rank_zero_only
 from diffstride.examples.data import load_datasets
 from diffstride.examples.hardware import choose_precision
 from diffstride.examples.module import _correct
@@ -217,6 +218,18 @@ def test_first_steps_are_that_of_a_plain_loop(tmp_path, label_smoothing, mixup_a
         network[1].project_()
     for name, value in network.state_dict().items():
         torch.testing.assert_close(trained[f"network.{name}"], value, rtol=1e-4, atol=1e-6)
+
+
+def test_a_task_that_trains_alone_is_the_first_whatever_its_number(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(rank_zero_only, "rank", 1)  # as read from the task's number
+    for name in ("PROCID", "LOCALID", "NODEID"):
+        monkeypatch.setenv(f"SLURM_{name}", "1" if name != "NODEID" else "0")
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    monkeypatch.setenv("SLURM_JOB_NAME", "grid")
+    train_tiny(tmp_path, num_epochs=1)
+    assert "epoch   1/1" in capsys.readouterr().out
+    assert {"summary.json", "metrics.csv", "checkpoints"} <= {f.name for f in tmp_path.iterdir()}
+    assert read_log(tmp_path)
 
 
 def test_test_loss_is_that_of_the_labels_as_they_are(tmp_path):

@@ -65,7 +65,7 @@ class StrideMonitor(pl.Callback):
 
     Arguments:
         network: attribute of the `LightningModule` that holds the network, left out of the names;
-            ``""`` names layers from the `LightningModule` on.
+            ``""`` names layers from the `LightningModule` on, those of several networks, too.
 
     >>> trainer = pl.Trainer(callbacks=[StrideMonitor()])  # doctest: +SKIP
     """
@@ -182,6 +182,7 @@ class BudgetCallback(pl.Callback):
             ``fit`` of the same network, keeps what the first came to.
         network: attribute of the `LightningModule` that holds the network; ``""`` for itself.
         log: name under which the cost is logged at the end of each epoch; None for not at all.
+            Of several such callbacks each needs one of its own.
         leaf_modules: as for `convert`.
 
     >>> trainer = pl.Trainer(callbacks=[BudgetCallback(images, 0.5)])  # doctest: +SKIP
@@ -204,6 +205,17 @@ class BudgetCallback(pl.Callback):
     def state_key(self) -> str:
         """Another for each network: there may be several, each with a budget of its own."""
         return self._generate_state_key(network=self.network)
+
+    def setup(
+        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str | None = None
+    ) -> None:
+        callbacks: list[Any] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+        names = [each.name for each in callbacks if isinstance(each, BudgetCallback)]
+        if self.name is not None and names.count(self.name) > 1:
+            raise ValueError(
+                f"several budgets are logged as {self.name!r}, which would average their costs: "
+                "give each a name of its own by log="
+            )
 
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         network = pl_module.get_submodule(self.network)

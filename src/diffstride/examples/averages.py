@@ -83,8 +83,8 @@ class Entry:
     @property
     def guessed(self) -> bool:
         """Whether somebody chose the strides: they are whole, and not learned."""
-        whole = all(stride_text(stride).isdigit() for stride in self["strides_start"])
-        return whole and self["pooling"] not in LEARNED
+        texts = [text for s in self["strides_start"] for text in stride_text(s).split("x")]
+        return all(map(str.isdigit, texts)) and self["pooling"] not in LEARNED
 
     @property
     def label(self) -> str:

@@ -5,13 +5,33 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING or find_spec("lightning"):
     import lightning.pytorch as pl
+    from lightning.fabric.plugins.environments.lightning import LightningEnvironment
     from lightning.pytorch import callbacks, loggers, plugins
     from lightning.pytorch.utilities import exceptions, rank_zero_only
 else:
     import pytorch_lightning as pl
+    from lightning_fabric.plugins.environments.lightning import LightningEnvironment
     from pytorch_lightning import callbacks, loggers, plugins
     from pytorch_lightning.utilities import exceptions, rank_zero_only
 
-__all__ = ["callbacks", "exceptions", "loggers", "pl", "plugins", "rank_zero_only", "say"]
+__all__ = [
+    "LightningEnvironment",
+    "callbacks",
+    "exceptions",
+    "loggers",
+    "pl",
+    "plugins",
+    "rank_zero_only",
+    "say",
+    "train_alone",
+]
 
 say = rank_zero_only(print)  # once, however many processes train together
+
+
+def train_alone() -> None:
+    """Take this process for the first of its run, whatever number a job engine has given it.
+
+    A task of a SLURM job that trains alone would otherwise print and log nothing.
+    """
+    rank_zero_only.rank = 0

@@ -23,12 +23,13 @@ class AtomicCheckpointIO(plugins.TorchCheckpointIO):
         storage_options: Any | None = None,
     ) -> None:
         path = Path(path)
-        with atomic_file(path, backup=path.with_name(PREVIOUS)) as file:
+        backup = path.with_name(PREVIOUS) if path.name == LAST else None
+        with atomic_file(path, backup=backup) as file:
             torch.save(checkpoint, file)
 
 
 class Checkpoints(callbacks.Checkpoint):
-    """Saves ``last.ckpt`` after every epoch, and keeps it as ``best.ckpt`` where it is the best."""
+    """Saves ``last.ckpt`` after every epoch, and ``best.ckpt`` where that one is the best."""
 
     def __init__(self, folder: Path, monitor: str = "test_accuracy") -> None:
         self.folder = folder
@@ -44,10 +45,9 @@ class Checkpoints(callbacks.Checkpoint):
     def on_train_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         value = float(trainer.callback_metrics[self.monitor])
         is_best, self.best = value > self.best, max(value, self.best)
-        trainer.save_checkpoint(self.folder / LAST, weights_only=False)
-        if is_best and trainer.is_global_zero:
-            with atomic_file(self.folder / BEST) as file:
-                file.write((self.folder / LAST).read_bytes())
+        # The best first: a run killed in between goes on from the epoch before, and finds it again.
+        for name in (BEST, LAST) if is_best else (LAST,):
+            trainer.save_checkpoint(self.folder / name, weights_only=False)
 
     def on_exception(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException

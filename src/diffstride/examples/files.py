@@ -1,6 +1,8 @@
 """Files that are whole or absent, and folders that one process works in at a time."""
 
+import errno
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +12,8 @@ try:
     import fcntl
 except ImportError:  # Windows: without locks, one process at a time
     fcntl = None
+
+NO_LOCKS = errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK
 
 
 @contextmanager
@@ -55,11 +59,23 @@ def locked(folder: Path, wait: bool = True) -> Iterator[bool]:
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            free = True
-        except BlockingIOError:
-            free = False
-        yield free
+        yield _lock(fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), handle, folder)
     finally:
         os.close(handle)
+
+
+def _lock(how: int, handle: int, folder: Path) -> bool:
+    assert fcntl is not None
+    try:
+        fcntl.flock(handle, how)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        warnings.warn(
+            f"the file system of {folder} has no locks ({error.strerror}): see to it that no two "
+            "processes work there at a time",
+            stacklevel=4,
+        )
+    return True

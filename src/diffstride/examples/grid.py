@@ -34,6 +34,7 @@ class Run:
             "data.load_datasets.name": self.dataset,
             f"{model}.strides": list(self.strides),
             "train.train.budget": self.budget,
+            "train.train.devices": 1,  # several would share the steps: another run
             "train.train.seed": self.seed,
         }
         if self.edge is not None and self.pooling == "diffstride":

@@ -18,10 +18,11 @@ POOLINGS = {
     "blur": "@pooling.BlurPooling",
 }
 LEARNED = ("diffstride", "reference")
+MARKS = ":;>"  # of the places for tables, in pages
 COMBINED = ("dataset", "pooling", "edge", "budget", "order")
 NEEDED_KEYS = ("dataset", "pooling", "strides")
 EXPECTED = {
-    "config": "a name such as 'cifar10_small'",
+    "config": "a name such as 'cifar10_small', without : ; or >",
     "dataset": "a name such as 'cifar10', or a list of names",
     "pooling": f"one of {', '.join(POOLINGS)}, or a list of them",
     "edge": f"one of {', '.join(map(repr, EDGES))}, or a list of them",
@@ -116,7 +117,7 @@ def _are_strides(value: Any) -> bool:
 
 
 CHECKS: dict[str, Callable[[Any], bool]] = {
-    "config": _is_name,
+    "config": lambda value: _is_name(value) and not set(value) & set(MARKS),
     "dataset": _are(_is_name),
     "pooling": _are(lambda value: value in list(POOLINGS)),
     "edge": _are(lambda value: value in EDGES),

@@ -62,31 +62,43 @@ class Grid:
         return plan
 
     def _configure(self, run: Run | None = None, workdir: Path | None = None) -> None:
-        asked = run.bindings(self._model_name) if run else {}
+        model = self._model_name(run) if run else ""
+        asked = run.bindings(model) if run else {}
         lines = [f"{name} = {value}" for name, value in asked.items()]
         # What the command line binds comes last, to overrule the bindings of the groups.
         bindings = [*lines, *(run.extra if run else ()), *self.gin_bindings]
         place = str(workdir) if workdir else None
         configure(self.gin_config, bindings, place, configs_folder=self.configs_folder)
         for name, value in asked.items():
-            if repr(bound := _bound(name)) != value:  # or the results would say what is not so
-                raise ValueError(
-                    f"{name} is bound to {bound!r}, but the grid asks for {value}: leave that "
-                    "binding out, and have the group say what it is to be by the key of its own"
-                )
+            for each in (
+                name,
+                f"{model}.{name.rpartition('.')[2]}",
+            ):  # resnet18 hands on what it gets
+                if _is_bound(each) and repr(bound := _bound(each)) != value:
+                    raise ValueError(  # or the results would say what is not so
+                        f"{each} is bound to {bound!r}, but the grid asks for {value}: leave that "
+                        "binding out, and have the group say what it is to be by the key of its own"
+                    )
+
+    def _model_name(self, run: Run) -> str:
+        """What the recipe of a run trains, or the bindings of its group say it is to."""
+        if run.extra not in self._models:
+            bindings = [*run.extra, *self.gin_bindings]
+            configure(self.gin_config, bindings, configs_folder=self.configs_folder)
+            reference = _bound("train.train.model")
+            self._models[run.extra] = getattr(reference, "selector", "resnet.resnet18")
+        return self._models[run.extra]
 
     @cached_property
-    def _model_name(self) -> str:
-        self._configure()
-        reference = _bound("train.train.model")
-        return getattr(reference, "selector", "resnet.resnet18")
+    def _models(self) -> dict[tuple[str, ...], str]:
+        return {}
 
     def chosen(self, run: Run) -> Row:
         """The part of a run's row that is known before it is made."""
         self._configure(run)
         facts = asdict(run) | {
             "strides_start": list(run.strides),
-            "width": _value(f"{self._model_name}.width"),
+            "width": _value(f"{self._model_name(run)}.width"),
             "epochs": _value("train.train.num_epochs"),
         }
         return {key: facts[key] for key in CHOSEN}
@@ -98,6 +110,8 @@ class Grid:
         parts += [f"budget_{row['budget']}" if row["budget"] else None]
         parts += ["".join(map(str, row["strides_start"]))]
         parts += [f"width{row['width']}" if row["width"] else None]
+        held_out = _value("data.load_datasets.holdout")
+        parts += [f"holdout{held_out}" if held_out else None]
         parts += [f"epochs{row['epochs']}", f"seed{row['seed']}"]
         words = "-".join(str(part) for part in parts if part is not None)
         return f"{row['config']}/{words}".replace(" ", "_")
@@ -105,7 +119,7 @@ class Grid:
     def cost(self, run: Run, num_classes: int = 10) -> int:
         """Multiply-adds of an image of 32 x 32 at the strides that a run starts from, unlimited."""
         self._configure(run)
-        model = gin.get_configurable(self._model_name)
+        model = gin.get_configurable(self._model_name(run))
         network = model(num_output_classes=num_classes, in_channels=NOMINAL[0])
         return measure_cost(network, NOMINAL).multiply_adds
 
@@ -132,6 +146,14 @@ def row_of(chosen: Row, summary: Mapping[str, Any]) -> Row:
     learned = chosen["pooling"] in LEARNED
     facts["strides_end"] = summary["strides"] if learned else None
     return {key: facts.get(key) for key in KEYS}
+
+
+def _is_bound(name: str) -> bool:
+    try:
+        gin.query_parameter(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _value(name: str) -> Any:

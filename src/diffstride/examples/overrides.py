@@ -8,10 +8,8 @@ from gin.config import ParserDelegate
 TRAINING = (
     "accelerator",
     "channels_last",
-    "devices",
     "precision",
     "progress_bar",
-    "strategy",
     "threads",
 )
 ALLOWED = (*(f"train.train.{name}" for name in TRAINING), "data.load_datasets.root")

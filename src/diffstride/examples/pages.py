@@ -1,9 +1,11 @@
 """Pages with places for tables, between ``<!-- table NAME: begin -->`` and ``end``."""
 
+import os
 import re
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
+from diffstride.examples.pictures import FOLDER
 from diffstride.examples.results import NONE_YET, PICTURES, block, parse_name
 from diffstride.examples.rows import Row
 
@@ -15,13 +17,16 @@ PLACE = re.compile(
 MARK = re.compile(r"^<!-- table .*", re.MULTILINE)
 
 
-def fill(page: str, rows: Sequence[Row], recipes: Collection[str] = ()) -> str:
+def fill(
+    page: str, rows: Sequence[Row], recipes: Collection[str] = (), pictures: str = FOLDER
+) -> str:
     """A page with its tables made anew.
 
     Args:
         page: the text.
         rows: what the tables are of.
         recipes: names that may stand in a page though no row has them yet.
+        pictures: folder of the pictures, as seen from the page.
 
     Raises:
         ValueError: a mark has no partner, names an unknown table or recipe, or a table that is
@@ -39,7 +44,7 @@ def fill(page: str, rows: Sequence[Row], recipes: Collection[str] = ()) -> str:
     def made(found: re.Match[str]) -> str:
         if rows:
             _check_recipes(found["name"], known)
-        text = block(found["name"], rows)
+        text = block(found["name"], rows, pictures)
         if text == NONE_YET and found["body"].strip() not in ("", NONE_YET):
             raise ValueError(
                 f"the table at {found['begin'].strip()!r} is filled, but these results have no row "
@@ -70,9 +75,11 @@ def _check_recipes(name: str, known: Collection[str]) -> None:
 
 
 def fill_pages(
-    pages: Iterable[Path], rows: Sequence[Row], recipes: Collection[str]
+    pages: Iterable[Path], rows: Sequence[Row], recipes: Collection[str], pictures: Path
 ) -> dict[Path, str]:
     """The texts of those pages that exist, with their tables made anew; nothing is written.
+
+    ``pictures`` is the folder of the pictures, to which the pages link.
 
     Raises:
         ValueError: as `fill` does; names the page.
@@ -80,7 +87,8 @@ def fill_pages(
     filled = {}
     for page in filter(Path.exists, pages):
         try:
-            filled[page] = fill(page.read_text(), rows, recipes)
+            folder = os.path.relpath(pictures, page.parent).replace(os.sep, "/")
+            filled[page] = fill(page.read_text(), rows, recipes, folder)
         except ValueError as error:
             raise ValueError(f"{page}: {error}") from error
     return filled

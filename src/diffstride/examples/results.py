@@ -96,11 +96,15 @@ def _equal_cost(entries: list[Entry]) -> str:
     lines = []
     labelled = _labelled(entries)
     strided = [entry for entry in entries if entry["pooling"] == "strided" and not varies(entry)]
+    listed: list[Entry] = []
     for network in sorted(strided, key=_place):
+        if any(_is_near(network, other) for other in listed):
+            continue  # it stands there
+        listed.append(network)
         near = [(entry, label) for entry, label in labelled if _is_near(entry, network)]
-        best = max(entry.accuracy for entry, _ in near if entry.guessed)
+        best = max((entry.accuracy for entry, _ in near if entry.guessed), default=None)
         for entry, label in sorted(near, key=lambda each: not each[0].guessed):
-            ahead = "" if entry.guessed else f"{entry.accuracy - best:+.2f}"
+            ahead = "" if entry.guessed or best is None else f"{entry.accuracy - best:+.2f}"
             cells = [label, accuracy(entry), str(entry.count), cost(entry), ahead]
             lines.append([entry.dataset, entry.start, *cells])
     header = ["data set", "strides", "pooling", "accuracy", "runs", "multiply-adds"]
@@ -144,12 +148,12 @@ def _trials(entries: list[Entry]) -> str:
     return markdown([*header, "strides learned"], lines)
 
 
-def _pictures(entries: list[Entry]) -> str:
-    """The pictures that `pictures.draw` makes of these, for a page in the folder above theirs."""
+def _pictures(entries: list[Entry], folder: str) -> str:
+    """The pictures that `pictures.draw` makes of these, in a folder as seen from the page."""
     shown = {"Accuracy against cost": COSTS}
     if any(entry.learned for entry in entries):
         shown["Learned strides"] = STRIDES
-    return "\n\n".join(f"![{title}]({FOLDER}/{name})" for title, name in shown.items())
+    return "\n\n".join(f"![{title}]({folder}/{name})" for title, name in shown.items())
 
 
 SUMMARY, EQUAL_COST, DETAILS, TRIALS = "summary", "equal-cost", "details", "trials"
@@ -177,11 +181,11 @@ def parse_name(name: str) -> tuple[str, list[str]]:
     return kind, [recipe.strip() for recipe in recipes.split(";") if recipe.strip()]
 
 
-def block(name: str, rows: Iterable[Row]) -> str:
+def block(name: str, rows: Iterable[Row], pictures: str = FOLDER) -> str:
     """The table of this name: a key of `TABLES`, and after a blank the recipe it is of, or all.
 
-    Recipes that are to be compared stand with semicolons between them. ``pictures`` stands for
-    links to the pictures.
+    Recipes that are to be compared stand with semicolons between them. A table ``pictures`` is
+    made of links into the folder ``pictures``, as seen from the page.
 
     Raises:
         ValueError: there is no such table.
@@ -189,7 +193,7 @@ def block(name: str, rows: Iterable[Row]) -> str:
     kind, chosen = parse_name(name)
     entries = [entry for entry in average(rows) if not chosen or entry["config"] in chosen]
     if entries and kind == PICTURES:
-        return _pictures(entries)
+        return _pictures(entries, pictures)
     if entries and kind == TRIALS:
         return f"{_legend(kind, entries)}\n\n{_trials(entries)}"
 

@@ -4,15 +4,17 @@ python3 -m diffstride.examples.table --gin_config=table.gin
 """
 
 import argparse
+import signal
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from diffstride.examples.backend import exceptions
 from diffstride.examples.files import atomic_file, locked
 from diffstride.examples.grid import USUAL, Run
 from diffstride.examples.launch import Grid
-from diffstride.examples.main import USAGE_ERROR, explain
+from diffstride.examples.main import KILLED_BY, USAGE_ERROR, explain
 from diffstride.examples.pages import fill_pages, pictured
 from diffstride.examples.pictures import draw
 from diffstride.examples.places import Places, check_results
@@ -36,16 +38,19 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(part), int(parts)
 
 
-def make(grid: Grid, runs: Mapping[str, Run], folder: Path, file: Path) -> dict[str, str]:
-    """Make the runs that no file of results has; returns what was wrong with those that failed.
+def make(
+    grid: Grid, runs: Mapping[str, Run], folder: Path, file: Path, failures: dict[str, str]
+) -> None:
+    """Make the runs that no file of results has.
 
     Args:
         grid: how to start them.
         runs: the runs by name.
         folder: where each gets a folder of its name.
         file: where the rows go; beside it are the other files of results.
+        failures: gets what was wrong with those that failed, by name.
     """
-    failures, code = {}, commit()  # now: the files may change while the grid runs
+    code = commit()  # now: the files may change while the grid runs
     for number, (name, run) in enumerate(runs.items(), start=1):
         workdir = folder / name
         workdir.mkdir(parents=True, exist_ok=True)
@@ -59,7 +64,6 @@ def make(grid: Grid, runs: Mapping[str, Run], folder: Path, file: Path) -> dict[
             except Exception as error:  # whatever it is, the others can be made
                 traceback.print_exc()
                 failures[name] = explain(error)
-    return failures
 
 
 def _missing(grid: Grid, runs: Mapping[str, Run], results: Path) -> list[str]:
@@ -83,7 +87,7 @@ def _list(grid: Grid, runs: Mapping[str, Run], results: Path) -> Iterator[str]:
 def _report(grid: Grid, runs: Mapping[str, Run], where: Places) -> Iterator[str]:
     rows = read_rows(where.results)
     yield block("details", rows)
-    filled = fill_pages(where.pages, rows, {run.config for run in runs.values()})
+    filled = fill_pages(where.pages, rows, {run.config for run in runs.values()}, where.pictures)
     shown = pictured(filled.values())  # before anything is written, as it may refuse
     for page in where.pages:
         if page in filled:
@@ -185,10 +189,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:  # Gin raises what its parser happens to: any of it is the user's
         print(f"error: {explain(error)}", file=sys.stderr)
         return USAGE_ERROR
-    return _end(grid, runs, make(grid, runs, options.runs, file), where.results)
+    failures: dict[str, str] = {}
+    try:
+        make(grid, runs, options.runs, file, failures)
+    except KeyboardInterrupt:
+        return _end(grid, runs, failures, where.results, KILLED_BY + signal.SIGINT)
+    except exceptions.SIGTERMException:
+        return _end(grid, runs, failures, where.results, KILLED_BY + signal.SIGTERM)
+    return _end(grid, runs, failures, where.results, FAILED if failures else 0)
 
 
-def _end(grid: Grid, runs: Mapping[str, Run], failures: Mapping[str, str], results: Path) -> int:
+def _end(
+    grid: Grid, runs: Mapping[str, Run], failures: Mapping[str, str], results: Path, code: int
+) -> int:
+    """Print what was made; returns the exit code, ``code`` if the results can be read."""
     for name, error in failures.items():
         print(f"failed: {name}: {error}", file=sys.stderr)
     try:
@@ -197,9 +211,9 @@ def _end(grid: Grid, runs: Mapping[str, Run], failures: Mapping[str, str], resul
         print(f"error: {explain(error)}", file=sys.stderr)
         return FAILED
     if others := set(missing) - set(failures):
-        print(f"{len(others)} runs are left to other processes")
+        print(f"{len(others)} runs are left {'over' if code > KILLED_BY else 'to other processes'}")
     print(_count(runs, missing), flush=True)
-    return FAILED if failures else 0
+    return code
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from diffstride.callbacks import BudgetCallback, StrideMonitor, StridePhase
 from diffstride.examples.averaging import MovingAverage
-from diffstride.examples.backend import say
+from diffstride.examples.backend import say, train_alone
 from diffstride.examples.checkpoints import CHECKPOINTS
 from diffstride.examples.data import Datasets, load_datasets
 from diffstride.examples.hardware import choose_precision, keep_freed_memory
@@ -48,7 +48,7 @@ def train(
     precision: str | int = "32-true",
     channels_last: bool = True,
     accelerator: str = "auto",
-    devices: int | str | list[int] = "auto",
+    devices: int | str | list[int] = 1,
     strategy: Any = "auto",
     threads: int | None = None,
     seed: int = 0,
@@ -88,7 +88,8 @@ def train(
         precision: of Lightning's `Trainer`, or ``"auto"`` for what this machine is fast at.
         channels_last: whether maps are kept with their channels innermost in memory.
         accelerator: of the `Trainer`, as are ``devices`` and ``strategy``.
-        devices: number of processes, each with a batch of its own.
+        devices: number of processes, each with a batch of its own, so that an epoch has as many
+            times fewer steps.
         strategy: how they work together, for instance ``"ddp"``; not one that forks or spawns
             them, as the summary would be lost with them.
         threads: of the CPU in each process; None for torch's choice. Small maps are fastest on one.
@@ -118,6 +119,8 @@ def train(
     if weight_averaging is not None:
         _check_averaging(weight_averaging, str(precision))
     keep_freed_memory()
+    if devices == 1:
+        train_alone()
     if threads is not None:
         _check_range("threads", threads, 1, math.inf, Integral)
         torch.set_num_threads(threads)

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from diffstride.examples.backend import loggers, pl
+from diffstride.examples.backend import LightningEnvironment, loggers, pl
 from diffstride.examples.checkpoints import CHECKPOINTS, AtomicCheckpointIO, Checkpoints
 from diffstride.examples.data import Datasets
 from diffstride.examples.logs import MetricsFile
@@ -27,6 +27,8 @@ def build_trainer(
         progress_bar: whether to show one; None does so in a terminal.
         options: further arguments of Lightning's `Trainer`.
     """
+    # Alone, a process needs to know nothing of the tasks that a job engine has started beside it.
+    environment = [LightningEnvironment()] * (options.get("devices") == 1)
     # Epochs that will be run again leave both logs: TensorBoard drops events from purge_step on.
     board = loggers.TensorBoardLogger(
         workdir,
@@ -38,7 +40,7 @@ def build_trainer(
     return pl.Trainer(
         logger=[board, MetricsFile(workdir / "metrics.csv", step)],
         callbacks=[*callbacks, Checkpoints(workdir / CHECKPOINTS)],
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(), *environment],
         default_root_dir=workdir,
         num_sanity_val_steps=0,
         enable_model_summary=False,
