@@ -39,6 +39,9 @@ def test_fixed_strides_train_in_one_program() -> None:
     program = torch.compile(layer, backend=CompileCounter(), fullgraph=True)
     assert layer.training
     torch.testing.assert_close(program(x), layer(x))
+    layer.strides.data.fill_(4.0)
+    layer.project_()
+    torch.testing.assert_close(program(x), layer(x))
 
 
 def test_a_gradient_in_evaluation_leaves_the_batch_free() -> None:

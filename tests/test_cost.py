@@ -194,11 +194,24 @@ def test_rounded_sizes_are_followed(whole):
     assert cost.value() == counted(model, x)
 
 
-@pytest.mark.parametrize("size", [62, 64, 66, 67])  # maps of 31 to 34, some of which halve evenly
-@pytest.mark.parametrize("half", [lambda n: n // 2, lambda n: -(-n // 2), lambda n: ceil(n / 2)])
-def test_halves_of_sizes_are_rounded_as_in_forward(half, size):
+PARTS = {
+    "half": lambda n: n // 2,
+    "half up": lambda n: -(-n // 2),
+    "half, ceil": lambda n: ceil(n / 2),
+    "half, round": lambda n: round(n / 2),
+    "third": lambda n: (n + 1) // 3,
+    "quarter": lambda n: n // 4,
+    "quarter up": lambda n: ceil(n / 4),
+    "eighth": lambda n: n // 8,
+}
+
+
+@pytest.mark.parametrize("size", [60, 62, 64, 66, 67])
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_of_sizes_are_rounded_as_in_forward(name, size):
     def between(m, x):
-        return m.last(m.second(F.interpolate(x, size=[half(size) for size in x.shape[2:]])))
+        size = [PARTS[name](n) for n in (x.size(2), x.size()[3])]
+        return m.last(m.second(F.interpolate(x, size=size)))
 
     x = torch.rand(1, 8, size, size)
     model = convert(Steps(between), x)
@@ -206,6 +219,27 @@ def test_halves_of_sizes_are_rounded_as_in_forward(half, size):
     assert cost.value() == counted(model, x)
     for stride in (1.7, 2.2, 2.5, 3.3):
         for layer in stride_layers(model).values():
+            layer.strides.data.fill_(stride)
+        assert cost.value() == counted(model, x)
+
+
+def test_a_size_worked_out_of_another_map_follows_that_one():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = (nn.Conv1d(4, 4, 3, stride=2, padding=1) for _ in range(2))
+            self.last = nn.Conv1d(4, 64, 9)
+
+        def forward(self, x):
+            large = self.one(x)
+            small = self.two(large)
+            return self.last(F.interpolate(large, size=small.shape[2] // 4)), small
+
+    x = torch.rand(1, 4, 200)
+    model = convert(Net(), x)
+    cost = MultiplyAdds(model, x)
+    for strides in ((2.0, 2.0), (1.3, 3.7), (3.3, 1.2)):
+        for layer, stride in zip(stride_layers(model).values(), strides, strict=True):
             layer.strides.data.fill_(stride)
         assert cost.value() == counted(model, x)
 

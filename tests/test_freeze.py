@@ -128,6 +128,9 @@ def test_an_example_has_the_dtype_of_the_weights():
     x = torch.rand(1, 3, 8, 8)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), DiffStride(1.5)).to(torch.bfloat16)
     assert freeze(network, x)(x.bfloat16()).dtype == torch.bfloat16
+    mixed = nn.ModuleDict({"unused": nn.Linear(2, 2).bfloat16(), "used": nn.Conv2d(3, 4, 3)})
+    mixed.forward = lambda x: mixed["used"](x)
+    assert freeze(nn.Sequential(mixed, DiffStride(1.5)), x)(x).dtype == torch.float32
 
 
 def test_a_layer_that_the_example_does_not_reach_says_so():

@@ -135,6 +135,11 @@ def test_a_wrong_example_leaves_no_hook_behind(tmp_path):
     assert not network[1]._forward_pre_hooks
 
 
+def test_an_example_has_the_dtype_of_the_weights(tmp_path):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), DiffStride(2.0)).bfloat16()
+    plot_windows(network, torch.zeros(1, 3, 8, 8), tmp_path / "windows.png")
+
+
 def test_a_network_without_windows_is_refused(tmp_path):
     with pytest.raises(ValueError, match="Conv2d runs no DiffStride or FixedSpectralPooling"):
         plot_windows(nn.Conv2d(1, 1, 3), torch.zeros(1, 1, 8, 8), tmp_path / "windows.png")

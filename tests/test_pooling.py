@@ -179,6 +179,9 @@ def test_an_accelerator_notices_what_any_optimizer_does(fused: bool, training: b
     optimizer = torch.optim.SGD(layer.parameters(), lr=1.0, fused=fused)
     layer(x).sum().backward()
     layer.strides.grad = torch.full((2,), -1.0)
+    if training:
+        with torch.no_grad():
+            layer(x)  # a look in between
     optimizer.step()
     assert layer(x).shape[2:] == (4, 4)
 

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+from collections import defaultdict, deque
 
 import pytest
 import torch
@@ -237,19 +238,32 @@ def test_tracing_leaves_the_model_alone():
         assert torch.equal(value, before[name])
 
 
+class ReadOnly(dict):
+    """As configurations are in some libraries."""
+
+    def clear(self):
+        raise TypeError("read-only")
+
+    update = clear
+
+
 class Keeping(nn.Module):
     """Stores what it meets, as networks do for pictures, auxiliary losses or running means."""
 
     def __init__(self):
         super().__init__()
         self.register_buffer("mean", torch.zeros(3))
-        self.conv, self.seen, self.maps = nn.Conv2d(3, 4, 3, padding=1), [], {}
+        self.conv, self.seen = nn.Conv2d(3, 4, 3, padding=1), []
+        self.maps, self.levels = defaultdict(list), ([[], deque(maxlen=2)],)
+        self.settings = ReadOnly({"channels": 4})
 
     def forward(self, x):
         self.mean = 0.9 * self.mean + 0.1 * x.detach().mean((0, 2, 3))
         x = self.conv(x - self.mean.view(1, -1, 1, 1))
-        self.feature = self.maps["conv"] = x
-        self.seen.append(x.mean())
+        self.feature = x
+        self.maps["conv"].append(x)
+        for kept in (self.seen, *self.levels[0]):
+            kept.append(x.mean())
         return x
 
 
@@ -263,7 +277,11 @@ def test_tracing_leaves_no_trace_in_networks_that_keep_what_they_meet(analyse):
     analysed = analyse(model, x)
     for keeping in (model[0], analysed[0] if analyse is convert else model[0]):
         assert [type(value) for value in keeping.seen] == [torch.Tensor]
-        assert type(keeping.feature) is type(keeping.maps["conv"]) is torch.Tensor
+        assert type(keeping.feature) is torch.Tensor
+        for kept in (keeping.maps["conv"], *keeping.levels[0]):
+            assert [type(value) for value in kept] == [torch.Tensor]
+        assert keeping.levels[0][1].maxlen == 2
+        assert keeping.settings == {"channels": 4}
         assert torch.equal(keeping.mean, mean)
     torch.save(model.state_dict(), io.BytesIO())
     model(x)

@@ -250,6 +250,22 @@ def test_equal_cost_has_strided_networks_of_one_cost_together(rows):
     )
 
 
+def test_equal_cost_lists_what_is_near_the_second_of_two_like_networks():
+    costs = {"multiply_adds_start": 35_600_000, "multiply_adds_end": 35_600_000}
+    dearer = {"multiply_adds_start": 36_200_000, "multiply_adds_end": 36_200_000}
+    found = [
+        row(),
+        row(strides_start=[1, 1, 3, 1, 3], **costs),
+        row(pooling="spectral", order="before", test_accuracy=88.0, **dearer),
+    ]
+    lines = results.block("equal-cost", found).splitlines()[6:]
+    assert [line.split(" | ")[2] for line in lines] == [
+        "strided convolution",
+        "strided convolution",
+        "spectral pooling",
+    ]
+
+
 def test_equal_cost_compares_nothing_where_nothing_was_guessed():
     alone = [row(strides_start=[1, 1, [2.5, 2], 2, 2]), learned(1.5, 1.5)]
     (*_, first, second) = results.block("equal-cost", alone).splitlines()

@@ -417,6 +417,14 @@ def test_a_mistake_is_told_in_one_line(capsys, arguments, message):
             "resnet18.order = 'after'",
             "resnet.resnet18.order is bound to 'after', but the grid asks",
         ),
+        (
+            "train.model = @a/resnet.resnet18",
+            "@a/resnet.resnet18: the grid binds what has no",
+        ),
+        (
+            "train.datasets = @a/data.load_datasets",
+            "@a/data.load_datasets: the grid binds",
+        ),
         ("train.devices = 2", "train.train.devices is bound to 2, but the grid asks for 1"),
         ("resnet.resnet18.width = @resnet.resnet56", "resnet18.width is bound to @resnet.resnet56"),
     ],

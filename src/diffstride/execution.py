@@ -3,7 +3,7 @@
 import logging
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffstride.base import SizedPooling
 
-CONTAINERS = list, deque, dict, set
+CONTAINERS = list, deque, dict, set, tuple
 
 
 @contextmanager
@@ -23,31 +23,44 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     """Undo what running parts of a model does to it.
 
     Its buffers are written to, the statistics of a norm say, and a ``forward`` may store what it
-    meets, which may be a fake tensor or a proxy, as an attribute or in a list.
+    meets, which may be a fake tensor or a proxy, as an attribute or in a list or dictionary.
     """
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if not buffer.is_meta]
-    states = [(vars(module), _Contents(vars(module))) for module in model.modules()]
-    try:
+    with ExitStack() as stack:  # whatever one restoration raises, the others are made
+        for buffer in model.buffers():
+            if not buffer.is_meta:
+                stack.callback(_restore_buffer, buffer, buffer.clone())
+        seen: set[int] = set()
+        for module in model.modules():
+            for container in _containers(vars(module), seen):
+                stack.callback(_restore, container, _content(container))
         yield
-    finally:
-        for state, contents in states:
-            contents.restore(state)
-        for buffer, value in buffers:
-            _restore_buffer(buffer, value)
 
 
-class _Contents:
-    """What the attributes of a module are, and what is in those that hold others."""
+def _containers(value: Any, seen: set[int]) -> Iterator[Any]:
+    """A container and those in it, however deep, each once."""
+    if not isinstance(value, CONTAINERS) or id(value) in seen:
+        return
+    seen.add(id(value))
+    if not isinstance(value, tuple):
+        yield value
+    for held in value.values() if isinstance(value, dict) else value:
+        yield from _containers(held, seen)
 
-    def __init__(self, state: dict[str, Any]) -> None:
-        self.state = dict(state)
-        self.held = [(v, v.copy()) for v in state.values() if isinstance(v, CONTAINERS)]
 
-    def restore(self, state: dict[str, Any]) -> None:
-        for container, content in ((state, self.state), *self.held):
-            container.clear()
-            add = container.extend if isinstance(container, list | deque) else container.update
-            add(content)
+def _content(container: Any) -> list[Any]:
+    return list(container.items() if isinstance(container, dict) else container)
+
+
+def _restore(container: Any, content: list[Any]) -> None:
+    # What is as it was is not touched: it may be read-only.
+    if _identities(_content(container)) != _identities(content):
+        container.clear()
+        add = container.extend if isinstance(container, list | deque) else container.update
+        add(content)
+
+
+def _identities(content: list[Any]) -> list[Any]:
+    return [tuple(map(id, each)) if type(each) is tuple else id(each) for each in content]
 
 
 @torch.no_grad()

@@ -2,17 +2,15 @@
 
 import copy
 from collections.abc import Sequence
-from functools import partial
 from math import ceil, log
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from diffstride.base import SizedPooling
 from diffstride.execution import evaluating
-from diffstride.inputs import cast_to_weights, check_unwrapped
+from diffstride.inputs import cast_to_weights
 from diffstride.layout import FIRST_DIM, full_precision, layout_of
 from diffstride.one_axis import multiply
 from diffstride.pooling import DiffStride, FixedSpectralPooling
@@ -137,8 +135,8 @@ def freeze(model: Model, example: Any, round_to: float | None = None) -> Model:
 
     Args:
         model: a network with `DiffStride` (or `FixedSpectralPooling`) layers.
-        example: an input, or a tuple of inputs, of the size that will be used; it is taken to have
-            the dtype of the weights.
+        example: an input, or a tuple of inputs, of the size that will be used; where the weights
+            have one dtype, it is taken to have that.
         round_to: if given, every map gets the nearest size that a strided network could have,
             whose stride is 1 or a multiple of ``round_to``: 1 for integer strides, 2 for even
             ones. This changes the outputs.
@@ -147,8 +145,7 @@ def freeze(model: Model, example: Any, round_to: float | None = None) -> Model:
         A copy, in the mode of the model, with `FrozenPooling` layers.
 
     Raises:
-        ValueError: if ``round_to`` is not positive, the model has no layer to freeze, or is wrapped
-            for several processes.
+        ValueError: if ``round_to`` is not positive or the model has no layer to freeze.
 
     >>> net = nn.Sequential(DiffStride(1.9, edge="stopband"), nn.Flatten(2))
     >>> freeze(net, torch.zeros(1, 1, 32, 32))
@@ -161,7 +158,6 @@ def freeze(model: Model, example: Any, round_to: float | None = None) -> Model:
     """
     if round_to is not None and not round_to > 0:
         raise ValueError(f"round_to must be positive or None, but got {round_to!r}")
-    check_unwrapped(model)
     root = nn.Sequential(copy.deepcopy(model))  # so that a lone layer has a parent, too
     layers = _replace(root, round_to)
     if not layers:
@@ -169,7 +165,7 @@ def freeze(model: Model, example: Any, round_to: float | None = None) -> Model:
     for layer in layers:
         layer.train(model.training)
     inputs = example if isinstance(example, tuple) else (example,)
-    inputs = tree_map_only(Tensor, partial(cast_to_weights, model=model), inputs)
+    inputs = cast_to_weights(inputs, model)
     hooks = [layer.register_forward_pre_hook(_meet) for layer in layers]
     with torch.no_grad(), evaluating(root):
         root[0](*inputs)

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.parameter import UninitializedParameter
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
-WRAPPERS = {"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"}
+WRAPPERS = {"DistributedDataParallel", "FullyShardedDataParallel"}
 
 
 class ExampleError(ValueError):
@@ -76,19 +76,22 @@ def like_the_weights(x: Tensor, model: nn.Module) -> Tensor:
     return torch.empty_like(x, **_of_the_weights(x, model))
 
 
-def cast_to_weights(x: Tensor, model: nn.Module) -> Tensor:
-    """This tensor as the network takes it, with the dtype and on the device of its weights."""
-    return x.to(**_of_the_weights(x, model))
+def cast_to_weights(inputs: Any, model: nn.Module) -> Any:
+    """These inputs with the dtype and on the device of the weights, if they have one."""
+    if len(set(_dtypes(model))) != 1:
+        return inputs
+    return tree_map_only(Tensor, lambda x: x.to(**_of_the_weights(x, model)), inputs)
 
 
 def _of_the_weights(x: Tensor, model: nn.Module) -> dict[str, Any]:
-    # Vectors do not count: strides and norms may be in float32 where all else is not.
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    weights = (p.dtype for p in model.parameters() if p.is_floating_point() and p.dim() > 1)
-    return {
-        "device": device,
-        "dtype": next(weights, x.dtype) if x.is_floating_point() else x.dtype,
-    }
+    dtype = next(iter(_dtypes(model)), x.dtype) if x.is_floating_point() else x.dtype
+    return {"device": device, "dtype": dtype}
+
+
+def _dtypes(model: nn.Module) -> list[torch.dtype]:
+    # Vectors do not count: strides and norms may be in float32 where all else is not.
+    return [p.dtype for p in model.parameters() if p.is_floating_point() and p.dim() > 1]
 
 
 def check_batched(module: nn.Module | None, node: fx.Node, args: tuple) -> None:

@@ -176,10 +176,15 @@ def _strided_function(trace: Trace, node: fx.Node) -> str | None:
 
 
 def _skips_samples(trace: Trace, node: fx.Node) -> bool:
-    """Whether an index takes every second sample, say, of a map."""
-    index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
-    steps = [part.step for part in index if isinstance(part, slice)]
-    return _source(trace, node) is not None and any(step not in (None, 1) for step in steps)
+    """Whether an index takes every second sample, say, of a map along each spatial axis."""
+    source, value, index = _source(trace, node), trace.values[node], node.args[1]
+    parts = index if isinstance(index, tuple) else (index,)
+    if source is None or not any(isinstance(p, slice) and p.step not in (None, 1) for p in parts):
+        return False
+    if not isinstance(value, Tensor) or not value.dim() == source.dim() > 3:
+        return False  # of three axes, the last may be channels
+    pairs = zip(source.shape[2:], value.shape[2:], strict=True)
+    return all(new <= (old + 1) // 2 for old, new in pairs)
 
 
 def _source(trace: Trace, node: fx.Node) -> Tensor | None:

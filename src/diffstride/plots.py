@@ -16,6 +16,7 @@ from matplotlib.ticker import LogLocator
 from torch import Tensor, nn
 
 from diffstride.execution import evaluating
+from diffstride.inputs import cast_to_weights
 from diffstride.pooling import DiffStride, FixedSpectralPooling
 from diffstride.spectrum import Axis, window
 
@@ -147,9 +148,10 @@ def _pooled_axes(model: nn.Module, example: Any) -> dict[str, tuple[Axis, ...]]:
         for name, layer in model.named_modules()
         if isinstance(layer, DiffStride | FixedSpectralPooling)
     ]
+    inputs = cast_to_weights(example if isinstance(example, tuple) else (example,), model)
     try:
         with evaluating(model):
-            model(*(example if isinstance(example, tuple) else (example,)))
+            model(*inputs)
     finally:
         for hook in hooks:
             hook.remove()

@@ -42,8 +42,9 @@ class DiffStride(SizedPooling):
     `diffstride.callbacks.StrideMonitor` do it.
 
     Maps may have any floating-point type; the strides stay in float32 when the module is moved to
-    half precision, whose numbers are further apart than the steps of an optimiser. In evaluation
-    strides are constants of a compiled program: after writing to them in place call `project_`.
+    half precision, whose numbers are further apart than the steps of an optimiser. Fixed strides,
+    and all in evaluation, are constants of a compiled program: after writing to them in place call
+    `project_`.
 
     Warning:
         With the default ``edge="passband"`` (as published) a 32 x 32 map leaves a layer of
@@ -134,8 +135,8 @@ class DiffStride(SizedPooling):
 
     def _pool(self, x: Tensor) -> Tensor:
         values = self._read()
-        learning = self.strides.requires_grad and torch.is_grad_enabled()
-        if learning and not torch.compiler.is_compiling():
+        learning = self.training or torch.is_grad_enabled()
+        if self.strides.requires_grad and learning and not torch.compiler.is_compiling():
             self._version = None
         return diff_stride(
             x,
@@ -224,8 +225,8 @@ class DiffStride(SizedPooling):
         if hasattr(self.strides, "full_tensor"):
             raise TypeError(
                 "the strides are sharded (DTensor), and each process needs them whole: use "
-                "DistributedDataParallel, or keep them out of fully_shard by ignored_params and "
-                "average their gradients"
+                "DistributedDataParallel, or keep them out of fully_shard (its ignored_params, new "
+                "in torch 2.7) and average their gradients"
             )
         values = tuple(self.strides.tolist())
         self._values = values * self.num_axes if self.shared_stride else values

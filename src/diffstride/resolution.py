@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from random import Random
 from typing import Any, NamedTuple
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from diffstride.execution import execute, shapes_only
 from diffstride.tracing import Trace
@@ -98,7 +98,7 @@ class Resolutions:
         """The shape that a node returns if one axis of one of its operands grows alone."""
         shape = list(self.trace.values[source].shape)
         shape[axis] += added
-        with shapes_only(self.trace.model, self.trace.fake_mode):
+        with shapes_only(self.trace.module(node) or nn.Module(), self.trace.fake_mode):
             operand = self.trace.values[source].new_empty(shape)
             return tuple(_run(self, node, ChainMap({source: operand}, self.trace.values)).shape)
 

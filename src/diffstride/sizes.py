@@ -1,13 +1,15 @@
 """The sizes of maps as functions of the sizes that pooling layers return."""
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations_with_replacement
 from math import floor, prod
 
+import torch
 from torch import Tensor, fx
 
 from diffstride.resolution import Dim, Resolutions
+from diffstride.worked_out import WorkedOut
 
 Number = float | Tensor
 
@@ -17,12 +19,14 @@ class Size:
     """``scale * product(sources) + offset``, rounded down if ``rounded``.
 
     A source is another size, or names one that is known (a call and an axis of what it returns).
+    Where ``exact`` is given, the size is what that says plus ``offset``, and about the product.
     """
 
     sources: tuple[Hashable, ...] = ()
     scale: float = 1.0
     offset: float = 0.0
     rounded: bool = False
+    exact: Callable[[Mapping[Hashable, Number]], float] | None = None
 
     def at(self, known: Mapping[Hashable, Number]) -> Number:
         """The value for these known sizes, differentiable in them.
@@ -33,6 +37,8 @@ class Size:
         """
         parts = (s.at(known) if isinstance(s, Size) else known[s] for s in self.sources)
         value = prod(parts) * self.scale + self.offset
+        if self.exact is not None:
+            return straight_through(self.exact(known) + self.offset, value)
         return straight_through(floor(number(value) + 1e-6), value) if self.rounded else value
 
 
@@ -93,29 +99,47 @@ class Sizes:
             for i, operand in enumerate(self._found.dims(source))
             if operand.shift in self._known
         ]
-        if factors := proportional(dim, dict.fromkeys(dim for *_, dim in operands), most=3):
-            scale = dim.size / prod(factor.size for factor in factors)
-            self._known[dim.shift] = Size(tuple(map(self.read, factors)), scale), dim.size
-            return
+        number = self._worked_out(node, dim)
+        size = self._product(dim, [operand for *_, operand in operands])
+        if size is None and number is not None:
+            size = self._product(dim, number.moving[:1], exactly=False)
         for source, i, operand in operands:
-            if size := self._strided(node, axis, source, i, operand):
-                self._known[dim.shift] = size, dim.size
-                return
+            size = size or self._strided(node, axis, source, i, operand)
+        if size is not None:
+            self._known[dim.shift] = replace(size, exact=number), dim.size
+
+    def _product(self, dim: Dim, dims: Sequence[Dim], exactly: bool = True) -> Size | None:
+        """The size as a multiple of the product of some of ``dims``, or about as one of all."""
+        factors = proportional(dim, dict.fromkeys(dims), most=3) if exactly else tuple(dims)
+        if not factors:
+            return None
+        scale = dim.size / prod(factor.size for factor in factors)
+        return Size(tuple(map(self.read, factors)), scale)
+
+    def _worked_out(self, node: fx.Node, dim: Dim) -> WorkedOut | None:
+        """The number by which ``forward`` gives a dimension its size, if it does."""
+        values, moved = self._found.trace.values, self._found.values
+        for source in node.all_input_nodes:
+            value = values[source]
+            if isinstance(value, int) and Dim(value, moved.get(source, value)) == dim:
+                try:
+                    return WorkedOut(source, self._found, self._shape_of)
+                except LookupError:
+                    continue
+        return None
+
+    def _shape_of(self, node: fx.Node) -> Callable[[Mapping[Hashable, Number]], torch.Size]:
+        sizes = [self.read(dim) for dim in self._found.dims(node)]
+        return lambda known: torch.Size(round(number(size.at(known))) for size in sizes)
 
     def _strided(
         self, node: fx.Node, axis: int, source: fx.Node, source_axis: int, operand: Dim
     ) -> Size | None:
-        """``floor((n + a) / s)``: what strided operations that stay as they are return.
-
-        A size that ``forward`` works out (``x.shape[2] // 2``) stays where its map is probed. Two
-        sizes have to tell it then, and the check at other strides.
-        """
+        """``floor((n + a) / s)``: what strided operations that stay as they are return."""
         dim = self._found.dims(node)[axis]
         stride = round(operand.shift / dim.shift)
         steps = range(max(stride, 1))
         grown = [self._found.probe(node, source, source_axis, step)[axis] for step in steps]
-        if self._found.probe(node, source, source_axis, stride)[axis] == dim.size:
-            steps, grown = range(1), [dim.size]
         least = dim.size * stride - operand.size
         for added in range(least, least + stride):
             sizes = [(operand.size + step + added) // stride for step in steps]

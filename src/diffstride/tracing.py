@@ -294,6 +294,6 @@ def _where(error: Exception) -> str:
 
 def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())[:300]
-    if made := re.match(r"(\w+)\(\) takes 1 positional argument but \d+ were given", text):
+    if made := re.match(r"(zeros|ones|empty|randn?)\(\) (takes 1 pos|received an invalid)", text):
         text += f" (write the sizes as one tuple, torch.{made[1]}((…)))"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

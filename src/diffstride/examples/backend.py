@@ -1,7 +1,7 @@
 """What the examples use of Lightning, from whichever of its two packages is installed."""
 
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING or find_spec("lightning"):
     import lightning.pytorch as pl
@@ -18,6 +18,7 @@ __all__ = [
     "LightningEnvironment",
     "callbacks",
     "exceptions",
+    "is_alone",
     "loggers",
     "pl",
     "plugins",
@@ -27,6 +28,16 @@ __all__ = [
 ]
 
 say = rank_zero_only(print)  # once, however many processes train together
+
+
+def is_alone(devices: Any, strategy: Any) -> bool:
+    """Whether a process trains without others, as these arguments of a `Trainer` have it.
+
+    >>> is_alone(1, "auto"), is_alone([0], "auto"), is_alone(1, "ddp"), is_alone("auto", "auto")
+    (True, True, False, False)
+    """
+    one = len(devices) == 1 if isinstance(devices, list) else str(devices) == "1"
+    return one and strategy == "auto"
 
 
 def train_alone() -> None:

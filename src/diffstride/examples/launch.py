@@ -1,7 +1,7 @@
 """How the runs of a grid are named, weighed and started."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -69,22 +69,19 @@ class Grid:
         bindings = [*lines, *(run.extra if run else ()), *self.gin_bindings]
         place = str(workdir) if workdir else None
         configure(self.gin_config, bindings, place, configs_folder=self.configs_folder)
-        for name, value in asked.items():
-            for each in (
-                name,
-                f"{model}.{name.rpartition('.')[2]}",
-            ):  # resnet18 hands on what it gets
-                if _is_bound(each) and repr(bound := _bound(each)) != value:
-                    raise ValueError(  # or the results would say what is not so
-                        f"{each} is bound to {bound!r}, but the grid asks for {value}: leave that "
-                        "binding out, and have the group say what it is to be by the key of its own"
-                    )
+        for name, value in [*asked.items(), *_handed_on(model, asked)]:
+            if repr(bound := _bound(name)) != value:  # or the results would say what is not so
+                raise ValueError(
+                    f"{name} is bound to {bound!r}, but the grid asks for {value}: leave that "
+                    "binding out, and have the group say what it is to be by the key of its own"
+                )
 
     def _model_name(self, run: Run) -> str:
         """What the recipe of a run trains, or the bindings of its group say it is to."""
         if run.extra not in self._models:
             bindings = [*run.extra, *self.gin_bindings]
             configure(self.gin_config, bindings, configs_folder=self.configs_folder)
+            _check_unscoped("train.train.model", "train.train.datasets")
             reference = _bound("train.train.model")
             self._models[run.extra] = getattr(reference, "selector", "resnet.resnet18")
         return self._models[run.extra]
@@ -146,6 +143,25 @@ def row_of(chosen: Row, summary: Mapping[str, Any]) -> Row:
     learned = chosen["pooling"] in LEARNED
     facts["strides_end"] = summary["strides"] if learned else None
     return {key: facts.get(key) for key in KEYS}
+
+
+def _handed_on(model: str, asked: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """What is bound on a model that would hand it on, over what is bound on its `Resnet`."""
+    for name, value in asked.items():
+        owner, _, argument = name.rpartition(".")
+        if owner == "resnet.Resnet" and _is_bound(f"{model}.{argument}"):
+            yield f"{model}.{argument}", value
+
+
+def _check_unscoped(*names: str) -> None:
+    """Refuse references in a scope of Gin, whose bindings the grid would not reach."""
+    for name in names:
+        reference = _bound(name)
+        if "/" in getattr(reference, "scoped_selector", ""):
+            raise ValueError(
+                f"{name} is bound to {reference!r}: the grid binds what has no scope, so that "
+                "nothing else may be trained; leave out the scope"
+            )
 
 
 def _is_bound(name: str) -> bool:

@@ -98,12 +98,12 @@ def _equal_cost(entries: list[Entry]) -> str:
     strided = [entry for entry in entries if entry["pooling"] == "strided" and not varies(entry)]
     listed: list[Entry] = []
     for network in sorted(strided, key=_place):
-        if any(_is_near(network, other) for other in listed):
-            continue  # it stands there
-        listed.append(network)
         near = [(entry, label) for entry, label in labelled if _is_near(entry, network)]
         best = max((entry.accuracy for entry, _ in near if entry.guessed), default=None)
         for entry, label in sorted(near, key=lambda each: not each[0].guessed):
+            if entry in listed:
+                continue  # beside a strided network of about the same cost
+            listed.append(entry)
             ahead = "" if entry.guessed or best is None else f"{entry.accuracy - best:+.2f}"
             cells = [label, accuracy(entry), str(entry.count), cost(entry), ahead]
             lines.append([entry.dataset, entry.start, *cells])

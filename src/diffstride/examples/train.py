@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from diffstride.callbacks import BudgetCallback, StrideMonitor, StridePhase
 from diffstride.examples.averaging import MovingAverage
-from diffstride.examples.backend import say, train_alone
+from diffstride.examples.backend import is_alone, say, train_alone
 from diffstride.examples.checkpoints import CHECKPOINTS
 from diffstride.examples.data import Datasets, load_datasets
 from diffstride.examples.hardware import choose_precision, keep_freed_memory
@@ -119,7 +119,7 @@ def train(
     if weight_averaging is not None:
         _check_averaging(weight_averaging, str(precision))
     keep_freed_memory()
-    if devices == 1:
+    if is_alone(devices, strategy):
         train_alone()
     if threads is not None:
         _check_range("threads", threads, 1, math.inf, Integral)

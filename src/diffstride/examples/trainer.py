@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from diffstride.examples.backend import LightningEnvironment, loggers, pl
+from diffstride.examples.backend import LightningEnvironment, is_alone, loggers, pl
 from diffstride.examples.checkpoints import CHECKPOINTS, AtomicCheckpointIO, Checkpoints
 from diffstride.examples.data import Datasets
 from diffstride.examples.logs import MetricsFile
@@ -28,7 +28,8 @@ def build_trainer(
         options: further arguments of Lightning's `Trainer`.
     """
     # Alone, a process needs to know nothing of the tasks that a job engine has started beside it.
-    environment = [LightningEnvironment()] * (options.get("devices") == 1)
+    alone = is_alone(options.get("devices"), options.get("strategy"))
+    environment = [LightningEnvironment()] * alone
     # Epochs that will be run again leave both logs: TensorBoard drops events from purge_step on.
     board = loggers.TensorBoardLogger(
         workdir,
