@@ -223,6 +223,29 @@ def test_parts_of_sizes_are_rounded_as_in_forward(name, size):
         assert cost.value() == counted(model, x)
 
 
+def test_a_size_may_be_worked_out_with_numbers_among_the_inputs():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 8, 3)
+
+        def forward(self, batch):
+            x = self.first(batch["images"])
+            size = [n * batch["parts"] // 4 for n in x.shape[2:]]
+            return self.last(F.interpolate(x, size=size))
+
+    batch = {"images": torch.rand(1, 3, 32, 32), "parts": 3}
+    model = convert(Net(), batch)
+    cost = MultiplyAdds(model, batch)
+    for strides in ((2.0, 2.0), (3.0, 2.4), (2.2, 2.6)):
+        model.first.pooling.strides.data.copy_(torch.tensor(strides))
+        with torch.no_grad():
+            model(batch)  # as in `counted`
+            with FlopCounterMode(display=False) as counter:
+                model(batch)
+        assert cost.value() == counter.get_total_flops() / 2
+
+
 def test_a_size_worked_out_of_another_map_follows_that_one():
     class Net(nn.Module):
         def __init__(self):

@@ -8,7 +8,7 @@ from torch import Tensor, fx
 
 from diffstride.resolution import Dim, Resolutions
 
-Dims = Callable[[Mapping[Hashable, Any]], torch.Size]
+ShapeAt = Callable[[Mapping[Hashable, Any]], torch.Size]
 
 
 class WorkedOut:
@@ -24,19 +24,22 @@ class WorkedOut:
     """
 
     def __init__(
-        self, node: fx.Node, found: Resolutions, shape_of: Callable[[fx.Node], Dims]
+        self, node: fx.Node, found: Resolutions, shape_of: Callable[[fx.Node], ShapeAt]
     ) -> None:
-        self._node, self._shapes = node, dict[fx.Node, Dims]()
+        self._node, self._found = node, found
+        self._shapes: dict[fx.Node, ShapeAt] = {}
         self.moving: list[Dim] = []
-        self._find(node, found, shape_of)
+        self._find(node, shape_of)
 
-    def _find(self, node: fx.Node, found: Resolutions, shape_of: Callable[[fx.Node], Dims]) -> None:
+    def _find(self, node: fx.Node, shape_of: Callable[[fx.Node], ShapeAt]) -> None:
         for source in node.all_input_nodes:
-            if not isinstance(found.trace.values[source], Tensor):
-                self._find(source, found, shape_of)
+            if source not in self._found.values:
+                continue  # a constant
+            if not isinstance(self._found.trace.values[source], Tensor):
+                self._find(source, shape_of)
             elif _asks_for_shape(node):
                 self._shapes[source] = shape_of(source)
-                self.moving += [dim for dim in found.dims(source) if dim.shift]
+                self.moving += [dim for dim in self._found.dims(source) if dim.shift]
             else:
                 raise LookupError(f"{node} takes more from {source} than its shape")
 
@@ -45,6 +48,8 @@ class WorkedOut:
         return self._value(self._node, known)
 
     def _value(self, node: fx.Node, known: Mapping[Hashable, Any]) -> Any:
+        if node not in self._found.values:
+            return self._found.trace.values[node]
         if node.args and node.args[0] in self._shapes:
             shape = self._shapes[node.args[0]](known)  # type: ignore[index]
             axes = [*node.args[1:], *node.kwargs.values()] if node.op == "call_method" else []
