@@ -18,15 +18,15 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from diffstride import diff_stride, examples, spectrum
+from diffstride import diff_stride, spectrum
 from diffstride.examples import registry
+from diffstride.examples.main import configure
 from diffstride.plots import plot_stride_trajectories, plot_windows, read_trajectories
 from diffstride.spectrum import EDGES, Axis, plan_axis
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "pictures"
 RUN = ROOT / "results" / "small" / "diffstride"
-RECIPE = Path(examples.__file__).parent / "cifar10_small.gin"
 
 SIZE = 32  # samples of the axis in the pictures of one axis
 STRIDES = (1.0, 1.5, 2.0, 3.0, 4.0)
@@ -190,7 +190,7 @@ def learned_network() -> torch.nn.Module:
 
     The weights are not kept, and a picture of windows needs none.
     """
-    gin.parse_config_file(str(RECIPE))
+    configure(["cifar10_small.gin"])
     network: torch.nn.Module = registry.resnet18(num_output_classes=10)
     gin.clear_config()
     strides = json.loads((RUN / "summary.json").read_text())["strides"]

@@ -164,8 +164,7 @@ def freeze(model: Model, example: Any, round_to: float | None = None) -> Model:
         raise ValueError(f"{type(model).__name__} has no pooling layer to freeze")
     for layer in layers:
         layer.train(model.training)
-    inputs = example if isinstance(example, tuple) else (example,)
-    inputs = cast_to_weights(inputs, model)
+    inputs = cast_to_weights(example, model)
     hooks = [layer.register_forward_pre_hook(_meet) for layer in layers]
     with torch.no_grad(), evaluating(root):
         root[0](*inputs)

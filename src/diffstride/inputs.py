@@ -15,6 +15,11 @@ class ExampleError(ValueError):
     """The example is at fault, and no module."""
 
 
+def as_inputs(example: Any) -> tuple[Any, ...]:
+    """The inputs of a network, of which a single one need not be in a tuple."""
+    return example if isinstance(example, tuple) else (example,)
+
+
 def check_traceable(model: nn.Module, inputs: tuple) -> None:
     """Refuse what no network takes, and networks that no tracer can look into."""
     if not has_tensor(inputs):
@@ -76,8 +81,9 @@ def like_the_weights(x: Tensor, model: nn.Module) -> Tensor:
     return torch.empty_like(x, **_of_the_weights(x, model))
 
 
-def cast_to_weights(inputs: Any, model: nn.Module) -> Any:
-    """These inputs with the dtype and on the device of the weights, if they have one."""
+def cast_to_weights(example: Any, model: nn.Module) -> tuple[Any, ...]:
+    """The inputs with the dtype and on the device of the weights, if they have one."""
+    inputs = as_inputs(example)
     if len(set(_dtypes(model))) != 1:
         return inputs
     return tree_map_only(Tensor, lambda x: x.to(**_of_the_weights(x, model)), inputs)

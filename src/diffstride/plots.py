@@ -148,7 +148,7 @@ def _pooled_axes(model: nn.Module, example: Any) -> dict[str, tuple[Axis, ...]]:
         for name, layer in model.named_modules()
         if isinstance(layer, DiffStride | FixedSpectralPooling)
     ]
-    inputs = cast_to_weights(example if isinstance(example, tuple) else (example,), model)
+    inputs = cast_to_weights(example, model)
     try:
         with evaluating(model):
             model(*inputs)

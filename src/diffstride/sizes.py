@@ -100,19 +100,17 @@ class Sizes:
             if operand.shift in self._known
         ]
         number = self._worked_out(node, dim)
-        size = self._product(dim, [operand for *_, operand in operands])
-        if size is None and number is not None:
-            size = self._product(dim, number.moving[:1], exactly=False)
+        factors = proportional(dim, dict.fromkeys(dim for *_, dim in operands), most=3)
+        if factors is None and number is not None:
+            factors = tuple(number.moving[:1])  # about so
+        size = self._multiple(dim, factors) if factors else None
         for source, i, operand in operands:
             size = size or self._strided(node, axis, source, i, operand)
         if size is not None:
             self._known[dim.shift] = replace(size, exact=number), dim.size
 
-    def _product(self, dim: Dim, dims: Sequence[Dim], exactly: bool = True) -> Size | None:
-        """The size as a multiple of the product of some of ``dims``, or about as one of all."""
-        factors = proportional(dim, dict.fromkeys(dims), most=3) if exactly else tuple(dims)
-        if not factors:
-            return None
+    def _multiple(self, dim: Dim, factors: Sequence[Dim]) -> Size:
+        """The size as a multiple of the product of others."""
         scale = dim.size / prod(factor.size for factor in factors)
         return Size(tuple(map(self.read, factors)), scale)
 

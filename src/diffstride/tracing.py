@@ -24,6 +24,7 @@ from diffstride.base import SizedPooling
 from diffstride.execution import execute, shapes_only
 from diffstride.inputs import (
     ExampleError,
+    as_inputs,
     batch_of,
     check_batched,
     check_traceable,
@@ -94,7 +95,7 @@ def trace(model: nn.Module, example: Any, leaf_modules: Iterable[Leaf] = ()) -> 
     >>> [(node.name, tuple(value.shape)) for node, value in traced.values.items()][:2]
     [('input_1', (1, 3, 8, 8)), ('_0', (1, 8, 4, 4))]
     """
-    inputs = example if isinstance(example, tuple) else (example,)
+    inputs = as_inputs(example)
     check_traceable(model, inputs)
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
     with shapes_only(model, fake_mode) as counter:

@@ -182,12 +182,11 @@ def _value(name: str) -> Any:
 
 def _bound(name: str) -> Any:
     """What Gin binds an argument to, or else its default; not a macro, but what it stands for."""
-    try:
-        value = gin.query_parameter(name)
-    except ValueError:  # not bound
+    if not _is_bound(name):
         function, _, argument = name.rpartition(".")
         parameter = inspect.signature(gin.get_configurable(function)).parameters.get(argument)
         return None if parameter is None else parameter.default
+    value = gin.query_parameter(name)
     while getattr(value, "selector", None) == "gin.macro":
         value = gin.query_parameter(f"{value.scoped_selector}.value")
     return value
