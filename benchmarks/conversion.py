@@ -26,10 +26,8 @@ from benchmarks.tables import table
 from diffstride import CostBudget, MultiplyAdds, convert, freeze, stride_layers
 from diffstride.callbacks import BudgetCallback
 from diffstride.examples import registry
-from diffstride.examples.checkpoints import newest_checkpoint
 from diffstride.examples.data import Datasets
 from diffstride.examples.main import configure
-from diffstride.examples.train import CHECKPOINTS
 
 RESULT = ROOT / "results" / "conversion.json"
 PAGE = ROOT / "docs" / "converting.md"
@@ -121,10 +119,6 @@ class Experiment:
         folder = self.folder / name
         # Evaluation has come before, and Lightning would leave a network in that mode.
         registry.train(workdir=folder, model=network.train(), seed=self.seed, **options)
-        found = newest_checkpoint(folder / CHECKPOINTS, network)
-        assert found is not None
-        states = found[1]["state_dict"].items()
-        network.load_state_dict({key.removeprefix("network."): value for key, value in states})
         return network
 
     def re_estimated(self, network: nn.Module) -> nn.Module:

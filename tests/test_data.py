@@ -1,6 +1,7 @@
 """The data sets: what a batch holds, that it can be repeated, and that mistakes are named."""
 
 import io
+import json
 import os
 from collections import Counter
 from pathlib import Path
@@ -506,6 +507,19 @@ def test_parquet_is_read_in_its_own_order(tmp_path):
     assert torch.equal(data.train.dataset.images, expected)
     assert data.train.dataset.labels.tolist() == [0, 1, 2] * 4
     assert data.class_names == ("x", "y", "z")
+
+
+def test_settings_tell_what_the_images_are_and_show(tmp_path):
+    first, other = table(12), table(12, [0, 1, 2, 2, 1, 0] * 2)
+    darker = first.map(lambda row: {"img": row["img"].point(lambda level: level // 2)})
+    found = []
+    for name, train in (("first", first), ("again", first), ("other", other), ("darker", darker)):
+        save(tmp_path / name, train, table(6))
+        found.append(load_datasets(name, tmp_path, 4).settings)
+    assert found[0] == found[1]
+    differing = [{key for key in found[0] if found[0][key] != each[key]} for each in found[2:]]
+    assert differing == [{"labels"}, {"mean", "std"}]
+    assert json.loads(json.dumps(found[0])) == found[0]
 
 
 def test_labels_may_be_words_in_a_column_of_any_name(tmp_path):

@@ -465,6 +465,20 @@ def test_a_report_that_is_refused_writes_nothing(folder, rows, capsys):
     assert not list(folder.glob("**/*.png"))
 
 
+def test_a_report_keeps_what_a_page_says_wherever_it_is_written(folder, rows, monkeypatch):
+    def read(path, encoding="cp1252", errors=None):
+        return path.read_bytes().decode(encoding)
+
+    record(rows)
+    text = f"± and – around it\n{place('details')}\nand below: ±\n"
+    Path("README.md").write_bytes(text.encode())
+    monkeypatch.setattr(Path, "read_text", read)
+    assert report() == 0
+    written = Path("README.md").read_bytes().decode()
+    assert written.startswith("± and – around it\n")
+    assert written.endswith("\nand below: ±\n")
+
+
 def test_a_report_from_another_folder_keeps_the_tables(folder, rows, capsys):
     record(rows)
     assert report() == 0

@@ -5,10 +5,12 @@ import os
 import re
 import shutil
 import signal
+from fractions import Fraction
 from functools import partial
 from types import SimpleNamespace
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -27,6 +29,7 @@ from diffstride import reference
 from diffstride.examples import module as classifier
 from diffstride.examples.checkpoints import Checkpoints, atomic_file, newest_checkpoint
 from diffstride.examples.report import SUMMARY, save_summary
+from diffstride.examples.settings import as_python, check_settings
 
 
 class BrokenOff(BaseException):
@@ -199,8 +202,9 @@ def test_run_killed_before_its_summary_was_written_still_gets_one(unbroken, tmp_
 def test_best_and_last_checkpoints_are_kept(unbroken):
     workdir, summary = unbroken
     folder = workdir / "checkpoints"
-    assert {path.name for path in folder.iterdir()} == {"last.ckpt", "previous.ckpt", "best.ckpt"}
-    epochs = {path.stem: torch.load(path)["run"]["epochs"] for path in folder.iterdir()}
+    paths = list(folder.glob("*.ckpt"))
+    assert {path.name for path in paths} == {"last.ckpt", "previous.ckpt", "best.ckpt"}
+    epochs = {path.stem: torch.load(path)["run"]["epochs"] for path in paths}
     accuracies = [
         row["test_accuracy"] for row in read_log(workdir).values() if "test_accuracy" in row
     ]
@@ -274,6 +278,47 @@ def test_no_usable_checkpoint_is_an_error_that_names_the_files(workdir):
         train_tiny(workdir)
 
 
+class Keeps(pl.Callback):
+    def __init__(self, value):
+        self.value = value
+
+    def state_dict(self):
+        return {"kept": self.value}
+
+
+def test_what_could_not_be_read_back_is_told_at_the_first_checkpoint(tmp_path):
+    epochs = []
+    note = At(STEPS_PER_EPOCH + 1, epochs.append)
+    message = r"ckpt holds what cannot be read back, fractions\.Fraction: .* state_dict hold "
+    with pytest.raises(ValueError, match=message):
+        train_tiny(tmp_path, callbacks=[note, Keeps(Fraction(1, 2))])
+    assert not epochs
+
+
+def test_a_sweep_over_numbers_of_numpy_goes_on_where_it_was_broken_off(tmp_path):
+    one = np.float64(1.0)
+    options = {
+        "seed": np.arange(2)[1],
+        "num_epochs": np.int64(2),
+        "label_smoothing": 0.1 * one,
+        "stride_learning_rate": np.float32(0.01),
+        "weight_decay": 1e-4 * one,
+        "stride_penalty": 0.1 * one,
+        "stride_phase": (0.0 * one, 0.5 * one),
+        "budget": np.float32(0.75),
+        "optimizer": partial(torch.optim.SGD, lr=0.1 * one, momentum=0.9 * one),
+        "schedule": partial(torch.optim.lr_scheduler.OneCycleLR, pct_start=0.3 * one),
+        "callbacks": [Keeps([one])],
+    }
+    with pytest.raises(BrokenOff):
+        train_tiny(tmp_path, **options | {"callbacks": [At(STEPS_PER_EPOCH + 1, break_off)]})
+    assert torch.load(tmp_path / "checkpoints" / "last.ckpt")["run"]["epochs"] == 1
+    assert train_tiny(tmp_path, **options)["epochs"] == 2
+    plain = as_python({name: value for name, value in options.items() if name != "callbacks"})
+    plain["optimizer"] = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+    assert train_tiny(tmp_path, **plain)["seed"] == 1  # which are the same settings
+
+
 def test_checkpoints_of_another_network_are_refused(workdir):
     def wider(**kwargs):
         network = tiny_network(**kwargs)
@@ -310,6 +355,14 @@ def test_workdir_of_other_settings_is_refused(unbroken, workdir, change, told):
     for folder in (unbroken[0], workdir):
         with pytest.raises(ValueError, match=f"holds a run that differs in .*{re.escape(told)}"):
             train_tiny(folder, **change)
+
+
+def test_other_labels_are_told_where_the_run_has_noted_its_own(tmp_path):
+    asked = {"seed": 0, "labels": "b", "mean": [0.5]}
+    check_settings(tmp_path, {"seed": 0}, asked)  # of a run made before they were noted
+    message = re.escape("differs in labels ('a' there, 'b' asked for): ")
+    with pytest.raises(ValueError, match=message):
+        check_settings(tmp_path, asked | {"labels": "a"}, asked)
 
 
 def shifted(images, generator, shift=2):

@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.trainer.connectors import accelerator_connector
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_runs import EPOCHS, POOLING, STEPS_PER_EPOCH, At, read_log, tiny_network, train_tiny
@@ -20,13 +21,13 @@ from diffstride import DiffStride, reference, stride_layers
 from diffstride.callbacks import stride_scalars
 from diffstride.convnet import ConvNet, whiten_
 from diffstride.examples import hardware
-from diffstride.examples.backend import rank_zero_only
+from diffstride.examples.backend import SLURMEnvironment, rank_zero_only
 from diffstride.examples.data import load_datasets
 from diffstride.examples.hardware import choose_precision
 from diffstride.examples.module import _correct
 from diffstride.examples.report import measure_cost
 from diffstride.examples.schedules import build_schedule, multi_step
-from diffstride.examples.trainer import without_advice
+from diffstride.examples.trainer import build_trainer, without_advice
 
 STEPS = EPOCHS * STEPS_PER_EPOCH
 
@@ -386,6 +387,19 @@ def test_a_network_in_place_of_a_builder(tmp_path):
     assert not torch.equal(network.dense.weight, before)
 
 
+def test_a_network_has_the_weights_of_its_run_when_that_is_finished_already(tmp_path):
+    first, second = tiny_network(10, 1), tiny_network(10, 1)
+    summary = train_tiny(tmp_path, model=first, num_epochs=1)
+    assert train_tiny(tmp_path, model=second, num_epochs=1) == summary
+    trained = first.state_dict()
+    for name, value in second.state_dict().items():
+        torch.testing.assert_close(value, trained[name], rtol=0, atol=0)
+    assert summary["strides"]["stem.pooling"] == list(second.stem.pooling.stride_values())
+    (tmp_path / "checkpoints" / "last.ckpt").unlink()
+    with pytest.raises(ValueError, match=r"has no checkpoint to give the network its weights"):
+        train_tiny(tmp_path, model=tiny_network(10, 1), num_epochs=1)
+
+
 def test_same_seed_same_run_other_seed_another(tmp_path):
     one, same, other = (
         train_tiny(tmp_path / str(i), num_epochs=1, seed=seed)["strides"]
@@ -480,6 +494,24 @@ def test_values_out_of_range_are_refused_before_anything_is_written(tmp_path, op
     with pytest.raises(ValueError, match=message):
         train_tiny(tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
+
+
+def test_several_devices_in_a_notebook_are_refused_before_they_train(tmp_path, monkeypatch):
+    monkeypatch.setattr(accelerator_connector, "_IS_INTERACTIVE", True)
+    with pytest.raises(ValueError, match=r"'auto' trains in processes that take .* or one device"):
+        train_tiny(tmp_path, devices=2)
+    assert not (tmp_path / "metrics.csv").exists()
+
+
+def test_slurm_is_not_asked_to_save_in_the_midst_of_an_epoch(tmp_path, monkeypatch):
+    task = dict.fromkeys(("PROCID", "LOCALID", "NODEID"), "0")
+    task |= {"NTASKS": "2", "NTASKS_PER_NODE": "2", "JOB_NAME": "train"}
+    for name, value in task.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    options = {"accelerator": "cpu", "devices": 2, "strategy": "ddp"}
+    trainer = build_trainer(tmp_path, 0, [], False, **options)
+    assert isinstance(trainer.strategy.cluster_environment, SLURMEnvironment)
+    assert not trainer.strategy.cluster_environment.auto_requeue
 
 
 # Its parts

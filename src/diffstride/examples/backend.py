@@ -6,16 +6,26 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING or find_spec("lightning"):
     import lightning.pytorch as pl
     from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
     from lightning.pytorch import callbacks, loggers, plugins
+    from lightning.pytorch.strategies.launchers import (
+        _MultiProcessingLauncher as MultiProcessingLauncher,
+    )
     from lightning.pytorch.utilities import exceptions, rank_zero_only
 else:
     import pytorch_lightning as pl
     from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+    from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
     from pytorch_lightning import callbacks, loggers, plugins
+    from pytorch_lightning.strategies.launchers import (
+        _MultiProcessingLauncher as MultiProcessingLauncher,
+    )
     from pytorch_lightning.utilities import exceptions, rank_zero_only
 
 __all__ = [
     "LightningEnvironment",
+    "MultiProcessingLauncher",
+    "SLURMEnvironment",
     "callbacks",
     "exceptions",
     "is_alone",

@@ -1,6 +1,7 @@
 """Checkpoints that a killed run continues from."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,23 @@ import torch
 
 from diffstride.examples.backend import callbacks, exceptions, pl, plugins, rank_zero_only
 from diffstride.examples.files import atomic_file
+from diffstride.examples.settings import as_python
 
 CHECKPOINTS = "checkpoints"  # their folder in that of the run
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 
 
 class AtomicCheckpointIO(plugins.TorchCheckpointIO):
-    """Writes checkpoints through `atomic_file` and keeps the last but one."""
+    """Writes checkpoints through `atomic_file` and keeps the last but one.
+
+    They are read as data alone, never as code. So the first one is read at once: what a callback
+    or a schedule has put into it that is not data is told in the first epoch, not where the run is
+    to go on.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.readable = False
 
     def save_checkpoint(
         self,
@@ -25,7 +36,34 @@ class AtomicCheckpointIO(plugins.TorchCheckpointIO):
         path = Path(path)
         backup = path.with_name(PREVIOUS) if path.name == LAST else None
         with atomic_file(path, backup=backup) as file:
-            torch.save(checkpoint, file)
+            torch.save(as_python(checkpoint), file)
+        if not self.readable:
+            load(path)
+            self.readable = True
+
+
+def load(path: Path) -> Any:
+    """What a checkpoint holds, on the CPU.
+
+    Raises:
+        ValueError: it is truncated or no checkpoint, or it holds something else than data.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load promises no type: zip, pickle, OS and runtime errors
+        raise ValueError(f"{path} {_trouble(path)}") from error
+
+
+def _trouble(path: Path) -> str:
+    foreign: list[str] = []
+    with suppress(Exception):
+        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    if not foreign:
+        return "cannot be read, truncated or no checkpoint"
+    return (
+        f"holds what cannot be read back, {', '.join(foreign)}: give the schedule plain numbers, "
+        "and have each callback's state_dict hold numbers, strings, tensors, lists and dicts alone"
+    )
 
 
 class Checkpoints(callbacks.Checkpoint):
@@ -84,11 +122,24 @@ def newest_checkpoint(folder: Path, network: torch.nn.Module) -> tuple[Path, dic
     return None
 
 
+def weights(folder: Path, network: torch.nn.Module) -> dict[str, Any]:
+    """The state of ``network`` in the newest checkpoint, see `newest_checkpoint`.
+
+    Raises:
+        ValueError: there is none, or none is of use.
+    """
+    found = newest_checkpoint(folder, network)
+    if found is None:
+        raise ValueError(
+            f"{folder} has no checkpoint to give the network its weights: put {LAST} back, or "
+            "remove the folder of the run to train anew"
+        )
+    states = found[1]["state_dict"].items()
+    return {name.removeprefix("network."): state for name, state in states}
+
+
 def _read(path: Path, network: torch.nn.Module) -> dict[str, Any]:
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load promises no type: zip, pickle, OS and runtime errors
-        raise ValueError(f"{path} cannot be read, truncated or no checkpoint") from error
+    checkpoint = load(path)
     expected = {f"network.{name}": value.shape for name, value in network.state_dict().items()}
     states = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
     if not isinstance(states, dict) or "run" not in checkpoint or "loops" not in checkpoint:

@@ -13,6 +13,7 @@ try:
 except ImportError:  # Windows: without locks, one process at a time
     fcntl = None
 
+LOCK = ".lock"
 NO_LOCKS = errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK
 
 
@@ -50,14 +51,18 @@ def atomic_file(path: Path, backup: Path | None = None) -> Iterator[IO[bytes]]:
 def locked(folder: Path, wait: bool = True) -> Iterator[bool]:
     """Hold a folder's lock, which ends with the process at the latest; whether it was free.
 
+    The lock is on a file ``.lock`` in the folder, which stays. On a network file system it holds
+    for all machines where that system passes `flock` on, as NFS does for files, not for folders.
+
     Args:
-        folder: an existing folder.
+        folder: an existing folder that takes files.
         wait: whether to wait until it is free; otherwise the block runs without the lock.
     """
     if fcntl is None:
         yield True
         return
-    handle = os.open(folder, os.O_RDONLY)
+    # To be written, for NFS makes a lock on a byte range of this one, which needs that.
+    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         yield _lock(fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), handle, folder)
     finally:

@@ -88,7 +88,7 @@ def fill_pages(
     for page in filter(Path.exists, pages):
         try:
             folder = os.path.relpath(pictures, page.parent).replace(os.sep, "/")
-            filled[page] = fill(page.read_text(), rows, recipes, folder)
+            filled[page] = fill(page.read_text(encoding="utf-8"), rows, recipes, folder)
         except ValueError as error:
             raise ValueError(f"{page}: {error}") from error
     return filled

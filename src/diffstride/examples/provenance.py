@@ -43,7 +43,7 @@ def note_commit(workdir: Path, now: str | None) -> str | None:
         The commit, None if it is not known.
     """
     path = workdir / NOTE
-    noted = path.read_text().strip() if path.exists() else UNKNOWN
+    noted = path.read_text(encoding="utf-8").strip() if path.exists() else UNKNOWN
     if read_summary(workdir) is None:
         parts = noted.split("+") if (workdir / CHECKPOINTS / LAST).exists() else []
         if parts[-1:] != [now or UNKNOWN]:

@@ -102,7 +102,7 @@ def append_row(path: Path, row: Mapping[str, Any]) -> bool:
 
 
 def _read(path: Path) -> Iterator[Row]:
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             row = json.loads(line)
         except ValueError as error:

@@ -5,12 +5,16 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from diffstride.examples.data import Datasets
 from diffstride.examples.schedules import build_schedule
+
+NOTED_SINCE = ("labels", "mean", "std")
+"""Facts of the images that runs did not note at first: one that has not is not held to them."""
 
 
 def describe_run(
@@ -32,7 +36,7 @@ def describe_run(
     Network, optimiser and schedule as they describe themselves. Precision, accelerator and the like
     take no part: a run may go on on another machine.
     """
-    return {
+    settings = {
         "dataset": data.name,
         "batch_size": data.train.batch_size,
         **data.settings,
@@ -46,6 +50,22 @@ def describe_run(
         **({"stride_phase": [*stride_phase]} if tuple(stride_phase) != (0, 1) else {}),
         **_describe_optimization(build_optimizer, schedule, num_epochs * len(data.train)),
     }
+    return as_python(settings)
+
+
+def as_python(value: Any) -> Any:
+    """Numbers of NumPy, of a sweep for instance, as those of Python, in containers too.
+
+    >>> as_python({"lr": np.float64(0.1), "strides": [np.int64(2), 1.5]})
+    {'lr': 0.1, 'strides': [2, 1.5]}
+    """
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) is dict:
+        return {as_python(key): as_python(each) for key, each in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(as_python, value))
+    return value
 
 
 def check_settings(workdir: Path, found: Any, expected: dict[str, Any]) -> None:
@@ -66,7 +86,8 @@ def check_settings(workdir: Path, found: Any, expected: dict[str, Any]) -> None:
     None asked for): choose another workdir, or remove this one
     """
     found = found if isinstance(found, dict) else {}
-    pairs = {name: (found.get(name), expected.get(name)) for name in [*expected, *found]}
+    names = [name for name in [*expected, *found] if name in found or name not in NOTED_SINCE]
+    pairs = {name: (found.get(name), expected.get(name)) for name in names}
     different = [
         f"{name} ({_first_difference(there, asked)})"
         for name, (there, asked) in pairs.items()

@@ -24,8 +24,8 @@ from diffstride.examples.network import (
     count_parameters,
     resolve_budget,
 )
-from diffstride.examples.settings import describe_run
-from diffstride.examples.trainer import build_trainer, fit, without_advice
+from diffstride.examples.settings import as_python, describe_run
+from diffstride.examples.trainer import build_trainer, check_strategy, fit, without_advice
 from diffstride.examples.workdir import find_checkpoint, find_finished, finish, held, save_config
 from diffstride.resnet import parameter_groups, resnet18
 
@@ -65,7 +65,8 @@ def train(
 
     Arguments:
         workdir: folder of this run, made where missing.
-        model: builds the network from ``num_output_classes`` and ``in_channels``; or a network.
+        model: builds the network from ``num_output_classes`` and ``in_channels``; or a network, in
+            which the trained weights are afterwards, those of a run finished before too.
         datasets: builds the data sets from ``seed``, as `load_datasets` does.
         num_epochs: passes over the training images, a whole number of at least 1.
         optimizer: builds the optimiser from the groups of `parameter_groups`, each of which has a
@@ -107,6 +108,7 @@ def train(
 
     >>> summary = train("runs/first", num_epochs=1)  # doctest: +SKIP
     """
+    num_epochs, seed, threads = as_python((num_epochs, seed, threads))
     _check_range("num_epochs", num_epochs, 1, math.inf, Integral)
     _check_range("seed", seed, 0, 2**63 - 1, Integral)
     _check_range("label_smoothing", label_smoothing, 0, 1)
@@ -114,7 +116,7 @@ def train(
     if not isinstance(stride_phase, Sequence) or len(stride_phase) != 2:
         raise ValueError(f"stride_phase must be two shares such as (0, 0.5), got {stride_phase!r}")
     phase = StridePhase(*stride_phase, network="network")
-    _check_strategy(strategy)
+    check_strategy(strategy)
     _check_optimizer(optimizer)
     if weight_averaging is not None:
         _check_averaging(weight_averaging, str(precision))
@@ -133,7 +135,10 @@ def train(
 
     def build_optimizer() -> Optimizer:
         rates = stride_learning_rate, bias_learning_rate
-        return optimizer(parameter_groups(network, decay, *rates))
+        built = optimizer(parameter_groups(network, decay, *rates))
+        for group in built.param_groups:  # schedules and checkpoints take their numbers from there
+            group.update({name: as_python(value) for name, value in group.items()})
+        return built
 
     settings = describe_run(
         data,
@@ -148,7 +153,8 @@ def train(
         weight_averaging=weight_averaging,
         stride_phase=stride_phase,
     )
-    finished = find_finished(workdir, settings)
+    given = network if isinstance(model, nn.Module) else None
+    finished = find_finished(workdir, settings, given)
     if finished is not None:
         return finished
     precision = choose_precision(precision, accelerator)
@@ -202,13 +208,6 @@ def _check_averaging(decay: float, precision: str) -> None:
         raise ValueError(
             f"weight_averaging={decay!r} needs weights in float32, but precision is "
             f"{precision!r}: take {other!r}"
-        )
-
-
-def _check_strategy(strategy: Any) -> None:
-    if any(word in str(strategy) for word in ("spawn", "fork", "notebook")):
-        raise ValueError(
-            f"strategy={strategy!r} trains in processes that take the results with them: use 'ddp'"
         )
 
 

@@ -9,7 +9,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from diffstride.examples.backend import LightningEnvironment, is_alone, loggers, pl
+from diffstride.examples.backend import (
+    LightningEnvironment,
+    MultiProcessingLauncher,
+    SLURMEnvironment,
+    is_alone,
+    loggers,
+    pl,
+)
 from diffstride.examples.checkpoints import CHECKPOINTS, AtomicCheckpointIO, Checkpoints
 from diffstride.examples.data import Datasets
 from diffstride.examples.logs import MetricsFile
@@ -26,6 +33,9 @@ def build_trainer(
         callbacks: called before the checkpoints are saved.
         progress_bar: whether to show one; None does so in a terminal.
         options: further arguments of Lightning's `Trainer`.
+
+    Raises:
+        ValueError: the strategy forks or spawns its processes, see `check_strategy`.
     """
     # Alone, a process needs to know nothing of the tasks that a job engine has started beside it.
     alone = is_alone(options.get("devices"), options.get("strategy"))
@@ -38,7 +48,7 @@ def build_trainer(
         default_hp_metric=False,
         purge_step=step + 1 if step else 0,
     )
-    return pl.Trainer(
+    trainer = pl.Trainer(
         logger=[board, MetricsFile(workdir / "metrics.csv", step)],
         callbacks=[*callbacks, Checkpoints(workdir / CHECKPOINTS)],
         plugins=[AtomicCheckpointIO(), *environment],
@@ -49,6 +59,26 @@ def build_trainer(
         use_distributed_sampler=False,  # the data sets deal out their own batches
         **options,
     )
+    forks = isinstance(trainer.strategy.launcher, MultiProcessingLauncher)  # "auto" in a notebook
+    check_strategy(options.get("strategy"), forks)
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    if isinstance(environment, SLURMEnvironment):
+        # It would save in the midst of an epoch, and go on from there past all checks of this run.
+        environment.auto_requeue = False
+    return trainer
+
+
+def check_strategy(strategy: Any, forks: bool = False) -> None:
+    """Refuse a strategy whose processes end with the results that they alone have.
+
+    Raises:
+        ValueError: ``forks``, or the strategy's name says that it forks or spawns.
+    """
+    if forks or any(word in str(strategy) for word in ("spawn", "fork", "notebook")):
+        raise ValueError(
+            f"strategy={strategy!r} trains in processes that take the results with them: use 'ddp' "
+            "in a script, or one device"
+        )
 
 
 def fit(trainer: pl.Trainer, module: pl.LightningModule, data: Datasets, checkpoint: Any) -> None:

@@ -11,23 +11,32 @@ import torch
 from torch import nn
 
 from diffstride.examples.backend import rank_zero_only, say
-from diffstride.examples.checkpoints import CHECKPOINTS, newest_checkpoint
+from diffstride.examples.checkpoints import CHECKPOINTS, newest_checkpoint, weights
 from diffstride.examples.files import atomic_file, locked
 from diffstride.examples.module import Classifier
 from diffstride.examples.network import count_parameters
 from diffstride.examples.report import format_summary, layer_strides, read_summary, save_summary
-from diffstride.examples.settings import check_settings
+from diffstride.examples.settings import as_python, check_settings
 
 
-def find_finished(workdir: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+def find_finished(
+    workdir: Path, settings: dict[str, Any], network: nn.Module | None = None
+) -> dict[str, Any] | None:
     """The summary of this run if ``workdir`` holds it finished, which is then printed.
 
+    Arguments:
+        workdir: the folder of the run; need not exist.
+        settings: of the run, as `describe_run` gives them.
+        network: what the caller wants trained: it gets the weights that the run ended with.
+
     Raises:
-        ValueError: the run it holds has other settings.
+        ValueError: the run it holds has other settings, or no checkpoint that the network can have.
     """
     summary = read_summary(workdir)
     if summary is not None:
         check_settings(workdir, summary.get("settings"), settings)
+        if network is not None:
+            network.load_state_dict(weights(workdir / CHECKPOINTS, network))
         say(f"{workdir} holds this run, finished:\n{format_summary(summary)}", flush=True)
     return summary
 
@@ -127,6 +136,7 @@ def finish(workdir: Path, module: Classifier, facts: dict[str, Any]) -> dict[str
         **facts,
         "settings": settings,
     }
+    summary = as_python(summary)
     if module.trainer.is_global_zero:
         save_summary(workdir, summary, module.network, module.image_shape)
     say(format_summary(summary), flush=True)
