@@ -24,6 +24,7 @@ from diffstride import (
     diff_stride,
     spectral_pool,
 )
+from diffstride.budget import CostBudget
 from diffstride.convert import convert
 from diffstride.cost import MultiplyAdds
 from diffstride.freeze import freeze
@@ -619,6 +620,8 @@ def test_data_parallel_training_step():
         with pytest.raises(ValueError, match=r"inside a Distributed.*pass model.module, and wrap"):
             convert(wrapped, x)
         torch.testing.assert_close(freeze(wrapped.eval(), x)(x), model.eval()(x))
+        with pytest.raises(ValueError, match=r"DistributedDataParallel is not: pass model\.module"):
+            report(wrapped)
     finally:
         dist.destroy_process_group()
 
@@ -888,6 +891,68 @@ def test_a_layer_that_cannot_be_made_names_its_module(options, message):
         convert(model, x, **options)
     others = convert(model, x, filter_fn=lambda _, name: name == "0", shared_stride=True)
     assert others.conversion.strides == {"0": (2, 2, 2)}
+
+
+class ByKeyword(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, stride=2)
+        self.norm = nn.BatchNorm2d(4)
+        self.conv = nn.Conv2d(4, 4, 3, stride=2)
+
+    def forward(self, x):
+        return self.conv(input=self.norm(input=self.first(x)))
+
+
+def test_maps_given_by_keyword_are_followed_and_the_reason_told():
+    x = torch.rand(IMAGE)
+    converted = convert(ByKeyword().eval(), x)
+    assert list(converted.conversion.strides) == ["first"]
+    assert converted.conversion.left_out == {
+        "conv": "is given its map by keyword: pass it by position"
+    }
+    assert converted(x).shape == ByKeyword()(x).shape
+    pool = DiffStride(2.0, edge="stopband")
+    net = nn.Sequential(pool, nn.Conv2d(3, 3, 1))
+    net.forward = lambda x: net[1](net[0](x=x))
+    assert MultiplyAdds(net, x).value() == MultiplyAdds(nn.Sequential(*net), x).value()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # weight_norm is deprecated
+@pytest.mark.parametrize("analyse", [convert, freeze])
+def test_what_cannot_be_copied_is_refused_with_a_way_out(analyse):
+    net = nn.Sequential(
+        DiffStride(2.0), torch.nn.utils.weight_norm(nn.Conv2d(3, 4, 3, stride=2)), nn.ReLU()
+    )
+    with pytest.raises(ValueError, match=r"cannot be copied \(.*\): .*nn\.utils\.parametriz"):
+        analyse(net, torch.rand(IMAGE))
+
+
+def test_what_is_frozen_in_inference_mode_can_be_trained():
+    x = torch.rand(IMAGE)
+    converted = convert(Block(), x)
+    with torch.inference_mode():
+        frozen = freeze(converted, x)
+        CostBudget(converted, x, 0.8)
+    frozen.train()(x).square().sum().backward()
+    assert frozen.conv.weight.grad.abs().sum() > 0
+
+
+def test_analysis_takes_no_notice_of_the_default_device():
+    x, net = torch.rand(IMAGE), Block()
+    try:
+        torch.set_default_device("meta")  # which no CPU tensor can be mixed with
+        converted = convert(net, x)
+        budget = CostBudget(converted, x, 0.8)
+        converted(x).square().sum().backward()
+        budget.level_gradients_()
+        with torch.no_grad():
+            converted.conv.pooling.strides += 0.1
+        budget.project_()
+        assert budget.cost().device.type == "cpu"
+    finally:
+        torch.set_default_device(None)
+    assert 0.98 <= budget.cost.value() / budget.multiply_adds <= 1
 
 
 def test_a_model_without_data_is_refused():

@@ -219,6 +219,14 @@ def test_shapes_can_be_had_on_the_meta_device(layer) -> None:
         assert layer(2)(torch.zeros(2, 3, 17, 16)).shape == layer(2)(torch.rand(2, 3, 17, 16)).shape
 
 
+def test_blur_pooling_knows_its_filter_after_to_empty() -> None:
+    with torch.device("meta"):
+        layer = BlurPooling(2, filter_size=4)
+    x = torch.rand(1, 2, 9, 8)
+    torch.testing.assert_close(layer.to_empty(device="cpu")(x), BlurPooling(2, filter_size=4)(x))
+    assert layer.half().kernel.dtype == torch.float16
+
+
 @pytest.mark.parametrize(
     "layer", [FixedSpectralPooling(2.6), DiffStride(2.6), DiffStride(2.6, trainable=False)]
 )

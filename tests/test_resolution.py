@@ -122,6 +122,45 @@ def test_upsampling_by_a_factor_is_refused_and_to_a_size_is_not():
     assert classes(to_size) == [["a"]]
 
 
+@pytest.mark.parametrize("learned", [1, 2, 3])
+@pytest.mark.parametrize("staying", [1, 2, 3])
+@pytest.mark.parametrize("meet", ["rounded down", "enlarged"])
+def test_sizes_that_agree_by_chance_are_told_apart(learned, staying, meet):
+    """Where a half is rounded up beside one that is rounded down, or doubled, half of all fit."""
+
+    def forward(m, x):
+        x = m.down(m.stem(x))
+        if meet == "enlarged":
+            return torch.cat([x, F.interpolate(m.body(x), scale_factor=2)], 1)
+        return m.body(x) + F.avg_pool1d(x, 2)
+
+    def halvings(count):
+        return nn.Sequential(*(nn.Conv1d(8, 8, 3, 2, 1) for _ in range(count)))
+
+    net = Net(forward, stem=halvings(learned), down=halvings(staying), body=halvings(1))
+    traced = trace(net, torch.zeros(1, 8, 512))
+    calls = [node for node in traced.graph.nodes if str(node.target).startswith("stem")]
+    with pytest.raises(UnshareableError, match=r"meets maps in .* whose size its stride does"):
+        resolve(traced, calls)
+
+
+def test_attention_over_volumes_is_followed():
+    def forward(m, x):
+        tokens = m.a(x).flatten(2)
+        return torch.softmax(tokens.transpose(1, 2) @ tokens, -1)
+
+    net = Net(forward, a=nn.Conv3d(1, 4, 3, 2, 1))
+    traced = trace(net, torch.zeros(1, 1, 8, 16, 16))
+    calls = [node for node in traced.graph.nodes if str(node.target) == "a"]
+    assert resolve(traced, calls).classes() == [calls]
+
+
+def test_an_operation_of_one_size_says_what_it_complained_about():
+    net = Net(lambda m, x: m.head(m.a(x).flatten(1)), a=strided(), head=nn.Linear(320, 5))
+    with pytest.raises(UnshareableError, match=r"learned strides change it \(.* X .*\): put ad"):
+        found(net)
+
+
 def test_flattening_into_a_linear_layer_names_it():
     net = Net(lambda m, x: m.head(m.a(x).flatten(1)), a=strided(), head=nn.Linear(4 * 8 * 10, 5))
     with pytest.raises(
@@ -149,9 +188,11 @@ def test_sizes_follow_operations_that_stay(size):
     sizes = Sizes(resolutions)
     for height in range(7, 24):
         maps = F.max_pool2d(net.b(torch.zeros(1, 4, height, 15)), 3, 2)
-        rows = sizes.read(resolutions.dims(nodes["c"])[2]).at({(call, 0): height, (call, 1): 15})
+        rows = sizes.read(resolutions.dims(nodes["c"])[2], nodes["c"]).at(
+            {(call, 0): height, (call, 1): 15}
+        )
         assert rows == net.c(maps).shape[2]
-        tokens = sizes.read(resolutions.dims(nodes["flatten"])[2])
+        tokens = sizes.read(resolutions.dims(nodes["flatten"])[2], nodes["flatten"])
         expected = 9 * net.c(maps).shape[2:].numel()
         assert tokens.at({(call, 0): height, (call, 1): 15}) == expected
 

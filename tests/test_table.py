@@ -597,7 +597,7 @@ def test_shards_have_every_run_once_in_order_and_equal_work():
 def test_each_shard_writes_a_file_of_its_own(fake_training):
     for part in (1, 2):
         assert command(f"--shard={part}/2") == 0
-    files = sorted(Path("results").glob("*"))
+    files = sorted(Path("results").glob("*.jsonl"))
     assert [path.name for path in files] == ["runs.1-of-2.jsonl", "runs.2-of-2.jsonl"]
     assert sorted(fake_training) == sorted(NAMES)
     assert all(len(path.read_text().splitlines()) == 3 for path in files)

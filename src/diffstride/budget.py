@@ -11,6 +11,7 @@ from torch import nn
 from diffstride.cost import MultiplyAdds
 from diffstride.pooling import DiffStride
 from diffstride.sharing import level
+from diffstride.spectrum import CPU
 from diffstride.spending import Logs, Spending, as_stored, threshold
 
 TOLERANCE = 0.01  # how much of the budget may stay unspent
@@ -126,7 +127,7 @@ class CostBudget:
                 for layer, gradient in zip(layers, present, strict=True)
             ]
         )
-        levelled = -self._level(-gradients.to("cpu", torch.float64))
+        levelled = -self._level(-gradients.to(CPU, torch.float64))
         parts = levelled.split([len(layer.strides) for layer in layers])
         for gradient, part in zip(present, parts, strict=True):
             if gradient is not None:
@@ -188,7 +189,8 @@ class CostBudget:
     def _level_moves(self) -> Logs:
         """How far the logarithms of the strides are to move, by what the optimiser made of them."""
         written = [exp(each) for logs in self._written.values() for each in logs]
-        at = torch.tensor(written, dtype=torch.float32).double()  # as the parameters hold them
+        # As the parameters hold them.
+        at = torch.tensor(written, dtype=torch.float32, device=CPU).double()
         # Unclamped: that a step would lead below the limit tells how much the loss is against more.
         now = torch.cat([layer.strides.detach().to(at) for layer in self._layers.values()])
         # No step makes a stride less than half as large.
@@ -196,17 +198,18 @@ class CostBudget:
         parts = moves.split([len(logs) for logs in self._written.values()])
         return {name: part.tolist() for name, part in zip(self._written, parts, strict=True)}
 
+    @torch.inference_mode(mode=False)
     @torch.enable_grad()
     def _level(self, steps: torch.Tensor) -> torch.Tensor:
         """The part of steps from the strides in use that leaves the cost as it is."""
         strides = {
-            name: torch.tensor(logs, dtype=torch.float64).exp().requires_grad_()
+            name: torch.tensor(logs, dtype=torch.float64, device=CPU).exp().requires_grad_()
             for name, logs in self._written.items()
         }
         slopes = torch.cat(torch.autograd.grad(self.cost(strides), list(strides.values())))
         at = torch.cat(list(strides.values())).detach()
         limits = [self._spending.limits(name) for name, logs in self._written.items() for _ in logs]
-        low, high = torch.tensor(limits, dtype=torch.float64).exp().T
+        low, high = torch.tensor(limits, dtype=torch.float64, device=CPU).exp().T
         return level(steps, slopes, at <= low + LIMIT, at >= high - LIMIT)
 
     @torch.no_grad()

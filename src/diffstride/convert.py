@@ -1,24 +1,22 @@
 """Any convolutional network with integer strides, turned into the same one with learnable ones."""
 
-import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from types import NoneType
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map_only
 
 from diffstride.arguments import check_limits, check_window
-from diffstride.inputs import check_unwrapped
+from diffstride.inputs import Model, check_unwrapped, copied
 from diffstride.places import Filter, Place, common_size, find_places, stride_of
 from diffstride.pooled import Margin, Pooled, attach_pooling
 from diffstride.pooling import DiffStride, stride_layers
 from diffstride.resolution import Resolutions, UnshareableError, resolve
+from diffstride.spectrum import CPU
 from diffstride.tracing import Trace, as_leaves, trace
-
-Model = TypeVar("Model", bound=nn.Module)
 
 SEVERAL = "is called several times, on maps that cannot share a stride"
 
@@ -114,7 +112,7 @@ def convert(
     _check_model(model)
     check_window(smoothness_factor, edge)
     check_limits(lower_limit_stride, upper_limit_stride)
-    converted = copy.deepcopy(model)
+    converted = copied(model)
     leaf_modules = as_leaves(leaf_modules)
     traced = trace(converted, example, leaf_modules)
     modules = dict(converted.named_modules())
@@ -170,7 +168,8 @@ def _check_model(model: nn.Module) -> None:
 def _pooling(places: list[Place], **options: Any) -> nn.Module:
     """A layer that starts at the strides of these places."""
     try:
-        return DiffStride(places[0].strides, **options)
+        with torch.device(CPU):  # that of the module is taken afterwards
+            return DiffStride(places[0].strides, **options)
     except ValueError as error:
         names = " and ".join(dict.fromkeys(repr(place.name) for place in places))
         message = f"{names} cannot have such a layer: {error}, or use filter_fn to leave it out"

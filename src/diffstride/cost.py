@@ -20,7 +20,7 @@ from diffstride.sizes import (
     number,
     proportional,
 )
-from diffstride.spectrum import Axis
+from diffstride.spectrum import CPU, Axis
 from diffstride.tracing import Trace, as_leaves, trace
 from diffstride.verification import FACTORS, TOLERANCE, numbers_read, scaled_strides
 
@@ -132,9 +132,9 @@ class MultiplyAdds:
         layers = self.layers.items()
         for name in self.layers:
             self._check_plans(name)
-        own = {name: layer.strides.to("cpu", torch.float64) for name, layer in layers}
+        own = {name: layer.strides.to(CPU, torch.float64) for name, layer in layers}
         given = self._complete(own | dict(strides or {}))
-        return torch.as_tensor(self._evaluate(given), dtype=torch.float64)
+        return torch.as_tensor(self._evaluate(given), dtype=torch.float64, device=CPU)
 
     def value(self, strides: Strides | None = None) -> int:
         """The cost as a number without a gradient, for searches; arguments as for a call."""
@@ -212,7 +212,7 @@ def _terms(found: Resolutions, sizes: Sizes) -> dict[tuple[str, tuple[Size, ...]
         try:
             if dims is None:
                 raise LookupError(f"{total.size:,} grew to {total.moved:,}")
-            factors = tuple(sizes.read(dim) for dim in dims)
+            factors = tuple(sizes.read(dim, node, *node.all_input_nodes) for dim in dims)
         except LookupError as error:
             raise ValueError(
                 f"the cost of {traced.label(node)} is no product of the sizes of its maps; without "

@@ -2,7 +2,7 @@
 
 import logging
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -111,13 +111,18 @@ def _autocast_uncached() -> Iterator[None]:
         torch.clear_autocast_cache()  # a forward pass may have an autocast of its own
 
 
+def first(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """The first argument of a call, by position or by keyword."""
+    return next(iter((*args, *kwargs.values())))
+
+
 def execute(module: nn.Module | None, node: fx.Node, args: Any, kwargs: Any) -> Any:
     """What a node returns for these arguments; modules are run without their hooks."""
     if isinstance(module, nn.modules.batchnorm._BatchNorm) or node.target is F.batch_norm:
         # Slower on fake tensors than all the rest, and in training it refuses single values.
-        return torch.empty_like(args[0])
+        return torch.empty_like(first(args, kwargs))
     if isinstance(module, SizedPooling):
-        return _pooled(module, args[0])
+        return _pooled(module, first(args, kwargs))
     if module is not None:
         return module.forward(*args, **kwargs)
     if node.op == "call_method":

@@ -1,23 +1,20 @@
 """Learned strides turned into constants, for deployment."""
 
-import copy
 from collections.abc import Sequence
 from math import ceil, log
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from diffstride.base import SizedPooling
 from diffstride.execution import evaluating
-from diffstride.inputs import cast_to_weights
+from diffstride.inputs import Model, cast_to_weights, copied
 from diffstride.layout import FIRST_DIM, full_precision, layout_of
 from diffstride.one_axis import multiply
 from diffstride.pooling import DiffStride, FixedSpectralPooling
 from diffstride.products import axis_order
 from diffstride.spectrum import Axis, axis_matrix, plan_axis, plan_spectral_axis, whole
-
-Model = TypeVar("Model", bound=nn.Module)
 
 
 class FrozenPooling(SizedPooling):
@@ -126,6 +123,7 @@ def nearest_stride(axis: Axis, round_to: float) -> float:
     return min((stride for stride in strides if stride >= 1), key=distance)
 
 
+@torch.inference_mode(mode=False)  # what is made there could not be trained
 def freeze(model: Model, example: Any, round_to: float | None = None) -> Model:
     """The same network with constant matrices in place of its pooling layers.
 
@@ -158,7 +156,7 @@ def freeze(model: Model, example: Any, round_to: float | None = None) -> Model:
     """
     if round_to is not None and not round_to > 0:
         raise ValueError(f"round_to must be positive or None, but got {round_to!r}")
-    root = nn.Sequential(copy.deepcopy(model))  # so that a lone layer has a parent, too
+    root = nn.Sequential(copied(model))  # so that a lone layer has a parent, too
     layers = _replace(root, round_to)
     if not layers:
         raise ValueError(f"{type(model).__name__} has no pooling layer to freeze")

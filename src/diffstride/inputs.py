@@ -1,12 +1,15 @@
 """Examples of what a network takes: whether they are one, and which argument each input is."""
 
+import copy
 import inspect
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.utils._pytree import tree_leaves, tree_map_only
+
+Model = TypeVar("Model", bound=nn.Module)
 
 WRAPPERS = {"DistributedDataParallel", "FullyShardedDataParallel"}
 
@@ -47,6 +50,22 @@ def check_traceable(model: nn.Module, inputs: tuple) -> None:
     for name, parameter in model.named_parameters():
         if isinstance(parameter, UninitializedParameter):
             raise ValueError(f"{name!r} has no shape yet: call the network on an input first")
+
+
+def copied(model: Model) -> Model:
+    """A deep copy of a network.
+
+    Raises:
+        ValueError: it cannot be copied.
+    """
+    try:
+        return copy.deepcopy(model)
+    except RuntimeError as error:
+        raise ValueError(
+            f"this {type(model).__name__} cannot be copied ({' '.join(str(error).split())[:80]}…): "
+            "where torch.nn.utils.weight_norm or spectral_norm is used, take that of "
+            "torch.nn.utils.parametrizations, or remove it first"
+        ) from error
 
 
 def check_unwrapped(model: nn.Module) -> None:

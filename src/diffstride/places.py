@@ -126,6 +126,8 @@ def _reason(
     """Why a stride is left as it is, if for a reason that can be told without measuring."""
     value, source = trace.values[node], _source(trace, node)
     maps = isinstance(source, Tensor) and isinstance(value, Tensor)
+    if node.kwargs and not node.args:
+        return "is given its map by keyword: pass it by position"
     if source is None or not (maps and source.dim() == value.dim() >= 3):
         return "does not turn one batch of maps into another"
     if isinstance(module, SizedPooling):
@@ -210,7 +212,8 @@ def _measure(trace: Trace, node: fx.Node, module: nn.Module) -> Place | str:
     assert source is not None
     strides = stride_of(module, source.dim() - 2)
     generator = torch.Generator().manual_seed(0)
-    noise = torch.rand((1, *source.shape[1:]), generator=generator).to(source.device, source.dtype)
+    noise = torch.rand((1, *source.shape[1:]), generator=generator, device=generator.device)
+    noise = noise.to(source.device, source.dtype)
     args, kwargs = fx.map_arg((node.args[1:], node.kwargs), lambda n: trace.values[n])
     if any(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
         return "takes more than one tensor"

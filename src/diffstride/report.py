@@ -40,8 +40,11 @@ def report(model: nn.Module) -> str:
     model = getattr(model, "_orig_mod", model)  # the network inside one that is compiled
     conversion = getattr(model, "conversion", None)
     if not isinstance(conversion, Conversion):
+        inner = getattr(getattr(model, "module", None), "conversion", None)
+        advice = ": pass model.module" if isinstance(inner, Conversion) else ""
         raise ValueError(
             f"report needs a model returned by convert, but this {type(model).__name__} is not"
+            f"{advice}"
         )
     if conversion.strides and not stride_layers(model):
         raise ValueError(

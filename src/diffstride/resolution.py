@@ -7,15 +7,20 @@ by that amount, it follows that call, whatever reshaping lies in between; and wh
 that agreed no longer do, their calls must share one stride. No table of operators is needed.
 """
 
+import itertools
 from collections import ChainMap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from math import inf
 from random import Random
 from typing import Any, NamedTuple
 
 from torch import Tensor, fx, nn
 
-from diffstride.execution import execute, shapes_only
+from diffstride.execution import execute, first, shapes_only
 from diffstride.tracing import Trace
+
+DIVISOR = 32  # halvings in a row of which each is seen to round: five
+FACTORS = (1, 2, 3, 4, 6, 8, 16)  # by which maps may follow others
 
 
 class Dim(NamedTuple):
@@ -67,13 +72,27 @@ class Resolutions:
         self.leaders = {call: call for call in calls}
         self.values: dict[fx.Node, Any] = {}
         self.multiply_adds: dict[fx.Node, int] = {}
-        # Odd and scattered, so that neither doubling one nor adding two of them gives a third.
-        shifts = iter(Random(0).sample(range(101, 8001, 2), 3000))
-        self.shifts = {
-            (call, axis): next(shifts)
-            for call in self.leaders
-            for axis in range(trace.values[call].dim() - 2)
-        }
+        self.shifts: dict[tuple[fx.Node, int], int] = {}
+        self.origins: dict[int, tuple[fx.Node, int]] = {}
+        self.draw_shifts()
+
+    def draw_shifts(self, remainder: int | None = None) -> None:
+        """Draw by how much the maps of each leader grow along each axis.
+
+        Odd numbers, so that adding two of them gives no third; with a ``remainder`` such that the
+        sizes after growing leave it when divided by `DIVISOR`.
+        """
+        self.shifts, taken = {}, set()
+        draws = _draws()
+        for leader in dict.fromkeys(self.leaders.values()):
+            for axis, size in enumerate(self.trace.values[leader].shape[2:]):
+                suiting = (
+                    drawn | 1 if remainder is None else drawn + (remainder - size - drawn) % DIVISOR
+                    for drawn in draws
+                )
+                shift = next(each for each in suiting if each not in taken)
+                self.shifts[leader, axis] = shift
+                taken |= _akin(shift)
         self.origins = {shift: origin for origin, shift in self.shifts.items()}
 
     def dims(self, node: fx.Node) -> list[Dim]:
@@ -113,6 +132,23 @@ class Resolutions:
         return [call for call in self.leaders if call in seen]
 
 
+def _draws() -> Iterator[int]:
+    """Numbers of at least 101 without an end, no larger than need be.
+
+    For some operations grow much faster than the maps: attention over images needs memory by the
+    fourth power of their sides, recurrent layers take as many steps as a signal is long.
+    """
+    random = Random(0)
+    for count in itertools.count():
+        yield random.randrange(101, 301 + 50 * count)
+
+
+def _akin(shift: int) -> set[int]:
+    """By how much maps may grow that follow one with this shift, by strides or enlarging."""
+    larger = {factor * shift + d for factor in FACTORS for d in range(-2 * factor, 2 * factor + 1)}
+    return larger | {shift // factor + d for factor in FACTORS for d in range(-2, 3)}
+
+
 def resolve(trace: Trace, calls: Iterable[fx.Node]) -> Resolutions:
     """Work out which resizing calls must share a resolution, so that shapes agree at any stride.
 
@@ -140,16 +176,38 @@ def resolve(trace: Trace, calls: Iterable[fx.Node]) -> Resolutions:
     [[body, shortcut]]
     """
     found = Resolutions(trace, calls)
-    nodes = list(trace.graph.nodes)
-    start = nodes[0]
+    _settle(found)
+    # Sizes that are rounded to different sides agree by chance, as halves of an even number do. Of
+    # remainder 1 a size stays odd however often it is halved and rounded up, of -1 rounded down.
+    changed = _divides(found)
+    while changed:
+        changed = any([_settle(found, each) for each in (1, -1, None)])  # noqa: C419, all of them
+    return found
+
+
+def _settle(found: Resolutions, remainder: int | None = None) -> bool:
+    """Let calls share a resolution until all agrees at sizes drawn anew; whether any had to."""
+    found.draw_shifts(remainder)
+    nodes = list(found.trace.graph.nodes)
+    start, changed = nodes[0], False
     while True:
         try:
             _move(found, nodes[nodes.index(start) :])
             _check_inputs(found)
         except ClashError as clash:
-            start = _unite(found, clash)
+            start, changed = _unite(found, clash), True
         else:
-            return found
+            return changed
+
+
+def _divides(found: Resolutions) -> bool:
+    """Whether a map follows others at less than their pace."""
+    for node in found.values:
+        shifts = {dim.shift for source in node.all_input_nodes for dim in found.dims(source)}
+        own = {dim.shift for dim in found.dims(node)} - {0} - shifts - found.origins.keys()
+        if own and min(own) < max(shifts, default=inf):
+            return True
+    return False
 
 
 def _move(found: Resolutions, nodes: list[fx.Node]) -> None:
@@ -196,13 +254,13 @@ def _disagreement(found: Resolutions, node: fx.Node) -> list[tuple[fx.Node, Dim]
 
 def _check_inputs(found: Resolutions) -> None:
     """Calls that share a resolution must start from one, too, up to a constant margin."""
-    for first, *others in found.classes():
+    for one, *others in found.classes():
         for call in others:
-            for pair in zip(found.input_dims(first), found.input_dims(call), strict=True):
+            for pair in zip(found.input_dims(one), found.input_dims(call), strict=True):
                 if pair[0].shift != pair[1].shift:
-                    dims = list(zip((_source(first), _source(call)), pair, strict=True))
+                    dims = list(zip((_source(one), _source(call)), pair, strict=True))
                     why = (
-                        f"{first.target} and {call.target} meet, but what comes into them has "
+                        f"{one.target} and {call.target} meet, but what comes into them has "
                         "passed different strides, so that they cannot share one"
                     )
                     raise ClashError(call, dims, why, blamed=[found.leaders[call]])
@@ -254,8 +312,8 @@ def _refuse(found: Resolutions, clash: ClashError, blamed: list[fx.Node]) -> Non
         shapes = [[dim.size for dim in found.dims(source)] for source in clash.node.all_input_nodes]
         here = " and ".join(str(tuple(shape)) for shape in shapes if shape)
         raise UnshareableError(
-            f"{label} accepts maps of one size only, here {here}, but learned strides change it: "
-            f"put adaptive pooling before it, or leave out {', '.join(names[:3])}"
+            f"{label} accepts maps of one size only, here {here}, but learned strides change it "
+            f"({clash.why}): put adaptive pooling before it, or leave out {', '.join(names[:3])}"
             f"{' and others' * (len(names) > 3)} with filter_fn"
         )
     blamed = blamed or _last_calls(found, clash.node)
@@ -267,6 +325,6 @@ def _refuse(found: Resolutions, clash: ClashError, blamed: list[fx.Node]) -> Non
 
 
 def _source(call: fx.Node) -> fx.Node:
-    source = call.args[0]
+    source = first(call.args, call.kwargs)
     assert isinstance(source, fx.Node)
     return source

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from math import comb
 from numbers import Real
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -159,12 +160,22 @@ class BlurPooling(_WholeStrides):
     def __init__(self, strides: Sequence[float] | float = (2, 2), filter_size: int = 3) -> None:
         super().__init__(strides)
         (self.filter_size,) = as_whole_numbers((filter_size,), "filter_size")
-        binomial = torch.tensor([comb(self.filter_size - 1, j) for j in range(self.filter_size)])
-        kernel = torch.ones(())
+        self.register_buffer("kernel", self._filter(), persistent=False)
+
+    def _filter(self, device: torch.device | None = None) -> Tensor:
+        choices = [comb(self.filter_size - 1, j) for j in range(self.filter_size)]
+        binomial = torch.tensor(choices, device=device)
+        kernel = torch.ones((), device=device)
         for stride in self.strides:
-            taps = binomial / binomial.sum() if stride > 1 else torch.ones(1)
+            taps = binomial / binomial.sum() if stride > 1 else torch.ones(1, device=device)
             kernel = kernel[..., None] * taps
-        self.register_buffer("kernel", kernel, persistent=False)
+        return kernel
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "BlurPooling":
+        super()._apply(*args, **kwargs)
+        # `to_empty` leaves any numbers in it, and no checkpoint has the right ones.
+        self.kernel = self._filter(self.kernel.device).to(self.kernel.dtype)
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(self, x)

@@ -17,7 +17,7 @@ import torch
 
 from diffstride.cost import MultiplyAdds
 from diffstride.pooling import DiffStride
-from diffstride.spectrum import plan_axis
+from diffstride.spectrum import CPU, plan_axis
 
 Logs = dict[str, list[float]]  # logarithms of strides, by layer
 MapSizes = dict[tuple[str, int], int]  # by layer and axis, of a shared stride the first
@@ -181,12 +181,12 @@ def combinations(
     [{'a': 9}, {'a': 9, 'b': 4}]
     """
     choices = [[Change({}, 0.0, 0.0), *option] for option in options]
-    rows = torch.cartesian_prod(*(torch.arange(len(choice)) for choice in choices))
+    rows = torch.cartesian_prod(*(torch.arange(len(choice), device=CPU) for choice in choices))
     rows = rows.view(-1, len(choices))
-    effect, distance = torch.zeros(2, len(rows), dtype=torch.float32)
+    effect, distance = torch.zeros(2, len(rows), dtype=torch.float32, device=CPU)
     for choice, column in zip(choices, rows.T, strict=True):
         numbers = [(change.effect, change.distance) for change in choice]
-        effects, distances = torch.tensor(numbers, dtype=torch.float32).T
+        effects, distances = torch.tensor(numbers, dtype=torch.float32, device=CPU).T
         effect += effects[column]
         distance += distances[column]
     (fitting,) = torch.where((effect >= least) & (effect <= most))

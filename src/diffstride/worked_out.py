@@ -28,7 +28,7 @@ class WorkedOut:
     ) -> None:
         self._node, self._found = node, found
         self._shapes: dict[fx.Node, ShapeAt] = {}
-        self.moving: list[Dim] = []
+        self.moving: list[tuple[fx.Node, Dim]] = []
         self._find(node, shape_of)
 
     def _find(self, node: fx.Node, shape_of: Callable[[fx.Node], ShapeAt]) -> None:
@@ -39,7 +39,7 @@ class WorkedOut:
                 self._find(source, shape_of)
             elif _asks_for_shape(node):
                 self._shapes[source] = shape_of(source)
-                self.moving += [dim for dim in self._found.dims(source) if dim.shift]
+                self.moving += [(source, dim) for dim in self._found.dims(source) if dim.shift]
             else:
                 raise LookupError(f"{node} takes more from {source} than its shape")
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from functools import partial
 from math import prod
-from numbers import Real
 from typing import Any
 
 import torch
@@ -75,7 +74,7 @@ def resolve_budget(
     Raises:
         ValueError: not above 0, another word, or `STRIDED` of a model without ``pooling_cls``.
     """
-    if isinstance(budget, Real) and budget > 0:
+    if isinstance(budget, (int, float)) and budget > 0:
         if budget > 100:
             return budget
         return budget * measure_cost(network, data.image_shape).multiply_adds

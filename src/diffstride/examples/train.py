@@ -108,7 +108,7 @@ def train(
 
     >>> summary = train("runs/first", num_epochs=1)  # doctest: +SKIP
     """
-    num_epochs, seed, threads = as_python((num_epochs, seed, threads))
+    num_epochs, seed, threads, budget = as_python((num_epochs, seed, threads, budget))
     _check_range("num_epochs", num_epochs, 1, math.inf, Integral)
     _check_range("seed", seed, 0, 2**63 - 1, Integral)
     _check_range("label_smoothing", label_smoothing, 0, 1)
