@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from diffstride.convert import convert
 from diffstride.cost import MultiplyAdds
@@ -155,6 +156,15 @@ def step(model: nn.Module, x: Tensor) -> None:
         gradient = layer.strides.grad
         assert gradient is not None, f"{name} received no gradient"
         assert gradient.isfinite().all(), f"{name} received {gradient}"
+
+
+def counted(model: nn.Module, x: Tensor) -> float:
+    """Multiply-adds of one sample, counted while the model runs."""
+    with torch.no_grad():
+        model(x)  # fills the caches of matrices, whose making is not part of the network's cost
+        with FlopCounterMode(display=False) as counter:
+            model(x)
+    return counter.get_total_flops() / 2 / x.shape[0]
 
 
 def move_strides(model: nn.Module, seed: int = 0, low: float = 1.0, high: float = 2.4) -> None:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from networks import counted
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -30,15 +31,6 @@ from diffstride.pooling import stride_layers
 from diffstride.report import report
 from diffstride.resnet import resnet18
 from diffstride.sharing import level
-
-
-def counted(model, x):
-    """Multiply-adds of one sample, counted while the model runs."""
-    with torch.no_grad():
-        model(x)  # fills the caches of matrices, whose making is not part of the network's cost
-        with FlopCounterMode(display=False) as counter:
-            model(x)
-    return counter.get_total_flops() / 2 / x.shape[0]
 
 
 def small_resnet(edge="stopband", **kwargs):

@@ -188,11 +188,9 @@ def test_sizes_follow_operations_that_stay(size):
     sizes = Sizes(resolutions)
     for height in range(7, 24):
         maps = F.max_pool2d(net.b(torch.zeros(1, 4, height, 15)), 3, 2)
-        rows = sizes.read(resolutions.dims(nodes["c"])[2], nodes["c"]).at(
-            {(call, 0): height, (call, 1): 15}
-        )
+        rows = sizes.read(resolutions.dims(nodes["c"])[2]).at({(call, 0): height, (call, 1): 15})
         assert rows == net.c(maps).shape[2]
-        tokens = sizes.read(resolutions.dims(nodes["flatten"])[2], nodes["flatten"])
+        tokens = sizes.read(resolutions.dims(nodes["flatten"])[2])
         expected = 9 * net.c(maps).shape[2:].numel()
         assert tokens.at({(call, 0): height, (call, 1): 15}) == expected
 

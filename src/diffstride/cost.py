@@ -11,14 +11,13 @@ from torch import Tensor, nn
 from diffstride.base import SizedPooling
 from diffstride.pooled_maps import PooledMaps
 from diffstride.pooling import stride_layers
-from diffstride.resolution import Dim, Resolutions, resolve
+from diffstride.resolution import Resolutions, proportional, resolve
 from diffstride.sizes import (
     Number,
     Size,
     Sizes,
     moving_dims,
     number,
-    proportional,
 )
 from diffstride.spectrum import CPU, Axis
 from diffstride.tracing import Trace, as_leaves, trace
@@ -92,15 +91,21 @@ class MultiplyAdds:
 
     def _verify(self, retrace: Callable[[], Trace], readers: list[str]) -> None:
         """Analyse the network at other strides, and refuse it if the cost there is another."""
+        unknown = []
         for factor in FACTORS:
             with scaled_strides(self.layers.values(), factor) as moved:
                 if not moved:
                     continue
-                other = copy.copy(self)
                 try:
-                    other._analyse(retrace())
+                    traced = retrace()
                 except ValueError:
                     continue  # maps too small for the network say nothing of the others
+                other = copy.copy(self)
+                try:
+                    other._analyse(traced)
+                except ValueError as error:
+                    unknown.append(error)
+                    continue
                 expected, actual = self.value(), other.value()
                 # One sample more or less is what a check for odd sizes may add.
                 if abs(expected - actual) > TOLERANCE * actual + other._sample():
@@ -108,9 +113,15 @@ class MultiplyAdds:
                         f"the cost of the network does not follow from its strides alone: "
                         f"{factor:.2f} times the strides should make it {expected:,} "
                         f"multiply-adds, but make it {actual:,}, as a size is turned into a number "
-                        f"by int(), float(), math, range() or an `if` in "
+                        f"by int(), float(), math, range(), by counting parts or an `if` in "
                         f"{' and '.join(readers[:3])}: use the size itself"
                     )
+        if len(unknown) == len(FACTORS):
+            raise ValueError(
+                f"the cost of the network does not follow from its strides alone, as a size is "
+                f"turned into a number in {' and '.join(readers[:3])}; at other strides: "
+                f"{unknown[0]}"
+            )
 
     def _sample(self) -> float:
         """What one sample more along every axis of every map adds to the cost, about."""
@@ -205,14 +216,14 @@ def _terms(found: Resolutions, sizes: Sizes) -> dict[tuple[str, tuple[Size, ...]
     """For each module and sizes of maps, the multiply-adds per sample and per unit of size."""
     traced, terms = found.trace, {}
     for node, cost in traced.multiply_adds.items():
-        total = Dim(cost, found.multiply_adds.get(node, cost))
-        if not (total.size or total.moved):
+        total = found.cost(node)
+        if not any((total.size, *total.moved)):
             continue
         dims = proportional(total, moving_dims(node, found), most=4) if total.shift else ()
         try:
             if dims is None:
-                raise LookupError(f"{total.size:,} grew to {total.moved:,}")
-            factors = tuple(sizes.read(dim, node, *node.all_input_nodes) for dim in dims)
+                raise LookupError(f"{total.size:,} grew to {max(total.moved):,}")
+            factors = tuple(sizes.read(dim) for dim in dims)
         except LookupError as error:
             raise ValueError(
                 f"the cost of {traced.label(node)} is no product of the sizes of its maps; without "

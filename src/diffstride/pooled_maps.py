@@ -23,9 +23,8 @@ class PooledMaps:
         self.name = str(self.call.target)
         self.module: Any = found.trace.module(self.call)
         try:
-            source, *_ = self.call.all_input_nodes
-            self.inputs = [sizes.read(dim, source) for dim in found.input_dims(self.call)]
-            maps = [[sizes.read(dim, call) for dim in found.dims(call)[:2]] for call in calls]
+            self.inputs = [sizes.read(dim) for dim in found.input_dims(self.call)]
+            maps = [list(map(sizes.read, found.dims(call)[:2])) for call in calls]
         except LookupError as error:
             raise ValueError(
                 f"the size of the maps that {self.name} ({type(self.module).__name__}) pools does "

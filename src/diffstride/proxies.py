@@ -4,7 +4,7 @@ import math
 import operator
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, fx
+from torch import fx
 from torch.fx.proxy import Attribute
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Known:
         return KnownAttribute(self, name)  # type: ignore[arg-type]
 
     def __len__(self) -> int:
-        return len(self._number() if isinstance(self._value(), Tensor) else self._value())
+        return len(self._number())
 
     def __index__(self) -> int:
         return operator.index(self._number())

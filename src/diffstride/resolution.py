@@ -10,7 +10,8 @@ that agreed no longer do, their calls must share one stride. No table of operato
 import itertools
 from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping
-from math import inf
+from itertools import combinations_with_replacement
+from math import prod
 from random import Random
 from typing import Any, NamedTuple
 
@@ -19,19 +20,25 @@ from torch import Tensor, fx, nn
 from diffstride.execution import execute, first, shapes_only
 from diffstride.tracing import Trace
 
-DIVISOR = 32  # halvings in a row of which each is seen to round: five
+DIVISOR = 96
+REMAINDERS = (1, 11, 19, 95, 66, 6)
+"""Of sizes: at 1, 11, 19 or -1 modulo 32 each of four halvings in a row rounds, up or down as it
+may, where another would round to the other side; 66 and 6 are 2 and -2 modulo 8, and multiples of
+three where the others are none."""
 FACTORS = (1, 2, 3, 4, 6, 8, 16)  # by which maps may follow others
 
 
 class Dim(NamedTuple):
-    """A dimension of a tensor: its size in the network, and the size after moving."""
+    """A dimension of a tensor: its size in the network, and the sizes after each move."""
 
     size: int
-    moved: int
+    moved: tuple[int, ...]
 
     @property
-    def shift(self) -> int:
-        return self.moved - self.size
+    def shift(self) -> tuple[int, ...]:
+        """By how much it grew in each move; empty if in none."""
+        shift = tuple(moved - self.size for moved in self.moved)
+        return shift if any(shift) else ()
 
 
 class UnshareableError(ValueError):
@@ -63,44 +70,55 @@ class Resolutions:
     """What `resolve` finds out about a traced network.
 
     ``leaders`` maps each resizing call to the first of those that share its resolution;
-    ``values`` and ``multiply_adds`` hold, for the nodes that depend on a resizing call, what they
-    return and cost (for the whole batch) after moving.
+    ``moves`` holds, for each time the network was moved, what the nodes that depend on a resizing
+    call returned, and ``costs`` their multiply-adds (for the whole batch). ``values`` and
+    ``multiply_adds`` are those of the last time.
     """
 
     def __init__(self, trace: Trace, calls: Iterable[fx.Node]) -> None:
         self.trace = trace
         self.leaders = {call: call for call in calls}
-        self.values: dict[fx.Node, Any] = {}
-        self.multiply_adds: dict[fx.Node, int] = {}
-        self.shifts: dict[tuple[fx.Node, int], int] = {}
-        self.origins: dict[int, tuple[fx.Node, int]] = {}
-        self.draw_shifts()
+        self.start_move()
 
-    def draw_shifts(self, remainder: int | None = None) -> None:
-        """Draw by how much the maps of each leader grow along each axis.
+    def start_move(self, remainder: int | None = None) -> None:
+        """Forget all moves, and draw by how much the maps of each leader grow along each axis.
 
         Odd numbers, so that adding two of them gives no third; with a ``remainder`` such that the
         sizes after growing leave it when divided by `DIVISOR`.
         """
-        self.shifts, taken = {}, set()
-        draws = _draws()
+        self.values: dict[fx.Node, Any] = {}
+        self.multiply_adds: dict[fx.Node, int] = {}
+        self.moves, self.costs = [self.values], [self.multiply_adds]
+        self.shifts: dict[tuple[fx.Node, int], int] = {}
+        draws, taken = _draws(), set()
         for leader in dict.fromkeys(self.leaders.values()):
             for axis, size in enumerate(self.trace.values[leader].shape[2:]):
-                suiting = (
-                    drawn | 1 if remainder is None else drawn + (remainder - size - drawn) % DIVISOR
-                    for drawn in draws
-                )
+                # By the whole size at least: what strides leave of it then moves, too.
+                suiting = (_suiting(size, size + drawn, remainder) for drawn in draws)
                 shift = next(each for each in suiting if each not in taken)
                 self.shifts[leader, axis] = shift
                 taken |= _akin(shift)
-        self.origins = {shift: origin for origin, shift in self.shifts.items()}
+        self.origins: dict[tuple[int, ...], tuple[fx.Node, int]] = {
+            (shift,): origin for origin, shift in self.shifts.items()
+        }
 
     def dims(self, node: fx.Node) -> list[Dim]:
         """The dimensions of the tensor that a node returns; none for other values."""
         value = self.trace.values[node]
         if not isinstance(value, Tensor):
             return []
-        return list(map(Dim, value.shape, self.values.get(node, value).shape))
+        moved = zip(*(values.get(node, value).shape for values in self.moves), strict=False)
+        return list(map(Dim, value.shape, moved))
+
+    def number(self, node: fx.Node) -> Dim:
+        """A whole number that a node returns, as if it were a dimension."""
+        value = self.trace.values[node]
+        return Dim(value, tuple(values.get(node, value) for values in self.moves))
+
+    def cost(self, node: fx.Node) -> Dim:
+        """The multiply-adds of a node, as if they were a dimension."""
+        cost = self.trace.multiply_adds[node]
+        return Dim(cost, tuple(costs.get(node, cost) for costs in self.costs))
 
     def input_dims(self, call: fx.Node) -> list[Dim]:
         """The spatial dimensions of the map that a resizing call takes."""
@@ -143,6 +161,11 @@ def _draws() -> Iterator[int]:
         yield random.randrange(101, 301 + 50 * count)
 
 
+def _suiting(size: int, shift: int, remainder: int | None) -> int:
+    """The least shift from this one on that is odd, or leaves the remainder."""
+    return shift | 1 if remainder is None else shift + (remainder - size - shift) % DIVISOR
+
+
 def _akin(shift: int) -> set[int]:
     """By how much maps may grow that follow one with this shift, by strides or enlarging."""
     larger = {factor * shift + d for factor in FACTORS for d in range(-2 * factor, 2 * factor + 1)}
@@ -177,17 +200,21 @@ def resolve(trace: Trace, calls: Iterable[fx.Node]) -> Resolutions:
     """
     found = Resolutions(trace, calls)
     _settle(found)
-    # Sizes that are rounded to different sides agree by chance, as halves of an even number do. Of
-    # remainder 1 a size stays odd however often it is halved and rounded up, of -1 rounded down.
-    changed = _divides(found)
+    # Sizes that are rounded to different sides agree by chance, as halves of an even number do.
+    changed = _rounds(found)
     while changed:
-        changed = any([_settle(found, each) for each in (1, -1, None)])  # noqa: C419, all of them
+        changed, moves, costs = False, [], []
+        for remainder in REMAINDERS:
+            changed = _settle(found, remainder) or changed
+            moves.append(found.values)
+            costs.append(found.multiply_adds)
+        found.moves, found.costs = moves, costs
     return found
 
 
 def _settle(found: Resolutions, remainder: int | None = None) -> bool:
     """Let calls share a resolution until all agrees at sizes drawn anew; whether any had to."""
-    found.draw_shifts(remainder)
+    found.start_move(remainder)
     nodes = list(found.trace.graph.nodes)
     start, changed = nodes[0], False
     while True:
@@ -200,14 +227,35 @@ def _settle(found: Resolutions, remainder: int | None = None) -> bool:
             return changed
 
 
-def _divides(found: Resolutions) -> bool:
-    """Whether a map follows others at less than their pace."""
+def _rounds(found: Resolutions) -> bool:
+    """Whether a map may follow others in another way than by a product or a constant margin."""
     for node in found.values:
-        shifts = {dim.shift for source in node.all_input_nodes for dim in found.dims(source)}
-        own = {dim.shift for dim in found.dims(node)} - {0} - shifts - found.origins.keys()
-        if own and min(own) < max(shifts, default=inf):
-            return True
+        operands = [dim for source in node.all_input_nodes for dim in found.dims(source)]
+        known = found.origins.keys() | {dim.shift for dim in operands} | {()}
+        for dim in found.dims(node):
+            if dim.shift not in known and not proportional(dim, dict.fromkeys(operands), most=3):
+                return True
     return False
+
+
+def proportional(total: Dim, dims: Iterable[Dim], most: int) -> tuple[Dim, ...] | None:
+    """Those of ``dims`` (a dimension may count twice) to whose product ``total`` is proportional.
+
+    >>> proportional(Dim(60, (180,)), [Dim(4, (6,)), Dim(5, (10,))], most=3)
+    (Dim(size=4, moved=(6,)), Dim(size=5, moved=(10,)))
+    """
+    dims = list(dims)
+    for count in range(1, most + 1):
+        for factors in combinations_with_replacement(dims, count):
+            size, *moved = (prod(values) for values in zip(*map(_sizes, factors), strict=True))
+            pairs = zip(total.moved, moved, strict=True)
+            if all(one * size == total.size * other for one, other in pairs):
+                return factors
+    return None
+
+
+def _sizes(dim: Dim) -> tuple[int, ...]:
+    return dim.size, *dim.moved
 
 
 def _move(found: Resolutions, nodes: list[fx.Node]) -> None:
@@ -246,7 +294,7 @@ def _disagreement(found: Resolutions, node: fx.Node) -> list[tuple[fx.Node, Dim]
     for i, (one, dims) in enumerate(operands):
         for two, others in operands[i + 1 :]:
             for dim, other in zip(dims, others, strict=False):
-                broadcast = 1 in (dim.moved, other.moved)
+                broadcast = 1 in (*dim.moved, *other.moved)
                 if dim.size == other.size and dim.shift != other.shift and not broadcast:
                     return [(one, dim), (two, other)]
     return []

@@ -1,14 +1,13 @@
 """The sizes of maps as functions of the sizes that pooling layers return."""
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations_with_replacement
 from math import floor, prod
 
 import torch
 from torch import Tensor, fx
 
-from diffstride.resolution import ClashError, Dim, Resolutions
+from diffstride.resolution import ClashError, Dim, Resolutions, proportional
 from diffstride.worked_out import WorkedOut
 
 Number = float | Tensor
@@ -64,91 +63,62 @@ class Sizes:
     >>> traced = trace(net, torch.zeros(1, 3, 8, 10))
     >>> pool, conv, flat = [node for node in traced.graph.nodes if node.op == "call_module"]
     >>> found = resolve(traced, [pool])
-    >>> tokens = Sizes(found).read(found.dims(flat)[2], flat)
+    >>> tokens = Sizes(found).read(found.dims(flat)[2])
     >>> tokens.at({(pool, 0): 4, (pool, 1): 5}), tokens.at({(pool, 0): 6, (pool, 1): 7})
     (6.0, 20.0)
     """
 
     def __init__(self, found: Resolutions) -> None:
         self._found = found
-        # By call and axis: what two calls return may grow by the same amount for other reasons.
-        self._known: dict[tuple[fx.Node, int], Size] = {}
+        # By growth in all moves: no two sizes that follow different ones grow alike in each.
+        self._known: dict[tuple[int, ...], tuple[Size, int]] = {}
         for node in found.trace.graph.nodes:
             for axis, dim in enumerate(found.dims(node)):
-                size = self._follow(node, axis, dim) if dim.shift else None
-                if size is not None:
-                    self._known[node, axis] = size
+                if (node, axis - 2) in found.shifts and found.leaders[node] is node:
+                    self._known[dim.shift] = Size(((node, axis - 2),)), dim.size
+                elif dim.shift and dim.shift not in self._known:
+                    self._learn(node, axis, dim)
 
-    def read(self, dim: Dim, *nodes: fx.Node) -> Size:
+    def read(self, dim: Dim) -> Size:
         """The size of a dimension as a function of those that pooling layers return.
-
-        Args:
-            dim: the dimension.
-            nodes: among whose dimensions it is, or one that is larger or smaller by a constant.
 
         Raises:
             LookupError: if it does not follow from them in a way that is understood.
         """
         if not dim.shift:
             return Size(scale=0.0, offset=dim.size)
-        alike = [
-            (other.size, self._known[node, axis])
-            for node in nodes
-            for axis, other in enumerate(self._found.dims(node))
-            if other.shift == dim.shift and (node, axis) in self._known
-        ]
-        if not alike:
-            raise LookupError(f"a dimension of {dim.size} grew to {dim.moved}")
-        base, size = min(alike, key=lambda pair: abs(pair[0] - dim.size))
+        if dim.shift not in self._known:
+            raise LookupError(f"a dimension of {dim.size} grew to {max(dim.moved)}")
+        size, base = self._known[dim.shift]
         return replace(size, offset=size.offset + dim.size - base)
 
-    def _follow(self, node: fx.Node, axis: int, dim: Dim) -> Size | None:
-        leader = self._found.leaders.get(node)
-        if leader is not None and (leader, axis - 2) in self._found.shifts:
-            return Size(((leader, axis - 2),))
-        try:
-            return self.read(dim, *self._tensors(node))
-        except LookupError:
-            return self._learn(node, axis, dim)
-
-    def _tensors(self, node: fx.Node) -> Iterator[fx.Node]:
-        """The tensors that a node takes, or takes parts or sizes of."""
-        for source in node.all_input_nodes:
-            if isinstance(self._found.trace.values[source], Tensor):
-                yield source
-            else:
-                yield from self._tensors(source)
-
-    def _learn(self, node: fx.Node, axis: int, dim: Dim) -> Size | None:
+    def _learn(self, node: fx.Node, axis: int, dim: Dim) -> None:
         operands = [
             (source, i, operand)
             for source in node.all_input_nodes
             for i, operand in enumerate(self._found.dims(source))
-            if (source, i) in self._known
+            if operand.shift in self._known
         ]
         number = self._worked_out(node, dim)
-        size = None
-        # First, for what is rounded may be a whole fraction at both of the sizes that are known.
-        for source, i, operand in operands if number is None else ():
+        factors = proportional(dim, dict.fromkeys(dim for *_, dim in operands), most=3)
+        if factors is None and number is not None:
+            factors = tuple(number.moving[:1])  # about so
+        size = self._multiple(dim, factors) if factors else None
+        for source, i, operand in operands:
             size = size or self._strided(node, axis, source, i, operand)
-        if size is None:
-            owners = {operand: source for source, _, operand in operands}
-            factors = proportional(dim, owners, most=3)
-            if factors is None and number is not None:
-                owners = {operand: source for source, operand in number.moving}
-                factors = tuple(owners)[:1]  # about so
-            if not factors:
-                return None
-            scale = dim.size / prod(factor.size for factor in factors)
-            size = Size(tuple(self.read(factor, owners[factor]) for factor in factors), scale)
-        return replace(size, exact=number)
+        if size is not None:
+            self._known[dim.shift] = replace(size, exact=number), dim.size
+
+    def _multiple(self, dim: Dim, factors: Sequence[Dim]) -> Size:
+        """The size as a multiple of the product of others."""
+        scale = dim.size / prod(factor.size for factor in factors)
+        return Size(tuple(map(self.read, factors)), scale)
 
     def _worked_out(self, node: fx.Node, dim: Dim) -> WorkedOut | None:
         """The number by which ``forward`` gives a dimension its size, if it does."""
-        values, moved = self._found.trace.values, self._found.values
         for source in node.all_input_nodes:
-            value = values[source]
-            if isinstance(value, int) and Dim(value, moved.get(source, value)) == dim:
+            value = self._found.trace.values[source]
+            if isinstance(value, int) and self._found.number(source) == dim:
                 try:
                     return WorkedOut(source, self._found, self._shape_of)
                 except LookupError:
@@ -156,7 +126,7 @@ class Sizes:
         return None
 
     def _shape_of(self, node: fx.Node) -> Callable[[Mapping[Hashable, Number]], torch.Size]:
-        sizes = [self.read(dim, node) for dim in self._found.dims(node)]
+        sizes = [self.read(dim) for dim in self._found.dims(node)]
         return lambda known: torch.Size(round(number(size.at(known))) for size in sizes)
 
     def _strided(
@@ -164,38 +134,33 @@ class Sizes:
     ) -> Size | None:
         """``floor((n + a) / s)``: what strided operations that stay as they are return."""
         dim = self._found.dims(node)[axis]
-        stride = round(operand.shift / dim.shift)
-        least = dim.size * stride - operand.size
-        steps = range(stride + 1)  # the last, for it to be this axis that it follows
-        possible = [
-            a for a in range(least, least + stride) if (operand.moved + a) // stride == dim.moved
-        ]
-        if stride < 2 or not possible:
-            return None
+
+        def grown(step: int) -> int:
+            return self._found.probe(node, source, source_axis, step)[axis]
+
         try:
-            grown = [self._found.probe(node, source, source_axis, step)[axis] for step in steps]
-        except ClashError:  # it takes other sizes together with its other operands alone
+            stride = self._stride(operand, dim, grown)
+            least = dim.size * stride - operand.size
+            # One step more than a stride, for it to be this axis alone that the size follows.
+            steps = range(stride + 1 if stride else 0)
+            found = {operand.size + step: grown(step) for step in steps}
+        except ClashError:  # other operands would have to grow with it
             return None
-        for added in possible:
-            if [(operand.size + step + added) // stride for step in steps] == grown:
-                follows = (self._known[source, source_axis],)
-                return Size(follows, 1 / stride, added / stride, rounded=True)
+        found |= dict(zip(operand.moved, dim.moved, strict=True))
+        for added in range(least, least + stride):
+            if all((size + added) // stride == result for size, result in found.items()):
+                return Size((self.read(operand),), 1 / stride, added / stride, rounded=True)
         return None
 
-
-def proportional(total: Dim, dims: Iterable[Dim], most: int) -> tuple[Dim, ...] | None:
-    """Those of ``dims`` (a dimension may count twice) to whose product ``total`` is proportional.
-
-    >>> proportional(Dim(60, 180), [Dim(4, 6), Dim(5, 10)], most=3)
-    (Dim(size=4, moved=6), Dim(size=5, moved=10))
-    """
-    dims = list(dims)
-    for count in range(1, most + 1):
-        for factors in combinations_with_replacement(dims, count):
-            size, moved = (prod(values) for values in zip(*factors, strict=True))
-            if total.moved * size == total.size * moved:
-                return factors
-    return None
+    def _stride(self, operand: Dim, dim: Dim, grown: Callable[[int], int]) -> int:
+        """How many samples of an operand make one more, 0 where none are known to."""
+        most = max(zip(operand.shift, dim.shift, strict=True))
+        if min(most) <= 0:
+            return 0
+        about = round(most[0] / most[1])
+        far = 4 * about**2  # so far that one sample more or less makes no other stride
+        more = grown(far) - dim.size
+        return round(far / more) if about > 1 and more > 0 else 0
 
 
 def moving_dims(node: fx.Node, found: Resolutions) -> list[Dim]:

@@ -31,6 +31,8 @@ def numbers_read(found: Resolutions) -> list[str]:
 def _moves(value: Any, moved: Any) -> bool:
     if isinstance(value, Tensor):
         return value.shape != moved.shape
+    if isinstance(value, tuple | list):
+        return len(value) != len(moved)
     return isinstance(value, bool) or (isinstance(value, (int, float)) and value != moved)
 
 

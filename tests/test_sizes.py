@@ -1,0 +1,213 @@
+"""Networks in which strides that stay, cuts and joins round: their cost is exact or refused."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import counted
+from torch import nn
+
+from diffstride import DiffStride, MultiplyAdds, convert, stride_layers
+
+
+class Net(nn.Module):
+    """A learned pooling, some modules, and a function of them and the input."""
+
+    def __init__(self, forward, axes=2, **modules):
+        super().__init__()
+        self.function = forward
+        self.pool = DiffStride((2.0,) * axes, edge="stopband")
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+def conv(ins=2, outs=4, kernel=3, **options):
+    return nn.Conv2d(ins, outs, kernel, **options)
+
+
+def halved(m, x):
+    """What comes out at half the resolution, and at a quarter enlarged to twice that."""
+    skip = F.max_pool2d(m.pool(x), 2)
+    return skip, m.up(F.max_pool2d(skip, 2))
+
+
+def resized(m, x):
+    skip, up = halved(m, x)
+    return m.out(torch.cat([F.interpolate(up, size=skip.shape[2:]), skip], 1))
+
+
+def padded(m, x):
+    skip, up = halved(m, x)
+    missing = [skip.shape[axis] - up.shape[axis] for axis in (3, 2)]
+    return m.out(torch.cat([F.pad(up, (0, missing[0], 0, missing[1])), skip], 1))
+
+
+def cropped(m, x):
+    skip, up = halved(m, x)
+    return m.out(torch.cat([up, skip[:, :, : up.shape[2], : up.shape[3]]], 1))
+
+
+def even(m, x):
+    x = F.max_pool2d(m.pool(x), 2)
+    return m.out(x[:, :, : x.shape[2] // 2 * 2, : x.shape[3] // 2 * 2])
+
+
+def swapped(m, x):
+    x = m.pool(x)
+    half = x.shape[2] // 2
+    return m.out(torch.cat([x[:, :, half:], x[:, :, :half]], 2))
+
+
+def chunks(m, x):
+    first, second = m.pool(x).chunk(2, 2)
+    return m.out(torch.cat([second, first], 2))
+
+
+def joined(m, x):
+    maps = m.pool(x), F.max_pool2d(m.pool(x), 2)
+    tokens = torch.cat([each.flatten(2) for each in maps], 2).sigmoid()
+    parts = tokens.split([each.shape[2] * each.shape[3] for each in maps], 2)
+    return sum(m.out(part.transpose(1, 2)).sum() for part in parts)
+
+
+def two_paths(m, x):
+    """One halves the height as often as the other the width."""
+    x = m.pool(x)
+    return m.out(F.max_pool2d(F.max_pool2d(x, (2, 1)), 2)).sum() + m.out(F.max_pool2d(x, (1, 4)))
+
+
+def in_steps(m, x):
+    x = m.pool(x)
+    rows = x.shape[2]
+    for _ in range(12):
+        rows = rows // 2 + rows % 2 + rows // 3
+    return m.out(x[:, :, : rows + 1])
+
+
+UP = {"up": nn.ConvTranspose2d(2, 2, 2, 2), "out": conv(4, padding=1)}
+EXACT = {
+    "hop of 160": (lambda m, x: m.c(m.b(m.pool(x))), (4000,), {
+        "axes": 1, "b": nn.Conv1d(2, 2, 400, 160), "c": nn.Conv1d(2, 2, 1),
+    }),
+    "hop of 256": (lambda m, x: m.c(m.b(m.pool(x))), (4100,), {
+        "axes": 1, "b": nn.Conv1d(2, 2, 512, 256), "c": nn.Conv1d(2, 2, 1),
+    }),
+    "patches of 16": (lambda m, x: m.out(m.pool(x)), (226, 200), {
+        "out": conv(2, 4, 16, stride=16),
+    }),
+    "five halvings": (lambda m, x: m.out(m.down(m.pool(x))), (100, 99), {
+        "down": nn.Sequential(*(nn.MaxPool2d(2, padding=i % 2) for i in range(5))),
+        "out": conv(kernel=1),
+    }),
+    "resized": (resized, (34, 38), UP),
+    "padded": (padded, (66, 64), UP),
+    "cropped": (cropped, (64, 66), UP),
+    "even": (even, (66, 64), {"out": conv()}),
+    "swapped": (swapped, (32, 31), {"out": conv()}),
+    "chunks": (chunks, (32, 31), {"out": conv()}),
+    "joined": (joined, (64, 63), {"out": nn.Linear(2, 4)}),
+    "two paths": (two_paths, (96, 97), {"out": conv()}),
+    "in steps": (in_steps, (64, 63), {"out": conv()}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_costs_are_those_counted_whatever_rounds(name):
+    forward, size, modules = EXACT[name]
+    torch.manual_seed(0)
+    model, x = Net(forward, **modules).eval(), torch.rand(1, 2, *size)
+    cost = MultiplyAdds(model, x)
+    for _ in range(6):
+        with torch.no_grad():
+            model.pool.strides.uniform_(1.0, 3.0)
+        model.pool.project_()
+        assert cost.value() == counted(model, x)
+
+
+def windows(m, x):
+    x = m.down(m.pool(x)).permute(0, 2, 3, 1)
+    x = F.pad(x, (0, 0, 0, (4 - x.shape[2] % 4) % 4, 0, (4 - x.shape[1] % 4) % 4))
+    batch, height, width, channels = x.shape
+    x = x.view(batch, height // 4, 4, width // 4, 4, channels)
+    return m.out(x.permute(0, 1, 3, 2, 4, 5).reshape(-1, 16, channels))
+
+
+def unfolded(m, x):
+    return m.out(F.unfold(F.max_pool2d(m.pool(x), 2), 2, stride=2).transpose(1, 2))
+
+
+def by_a_fraction(m, x):
+    return m.out(F.interpolate(F.max_pool2d(m.pool(x), 2), scale_factor=1.5))
+
+
+def row_by_row(m, x):
+    return torch.stack([m.out(row) for row in m.pool(x).unbind(2)], 2)
+
+
+def in_pieces(m, x):
+    return torch.cat([m.out(piece) for piece in m.pool(x).split(8, 2)], 2)
+
+
+@pytest.mark.parametrize(
+    ("forward", "size", "modules", "message"),
+    [
+        (windows, (64, 64), {"down": conv(stride=2, padding=1), "out": nn.Linear(4, 4)}, "out"),
+        (unfolded, (66, 66), {"out": nn.Linear(8, 4)}, r"'?out'? \(Linear\) is no product"),
+        (by_a_fraction, (66, 66), {"out": conv()}, r"'?out'? \(Conv2d\) is no product"),
+        (row_by_row, (16, 16), {"out": nn.Conv1d(2, 4, 3)}, "counting parts .* the model itself"),
+        (in_pieces, (32, 32), {"out": conv()}, "into a number in the model itself"),
+    ],
+)
+def test_costs_that_do_not_follow_are_refused(forward, size, modules, message):
+    with pytest.raises(ValueError, match=message):
+        MultiplyAdds(Net(forward, **modules), torch.rand(1, 2, *size))
+
+
+class Beside(nn.Module):
+    """A map halved in two ways, of which one rounds up and the other down."""
+
+    def __init__(self, *before, halve=lambda x: F.max_pool2d(x, 2)):
+        super().__init__()
+        self.stem = conv(2, 2, stride=2, padding=1)
+        self.before = nn.Sequential(*before)
+        self.conv = conv(2, 2, stride=2, padding=1)
+        self.halve = halve
+
+    def forward(self, x):
+        x = self.before(self.stem(x))
+        return self.conv(x) + self.halve(x)
+
+
+@pytest.mark.parametrize("up", [(), (0,), (1,), (0, 1), (1, 0), (1, 1), (0, 0), (1, 0, 1)])
+def test_no_pattern_of_roundings_hides_that_maps_disagree(up):
+    before = [conv(2, 2, stride=2, padding=1) if each else nn.MaxPool2d(2) for each in up]
+    with pytest.raises(ValueError, match="meets maps in"):
+        convert(Beside(*before), torch.rand(1, 2, 64, 64), filter_fn=lambda _, name: name == "stem")
+
+
+def test_sizes_that_are_no_odd_numbers_are_tried_too():
+    model = Beside(halve=lambda x: F.avg_pool2d(x, 6, 4, 2))
+    model.conv = nn.MaxPool2d(7, 4, 2)
+    with pytest.raises(ValueError, match="meets maps in"):
+        convert(model, torch.rand(1, 2, 64, 64), filter_fn=lambda _, name: name == "stem")
+
+
+def test_a_window_that_a_map_only_just_fills_is_a_stride_all_the_same():
+    """Of 2,048 samples a window of 256 leaves the 8 that a linear layer takes, of more, more."""
+    head = nn.Sequential(nn.AvgPool1d(256), nn.Flatten(), nn.Linear(16, 3))
+    model = nn.Sequential(nn.Conv1d(1, 2, 3, 2, 1), *head)
+    with pytest.raises(ValueError, match=r"\(Linear\) accepts maps of one size only"):
+        convert(model, torch.rand(1, 1, 4096), filter_fn=lambda _, name: name == "0")
+
+
+def test_maps_that_round_alike_are_taken_and_their_cost_is_that_counted():
+    x = torch.rand(1, 2, 64, 60)
+    alike = Beside(halve=lambda x: F.max_pool2d(x, 3, 2, 1)).eval()
+    model = convert(alike, x, filter_fn=lambda _, name: name == "stem")
+    cost = MultiplyAdds(model, x)
+    for stride in (1.0, 1.4, 2.7, 3.1):
+        with torch.no_grad():
+            next(iter(stride_layers(model).values())).strides.fill_(stride)
+        assert cost.value() == counted(model, x)
