@@ -5,6 +5,7 @@ changed. To learn what depends on each, the network is run once more on shapes a
 resizing call returns maps that are larger by an amount of its own. Wherever a dimension has grown
 by that amount, it follows that call, whatever reshaping lies in between; and where two operands
 that agreed no longer do, their calls must share one stride. No table of operators is needed.
+Where sizes are rounded on the way, two may agree by chance: the network is then moved repeatedly.
 """
 
 import itertools
@@ -22,9 +23,9 @@ from diffstride.tracing import Trace
 
 DIVISOR = 96
 REMAINDERS = (1, 11, 19, 95, 66, 6)
-"""Of sizes: at 1, 11, 19 or -1 modulo 32 each of four halvings in a row rounds, up or down as it
-may, where another would round to the other side; 66 and 6 are 2 and -2 modulo 8, and multiples of
-three where the others are none."""
+"""Of the sizes that maps are moved to, by `DIVISOR`. Of four halvings in a row, each tells rounding
+up from rounding down at one of 1, 11, 19 and 95 (that is -1), however those before it round; 66 and
+6 are 2 and 6 modulo 8 and multiples of three, which the others are not."""
 FACTORS = (1, 2, 3, 4, 6, 8, 16)  # by which maps may follow others
 
 
