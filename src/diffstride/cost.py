@@ -12,13 +12,7 @@ from diffstride.base import SizedPooling
 from diffstride.pooled_maps import PooledMaps
 from diffstride.pooling import stride_layers
 from diffstride.resolution import Resolutions, proportional, resolve
-from diffstride.sizes import (
-    Number,
-    Size,
-    Sizes,
-    moving_dims,
-    number,
-)
+from diffstride.sizes import Number, Size, Sizes, moving_dims, number
 from diffstride.spectrum import CPU, Axis
 from diffstride.tracing import Trace, as_leaves, trace
 from diffstride.verification import FACTORS, TOLERANCE, numbers_read, scaled_strides

@@ -113,7 +113,7 @@ def _autocast_uncached() -> Iterator[None]:
 
 def first(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """The first argument of a call, by position or by keyword."""
-    return next(iter((*args, *kwargs.values())))
+    return (*args, *kwargs.values())[0]
 
 
 def execute(module: nn.Module | None, node: fx.Node, args: Any, kwargs: Any) -> Any:

@@ -8,10 +8,9 @@ that agreed no longer do, their calls must share one stride. No table of operato
 Where sizes are rounded on the way, two may agree by chance: the network is then moved repeatedly.
 """
 
-import itertools
 from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import combinations_with_replacement
+from itertools import combinations_with_replacement, count
 from math import prod
 from random import Random
 from typing import Any, NamedTuple
@@ -158,8 +157,8 @@ def _draws() -> Iterator[int]:
     fourth power of their sides, recurrent layers take as many steps as a signal is long.
     """
     random = Random(0)
-    for count in itertools.count():
-        yield random.randrange(101, 301 + 50 * count)
+    for drawn in count():
+        yield random.randrange(101, 301 + 50 * drawn)
 
 
 def _suiting(size: int, shift: int, remainder: int | None) -> int:
@@ -206,16 +205,16 @@ def resolve(trace: Trace, calls: Iterable[fx.Node]) -> Resolutions:
     while changed:
         changed, moves, costs = False, [], []
         for remainder in REMAINDERS:
-            changed = _settle(found, remainder) or changed
+            found.start_move(remainder)
+            changed = _settle(found) or changed
             moves.append(found.values)
             costs.append(found.multiply_adds)
         found.moves, found.costs = moves, costs
     return found
 
 
-def _settle(found: Resolutions, remainder: int | None = None) -> bool:
-    """Let calls share a resolution until all agrees at sizes drawn anew; whether any had to."""
-    found.start_move(remainder)
+def _settle(found: Resolutions) -> bool:
+    """Move the network, and let calls share a resolution until all agrees; whether any had to."""
     nodes = list(found.trace.graph.nodes)
     start, changed = nodes[0], False
     while True:
@@ -246,8 +245,8 @@ def proportional(total: Dim, dims: Iterable[Dim], most: int) -> tuple[Dim, ...] 
     (Dim(size=4, moved=(6,)), Dim(size=5, moved=(10,)))
     """
     dims = list(dims)
-    for count in range(1, most + 1):
-        for factors in combinations_with_replacement(dims, count):
+    for number in range(1, most + 1):
+        for factors in combinations_with_replacement(dims, number):
             size, *moved = (prod(values) for values in zip(*map(_sizes, factors), strict=True))
             pairs = zip(total.moved, moved, strict=True)
             if all(one * size == total.size * other for one, other in pairs):
