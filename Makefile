@@ -12,8 +12,9 @@ BIN := .venv/bin
 demo: .venv/installed  ## train on the embedded digits
 	$(BIN)/python -m diffstride.examples.main --gin_config=digits.gin --workdir=runs/digits
 
+# A module's tests stay in one process, since they share the trainings that they look at.
 test: .venv/installed
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --numprocesses=auto --maxprocesses=8 --dist=loadscope
 
 check: .venv/installed
 	$(BIN)/ruff check .
