@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
 from torch.nn.utils.parametrizations import weight_norm
 
 from diffstride import (
@@ -926,6 +926,17 @@ def test_what_cannot_be_copied_is_refused_with_a_way_out(analyse):
     )
     with pytest.raises(ValueError, match=r"cannot be copied \(.*\): .*nn\.utils\.parametriz"):
         analyse(net, torch.rand(IMAGE))
+
+
+@pytest.mark.parametrize("analyse", [convert, freeze])
+def test_pruned_networks_are_refused_with_a_way_out(analyse):
+    net = nn.Sequential(DiffStride(2.0), nn.Conv2d(3, 4, 3, stride=2), nn.ReLU())
+    prune.l1_unstructured(net[1], "weight", 0.5)
+    net(torch.rand(IMAGE))  # leaves a weight that was computed
+    with pytest.raises(ValueError, match=r"prune\.remove\(module, \"weight\"\)"):
+        analyse(net, torch.rand(IMAGE))
+    prune.remove(net[1], "weight")
+    analyse(net, torch.rand(IMAGE))
 
 
 def test_what_is_frozen_in_inference_mode_can_be_trained():

@@ -169,6 +169,12 @@ def test_rounding_gives_the_sizes_of_strided_networks():
     assert not torch.allclose(frozen(x), model(x))
 
 
+def test_fixed_spectral_pooling_is_rounded_too():
+    frozen = freeze(nn.Sequential(FixedSpectralPooling(1.6)), torch.zeros(1, 1, 32, 32), round_to=1)
+    x = torch.rand(1, 1, 32, 32)
+    assert_same(frozen(x), FixedSpectralPooling(2)(x), 1e-6)
+
+
 @pytest.mark.parametrize("round_to", [None, 1])
 def test_what_was_learned_straight_through_keeps_all_bins(round_to):
     pool, x = DiffStride((1.9, 2.2), edge="stopband", straight_through=True), torch.rand(1, 2, 9, 8)

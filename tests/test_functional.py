@@ -365,6 +365,8 @@ def test_the_axes_are_pooled_in_any_order_alike() -> None:
         (lambda x: diff_stride(x[..., :0], 2), ValueError, r"shape \(1, 1, 8, 0\)"),
         (lambda x: diff_stride(x.int(), 2), TypeError, "torch.int32"),
         (lambda x: diff_stride(x, torch.ones(2, 2)), ValueError, r"vector.*\(2, 2\)"),
+        (lambda x: diff_stride(x, torch.ones(4)), ValueError, r"1 to 3 numbers.* are 4"),
+        (lambda x: diff_stride(x, torch.ones(0)), ValueError, r"1 to 3 numbers.* are 0"),
         (lambda x: diff_stride(x, torch.tensor([2.0, torch.nan])), ValueError, "diverged"),
         (lambda x: spectral_pool(x, 0.5), ValueError, "at least 1"),
     ],

@@ -96,11 +96,14 @@ class _Planner:
 
     def __call__(self, size: int) -> Axis:
         if self.fixed:
-            return plan_spectral_axis(size, self.stride)
-        axis = plan_axis(size, self.stride, *self.settings)
+            axis = plan_spectral_axis(size, self.stride)
+        else:
+            axis = plan_axis(size, self.stride, *self.settings)
         if self.round_to is None or axis.output_size == size:
             return axis
         stride = nearest_stride(axis, self.round_to)
+        if self.fixed:
+            return plan_spectral_axis(size, stride)
         smoothness_factor, *_, straight_through = self.settings
         window = smoothness_factor, "stopband", True, straight_through
         return plan_axis(size, stride, *window)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from diffstride.arguments import (
+    MAX_AXES,
     as_strides,
     check_cropping,
     check_limits,
@@ -115,6 +116,11 @@ def read_strides(strides: Tensor) -> tuple[float, ...]:
     """The values of a tensor of strides; one without dimensions stands for two axes."""
     if strides.dim() > 1:
         raise ValueError(f"strides must be a vector, but got shape {tuple(strides.shape)}")
+    if not 1 <= strides.numel() <= MAX_AXES:
+        raise ValueError(
+            f"strides must be 1 to {MAX_AXES} numbers, one per spatial axis, but are "
+            f"{strides.numel()}"
+        )
     try:
         values = strides.tolist()
     except RuntimeError as error:

@@ -64,7 +64,8 @@ def copied(model: Model) -> Model:
         raise ValueError(
             f"this {type(model).__name__} cannot be copied ({' '.join(str(error).split())[:80]}…): "
             "where torch.nn.utils.weight_norm or spectral_norm is used, take that of "
-            "torch.nn.utils.parametrizations, or remove it first"
+            "torch.nn.utils.parametrizations, or remove it first; a pruned weight is made a plain "
+            'one by torch.nn.utils.prune.remove(module, "weight")'
         ) from error
 
 
