@@ -425,6 +425,73 @@ def test_gradient_is_that_of_the_unrounded_sizes():
             assert layer.strides.grad[i].item() == pytest.approx(slope, rel=0.01)
 
 
+def test_slopes_of_published_windows_are_those_of_their_map_sizes():
+    """``min(N, N/s + 2 min(R, N/4))``, and ``N`` without cropping."""
+    cases = [
+        ((32, 2.0, True), -32 / 4),
+        ((8, 3.0, True), -8 / 9),
+        ((8, 2.0, True), 0.0),
+        ((32, 1.2, True), 0.0),
+        ((32, 1.34, True), -32 / 1.34**2),  # all there is, but only once rounded
+        ((32, 2.0, False), 0.0),
+    ]
+    for (size, stride, cropping), slope in cases:
+        net = nn.Sequential(DiffStride(stride, cropping=cropping), nn.Conv2d(1, 1, 1))
+        cost = MultiplyAdds(net, torch.zeros(1, 1, size, size))
+        (gradient,) = torch.autograd.grad(cost(), net[0].strides)
+        m = net[0].output_size((size, size))[0]
+        # Products N N M + N M M, then M M.
+        expected = [slope * (size * size + size * m + m), slope * (size * m + m)]
+        assert gradient.tolist() == pytest.approx(expected)
+
+
+def test_slopes_through_published_windows_on_short_maps():
+    """Of two layers, on maps so short that the second's ramp follows their length."""
+    size, first, second = 24, 2.0, 3.0
+    net = nn.Sequential(
+        DiffStride(first, edge="stopband"), DiffStride(second), nn.Conv2d(1, 10**6, 1)
+    )
+    cost = MultiplyAdds(net, torch.zeros(1, 1, size, size))
+    cost().backward()
+    (m,) = set(net(torch.zeros(1, 1, size, size)).shape[2:])
+    slope = (1 / second + 1 / 2) * -size / first**2
+    assert net[0].strides.grad.tolist() == pytest.approx([1e6 * slope * m] * 2, rel=1e-3)
+
+
+def test_strides_that_cost_nothing_are_no_matter_of_a_budget():
+    blurred = DiffStride(2.0, edge="stopband", cropping=False)
+    net = nn.Sequential(blurred, DiffStride(2.0, edge="stopband"), nn.Conv2d(1, 16, 3, padding=1))
+    x = torch.zeros(1, 1, 64, 64)
+    budget = CostBudget(net, x, 0.9)
+    blurred.strides.data.copy_(torch.tensor([2.5, 3.0]))
+    budget.project_()
+    assert blurred.strides.tolist() == [2.5, 3.0]
+    with pytest.raises(ValueError, match="no DiffStride layer whose strides learn and crop"):
+        CostBudget(nn.Sequential(blurred, nn.Conv2d(1, 1, 1)), x)
+
+
+def test_strides_of_published_windows_move_freely_where_nothing_is_cropped():
+    net = nn.Sequential(
+        DiffStride(1.1), nn.Conv2d(1, 8, 3, padding=1), DiffStride(2.0), nn.Conv2d(8, 99, 1)
+    )
+    budget = CostBudget(net, torch.zeros(1, 1, 64, 64))
+    others = net[2].strides.tolist()
+    for _ in range(20):
+        net[0].strides.data += 1e-4
+        budget.project_()
+    assert net[0].strides.tolist() == pytest.approx([1.102] * 2, abs=1e-5)
+    assert net[2].strides.tolist() == others
+
+
+def test_one_parameter_in_two_layers_is_refused():
+    net = nn.Sequential(
+        DiffStride(2.0), nn.Conv2d(1, 4, 3, padding=1), DiffStride(2.0), nn.Conv2d(4, 4, 1)
+    )
+    net[2].strides = net[0].strides
+    with pytest.raises(ValueError, match=r"'0' and '2' hold one parameter.* use one layer in both"):
+        CostBudget(net, torch.zeros(1, 1, 64, 64))
+
+
 def test_shared_stride_and_limits():
     pool = DiffStride(2.0, shared_stride=True, upper_limit_stride=2.5, edge="stopband")
     cost = MultiplyAdds(nn.Sequential(pool), torch.zeros(1, 3, 32, 32))

@@ -1,6 +1,6 @@
 """A network's multiply-adds held to a budget while its strides learn how to share it out."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from math import exp, log
 from numbers import Real
 from typing import Any
@@ -10,14 +10,13 @@ from torch import nn
 
 from diffstride.cost import MultiplyAdds
 from diffstride.pooling import DiffStride
+from diffstride.scaling import scaled
 from diffstride.sharing import level
 from diffstride.spectrum import CPU
-from diffstride.spending import Logs, Spending, as_stored, threshold
+from diffstride.spending import Logs, Spending, as_stored
 
 TOLERANCE = 0.01  # how much of the budget may stay unspent
 LIMIT = 1e-6  # so near a stride counts as at its limit
-FURTHEST = 24.0  # logarithm of the largest factor that is tried
-LARGEST = 30.0  # logarithm of the largest stride that is tried, where there is no limit
 
 
 class CostBudget:
@@ -35,7 +34,8 @@ class CostBudget:
     never exceeds the budget. Where it would stay below by more than a hundredth, the strides in use
     are moved to the nearest map sizes that spend it; what the optimiser asked for is remembered, so
     that small steps add up until they change a size. Only where maps are so few and small that no
-    sizes near by spend it, more stays unspent.
+    sizes near by spend it, more stays unspent. Where a network does not pad, strides stay below
+    those at which a map would vanish; then the first layers go ahead.
 
     In a plain loop::
 
@@ -83,10 +83,11 @@ class CostBudget:
         self._layers: dict[str, DiffStride] = {
             name: layer
             for name, layer in self.cost.layers.items()
-            if name in used and isinstance(layer, DiffStride) and layer.strides.requires_grad
+            if name in used and _changes_cost(layer)
         }
         if not self._layers:
-            raise ValueError("the model has no DiffStride layer whose strides learn")
+            raise ValueError("the model has no DiffStride layer whose strides learn and crop")
+        _check_apart(self._layers)
         self.multiply_adds = budget if budget > 100 else budget * self.cost.value()
         self._written = self._read()
         self._wanted = self._read()
@@ -108,7 +109,7 @@ class CostBudget:
             name: [log + move for log, move in zip(logs, moves[name], strict=True)]
             for name, logs in self._wanted.items()
         }
-        wanted = self._scaled(moved)
+        wanted = scaled(moved, self._spending, self._least, self.multiply_adds)
         self._write(self._spending.spend(wanted, self._least, self.multiply_adds))
         self._wanted = wanted
 
@@ -223,48 +224,18 @@ class CostBudget:
     def _least(self) -> float:
         return (1 - TOLERANCE) * self.multiply_adds
 
-    def _scaled(self, logs: Logs) -> Logs:
-        """The logarithms times the smallest factor that keeps the cost within the budget."""
 
-        def clamped(name: str, values: Iterable[float]) -> list[float]:
-            low, high = self._spending.limits(name)
-            return [min(max(value, low), high, LARGEST) for value in values]
+def _changes_cost(layer: Any) -> bool:
+    """Whether a layer has strides that learn, and that change the size of a map."""
+    return isinstance(layer, DiffStride) and layer.strides.requires_grad and layer.cropping
 
-        def stretched(amount: float) -> Logs:
-            factor = exp(amount)
-            return {
-                name: clamped(name, (value * factor for value in values))
-                for name, values in logs.items()
-            }
 
-        def shifted(amount: float) -> Logs:
-            # Where all strides that could be stretched are at their limits, or 1.
-            return {
-                name: clamped(name, (value + amount for value in values))
-                for name, values in stretched(FURTHEST).items()
-            }
-
-        if self._least <= self._spending.value(stretched(0.0)) <= self.multiply_adds:
-            return stretched(0.0)
-        for scaled in (stretched, shifted):
-            reach = self._reach(scaled)
-            if self._affords(scaled(reach)):
-                amount = threshold(lambda at, to=scaled: self._affords(to(at)), -reach, reach)
-                return scaled(amount)
-        least = self._spending.value(shifted(FURTHEST))
-        raise ValueError(
-            f"a budget of {self.multiply_adds:,.0f} multiply-adds cannot be met: with all strides "
-            f"as large as they may be, the network costs {least:,}"
-        )
-
-    def _affords(self, logs: Logs) -> bool:
-        return self._spending.value(logs) <= self.multiply_adds
-
-    def _reach(self, scaled: Callable[[float], Logs]) -> float:
-        """How far to look for the amount that meets the budget: steps of optimisers are small."""
-        reach = 1e-3
-        while reach < FURTHEST and not (
-            self._affords(scaled(reach)) and not self._affords(scaled(-reach))
-        ):
-            reach *= 4
-        return min(reach, FURTHEST)
+def _check_apart(layers: Mapping[str, DiffStride]) -> None:
+    holders: dict[int, str] = {}
+    for name, layer in layers.items():
+        other = holders.setdefault(id(layer.strides), name)
+        if other != name:
+            raise ValueError(
+                f"{other!r} and {name!r} hold one parameter for their strides, which a budget "
+                "cannot move for both: use one layer in both places"
+            )

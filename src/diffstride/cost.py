@@ -12,7 +12,7 @@ from diffstride.base import SizedPooling
 from diffstride.pooled_maps import PooledMaps
 from diffstride.pooling import stride_layers
 from diffstride.resolution import Resolutions, proportional, resolve
-from diffstride.sizes import Number, Size, Sizes, moving_dims, number
+from diffstride.sizes import SMALLEST, Number, Size, Sizes, VanishedError, moving_dims, number
 from diffstride.spectrum import CPU, Axis
 from diffstride.tracing import Trace, as_leaves, trace
 from diffstride.verification import FACTORS, TOLERANCE, numbers_read, scaled_strides
@@ -77,6 +77,7 @@ class MultiplyAdds:
         _check_shared(found)
         sizes = Sizes(found)
         self._pooling = [PooledMaps(found, sizes, calls) for calls in found.classes()]
+        self._vanishing = sizes.vanishing()
         self._terms = _terms(found, sizes)
         self._totals: dict[tuple[Size, ...], float] = {}
         for (_, factors), count in self._terms.items():
@@ -119,10 +120,8 @@ class MultiplyAdds:
 
     def _sample(self) -> float:
         """What one sample more along every axis of every map adds to the cost, about."""
-        known: dict[Hashable, Number] = {}
-        given, total = self._complete(None), 0.0
-        for layer in self._pooling:
-            layer.pool(known, given.get(layer.name))
+        known, _ = self._pool(self._complete(None))
+        total = 0.0
         for factors, count in self._totals.items():
             sizes = [number(factor.at(known)) for factor in factors]
             total += count * (prod(size + 1 for size in sizes) - prod(sizes))
@@ -133,6 +132,9 @@ class MultiplyAdds:
 
         Args:
             strides: strides to use instead of the layers' own, by the name of the layer.
+
+        Raises:
+            ValueError: if a map is left without a sample at these strides.
         """
         layers = self.layers.items()
         for name in self.layers:
@@ -142,7 +144,7 @@ class MultiplyAdds:
         return torch.as_tensor(self._evaluate(given), dtype=torch.float64, device=CPU)
 
     def value(self, strides: Strides | None = None) -> int:
-        """The cost as a number without a gradient, for searches; arguments as for a call."""
+        """The cost as a number without a gradient, for searches; all else as for a call."""
         return round(number(self._evaluate(self._complete(strides))))
 
     def maps(self, strides: Mapping[str, Any] | None = None) -> dict[str, list[Axis]]:
@@ -150,17 +152,19 @@ class MultiplyAdds:
 
         The strides of a layer may be a function of the sizes that come in, too.
         """
-        known: dict[Hashable, Number] = {}
-        given = self._complete(strides)
-        pooled = [(layer.name, layer.pool(known, given.get(layer.name))) for layer in self._pooling]
+        _, pooled = self._pool(self._complete(strides))
         return {name: axes for name, axes in reversed(pooled) if name in self.layers}
+
+    @property
+    def may_vanish(self) -> bool:
+        """Whether there are strides at which a map is left without a sample."""
+        return bool(self._vanishing)
 
     def by_module(self) -> dict[str, int]:
         """The cost at the present strides, by the name of the module that causes it."""
-        known: dict[Hashable, Number] = {}
-        given, costs = self._complete(None), dict.fromkeys((name for name, _ in self._terms), 0.0)
+        known, _ = self._pool(self._complete(None))
+        costs = dict.fromkeys((name for name, _ in self._terms), 0.0)
         for layer in self._pooling:
-            layer.pool(known, given.get(layer.name))
             costs[layer.name] = costs.get(layer.name, 0.0) + number(layer.cost(known))
         for (name, factors), count in self._terms.items():
             costs[name] += count * prod(number(factor.at(known)) for factor in factors)
@@ -196,14 +200,26 @@ class MultiplyAdds:
             )
 
     def _evaluate(self, strides: Mapping[str, Any]) -> Number:
-        known: dict[Hashable, Number] = {}
+        known, _ = self._pool(strides)
         total: Number = 0.0
         for layer in self._pooling:
-            layer.pool(known, strides.get(layer.name))
             total = total + layer.cost(known)
         for factors, count in self._totals.items():
             total = total + count * prod(factor.at(known) for factor in factors)
         return total
+
+    def _pool(
+        self, strides: Mapping[str, Any]
+    ) -> tuple[dict[Hashable, Number], list[tuple[str, list[Axis]]]]:
+        """The sizes of the maps that all layers return, and how each layer pools its axes."""
+        known: dict[Hashable, Number] = {}
+        layers = self._pooling
+        pooled = [(layer.name, layer.pool(known, strides.get(layer.name))) for layer in layers]
+        for size, where in self._vanishing:
+            left = number(size.at(known))
+            if left < SMALLEST:
+                raise VanishedError(where, left)
+        return known, pooled
 
 
 def _terms(found: Resolutions, sizes: Sizes) -> dict[tuple[str, tuple[Size, ...]], float]:

@@ -11,7 +11,7 @@ from diffstride.one_axis import counted_products
 from diffstride.pooling import BlurPooling, DiffStride, FixedSpectralPooling
 from diffstride.products import axis_order
 from diffstride.resolution import Resolutions
-from diffstride.sizes import Number, Sizes, number, straight_through
+from diffstride.sizes import Number, Sizes, VanishedError, number, straight_through
 from diffstride.spectrum import Axis
 
 
@@ -38,9 +38,15 @@ class PooledMaps:
         self._maps = sum(prod(size.offset for size in sizes) for sizes in still) / self._batch
 
     def pool(self, known: dict[Hashable, Number], strides: Any) -> list[Axis]:
-        """Add the sizes of the pooled map to those that are known."""
+        """Add the sizes of the pooled map to those that are known.
+
+        Raises:
+            VanishedError: if nothing is left to be pooled.
+        """
         inputs = [size.at(known) for size in self.inputs]
         sizes = [round(number(size)) for size in inputs]
+        if min(sizes) < 1:
+            raise VanishedError(f"the map that {self.name!r} pools", min(sizes))
         if strides is None:
             strides = getattr(self.module, "strides", (1.0,))
         smooth = self._per_axis(strides(sizes) if callable(strides) else strides)
@@ -48,7 +54,8 @@ class PooledMaps:
         for i, (axis, size, stride) in enumerate(zip(axes, inputs, smooth, strict=True)):
             # The slope is that at the stride in use, which limits may have moved.
             in_use = stride + (axis.stride - number(stride))
-            known[self.call, i] = straight_through(axis.output_size, size / in_use)
+            unrounded = self._unrounded(size, in_use, axis)
+            known[self.call, i] = straight_through(axis.output_size, unrounded)
         # Frozen, an axis is a matrix product whatever its length.
         frozen = isinstance(self.module, FrozenPooling)
         self._products = [(i, 1 if frozen else counted_products(axes[i])) for i in axis_order(axes)]
@@ -66,6 +73,17 @@ class PooledMaps:
             total = total + count * prod(sizes) * known[self.call, i]
             sizes[i] = known[self.call, i]
         return total * self._count(known)
+
+    def _unrounded(self, size: Number, stride: Number, axis: Axis) -> Number:
+        """The size that an axis is given, before it is rounded to whole samples."""
+        if not isinstance(self.module, DiffStride):
+            return size / stride
+        if self.module.cropping and self.module.edge == "stopband":
+            return size / stride
+        if not self.module.cropping or 2 * axis.cutoff >= axis.size:
+            return size + 0 * stride  # a slope of zero is one, too
+        factor = self.module.smoothness_factor
+        return size / stride + (2 * factor if axis.transition == factor else size / 2)
 
     def _count(self, known: Mapping[Hashable, Number]) -> Number:
         """How many maps of one channel are pooled for each sample."""

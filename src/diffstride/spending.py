@@ -17,6 +17,7 @@ import torch
 
 from diffstride.cost import MultiplyAdds
 from diffstride.pooling import DiffStride
+from diffstride.sizes import VanishedError
 from diffstride.spectrum import CPU, plan_axis
 
 Logs = dict[str, list[float]]  # logarithms of strides, by layer
@@ -49,16 +50,53 @@ class Spending:
 
     def __init__(self, cost: MultiplyAdds, layers: Mapping[str, DiffStride]) -> None:
         self._cost, self._layers = cost, layers
+        self._order = [name for name in reversed(cost.maps()) if name in layers]  # of execution
         self._last: tuple[MapSizes, MapSizes] = {}, {}
 
     def value(self, logs: Logs) -> int:
         """The multiply-adds at these strides."""
         return self._cost.value({name: as_stored(values) for name, values in logs.items()})
 
+    @property
+    def may_vanish(self) -> bool:
+        """Whether there are strides at which a map is left without a sample."""
+        return self._cost.may_vanish
+
     def limits(self, name: str) -> tuple[float, float]:
         """The logarithms of a layer's limits."""
         layer = self._layers[name]
         return log(layer.lower_limit_stride or 1.0), log(layer.upper_limit_stride or inf)
+
+    def runnable(self, logs: Logs) -> Logs:
+        """The nearest smaller strides at which no map vanishes, the first layers' as asked for.
+
+        Layers further on get what those before them leave, since early strides save most.
+        """
+        if not self.may_vanish or self._runs(logs):
+            return logs
+        found = {name: [self.limits(name)[0]] * len(values) for name, values in logs.items()}
+        for name in self._order:
+            for axis, value in enumerate(logs[name]):
+                self._raise(found, name, axis, value)
+        return found
+
+    def _raise(self, found: Logs, name: str, axis: int, value: float) -> None:
+        """Raise a stride to a value, or as far as the network runs."""
+        low = found[name][axis]
+
+        def fails(at: float) -> bool:
+            found[name][axis] = at
+            return not self._runs(found)
+
+        if fails(value):
+            found[name][axis] = max(low, threshold(fails, low, value) - 2e-6)
+
+    def _runs(self, logs: Logs) -> bool:
+        try:
+            self._cost.maps({name: as_stored(values) for name, values in logs.items()})
+        except VanishedError:
+            return False
+        return True
 
     def spend(self, wanted: Logs, least: float, most: float) -> Logs:
         """The nearest strides that cost ``least`` to ``most``; ``wanted`` may cost less.
@@ -66,7 +104,7 @@ class Spending:
         If there are none within reach: those that cost the most below ``least`` that was found.
         """
         start = self._choice(wanted, {})
-        if start.cost >= least:
+        if start is None or start.cost >= least:
             return wanted
         # Stay with what was chosen, or maps would flicker, and whatever is behind them with them.
         again = self._choice(wanted, self._last[1]) if self._last[1] else None
@@ -95,14 +133,14 @@ class Spending:
                 [
                     Change({key: each.sizes[key]}, each.cost - start.cost, each.distance)
                     for each in others
-                    if each.cost != start.cost
+                    if each and each.cost != start.cost
                 ]
             )
         options = sorted(filter(None, options), key=lambda option: min(c.distance for c in option))
         gap = least - start.cost, most - start.cost
         for sizes in combinations(options[:AXES], *gap):
             choice = self._choice(wanted, start.sizes | sizes)
-            if least <= choice.cost <= most:
+            if choice and least <= choice.cost <= most:
                 return choice
         return None
 
@@ -117,14 +155,17 @@ class Spending:
             def worth(choice: Choice, start: Choice = start) -> float:
                 return (choice.cost - start.cost) / max(choice.distance - start.distance, 1e-4)
 
-            fitting = [choice for choice in larger if start.cost < choice.cost <= most]
+            fitting = [each for each in larger if each and start.cost < each.cost <= most]
             if not fitting:
                 break
             start = max(fitting, key=worth)
         return start
 
-    def _choice(self, wanted: Logs, sizes: MapSizes) -> Choice:
-        """The strides nearest to those wanted that make the maps so large, as far as they can."""
+    def _choice(self, wanted: Logs, sizes: MapSizes) -> Choice | None:
+        """The strides nearest to those wanted that make the maps so large, as far as they can.
+
+        None if a map vanishes.
+        """
         logs: Logs = {}
 
         def fit(name: str, incoming: Sequence[int]) -> list[float]:
@@ -135,7 +176,10 @@ class Spending:
                 ]
             return as_stored(logs[name])
 
-        maps = self._cost.maps({name: partial(fit, name) for name in wanted})
+        try:
+            maps = self._cost.maps({name: partial(fit, name) for name in wanted})
+        except VanishedError:
+            return None
         reached = {
             (name, i): maps[name][i].output_size
             for name, values in wanted.items()
