@@ -15,7 +15,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import distributed
 
-from diffstride.examples import sources
+from diffstride.examples import decoding
 from diffstride.examples.augment import (
     crop_and_flip,
     flip,
@@ -509,6 +509,17 @@ def test_parquet_is_read_in_its_own_order(tmp_path):
     assert data.class_names == ("x", "y", "z")
 
 
+def test_files_that_number_their_classes_differently_are_refused(tmp_path):
+    swapped = table(6, feature=datasets.ClassLabel(names=["y", "x", "z"]))
+    save(tmp_path / "own", table(12), swapped)
+    refused(
+        r"the classes of column 'label' are 'x', 'y', 'z' in .*train\.parquet, "
+        r"but 'y', 'x', 'z' in .*test\.parquet: write both with the same class names",
+        "own",
+        tmp_path,
+    )
+
+
 def test_settings_tell_what_the_images_are_and_show(tmp_path):
     first, other = table(12), table(12, [0, 1, 2, 2, 1, 0] * 2)
     darker = first.map(lambda row: {"img": row["img"].point(lambda level: level // 2)})
@@ -637,8 +648,8 @@ def test_arguments_out_of_range_are_refused(kwargs, match):
 @pytest.mark.parametrize(("name", "classes"), [("cifar10", 10), ("cifar100", 100)])
 def test_a_prefix_of_cifar_decodes_nothing_else(name, classes, monkeypatch):
     decoded = []
-    decode = sources._decode
-    monkeypatch.setattr(sources, "_decode", lambda *args: decoded.append(args) or decode(*args))
+    decode = decoding._decode
+    monkeypatch.setattr(decoding, "_decode", lambda *args: decoded.append(args) or decode(*args))
     data = load_datasets(name, DATA, train_examples=600, test_examples=150)
     assert len(decoded) == 750
     assert (data.num_classes, data.image_shape) == (classes, (3, 32, 32))

@@ -5,6 +5,8 @@ import json
 import pytest
 from tiny_runs import EPOCHS, STEPS_PER_EPOCH, WriteStrides, run_script, train_tiny
 
+from diffstride.examples.files import locked
+
 
 def read(path):
     return json.loads(path.read_text())
@@ -31,3 +33,12 @@ def test_two_processes_learn_the_strides_of_one(tmp_path):
     assert summary["test_accuracy"] == pytest.approx(single["test_accuracy"], abs=1e-3)
     assert summary["multiply_adds_end"] == single["multiply_adds_end"]
     assert pair.stdout.count("epoch   1/3") == 1
+
+
+def test_a_signal_to_stop_ends_all_processes_between_two_steps(tmp_path):
+    stopped = run_script(tmp_path, "--processes", 2, "--terminate", STEPS_PER_EPOCH + 2)
+    assert "stopped; started again, this run continues" in stopped.stdout, stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert "epoch   2/3" not in stopped.stdout
+    with locked(tmp_path / "checkpoints", wait=False) as free:
+        assert free

@@ -165,6 +165,17 @@ def test_configs_are_found_here_then_in_the_folder_then_among_the_packaged():
     assert width() == 3
 
 
+def test_a_folder_of_configs_may_include_packaged_ones():
+    """In a process of its own: there Python takes any folder for a package."""
+    Path("configs").mkdir()
+    Path("configs/mine.gin").write_text("include 'digits.gin'\ntrain.num_epochs = 0")
+    flags = ["--gin_config=mine.gin", "--configs_folder=configs", "--workdir=run"]
+    started = [sys.executable, "-m", "diffstride.examples.main", *flags]
+    run = subprocess.run(started, capture_output=True, text=True, check=False)
+    # Which is told once the files have been read.
+    assert re.fullmatch(r"error: num_epochs must be .* got 0\n", run.stderr), run.stderr
+
+
 # Mistakes
 
 
@@ -201,6 +212,10 @@ def test_configs_are_found_here_then_in_the_folder_then_among_the_packaged():
         (
             ["--gin_bindings=resnet.Resnet.output_activation = 'softmax'"],
             "leave output_activation of the network None",
+        ),
+        (
+            ["--gin_bindings=train.num_epochs = %FOO"],
+            r"No bindings specified for 'FOO/gin\.macro'",
         ),
         (["--configs_folder=nowhere"], "configs_folder is 'nowhere': there is no such folder"),
         (["--workdir=tiny.gin"], "cannot write to workdir 'tiny.gin' .Not a directory.: choose"),

@@ -340,6 +340,18 @@ def test_checkpoints_of_another_network_are_refused(workdir):
             "optimizer ('momentum: 0.9' there, 'momentum: 0.8' asked for)",
         ),
         ({"schedule": None}, " there, 'constant' asked for)"),
+        (
+            {"schedule": partial(torch.optim.lr_scheduler.OneCycleLR, final_div_factor=3.0)},
+            "scheduled ('min_lr: 4e-07' there, 'min_lr: 0.0013",
+        ),
+        (
+            {"schedule": partial(torch.optim.lr_scheduler.OneCycleLR, base_momentum=0.8)},
+            "scheduled ('base_momentum: 0.85' there, 'base_momentum: 0.8' asked for)",
+        ),
+        (
+            {"model": partial(tiny_network, strides=(2, 2.0001))},
+            "strides ('blocks.0.0.pooling: [2.0, 2.0]' there, 'blocks.0.0.pooling: [2.00009",
+        ),
         ({"stride_learning_rate": 0.01}, "optimizer ('lr: 0.1' there, 'lr: 0.01' asked for)"),
         (
             {"datasets": tiny_datasets(augment_fn="flip")},
@@ -377,8 +389,12 @@ def shifted(images, generator, shift=2):
             {"model": partial(tiny_network, pooling_cls=partial(reference.DiffStride, **layer))}
             for layer in ({"smoothness_factor": 4.0}, {"smoothness_factor": 3.0})
         ],
+        [
+            {"model": partial(tiny_network, pooling_cls=partial(reference.DiffStride, **layer))}
+            for layer in ({"shared_stride": False}, {"shared_stride": True})
+        ],
     ],
-    ids=["augmentation", "published layer"],
+    ids=["augmentation", "published layer", "one stride for both axes"],
 )
 def test_runs_that_differ_in_an_argument_of_a_part_are_not_taken_for_the_same(tmp_path, variants):
     options, others = variants

@@ -327,6 +327,25 @@ def test_a_failed_run_stops_no_other_and_is_told_at_the_end(fake_training, monke
     assert last == f"failed: {NAMES[1]}: the strides have diverged"
 
 
+def test_a_folder_that_cannot_be_had_stops_no_other_run(fake_training, capsys):
+    taken = Path("runs/table", NAMES[1])
+    taken.parent.mkdir(parents=True)
+    taken.touch()
+    assert command() == table.FAILED
+    assert fake_training == [NAMES[0], *NAMES[2:]]
+    told = capsys.readouterr()
+    assert f"failed: {NAMES[1]}: [Errno 17] File exists" in told.err
+    assert told.out.endswith("5 of 6 runs are done\n")
+
+
+@pytest.mark.parametrize("option", ["--results", "--runs"])
+def test_folders_that_take_no_files_are_told_before_anything_is_made(fake_training, capsys, option):
+    Path("file").touch()
+    assert command(f"{option}=file/folder") == 2
+    assert f"cannot write to {option} 'file/folder' (Not a directory)" in capsys.readouterr().err
+    assert fake_training == []
+
+
 def test_a_run_in_other_hands_is_passed_over(fake_training, capsys):
     workdir = Path("runs/table", NAMES[0])
     workdir.mkdir(parents=True)

@@ -484,6 +484,10 @@ def test_number_of_threads_is_set(tmp_path):
         ({"budget": "all"}, "budget must be a number above 0, or 'strided'.*got 'all'"),
         ({"budget": "strided", "model": tiny_network(10, 1)}, "a model that is built"),
         ({"budget": "strided", "model": small_network_of}, "needs a model with pooling_cls"),
+        (
+            {"budget": "strided", "model": partial(tiny_network, strides=(1.5, 2))},
+            r"strided convolutions, which cannot be built \(.*\): start from whole strides, or",
+        ),
         ({"budget": 0.5, "model": partial(tiny_network, pooling_cls=None)}, "budget=0.5 needs"),
         ({"stride_penalty": 1.0, "model": partial(tiny_network, pooling_cls=None)}, "=1.0 needs"),
         ({"stride_penalty": 1.0, "model": with_fixed_strides}, "=1.0 needs strides that learn"),

@@ -1,6 +1,7 @@
 """Trainings of a few seconds that several test modules share; run as a script, one in a process.
 
-python tests/tiny_runs.py WORKDIR [--kill STEP] [--processes N] [--strides FOLDER]
+python tests/tiny_runs.py WORKDIR [--kill STEP] [--terminate STEP] [--processes N]
+    [--strides FOLDER]
 """
 
 import argparse
@@ -10,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -31,10 +33,14 @@ POOLING = partial(DiffStride, edge="stopband")
 
 
 def tiny_network(
-    num_output_classes: int, in_channels: int, frozen_norms: bool = False, pooling_cls=POOLING
+    num_output_classes: int,
+    in_channels: int,
+    frozen_norms: bool = False,
+    pooling_cls=POOLING,
+    strides=(2, 2),
 ) -> Resnet:
     network = Resnet(
-        [4, 8], [2, 2], num_output_classes, in_channels=in_channels, pooling_cls=pooling_cls
+        [4, 8], strides, num_output_classes, in_channels=in_channels, pooling_cls=pooling_cls
     )
     norms = [each for each in network.modules() if isinstance(each, nn.BatchNorm2d)]
     for norm in norms if frozen_norms else []:
@@ -83,6 +89,18 @@ def kill(trainer):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+class Terminate(pl.Callback):
+    """Ends the first process by a signal after a step, while the others exchange gradients."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_before_backward(self, trainer, *args):
+        if trainer.global_step == self.step and trainer.is_global_zero:
+            time.sleep(1)  # until they wait for those of this one
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 class WriteStrides(pl.Callback):
     """Writes the strides after every step to one file per process."""
 
@@ -108,6 +126,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("workdir")
     parser.add_argument("--kill", type=int)
+    parser.add_argument("--terminate", type=int)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--strides")
     arguments = parser.parse_args()
@@ -115,6 +134,8 @@ def main():
     options = {}
     if arguments.kill:
         options["callbacks"] = [At(arguments.kill, kill)]
+    if arguments.terminate:
+        options["callbacks"] = [Terminate(arguments.terminate)]
     if arguments.strides:
         options["callbacks"] = [WriteStrides(arguments.strides)]
         options["frozen_norms"] = True

@@ -221,5 +221,6 @@ class DiffStride(SizedPooling):
     def extra_repr(self) -> str:
         shown = ("smoothness_factor", "cropping", "lower_limit_stride", "upper_limit_stride")
         options = ", ".join(f"{name}={getattr(self, name)}" for name in shown)
+        options += ", shared_stride=True" * self.shared_stride
         learning = self.strides.requires_grad
         return f"strides={self.stride_values()}, trainable={learning}, {options}"

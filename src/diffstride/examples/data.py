@@ -19,7 +19,8 @@ from diffstride.examples.augment import (
     mixup,
     seeded_generator,
 )
-from diffstride.examples.sources import DataError, Rows, Source, read_images, read_source
+from diffstride.examples.decoding import read_images
+from diffstride.examples.sources import DataError, Rows, Source, read_source
 
 PROBED = 4  # images, by which an augmentation is told from others
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,6 +46,32 @@ def atomic_file(path: Path, backup: Path | None = None) -> Iterator[IO[bytes]]:
     if backup and path.exists():
         os.replace(path, backup)
     os.replace(partial, path)
+
+
+@contextmanager
+def writing(folder: Path, name: str) -> Iterator[None]:
+    """Have errors while writing to a folder say which it is, and by what name it was given.
+
+    Raises:
+        OSError: it takes no files.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"cannot write to {name} {str(folder)!r} ({error.strerror}): choose another one"
+        ) from error
+
+
+def check_writable(folder: Path, name: str) -> None:
+    """Make a folder where there is none, and refuse it if it takes no files.
+
+    Raises:
+        OSError: it takes none; says which folder, and by what name it was given.
+    """
+    with writing(folder, name):
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
 
 
 @contextmanager

@@ -82,7 +82,8 @@ def _search(folders: Sequence[Path]) -> Iterator[None]:
 
     prefixes = gin.config._LOCATION_PREFIXES  # which Gin lets nobody take from
     before = list(prefixes)
-    prefixes[:] = map(str, folders)
+    # Whole paths: of a relative one, Gin takes its folder for a package of Python.
+    prefixes[:] = [str(folder.resolve()) for folder in folders]
     logging.getLogger().addFilter(is_of_interest)
     try:
         yield
@@ -117,6 +118,7 @@ def explain(error: BaseException) -> str:
     No configurable matching 'resnet.resnet81'...; did you mean 'resnet.resnet18'?
     """
     message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    message, _, _ = message.partition(" in config string:")  # the whole configuration follows
     lines = [line.strip(" ^") for line in message.splitlines()]
     # Gin adds the calls an error came through, with the addresses of the functions.
     told = [line for line in lines if line and not line.startswith("In call to configurable")]

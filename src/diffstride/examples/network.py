@@ -87,6 +87,11 @@ def resolve_budget(
         strided = build_network(partial(model, pooling_cls=None), data, seed=0)
     except TypeError as error:
         raise ValueError(f"budget='strided' needs a model with pooling_cls: {error}") from error
+    except ValueError as error:
+        raise ValueError(
+            "budget='strided' stands for the same network with strided convolutions, which cannot "
+            f"be built ({error}): start from whole strides, or give a number"
+        ) from error
     return measure_cost(strided, data.image_shape).multiply_adds
 
 

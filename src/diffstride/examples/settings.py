@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from diffstride.examples.data import Datasets
 from diffstride.examples.schedules import build_schedule
 
-NOTED_SINCE = ("labels", "mean", "std")
-"""Facts of the images that runs did not note at first: one that has not is not held to them."""
+NOTED_SINCE = ("labels", "mean", "std", "strides", "scheduled")
+"""Facts that runs did not note at first: one that has not is not held to them."""
 
 
 def describe_run(
@@ -44,6 +44,7 @@ def describe_run(
         "label_smoothing": label_smoothing,
         "seed": seed,
         "network": repr(network),
+        "strides": _all_strides(network),  # the description rounds them
         **({"budget": budget} if budget else {}),
         **({"stride_penalty": stride_penalty} if stride_penalty else {}),
         **({"weight_averaging": weight_averaging} if weight_averaging is not None else {}),
@@ -120,4 +121,16 @@ def _describe_optimization(
     if schedule is not None:
         state = build_schedule(schedule, optimizer, total_steps).state_dict()
         description["schedule"] = "\n".join(f"{name}: {state[name]!r}" for name in sorted(state))
+        # Some keep what they were given there: the least rate, the momentum's limits.
+        description["scheduled"] = repr(optimizer)
     return description
+
+
+def _all_strides(network: nn.Module) -> str:
+    layers = {name: getattr(each, "strides", None) for name, each in network.named_modules()}
+    values = {
+        name: strides.tolist() if isinstance(strides, Tensor) else strides
+        for name, strides in layers.items()
+        if isinstance(strides, (Tensor, tuple))
+    }
+    return "\n".join(f"{name}: {strides}" for name, strides in values.items())

@@ -1,20 +1,15 @@
-"""Where images come from (embedded, a folder, the Hub), and their decoding into uint8 tensors."""
+"""Where images and their labels come from: embedded, a folder, the Hub."""
 
 import glob
-import io
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import PIL.Image
-import PIL.ImageOps
 import torch
-from torch import Tensor
-from torchvision.transforms.v2 import functional as vision
 
 if TYPE_CHECKING:
     from datasets import Dataset as HubDataset
@@ -25,9 +20,6 @@ HUB_NAMES = {
     "cifar100": "uoft-cs/cifar100",
     "fashion_mnist": "zalando-datasets/fashion_mnist",
 }
-# Named, for Pillow otherwise tries dozens on every image; and it stays, while torchvision's
-# decoders, faster by half, are deprecated.
-FORMATS = ("WEBP", "PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF")
 LABEL_COLUMNS = ("fine_label", "label", "labels")
 LAYOUT = "train.parquet and test.parquet, or train/CLASS/*.png and test/CLASS/*.png"
 
@@ -113,11 +105,40 @@ def _from_folder(name: str, root: Path) -> "DatasetDict":
             parts = [part for part in ("train", "test") if (folder / part).is_dir()]
             files = {part: f"{glob.escape(str(folder / part))}/**" for part in parts}
             return load_dataset("imagefolder", data_files=files)
+        _check_class_names(folder)
         return load_dataset(str(folder))
+    except DataError:
+        raise
     except Exception as error:  # every format's reader raises errors of its own
         raise DataError(
-            f"cannot read {str(folder)!r} ({_first_line(error)}): expected {LAYOUT}"
+            f"cannot read {str(folder)!r} ({first_line(error)}): expected {LAYOUT}"
         ) from error
+
+
+def _check_class_names(folder: Path) -> None:
+    """Refuse files that number their classes differently: `datasets` takes the first one's names.
+
+    Raises:
+        DataError: two do.
+    """
+    from datasets import ClassLabel, Features
+    from pyarrow import parquet
+
+    first: dict[str, tuple[Path, list[str]]] = {}
+    for file in sorted(folder.rglob("*.parquet")):
+        for column, feature in Features.from_arrow_schema(parquet.read_schema(file)).items():
+            if isinstance(feature, ClassLabel):
+                other, names = first.setdefault(column, (file, feature.names))
+                if names != feature.names:
+                    raise DataError(
+                        f"the classes of column {column!r} are {_some(feature.names)} in {file}, "
+                        f"but {_some(names)} in {other}: write both with the same class names, in "
+                        "one order"
+                    )
+
+
+def _some(names: Sequence[str]) -> str:
+    return _quoted(names[:5]) + (", …" if len(names) > 5 else "")
 
 
 def _from_hub(name: str) -> "DatasetDict":
@@ -133,13 +154,13 @@ def _from_hub(name: str) -> "DatasetDict":
         return load_dataset(hub_name)
     except ConnectionError as error:
         raise DataError(
-            f"cannot reach the Hugging Face Hub for {hub_name!r} ({_first_line(error)}): without "
+            f"cannot reach the Hugging Face Hub for {hub_name!r} ({first_line(error)}): without "
             f"a network put {LAYOUT} into FOLDER/{name} and pass root='FOLDER' or set "
             f"DIFFSTRIDE_DATA=FOLDER, or bring a filled cache of `datasets` (HF_HOME)"
         ) from error
     except Exception as error:  # the Hub's client, and every format's reader, raise their own
         raise DataError(
-            f"cannot load {hub_name!r} from the Hugging Face Hub ({_first_line(error)}): check the "
+            f"cannot load {hub_name!r} from the Hugging Face Hub ({first_line(error)}): check the "
             f"name at https://huggingface.co/datasets, or give a local copy with root='FOLDER'"
         ) from error
 
@@ -197,70 +218,7 @@ def _rows(
     return Rows(fetch, labels[order], order, title)
 
 
-def read_images(train: Rows, test: Rows, image_size: int | None) -> tuple[Tensor, Tensor]:
-    """Decode both splits into uint8 tensors `(N, C, H, W)`, with one channel if all is grey.
-
-    Raises:
-        DataError: an image is damaged, or its size is not that of the first one.
-
-    >>> source = read_source("digits")
-    >>> [tuple(each.shape) for each in read_images(source.train, source.test, None)]
-    [(1437, 1, 8, 8), (360, 1, 8, 8)]
-    """
-    train_images = _read(train, image_size)
-    test_images = _read(test, image_size, train_images.shape[1:])
-    # Compared as colours, for grey images are often stored with three equal channels.
-    if all(bool((images == images[:, :1]).all()) for images in (train_images, test_images)):
-        return train_images[:, :1].clone(), test_images[:, :1].clone()
-    return train_images, test_images
-
-
-def _read(split: Rows, image_size: int | None, shape: torch.Size | None = None) -> Tensor:
-    images = None
-    for count, (row, item) in enumerate(zip(split.rows, split.fetch(split.rows), strict=True)):
-        image = item if isinstance(item, Tensor) else _decode(item, row, split.title)
-        if image_size is not None:
-            image = vision.resize(image, [image_size])
-            image = vision.center_crop(image, [image_size])
-        if image.shape != (shape := shape or image.shape):
-            raise DataError(
-                f"{_place(item, row, split.title)} has {image.shape[1]} x {image.shape[2]} pixels, "
-                f"others have {shape[1]} x {shape[2]}: pass image_size=PIXELS to resize them all"
-            )
-        if images is None:
-            images = torch.empty(len(split.rows), *shape, dtype=torch.uint8)
-        images[count] = image
-    assert images is not None  # classes without images were refused before
-    return images
-
-
-def _decode(item: Any, row: int, title: str) -> Tensor:
-    try:
-        encoded = item["bytes"]
-        return _pixels(Path(item["path"]).read_bytes() if encoded is None else encoded)
-    except (OSError, SyntaxError, TypeError, ValueError) as error:
-        reason = _first_line(error)
-        if isinstance(error, PIL.UnidentifiedImageError):  # which tells an address in memory
-            reason = f"none of {', '.join(FORMATS)}"
-        raise DataError(
-            f"cannot decode {_place(item, row, title)} ({reason}): replace or remove it"
-        ) from error
-
-
-def _pixels(encoded: bytes) -> Tensor:
-    with PIL.Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
-        if image.mode.startswith(("I", "F")):  # which Pillow would clip at 255, not scale
-            raise ValueError(f"more than 8 bits a pixel, mode {image.mode!r}")
-        PIL.ImageOps.exif_transpose(image, in_place=True)
-        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-
-
-def _place(item: Any, row: int, title: str) -> str:
-    path = item.get("path") if isinstance(item, dict) else None
-    return f"row {row} ({path!r}) of {title}" if path else f"row {row} of {title}"
-
-
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from diffstride.examples.backend import exceptions
-from diffstride.examples.files import atomic_file, locked
+from diffstride.examples.files import atomic_file, check_writable, locked
 from diffstride.examples.grid import USUAL, Run
 from diffstride.examples.launch import Grid
 from diffstride.examples.main import KILLED_BY, USAGE_ERROR, explain
@@ -53,17 +53,17 @@ def make(
     code = commit()  # now: the files may change while the grid runs
     for number, (name, run) in enumerate(runs.items(), start=1):
         workdir = folder / name
-        workdir.mkdir(parents=True, exist_ok=True)
-        with locked(workdir, wait=False) as free:
-            try:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            with locked(workdir, wait=False) as free:
                 if not free or name not in _missing(grid, {name: run}, file.parent):
                     continue
                 print(f"run {number} of {len(runs)}: {name}", flush=True)
                 trained_at = {"commit": note_commit(workdir, code)}
                 append_row(file, grid.train(run, workdir) | trained_at)
-            except Exception as error:  # whatever it is, the others can be made
-                traceback.print_exc()
-                failures[name] = explain(error)
+        except Exception as error:  # whatever it is, the others can be made
+            traceback.print_exc()
+            failures[name] = explain(error)
 
 
 def _missing(grid: Grid, runs: Mapping[str, Run], results: Path) -> list[str]:
@@ -186,6 +186,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("\n".join(_list(grid, runs, where.results)))
             return 0
         read_rows(where.results)  # damaged files are told before anything is trained
+        if _missing(grid, runs, where.results):
+            check_writable(where.results, "--results")
+            check_writable(options.runs, "--runs")
     except Exception as error:  # Gin raises what its parser happens to: any of it is the user's
         print(f"error: {explain(error)}", file=sys.stderr)
         return USAGE_ERROR

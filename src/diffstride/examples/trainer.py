@@ -61,11 +61,30 @@ def build_trainer(
     )
     forks = isinstance(trainer.strategy.launcher, MultiProcessingLauncher)  # "auto" in a notebook
     check_strategy(options.get("strategy"), forks)
+    _stop_between_batches(trainer)
     environment = getattr(trainer.strategy, "cluster_environment", None)
     if isinstance(environment, SLURMEnvironment):
         # It would save in the midst of an epoch, and go on from there past all checks of this run.
         environment.auto_requeue = False
     return trainer
+
+
+def _stop_between_batches(trainer: pl.Trainer) -> None:
+    """Have the processes of a run told to end by a note that they look at before each batch.
+
+    Lightning's own handler broadcasts at once, in the midst of what else the processes exchange,
+    which hangs them, see https://github.com/Lightning-AI/pytorch-lightning/issues/20806. The note
+    is broadcast by the training loop.
+    """
+    connector = trainer._signal_connector
+
+    def note(number: int, frame: Any) -> None:
+        launcher = trainer.strategy.launcher
+        if launcher is not None and not connector.received_sigterm:
+            launcher.kill(number)  # pyright: ignore[reportArgumentType]
+        connector.received_sigterm = True
+
+    connector._sigterm_notifier_fn = note  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def check_strategy(strategy: Any, forks: bool = False) -> None:

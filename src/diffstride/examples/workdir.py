@@ -1,6 +1,5 @@
 """The folder of a run: what an earlier start left in it, and what this one leaves."""
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from torch import nn
 
 from diffstride.examples.backend import rank_zero_only, say
 from diffstride.examples.checkpoints import CHECKPOINTS, newest_checkpoint, weights
-from diffstride.examples.files import atomic_file, locked
+from diffstride.examples.files import atomic_file, check_writable, locked, writing
 from diffstride.examples.module import Classifier
 from diffstride.examples.network import count_parameters
 from diffstride.examples.report import format_summary, layer_strides, read_summary, save_summary
@@ -79,9 +78,9 @@ def held(workdir: Path) -> Iterator[None]:
     if getattr(rank_zero_only, "rank", 0):  # the first process of the run holds it for all
         yield
         return
-    with _writing(workdir):
+    with writing(workdir, "workdir"):
         (workdir / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=workdir).close()
+    check_writable(workdir, "workdir")
     with locked(workdir / CHECKPOINTS, wait=False) as free:
         if not free:
             raise ValueError(
@@ -99,18 +98,8 @@ def save_config(workdir: Path) -> None:
         OSError: it takes no files; names the folder.
     """
     if config := gin.operative_config_str():
-        with _writing(workdir), atomic_file(workdir / "operative_config.gin") as file:
+        with writing(workdir, "workdir"), atomic_file(workdir / "operative_config.gin") as file:
             file.write(config.encode())
-
-
-@contextmanager
-def _writing(workdir: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OSError(
-            f"cannot write to workdir {str(workdir)!r} ({error.strerror}): choose another one"
-        ) from error
 
 
 def finish(workdir: Path, module: Classifier, facts: dict[str, Any]) -> dict[str, Any]:
