@@ -9,6 +9,43 @@ from torch import nn
 from diffstride import DiffStride, MultiplyAdds, convert, stride_layers
 
 
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+@pytest.mark.parametrize("stride", [3, 5])
+def test_strides_that_divide_all_sizes_at_first_round_at_others(stride, kernel):
+    for size in range(20, 50):
+        net = nn.Sequential(
+            DiffStride((1.5,), edge="stopband"), nn.Conv1d(2, 4, kernel, stride=stride)
+        )
+        x = torch.zeros(1, 2, size)
+        cost = MultiplyAdds(net.eval(), x)
+        for learned in (1.0, 1.3, 1.7, 2.0):
+            net[0].strides.data.fill_(learned)
+            assert cost.value() == counted(net, x)
+
+
+def test_sizes_that_happen_to_grow_in_proportion_are_told_apart():
+    """As 25 and 37 do that become 250 and 370, whichever are drawn: all pairs are tried."""
+    conv = nn.Conv2d(1, 2, 3, padding=1)
+    for height in range(20, 40):
+        net = nn.Sequential(DiffStride(1.5, edge="stopband"), conv).eval()
+        x = torch.zeros(1, 1, height, 37)
+        cost = MultiplyAdds(net, x)
+        for strides in ((1.0, 1.6), (1.6, 1.0)):
+            net[0].strides.data.copy_(torch.tensor(strides))
+            assert cost.value() == counted(net, x)
+
+
+@pytest.mark.parametrize("size", [(12, 15, 20), (12, 19, 14), (17, 19, 20), (13, 16, 14)])
+def test_axes_of_about_one_size_are_told_apart(size):
+    strided = nn.MaxPool3d(2), nn.Conv3d(1, 4, 2, stride=3)
+    net = nn.Sequential(DiffStride((1.5,) * 3, edge="stopband"), *strided).eval()
+    x = torch.zeros(1, 1, *size)
+    cost = MultiplyAdds(net, x)
+    for strides in ((1.0, 1.0, 1.0), (1.3, 1.0, 1.0), (1.0, 1.3, 1.0), (1.0, 1.0, 1.3)):
+        net[0].strides.data.copy_(torch.tensor(strides))
+        assert cost.value() == counted(net, x)
+
+
 class Net(nn.Module):
     """A learned pooling, some modules, and a function of them and the input."""
 

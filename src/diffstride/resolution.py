@@ -80,7 +80,7 @@ class Resolutions:
         self.leaders = {call: call for call in calls}
         self.start_move()
 
-    def start_move(self, remainder: int | None = None) -> None:
+    def start_move(self, seed: int = 0, remainder: int | None = None) -> None:
         """Forget all moves, and draw by how much the maps of each leader grow along each axis.
 
         Odd numbers, so that adding two of them gives no third; with a ``remainder`` such that the
@@ -90,7 +90,7 @@ class Resolutions:
         self.multiply_adds: dict[fx.Node, int] = {}
         self.moves, self.costs = [self.values], [self.multiply_adds]
         self.shifts: dict[tuple[fx.Node, int], int] = {}
-        draws, taken = _draws(), set()
+        draws, taken = _draws(seed), set()
         for leader in dict.fromkeys(self.leaders.values()):
             for axis, size in enumerate(self.trace.values[leader].shape[2:]):
                 # By the whole size at least: what strides leave of it then moves, too.
@@ -150,13 +150,13 @@ class Resolutions:
         return [call for call in self.leaders if call in seen]
 
 
-def _draws() -> Iterator[int]:
+def _draws(seed: int) -> Iterator[int]:
     """Numbers of at least 101 without an end, no larger than need be.
 
     For some operations grow much faster than the maps: attention over images needs memory by the
     fourth power of their sides, recurrent layers take as many steps as a signal is long.
     """
-    random = Random(0)
+    random = Random(seed)
     for drawn in count():
         yield random.randrange(101, 301 + 50 * drawn)
 
@@ -168,8 +168,10 @@ def _suiting(size: int, shift: int, remainder: int | None) -> int:
 
 def _akin(shift: int) -> set[int]:
     """By how much maps may grow that follow one with this shift, by strides or enlarging."""
+    far = 2 * max(FACTORS)  # what is nearer may have grown as much behind strides
     larger = {factor * shift + d for factor in FACTORS for d in range(-2 * factor, 2 * factor + 1)}
-    return larger | {shift // factor + d for factor in FACTORS for d in range(-2, 3)}
+    smaller = {shift // factor + d for factor in FACTORS for d in range(-2, 3)}
+    return larger | smaller | set(range(shift - far, shift + far + 1))
 
 
 def resolve(trace: Trace, calls: Iterable[fx.Node]) -> Resolutions:
@@ -200,12 +202,19 @@ def resolve(trace: Trace, calls: Iterable[fx.Node]) -> Resolutions:
     """
     found = Resolutions(trace, calls)
     _settle(found)
+    if not _rounds(found):
+        # Sizes may still happen to grow in proportion: one move more tells them apart.
+        moves, costs = found.moves, found.costs
+        found.start_move(seed=1)
+        if not _settle(found):
+            found.moves, found.costs = moves + found.moves, costs + found.costs
+            return found
     # Sizes that are rounded to different sides agree by chance, as halves of an even number do.
-    changed = _rounds(found)
+    changed = True
     while changed:
         changed, moves, costs = False, [], []
-        for remainder in REMAINDERS:
-            found.start_move(remainder)
+        for seed, remainder in enumerate(REMAINDERS):
+            found.start_move(seed, remainder)
             changed = _settle(found) or changed
             moves.append(found.values)
             costs.append(found.multiply_adds)
@@ -233,8 +242,11 @@ def _rounds(found: Resolutions) -> bool:
         operands = [dim for source in node.all_input_nodes for dim in found.dims(source)]
         known = found.origins.keys() | {dim.shift for dim in operands} | {()}
         for dim in found.dims(node):
-            if dim.shift not in known and not proportional(dim, dict.fromkeys(operands), most=3):
-                return True
+            if dim.shift not in known:
+                factors = proportional(dim, dict.fromkeys(operands), most=3)
+                # A fraction of others may be what rounding made of them, where it did not show.
+                if not factors or dim.size % prod(factor.size for factor in factors):
+                    return True
     return False
 
 
