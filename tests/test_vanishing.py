@@ -8,7 +8,7 @@ from networks import counted
 from torch import nn
 
 from diffstride import CostBudget, DiffStride, MultiplyAdds, convert, stride_layers
-from diffstride.sizes import VanishedError
+from diffstride.vanishing import VanishedError
 
 
 def lenet(size=32):
@@ -46,6 +46,9 @@ BEHIND = {
     "strided": nn.Conv2d(1, 2, 5, 3),
     "pooling": nn.MaxPool2d(6, 1),
     "halving": nn.AvgPool2d(2),
+    "reflecting": nn.Conv2d(1, 2, 5, padding=2, padding_mode="reflect"),
+    "reflected": nn.Sequential(nn.ReflectionPad2d((3, 1, 0, 2)), nn.Conv2d(1, 2, 1)),
+    "circular": nn.Conv2d(1, 2, 7, padding=3, padding_mode="circular"),
 }
 
 
@@ -123,6 +126,79 @@ def test_a_network_runs_wherever_steps_lead():
         smallest.append(min(axis.output_size for axis in budget.cost.maps()["3.pooling"]))
     assert 0.95 <= min(costs) <= max(costs) <= 1
     assert min(smallest) == 5  # as small as the last convolution takes them
+
+
+class Twice(nn.Module):
+    """A layer that is called before and behind another one."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = (DiffStride((1.5,), edge="stopband") for _ in range(2))
+        self.one, self.two = nn.Conv1d(1, 32, 3, padding=1), nn.Conv1d(32, 32, 3, padding=1)
+        self.last = nn.Conv1d(32, 32, 9)
+
+    def forward(self, x):
+        return self.last(self.first(self.second(self.two(self.first(self.one(x))))))
+
+
+def test_a_layer_that_is_called_twice_goes_ahead_from_its_first_call_on():
+    net, x = Twice(), torch.zeros(1, 1, 256)
+    assert MultiplyAdds(net, x).order == ["first", "second"]
+    budget = CostBudget(net, x, 0.3)
+    assert budget.cost.value() <= budget.multiply_adds
+    net(x)
+
+
+def test_steps_from_which_no_scaling_leads_back_are_not_taken(monkeypatch):
+    net, x = lenet()
+    budget = CostBudget(net, x, 0.8)
+    before = [layer.strides.tolist() for layer in stride_layers(net).values()]
+
+    def refuse(*args):
+        raise ValueError("cannot be met")
+
+    monkeypatch.setattr("diffstride.budget.scaled", refuse)
+    for layer in stride_layers(net).values():
+        layer.strides.data += 0.5
+    budget.project_()
+    after = [layer.strides.tolist() for layer in stride_layers(net).values()]
+    assert after == [pytest.approx(strides, abs=1e-5) for strides in before]
+    budget.multiply_adds *= 0.9
+    with pytest.raises(ValueError, match="cannot be met"):
+        budget.project_()
+
+
+def test_maps_of_which_no_other_size_will_do_stay():
+    layers = [DiffStride(strides, smoothness_factor=2.5) for strides in ((2, 1.3), (1.5, 1.5))]
+    net = nn.Sequential(
+        layers[0],
+        nn.MaxPool2d(3, 1, ceil_mode=True),
+        nn.Conv2d(2, 16, 3, 3),
+        nn.Conv2d(16, 4, 1),
+        layers[1],
+        nn.Conv2d(4, 8, 3, dilation=2),
+        nn.Conv2d(8, 4, 1),
+    )
+    x = torch.zeros(1, 2, 42, 18)
+    budget = CostBudget(net, x, 0.7)
+    assert budget.cost.value() <= budget.multiply_adds
+    net(x)
+
+
+class Differences(nn.Module):
+    """Parts of maps that may be empty, and pooling where a map is large enough."""
+
+    def forward(self, x):
+        if x.shape[-1] >= 4:
+            x = nn.functional.max_pool2d(x, 4)
+        return (x[..., 1:] - x[..., :-1]).sum((2, 3))
+
+
+def test_empty_parts_and_branches_that_keep_a_map_do_no_harm():
+    conv = nn.Conv2d(2, 2, 3, padding=1)
+    net = nn.Sequential(DiffStride((6.5, 6.5), edge="stopband"), conv, Differences())
+    x = torch.zeros(1, 2, 24, 24)
+    assert MultiplyAdds(net, x).value() == counted(net.eval(), x)
 
 
 def test_later_strides_make_room_for_earlier_ones():

@@ -109,9 +109,18 @@ class CostBudget:
             name: [log + move for log, move in zip(logs, moves[name], strict=True)]
             for name, logs in self._wanted.items()
         }
-        wanted = scaled(moved, self._spending, self._least, self.multiply_adds)
+        wanted = self._scaled(moved)
         self._write(self._spending.spend(wanted, self._least, self.multiply_adds))
         self._wanted = wanted
+
+    def _scaled(self, moved: Logs) -> Logs:
+        """These strides scaled to the budget, or those in use where no scaling leads there."""
+        try:
+            return scaled(moved, self._spending, self._least, self.multiply_adds)
+        except ValueError:
+            if self._spending.value(self._written) > self.multiply_adds:
+                raise
+            return {name: list(logs) for name, logs in self._written.items()}
 
     @torch.no_grad()
     def level_gradients_(self) -> None:

@@ -12,9 +12,10 @@ from diffstride.base import SizedPooling
 from diffstride.pooled_maps import PooledMaps
 from diffstride.pooling import stride_layers
 from diffstride.resolution import Resolutions, proportional, resolve
-from diffstride.sizes import SMALLEST, Number, Size, Sizes, VanishedError, moving_dims, number
+from diffstride.sizes import Number, Size, Sizes, moving_dims, number
 from diffstride.spectrum import CPU, Axis
 from diffstride.tracing import Trace, as_leaves, trace
+from diffstride.vanishing import Remains
 from diffstride.verification import FACTORS, TOLERANCE, numbers_read, scaled_strides
 
 Strides = Mapping[str, Tensor | Sequence[float]]
@@ -77,7 +78,7 @@ class MultiplyAdds:
         _check_shared(found)
         sizes = Sizes(found)
         self._pooling = [PooledMaps(found, sizes, calls) for calls in found.classes()]
-        self._vanishing = sizes.vanishing()
+        self._remains = Remains(found, sizes)
         self._terms = _terms(found, sizes)
         self._totals: dict[tuple[Size, ...], float] = {}
         for (_, factors), count in self._terms.items():
@@ -92,7 +93,7 @@ class MultiplyAdds:
                 if not moved:
                     continue
                 try:
-                    traced = retrace()
+                    traced, expected = retrace(), self.value()
                 except ValueError:
                     continue  # maps too small for the network say nothing of the others
                 other = copy.copy(self)
@@ -101,7 +102,7 @@ class MultiplyAdds:
                 except ValueError as error:
                     unknown.append(error)
                     continue
-                expected, actual = self.value(), other.value()
+                actual = other.value()
                 # One sample more or less is what a check for odd sizes may add.
                 if abs(expected - actual) > TOLERANCE * actual + other._sample():
                     raise ValueError(
@@ -156,9 +157,15 @@ class MultiplyAdds:
         return {name: axes for name, axes in reversed(pooled) if name in self.layers}
 
     @property
+    def order(self) -> list[str]:
+        """The stride layers that are called, in the order in which they first are."""
+        names = dict.fromkeys(layer.name for layer in self._pooling)
+        return [name for name in names if name in self.layers]
+
+    @property
     def may_vanish(self) -> bool:
         """Whether there are strides at which a map is left without a sample."""
-        return bool(self._vanishing)
+        return bool(self._remains)
 
     def by_module(self) -> dict[str, int]:
         """The cost at the present strides, by the name of the module that causes it."""
@@ -215,10 +222,7 @@ class MultiplyAdds:
         known: dict[Hashable, Number] = {}
         layers = self._pooling
         pooled = [(layer.name, layer.pool(known, strides.get(layer.name))) for layer in layers]
-        for size, where in self._vanishing:
-            left = number(size.at(known))
-            if left < SMALLEST:
-                raise VanishedError(where, left)
+        self._remains.check(known)
         return known, pooled
 
 

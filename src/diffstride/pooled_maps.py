@@ -11,8 +11,9 @@ from diffstride.one_axis import counted_products
 from diffstride.pooling import BlurPooling, DiffStride, FixedSpectralPooling
 from diffstride.products import axis_order
 from diffstride.resolution import Resolutions
-from diffstride.sizes import Number, Sizes, VanishedError, number, straight_through
+from diffstride.sizes import Number, Sizes, number, straight_through
 from diffstride.spectrum import Axis
+from diffstride.vanishing import VanishedError
 
 
 class PooledMaps:

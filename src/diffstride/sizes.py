@@ -1,6 +1,5 @@
 """The sizes of maps as functions of the sizes that pooling layers return."""
 
-from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import floor, prod
@@ -12,17 +11,6 @@ from diffstride.resolution import ClashError, Dim, Resolutions, proportional
 from diffstride.worked_out import WorkedOut
 
 Number = float | Tensor
-SMALLEST = 1 - 1e-6  # of a map along an axis, for the network to run
-
-
-class VanishedError(ValueError):
-    """Strides so large that a map is left without a sample."""
-
-    def __init__(self, where: str, left: float) -> None:
-        super().__init__(
-            f"at these strides {where} would have {floor(left + 1e-6)} samples along an axis, and "
-            "needs one at least: take smaller strides, or set upper_limit_stride"
-        )
 
 
 @dataclass(frozen=True)
@@ -103,27 +91,6 @@ class Sizes:
             raise LookupError(f"a dimension of {dim.size} grew to {max(dim.moved)}")
         size, base = self._known[dim.shift]
         return replace(size, offset=size.offset + dim.size - base)
-
-    def vanishing(self) -> list[tuple[Size, str]]:
-        """The sizes that may fall below one sample, and which maps have them.
-
-        Of those that differ by a constant the smallest.
-        """
-        smallest: dict[tuple[int, ...], tuple[Dim, fx.Node]] = {}
-        for node in self._found.trace.graph.nodes:
-            for dim in self._found.dims(node):
-                if dim.shift in self._known and dim.size > 0:
-                    least, _ = smallest.setdefault(dim.shift, (dim, node))
-                    if dim.size < least.size:
-                        smallest[dim.shift] = dim, node
-        # They grow with what pooling layers return, which is one sample at least.
-        ones: Mapping[Hashable, Number] = defaultdict(lambda: 1.0)
-        sizes = [(self.read(dim), node) for dim, node in smallest.values()]
-        return [
-            (size, f"the map behind {self._found.trace.label(node)}")
-            for size, node in sizes
-            if size.exact is not None or number(size.at(ones)) < SMALLEST
-        ]
 
     def _learn(self, node: fx.Node, axis: int, dim: Dim) -> None:
         operands = [

@@ -17,8 +17,8 @@ import torch
 
 from diffstride.cost import MultiplyAdds
 from diffstride.pooling import DiffStride
-from diffstride.sizes import VanishedError
 from diffstride.spectrum import CPU, plan_axis
+from diffstride.vanishing import VanishedError
 
 Logs = dict[str, list[float]]  # logarithms of strides, by layer
 MapSizes = dict[tuple[str, int], int]  # by layer and axis, of a shared stride the first
@@ -50,7 +50,7 @@ class Spending:
 
     def __init__(self, cost: MultiplyAdds, layers: Mapping[str, DiffStride]) -> None:
         self._cost, self._layers = cost, layers
-        self._order = [name for name in reversed(cost.maps()) if name in layers]  # of execution
+        self._order = [name for name in cost.order if name in layers]
         self._last: tuple[MapSizes, MapSizes] = {}, {}
 
     def value(self, logs: Logs) -> int:
@@ -136,6 +136,8 @@ class Spending:
                     if each and each.cost != start.cost
                 ]
             )
+        if not any(options):
+            return None
         options = sorted(filter(None, options), key=lambda option: min(c.distance for c in option))
         gap = least - start.cost, most - start.cost
         for sizes in combinations(options[:AXES], *gap):
