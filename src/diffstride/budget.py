@@ -120,7 +120,7 @@ class CostBudget:
         except ValueError:
             if self._spending.value(self._written) > self.multiply_adds:
                 raise
-            return {name: list(logs) for name, logs in self._written.items()}
+            return self._written
 
     @torch.no_grad()
     def level_gradients_(self) -> None:

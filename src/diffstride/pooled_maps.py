@@ -77,13 +77,12 @@ class PooledMaps:
 
     def _unrounded(self, size: Number, stride: Number, axis: Axis) -> Number:
         """The size that an axis is given, before it is rounded to whole samples."""
-        if not isinstance(self.module, DiffStride):
+        layer = self.module
+        if not isinstance(layer, DiffStride) or (layer.cropping and layer.edge == "stopband"):
             return size / stride
-        if self.module.cropping and self.module.edge == "stopband":
-            return size / stride
-        if not self.module.cropping or 2 * axis.cutoff >= axis.size:
+        if not layer.cropping or 2 * axis.cutoff >= axis.size:
             return size + 0 * stride  # a slope of zero is one, too
-        factor = self.module.smoothness_factor
+        factor = layer.smoothness_factor
         return size / stride + (2 * factor if axis.transition == factor else size / 2)
 
     def _count(self, known: Mapping[Hashable, Number]) -> Number:

@@ -39,14 +39,13 @@ def scaled(logs: Logs, spending: Spending, least: float, most: float) -> Logs:
             for name, values in stretched(FURTHEST).items()
         }
 
-    within = spending.runnable(stretched(0.0))
-    if least <= spending.value(within) <= most:
-        return within
+    if least <= spending.value(stretched(0.0)) <= most:
+        return spending.runnable(stretched(0.0))
     for path in (stretched, shifted):
         amount = _least_amount(path, spending, most)
         if amount is not None:
             return spending.runnable(path(amount))
-    cheapest = spending.value(spending.runnable(shifted(FURTHEST)))
+    cheapest = spending.value(shifted(FURTHEST))
     limit = ", every map keeping a sample" if spending.may_vanish else ""
     raise ValueError(
         f"a budget of {most:,.0f} multiply-adds cannot be met: with all strides as large as they "
@@ -58,7 +57,7 @@ def _least_amount(path: Path, spending: Spending, most: float) -> float | None:
     """The least amount at which the cost is no more than it may be; None if it never is."""
 
     def affords(amount: float) -> bool:
-        return spending.value(spending.runnable(path(amount))) <= most
+        return spending.value(path(amount)) <= most
 
     reach = 1e-3  # steps of optimisers are small
     while reach < FURTHEST and not (affords(reach) and not affords(-reach)):

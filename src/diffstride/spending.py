@@ -54,7 +54,13 @@ class Spending:
         self._last: tuple[MapSizes, MapSizes] = {}, {}
 
     def value(self, logs: Logs) -> int:
-        """The multiply-adds at these strides."""
+        """The multiply-adds at these strides, or at `runnable` ones where a map vanishes."""
+        try:
+            return self._at(logs)
+        except VanishedError:
+            return self._at(self.runnable(logs))
+
+    def _at(self, logs: Logs) -> int:
         return self._cost.value({name: as_stored(values) for name, values in logs.items()})
 
     @property

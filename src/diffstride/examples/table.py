@@ -185,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.list:
             print("\n".join(_list(grid, runs, where.results)))
             return 0
-        read_rows(where.results)  # damaged files are told before anything is trained
+        # Damaged files, and folders that take none, are told before anything is trained.
         if _missing(grid, runs, where.results):
             check_writable(where.results, "--results")
             check_writable(options.runs, "--runs")
