@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from benchmarks.common import DTYPES, FORMATS, MovingStrides, strides_of
 from diffstride import DiffStride, reference
-from diffstride.spectrum import EDGES, output_size
+from diffstride.spectral.axis_plan import EDGES, output_size
 
 STRIDE = 2.0
 DIRECTIONS = ("forward", "forward and backward")

@@ -25,9 +25,9 @@ from benchmarks.pages import write_part
 from benchmarks.tables import table
 from diffstride import CostBudget, MultiplyAdds, convert, freeze, stride_layers
 from diffstride.callbacks import BudgetCallback
-from diffstride.examples import registry
-from diffstride.examples.data import Datasets
-from diffstride.examples.main import configure
+from diffstride.training import gin_registry
+from diffstride.training.command_line import configure
+from diffstride.training.data import Datasets
 
 RESULT = ROOT / "results" / "conversion.json"
 PAGE = ROOT / "docs" / "converting.md"
@@ -73,14 +73,14 @@ class Experiment:
 
     def __init__(self, name: str, options: argparse.Namespace) -> None:
         self.name, self.folder, self.seed = name, options.workdir / name.split()[0], options.seed
-        self.data: Datasets = registry.load_datasets(seed=options.seed)
+        self.data: Datasets = gin_registry.load_datasets(seed=options.seed)
         self.example = torch.zeros(2, *self.data.image_shape)
         self.rows: list[dict[str, Any]] = []
 
     def run(self) -> list[dict[str, Any]]:
         """All stages: `BEFORE`, then `AFTER` for each of `WINDOWS`."""
         torch.manual_seed(self.seed)
-        build = partial(registry.resnet18, pooling_cls=NETWORKS[self.name])
+        build = partial(gin_registry.resnet18, pooling_cls=NETWORKS[self.name])
         network = build(
             num_output_classes=self.data.num_classes, in_channels=self.data.image_shape[0]
         )
@@ -118,7 +118,7 @@ class Experiment:
         """Train in place, by the recipe; a training that is finished is read and not repeated."""
         folder = self.folder / name
         # Evaluation has come before, and Lightning would leave a network in that mode.
-        registry.train(workdir=folder, model=network.train(), seed=self.seed, **options)
+        gin_registry.train(workdir=folder, model=network.train(), seed=self.seed, **options)
         return network
 
     def re_estimated(self, network: nn.Module) -> nn.Module:

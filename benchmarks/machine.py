@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import diffstride
-from diffstride.layout import compute_dtype
+from diffstride.spectral.memory_format import compute_dtype
 
 ROOT = Path(__file__).parents[1]
 

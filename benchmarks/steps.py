@@ -16,7 +16,7 @@ from diffstride import (
     FixedSpectralPooling,
     SpatialPooling,
     reference,
-    spectrum,
+    spectral,
     stride_layers,
 )
 from diffstride.resnet import resnet18
@@ -37,7 +37,7 @@ class AdaptivePooling(nn.Module):
         self.strides, self.edge = strides, edge
 
     def forward(self, x: Tensor) -> Tensor:
-        size = partial(spectrum.output_size, edge=self.edge)
+        size = partial(spectral.output_size, edge=self.edge)
         height, width = map(size, x.shape[2:], self.strides)
         return F.adaptive_avg_pool2d(x, (height, width))
 

@@ -18,11 +18,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from diffstride import diff_stride, spectrum
-from diffstride.examples import registry
-from diffstride.examples.main import configure
+from diffstride import diff_stride, spectral
 from diffstride.plots import plot_stride_trajectories, plot_windows, read_trajectories
-from diffstride.spectrum import EDGES, Axis, plan_axis
+from diffstride.spectral import EDGES, Axis, plan_axis
+from diffstride.spectral.matrix import ramp_factors
+from diffstride.training import gin_registry
+from diffstride.training.command_line import configure
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "pictures"
@@ -55,7 +56,7 @@ def _draw_window(panel: Any, stride: float, edge: str, colour: Any) -> None:
     axis = plan_axis(SIZE, stride, edge=edge)
     label = f"stride {stride:g}: {SIZE} → {axis.output_size} samples"
     panel.plot(*_corners(axis), color=colour, label=label)
-    gains = spectrum.window(axis)
+    gains = spectral.window(axis)
     panel.plot(range(len(gains)), gains, ".", color=colour)
 
 
@@ -70,10 +71,10 @@ def _corners(axis: Axis) -> tuple[list[float], list[float]]:
 def matrices() -> Figure:
     """The matrix of one axis for both edges, and its derivative by the stride."""
     passband, stopband = (plan_axis(SIZE, 2.0, edge=edge) for edge in EDGES)
-    left, right = spectrum.ramp_factors(SIZE, stopband.output_size, stopband.ramp)
+    left, right = ramp_factors(SIZE, stopband.output_size, stopband.ramp)
     shown = {
-        f'A, edge="passband": {passband.output_size} x {SIZE}': spectrum.axis_matrix(passband),
-        f'A, edge="stopband": {stopband.output_size} x {SIZE}': spectrum.axis_matrix(stopband),
+        f'A, edge="passband": {passband.output_size} x {SIZE}': spectral.axis_matrix(passband),
+        f'A, edge="stopband": {stopband.output_size} x {SIZE}': spectral.axis_matrix(stopband),
         'dA/ds, edge="stopband"': stopband.slope * left @ right.T,
     }
     figure = Figure(figsize=(10, 3.7), layout="constrained")
@@ -94,7 +95,7 @@ def output_lengths() -> Figure:
     panel = figure.add_subplot(xlabel="stride", ylabel="samples out")
     panel.set_title(f"Output length of {SIZE} samples", fontsize="medium")
     for edge, colour in zip(EDGES, ("C0", "C1"), strict=True):
-        lengths = [spectrum.output_size(SIZE, stride, edge=edge) for stride in strides]
+        lengths = [spectral.output_size(SIZE, stride, edge=edge) for stride in strides]
         panel.step(strides, lengths, where="post", color=colour, label=f'edge="{edge}"')
     whole = range(1, 6)
     lengths = [len(range(0, SIZE, stride)) for stride in whole]
@@ -191,7 +192,7 @@ def learned_network() -> torch.nn.Module:
     The weights are not kept, and a picture of windows needs none.
     """
     configure(["cifar10_small.gin"])
-    network: torch.nn.Module = registry.resnet18(num_output_classes=10)
+    network: torch.nn.Module = gin_registry.resnet18(num_output_classes=10)
     gin.clear_config()
     strides = json.loads((RUN / "summary.json").read_text())["strides"]
     with torch.no_grad():

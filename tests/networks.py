@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffstride.convert import convert
-from diffstride.cost import MultiplyAdds
-from diffstride.pooling import stride_layers
+from diffstride.conversion.converter import convert
+from diffstride.cost.multiply_adds import MultiplyAdds
+from diffstride.strides import stride_layers
 
 # Networks whose layers give a place to most of what strides are made of, and take little time.
 QUICK = (

@@ -8,9 +8,9 @@ import torch
 from tiny_runs import EPOCHS, STEPS_PER_EPOCH, At, read_log, tiny_network, train_tiny
 
 from diffstride import DiffStride, stride_layers
-from diffstride.callbacks import stride_scalars
-from diffstride.examples.data import load_datasets
-from diffstride.examples.report import measure_cost
+from diffstride.strides import stride_scalars
+from diffstride.training.data import load_datasets
+from diffstride.training.run_summary import measure_cost
 
 DECAY = 0.95
 OPTIONS = {"stride_learning_rate": 1.0, "weight_averaging": DECAY}

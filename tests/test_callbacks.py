@@ -8,13 +8,8 @@ import torch
 from torch import nn
 
 from diffstride import DiffStride, stride_layers
-from diffstride.callbacks import (
-    BudgetCallback,
-    StrideMonitor,
-    StridePhase,
-    project_strides,
-    stride_scalars,
-)
+from diffstride.callbacks import BudgetCallback, StrideMonitor, StridePhase
+from diffstride.strides import project_strides, stride_scalars
 
 STEPS = 6
 

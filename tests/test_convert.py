@@ -24,13 +24,13 @@ from diffstride import (
     diff_stride,
     spectral_pool,
 )
-from diffstride.budget import CostBudget
-from diffstride.convert import convert
-from diffstride.cost import MultiplyAdds
-from diffstride.freeze import freeze
-from diffstride.pooled import Pooled
-from diffstride.pooling import stride_layers
-from diffstride.report import report
+from diffstride.conversion.converter import convert
+from diffstride.conversion.freezing import freeze
+from diffstride.conversion.pooled_module import Pooled
+from diffstride.conversion.reporting import report
+from diffstride.cost.budget import CostBudget
+from diffstride.cost.multiply_adds import MultiplyAdds
+from diffstride.strides import stride_layers
 
 IMAGE = (2, 3, 32, 32)
 

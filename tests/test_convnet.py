@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from diffstride import DiffStride, FixedSpectralPooling, stride_layers
 from diffstride.convnet import ConvBlock, ConvNet, ConvNormAct, whiten_
-from diffstride.resnet import parameter_groups
+from diffstride.strides import parameter_groups
 
 POOLING = partial(DiffStride, edge="stopband", smoothness_factor=1.0)
 

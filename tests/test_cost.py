@@ -23,14 +23,14 @@ from diffstride import (
     SpatialPooling,
     reference,
 )
-from diffstride.budget import CostBudget
-from diffstride.convert import convert
-from diffstride.cost import MultiplyAdds, stride_penalty
-from diffstride.freeze import freeze
-from diffstride.pooling import stride_layers
-from diffstride.report import report
+from diffstride.conversion.converter import convert
+from diffstride.conversion.freezing import freeze
+from diffstride.conversion.reporting import report
+from diffstride.cost.budget import CostBudget
+from diffstride.cost.multiply_adds import MultiplyAdds
+from diffstride.cost.projection import level
 from diffstride.resnet import resnet18
-from diffstride.sharing import level
+from diffstride.strides import stride_layers, stride_penalty
 
 
 def small_resnet(edge="stopband", **kwargs):
@@ -768,7 +768,7 @@ def test_learning_under_a_budget_ends_at_the_best_way_to_share_it(monkeypatch):
     """Against a search of the whole plane; without levelled steps it ends elsewhere."""
     reached, best = shared_out()
     assert reached < 1.01 * best
-    monkeypatch.setattr("diffstride.budget.level", lambda steps, *_: steps)
+    monkeypatch.setattr("diffstride.cost.budget.level", lambda steps, *_: steps)
     reached, best = shared_out()
     assert reached > 1.03 * best
 

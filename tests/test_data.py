@@ -15,15 +15,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import distributed
 
-from diffstride.examples import decoding
-from diffstride.examples.augment import (
-    crop_and_flip,
-    flip,
-    mixup,
-    random_crop,
-    seeded_generator,
-)
-from diffstride.examples.data import DataError, load_datasets
+from diffstride.training import image_decoding
+from diffstride.training.augment import crop_and_flip, flip, mixup, random_crop, seeded_generator
+from diffstride.training.data import DataError, load_datasets
 
 DATA = Path(os.environ.get("DIFFSTRIDE_DATA", Path(__file__).parents[2] / "shared" / "data"))
 needs_cifar = pytest.mark.skipif(
@@ -648,8 +642,10 @@ def test_arguments_out_of_range_are_refused(kwargs, match):
 @pytest.mark.parametrize(("name", "classes"), [("cifar10", 10), ("cifar100", 100)])
 def test_a_prefix_of_cifar_decodes_nothing_else(name, classes, monkeypatch):
     decoded = []
-    decode = decoding._decode
-    monkeypatch.setattr(decoding, "_decode", lambda *args: decoded.append(args) or decode(*args))
+    decode = image_decoding._decode
+    monkeypatch.setattr(
+        image_decoding, "_decode", lambda *args: decoded.append(args) or decode(*args)
+    )
     data = load_datasets(name, DATA, train_examples=600, test_examples=150)
     assert len(decoded) == 750
     assert (data.num_classes, data.image_shape) == (classes, (3, 32, 32))

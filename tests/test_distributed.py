@@ -5,7 +5,7 @@ import json
 import pytest
 from tiny_runs import EPOCHS, STEPS_PER_EPOCH, WriteStrides, run_script, train_tiny
 
-from diffstride.examples.files import locked
+from diffstride.training.files import locked
 
 
 def read(path):

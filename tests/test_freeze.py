@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from diffstride import DiffStride, FixedSpectralPooling
-from diffstride.convert import convert
-from diffstride.freeze import FrozenPooling, freeze, nearest_stride
-from diffstride.pooling import stride_layers
+from diffstride.conversion.converter import convert
+from diffstride.conversion.freezing import freeze
+from diffstride.pooling.frozen import FrozenPooling, nearest_stride
 from diffstride.resnet import resnet18
-from diffstride.spectrum import plan_axis
+from diffstride.spectral.axis_plan import plan_axis
+from diffstride.strides import stride_layers
 
 
 def learned(edge="stopband", size=24):

@@ -11,22 +11,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffstride import (
-    DiffStride,
-    FixedSpectralPooling,
-    diff_stride,
-    products,
-    spectral_pool,
-)
-from diffstride.spectrum import (
-    EDGES,
-    axis_matrix,
-    output_size,
-    plan_axis,
-    plan_spectral_axis,
-    pooling_matrix,
-    ramp_factors,
-)
+from diffstride import DiffStride, FixedSpectralPooling, diff_stride, spectral_pool
+from diffstride.spectral import autograd
+from diffstride.spectral.axis_plan import EDGES, output_size, plan_axis, plan_spectral_axis
+from diffstride.spectral.matrix import axis_matrix, pooling_matrix, ramp_factors
 
 CASES = [
     ((2, 3, 9), (1.7,)),
@@ -396,7 +384,7 @@ def test_pooling_in_blocks_equals_pooling_at_once(
         x = x.contiguous(memory_format=torch.channels_last)
     results = []
     for block_bytes in (1 << 30, 2 * x[0].numel() * 4):
-        monkeypatch.setattr(products, "BLOCK_BYTES", block_bytes)
+        monkeypatch.setattr(autograd, "BLOCK_BYTES", block_bytes)
         inputs = x.detach().requires_grad_()
         strides = torch.tensor([2.0, 1.4], requires_grad=True)
         y = diff_stride(inputs, strides)
@@ -417,7 +405,7 @@ def test_flop_counter_sees_every_product() -> None:
     diff_stride(x, 2.0)  # forms the matrices, which is counted too
     with FlopCounterMode(display=False) as counter:
         diff_stride(x, 2.0)
-    assert counter.get_total_flops() == 2 * 7 * 3 * products.multiply_adds(axes)
+    assert counter.get_total_flops() == 2 * 7 * 3 * autograd.multiply_adds(axes)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])

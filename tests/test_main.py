@@ -13,10 +13,11 @@ from absl.testing import flagsaver
 from lightning.pytorch.utilities import exceptions
 from PIL import Image
 
-from diffstride import pooling, reference, resnet, spatial, stride_layers
-from diffstride.examples import main, registry
+from diffstride import pooling, reference, resnet, stride_layers
+from diffstride.pooling.base import SizedPooling
+from diffstride.training import command_line, gin_registry
 
-PACKAGED = sorted(main.PACKAGED.glob("*.gin"))
+PACKAGED = sorted(command_line.PACKAGED.glob("*.gin"))
 TINY = """
 train.train.model = @resnet.resnet18
 train.train.num_epochs = 1
@@ -39,7 +40,7 @@ def own_folder(gin_folder, monkeypatch):
 
 def command(*arguments):
     with flagsaver.flagsaver():
-        return main.main(main._parse_flags(["main", *arguments]))
+        return command_line.main(command_line._parse_flags(["main", *arguments]))
 
 
 def train_tiny(*bindings, flags=()):
@@ -48,17 +49,12 @@ def train_tiny(*bindings, flags=()):
 
 
 def build_network(*bindings, config="cifar10.gin"):
-    main.configure([config], ["resnet.resnet18.width = 4", *bindings])
-    return registry.resnet18(num_output_classes=10, in_channels=3)
+    command_line.configure([config], ["resnet.resnet18.width = 4", *bindings])
+    return gin_registry.resnet18(num_output_classes=10, in_channels=3)
 
 
 def kinds_of_pooling(network):
-    modules = (pooling, reference, spatial)
-    return {
-        type(module)
-        for module in network.modules()
-        if type(module).__module__ in {each.__name__ for each in modules}
-    }
+    return {type(module) for module in network.modules() if isinstance(module, SizedPooling)}
 
 
 # The command
@@ -154,7 +150,7 @@ def test_configs_are_found_here_then_in_the_folder_then_among_the_packaged():
     folder.mkdir()
 
     def width():
-        main.configure(["digits.gin"], configs_folder="configs")
+        command_line.configure(["digits.gin"], configs_folder="configs")
         return gin.query_parameter("resnet18.width")
 
     assert width() == 8
@@ -242,7 +238,7 @@ def test_a_program_that_was_stopped_says_so_by_its_exit_code(monkeypatch, capsys
     def stop():
         raise reason
 
-    monkeypatch.setattr(registry, "train", stop)
+    monkeypatch.setattr(gin_registry, "train", stop)
     assert command("--gin_config=tiny.gin") == code
     assert "Traceback" not in capsys.readouterr().err
 
@@ -309,15 +305,15 @@ def test_options_reach_what_is_built_inside():
 
 
 def test_options_reach_the_norms_of_the_plain_network():
-    main.configure(["cifar10_fast.gin"])
-    network = registry.ConvNet(num_output_classes=10)
+    command_line.configure(["cifar10_fast.gin"])
+    network = gin_registry.ConvNet(num_output_classes=10)
     norms = [each for each in network.modules() if isinstance(each, torch.nn.BatchNorm2d)]
     assert {round(norm.momentum, 6) for norm in norms} == {0.4}
     assert all(layer.smoothness_factor == 1.0 for layer in stride_layers(network).values())
 
 
 def test_resnet56_and_a_resnet_of_ones_own():
-    main.configure(
+    command_line.configure(
         [],
         [
             "batch_norm.epsilon = 0.5",
@@ -325,8 +321,8 @@ def test_resnet56_and_a_resnet_of_ones_own():
             "resnet.resnet56.width = 2",
         ],
     )
-    own = registry.Resnet([2, 4], [1, 2], num_output_classes=3)
-    for network, count in ((registry.resnet56(num_output_classes=3), 4), (own, 2)):
+    own = gin_registry.Resnet([2, 4], [1, 2], num_output_classes=3)
+    for network, count in ((gin_registry.resnet56(num_output_classes=3), 4), (own, 2)):
         norm = next(each for each in network.modules() if isinstance(each, torch.nn.BatchNorm2d))
         assert norm.eps == 0.5
         assert 0 < len(stride_layers(network)) <= count
@@ -334,8 +330,8 @@ def test_resnet56_and_a_resnet_of_ones_own():
 
 def test_library_itself_is_not_configured():
     builders = resnet.Resnet, resnet.batch_norm
-    main.configure([], ["batch_norm.epsilon = 0.5"])
-    assert registry.resnet18(width=4, num_output_classes=2) is not None
+    command_line.configure([], ["batch_norm.epsilon = 0.5"])
+    assert gin_registry.resnet18(width=4, num_output_classes=2) is not None
     assert (resnet.Resnet, resnet.batch_norm) == builders
     norms = resnet.resnet18(width=4, num_output_classes=2).modules()
     assert next(each for each in norms if isinstance(each, torch.nn.BatchNorm2d)).eps != 0.5
@@ -343,15 +339,15 @@ def test_library_itself_is_not_configured():
 
 def test_optimisers_and_schedules_go_by_their_names_in_torch():
     for name in ("torch.optim.SGD", "torch.optim.Adam", "torch.optim.AdamW"):
-        assert "lr" in registry.NAMES[name]
+        assert "lr" in gin_registry.NAMES[name]
     for name in ("OneCycleLR", "MultiStepLR", "CosineAnnealingLR"):
-        assert f"torch.optim.lr_scheduler.{name}" in registry.NAMES
-    assert not {"LBFGS", "SequentialLR"} & {name.rpartition(".")[2] for name in registry.NAMES}
-    assert "weight_decay" not in registry.NAMES["torch.optim.AdamW"]
-    assert "total_iters" not in registry.NAMES["torch.optim.lr_scheduler.PolynomialLR"]
-    assert "seed" not in registry.NAMES["data.load_datasets"]
+        assert f"torch.optim.lr_scheduler.{name}" in gin_registry.NAMES
+    assert not {"LBFGS", "SequentialLR"} & {name.rpartition(".")[2] for name in gin_registry.NAMES}
+    assert "weight_decay" not in gin_registry.NAMES["torch.optim.AdamW"]
+    assert "total_iters" not in gin_registry.NAMES["torch.optim.lr_scheduler.PolynomialLR"]
+    assert "seed" not in gin_registry.NAMES["data.load_datasets"]
     published = {"name", "batch_size", "augment_fn", "mixup_alpha"}
-    assert published <= set(registry.NAMES["data.load_datasets"])
+    assert published <= set(gin_registry.NAMES["data.load_datasets"])
 
 
 @pytest.mark.parametrize(

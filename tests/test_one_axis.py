@@ -7,9 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffstride import DiffStride, diff_stride, one_axis, products, spectral_pool
-from diffstride.matrices import matrix
-from diffstride.spectrum import EDGES, axis_matrix, plan_axis, pooling_matrix
+from diffstride import DiffStride, diff_stride, spectral_pool
+from diffstride.spectral import autograd, axis_product
+from diffstride.spectral.axis_plan import EDGES, plan_axis
+from diffstride.spectral.cached_matrices import matrix
+from diffstride.spectral.matrix import axis_matrix, pooling_matrix
 
 NEVER = 1 << 40
 WAYS = {"product": (NEVER, NEVER), "halves": (1, NEVER), "transforms": (NEVER, 1)}
@@ -18,7 +20,7 @@ SHAPES = [(2, 3, 17), (2, 3, 16), (2, 3, 12, 18), (2, 3, 9, 12), (1, 2, 6, 5, 8)
 
 def _go(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in zip(("HALVED_AXIS", "LONG_AXIS"), WAYS[way], strict=True):
-        monkeypatch.setattr(one_axis, name, value)
+        monkeypatch.setattr(axis_product, name, value)
 
 
 def _pooled(x: Tensor, num_axes: int, stride: float, edge: str) -> list[Tensor]:
@@ -58,7 +60,7 @@ def test_blocks_and_half_precision(way: str, monkeypatch: pytest.MonkeyPatch) ->
     x = torch.randn(8, 2, 16, 12)
     exact = pooling_matrix(16, 1.9).float() @ x @ pooling_matrix(12, 1.9).float().T
     _go(way, monkeypatch)
-    monkeypatch.setattr(products, "BLOCK_BYTES", 3 * x[0].numel() * 4)
+    monkeypatch.setattr(autograd, "BLOCK_BYTES", 3 * x[0].numel() * 4)
     strides = torch.tensor([1.9, 1.9], requires_grad=True)
     torch.testing.assert_close(diff_stride(x, strides), exact)
     half = diff_stride(x.bfloat16(), strides)
@@ -84,7 +86,7 @@ def test_halves_make_half_of_the_multiply_adds(
     way: str, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     axes = [plan_axis(12, 2.0), plan_axis(10, 2.0)]
-    one_product = products.multiply_adds(axes)
+    one_product = autograd.multiply_adds(axes)
     x = torch.randn(1, 3, 12, 10)
     _go(way, monkeypatch)
     with torch.no_grad():
@@ -93,7 +95,7 @@ def test_halves_make_half_of_the_multiply_adds(
             diff_stride(x, 2.0)
     assert counter.get_total_flops() == 2 * 3 * share * one_product
     # What a budget goes by counts halves as the product they replace.
-    assert products.multiply_adds(axes) == (0 if way == "transforms" else one_product)
+    assert autograd.multiply_adds(axes) == (0 if way == "transforms" else one_product)
 
 
 @pytest.mark.parametrize("way", WAYS)

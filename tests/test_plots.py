@@ -17,7 +17,7 @@ from diffstride.plots import (
     plot_windows,
     read_trajectories,
 )
-from diffstride.spectrum import window
+from diffstride.spectral.axis_plan import window
 
 LOG = """\
 step,loss,stride/b.pool/height,stride/b.pool/width,stride/a.pool/height,stride/a.pool/width

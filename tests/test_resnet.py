@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffstride import pooling, reference, resnet
-from diffstride.pooling import stride_layers
-from diffstride.resnet import ResidualLayer, Resnet, ResnetBlock, parameter_groups
+from diffstride.resnet import ResidualLayer, Resnet, ResnetBlock
+from diffstride.strides import parameter_groups, stride_layers
 
 POOLINGS = [
     pooling.DiffStride,

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from diffstride import CostBudget, DiffStride, MultiplyAdds, convert
-from diffstride.execution import unchanged
-from diffstride.pooled import Margin, fit
-from diffstride.resolution import UnshareableError, resolve
-from diffstride.sizes import Size, Sizes
-from diffstride.tracing import trace
+from diffstride.conversion.pooled_module import Margin, fit
+from diffstride.graph.fake_run import unchanged
+from diffstride.graph.map_sizes import Size, Sizes
+from diffstride.graph.stride_groups import UnshareableError, resolve
+from diffstride.graph.tracer import trace
 
 
 def strided(kernel_size=3, stride=2, channels=4, in_channels=4):

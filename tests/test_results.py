@@ -8,12 +8,12 @@ import matplotlib.image
 import pytest
 
 from diffstride import plots, pooling, resnet
-from diffstride.examples import pages, pictures, published, results, table
-from diffstride.examples.averages import average
-from diffstride.examples.pictures import COSTS, STRIDES, draw
-from diffstride.examples.places import Places
-from diffstride.examples.report import measure_cost
-from diffstride.examples.rows import append_row, read_rows
+from diffstride.training.run_summary import measure_cost
+from experiments import markdown_tables, pages, pictures, published_results, table
+from experiments.file_locations import Places
+from experiments.pictures import COSTS, STRIDES, draw
+from experiments.result_rows import append_row, read_rows
+from experiments.seed_averages import average
 
 ROOT = Path(__file__).parents[1]
 USUAL = Places()
@@ -123,7 +123,7 @@ def test_names_that_do_not_tell_apart_are_refused():
     with pytest.raises(
         ValueError, match="2 kinds of runs would be called CIFAR-10, 1,1,2,2,2, Dif"
     ):
-        results.block("details", close)
+        markdown_tables.block("details", close)
 
 
 # Tables
@@ -136,7 +136,7 @@ def test_strides_may_differ_between_the_axes():
 
 
 def test_summary_has_the_initialisations_side_by_side(rows):
-    assert results.block("summary small", rows).splitlines()[2:] == [
+    assert markdown_tables.block("summary small", rows).splitlines()[2:] == [
         "Recipe `small`, width 16, 10 epochs:",
         "",
         "| data set | pooling | from strides 1,1,2,2,2 | from strides 1,1,3,2,3 "
@@ -156,7 +156,9 @@ def test_summary_has_the_initialisations_side_by_side(rows):
 
 @pytest.mark.parametrize("kind", ["summary", "details"])
 def test_recipes_in_one_table_are_told_apart(kind):
-    lines = results.block(f"{kind} a; b", [row(config="a"), row(config="b", test_accuracy=80.0)])
+    lines = markdown_tables.block(
+        f"{kind} a; b", [row(config="a"), row(config="b", test_accuracy=80.0)]
+    )
     shown = [line for line in lines.splitlines() if line.startswith("| CIFAR-10")]
     assert len(shown) == 2
     assert "| strided convolution |" in shown[0]
@@ -167,7 +169,7 @@ def test_recipes_in_one_table_are_told_apart(kind):
 
 def test_trials_tell_widths_and_epochs_apart():
     kinds = [row(), row(width=32), row(epochs=20), row(config="other")]
-    block = results.block("trials", kinds)
+    block = markdown_tables.block("trials", kinds)
     labels = {line.split(" | ")[3] for line in block.splitlines() if line.startswith("| small")}
     assert labels == {
         f"strided convolution ({notes})"
@@ -191,13 +193,13 @@ def ends_at(costs, **changes):
 
 
 def test_costs_that_differ_are_shown_as_a_range():
-    block = results.block("details", ends_at([77.7, 56.5]))
+    block = markdown_tables.block("details", ends_at([77.7, 56.5]))
     assert "| 35.6 M to 56.5–77.7 M | 1.62 ± 0.18 x 2.00 |" in block
     legend = block.splitlines()[0]
     assert "Of runs that differ by more than 2 % in these, the least and the most." in legend
     assert "Learned strides are means, ± standard deviation where it is above 0.05." in legend
     for costs in ([56.5], [56.5, 57.0]):
-        block = results.block("details", ends_at(costs))
+        block = markdown_tables.block("details", ends_at(costs))
         assert f"| 35.6 M to {sum(costs) / len(costs):.1f} M |" in block
         assert "more than 2 %" not in block
 
@@ -205,18 +207,18 @@ def test_costs_that_differ_are_shown_as_a_range():
 def test_equal_cost_asks_for_each_run_to_be_near():
     strided = row(multiply_adds_start=50_000_000, multiply_adds_end=50_000_000)
     for costs, count in (([20, 80], 1), ([49.5, 50.5], 2)):
-        block = results.block("equal-cost", [strided, *ends_at(costs)])
+        block = markdown_tables.block("equal-cost", [strided, *ends_at(costs)])
         assert block.count("| CIFAR-10 |") == count
 
 
 def test_minutes_are_of_a_number_of_threads():
     runs = [row(seed=0, threads=1), row(seed=1, threads=2, seconds=300.0), row(seed=2, threads=1)]
-    assert "| 10.0 (1), 5.0 (2) |" in results.block("details", runs)
+    assert "| 10.0 (1), 5.0 (2) |" in markdown_tables.block("details", runs)
 
 
 def test_legends_say_what_the_tables_have(rows):
     def legend(name):
-        return results.block(name, rows).splitlines()[0]
+        return markdown_tables.block(name, rows).splitlines()[0]
 
     assert legend("summary").startswith("Test accuracy after the last epoch in percent, mean")
     assert "(number of runs)" in legend("summary")
@@ -228,7 +230,7 @@ def test_legends_say_what_the_tables_have(rows):
 
 def test_equal_cost_compares_what_was_learned_with_the_best_that_was_guessed(rows):
     rows.append(row(**LONG, pooling="blur", order="before", test_accuracy=86.0))  # at 35 M
-    lines = results.block("equal-cost", rows).splitlines()[6:]
+    lines = markdown_tables.block("equal-cost", rows).splitlines()[6:]
     assert lines == [
         "| CIFAR-10 | 1,1,2,2,2 | strided convolution | 87.30 ± 0.36 % | 3 | 35.0 M |  |",
         "| CIFAR-10 | 1,1,2,2,2 | max pooling | 87.00 ± 0.71 % | 2 | 35.0 M |  |",
@@ -242,9 +244,9 @@ def test_equal_cost_compares_what_was_learned_with_the_best_that_was_guessed(row
 
 def test_equal_cost_has_strided_networks_of_one_cost_together(rows):
     rows = [each for each in rows if each["strides_start"] == [1, 1, 2, 2, 2]]
-    before = results.block("equal-cost", rows).splitlines()
+    before = markdown_tables.block("equal-cost", rows).splitlines()
     uneven = row(strides_start=[1, 1, [3, 2], 1, 3], test_accuracy=80.0)
-    after = results.block("equal-cost", [*rows, uneven]).splitlines()
+    after = markdown_tables.block("equal-cost", [*rows, uneven]).splitlines()
     assert sorted(after) == sorted(
         [*before, "| CIFAR-10 | 1,1,3x2,1,3 | strided convolution | 80.00 % | 1 | 35.0 M |  |"]
     )
@@ -258,7 +260,7 @@ def test_equal_cost_lists_what_is_near_the_second_of_two_like_networks():
         row(strides_start=[1, 1, 3, 1, 3], **costs),
         row(pooling="spectral", order="before", test_accuracy=88.0, **dearer),
     ]
-    lines = results.block("equal-cost", found).splitlines()[6:]
+    lines = markdown_tables.block("equal-cost", found).splitlines()[6:]
     assert [line.split(" | ")[2] for line in lines] == [
         "strided convolution",
         "strided convolution",
@@ -268,7 +270,7 @@ def test_equal_cost_lists_what_is_near_the_second_of_two_like_networks():
 
 def test_equal_cost_compares_nothing_where_nothing_was_guessed():
     alone = [row(strides_start=[1, 1, [2.5, 2], 2, 2]), learned(1.5, 1.5)]
-    (*_, first, second) = results.block("equal-cost", alone).splitlines()
+    (*_, first, second) = markdown_tables.block("equal-cost", alone).splitlines()
     assert first.endswith("| 1 | 35.0 M |  |")
     assert second.endswith("| 1 | 35.0 M |  |")
 
@@ -276,15 +278,15 @@ def test_equal_cost_compares_nothing_where_nothing_was_guessed():
 def test_equal_cost_has_what_was_learned_in_another_recipe_where_both_are_named(rows):
     found = {"config": "small, found", "pooling": "spectral", "order": "before"}
     rows.append(row(**found, strides_start=[1.03, 1, [2.46, 2.5], 2, 2], test_accuracy=88.5))
-    block = results.block("equal-cost small; small, found", rows)
+    block = markdown_tables.block("equal-cost small; small, found", rows)
     assert "\nRecipes `small` and `small, found`, width 16, 10 epochs:\n" in block
     line = "| spectral pooling (small, found) | 88.50 % | 1 | 35.0 M | +1.20 |"
     assert f"| CIFAR-10 | 1.03,1,2.46x2.5,2,2 {line}" in block.splitlines()
-    assert "spectral" not in results.block("equal-cost small", rows)
+    assert "spectral" not in markdown_tables.block("equal-cost small", rows)
 
 
 def test_details_have_all_that_is_known(rows):
-    lines = results.block("details", rows).splitlines()
+    lines = markdown_tables.block("details", rows).splitlines()
     assert len(lines) == 6 + 6
     assert (
         "| CIFAR-10 | 1,1,2,2,2 | DiffStride, stopband | 88.20 ± 0.28 % | 2 "
@@ -294,18 +296,18 @@ def test_details_have_all_that_is_known(rows):
 
 def test_recipes_are_told_apart_and_chosen_by_name(rows):
     rows = [*rows, row(config="fast", epochs=20, width=None)]
-    block = results.block("details", rows)
+    block = markdown_tables.block("details", rows)
     assert re.findall("^Recipe .*", block, re.MULTILINE) == [
         "Recipe `fast`, 20 epochs:",
         "Recipe `small`, width 16, 10 epochs:",
     ]
-    assert results.block("summary fast", rows).count("CIFAR-10") == 1
-    assert results.block("summary slow", rows) == results.NONE_YET
+    assert markdown_tables.block("summary fast", rows).count("CIFAR-10") == 1
+    assert markdown_tables.block("summary slow", rows) == markdown_tables.NONE_YET
 
 
 def test_trials_have_all_recipes_in_one_table_the_best_first(rows):
     rows = [*rows, row(config="narrow window", test_accuracy=91.0)]
-    lines = results.block("trials", rows).splitlines()
+    lines = markdown_tables.block("trials", rows).splitlines()
     assert len(lines) == 4 + 7
     assert lines[2].startswith("| recipe | data set | strides | pooling | accuracy | runs |")
     assert lines[4].startswith(
@@ -330,9 +332,9 @@ def test_pages_are_filled_between_marks_and_nowhere_else(rows):
 def test_pictures_are_linked_where_there_are_any(rows):
     both = "![Accuracy against cost](images/accuracy_against_cost.png)\n\n"
     both += "![Learned strides](images/learned_strides.png)"
-    assert results.block("pictures small", rows) == both
-    assert results.block("pictures", [row()]) == both.splitlines()[0]
-    assert results.block("pictures slow", rows) == results.NONE_YET
+    assert markdown_tables.block("pictures small", rows) == both
+    assert markdown_tables.block("pictures", [row()]) == both.splitlines()[0]
+    assert markdown_tables.block("pictures slow", rows) == markdown_tables.NONE_YET
 
 
 def test_pictures_are_linked_where_they_are(folder, rows):
@@ -371,11 +373,11 @@ def test_places_that_cannot_be_filled_are_refused(rows, page, message):
 
 def test_a_filled_table_is_kept_from_results_without_rows(rows):
     empty = place("summary small")
-    assert results.NONE_YET in pages.fill(empty, [])
-    assert results.NONE_YET in pages.fill(pages.fill(empty, []), [])
+    assert markdown_tables.NONE_YET in pages.fill(empty, [])
+    assert markdown_tables.NONE_YET in pages.fill(pages.fill(empty, []), [])
     with pytest.raises(ValueError, match="'<!-- table summary small: begin -->' is filled"):
         pages.fill(pages.fill(empty, rows), [])
-    assert results.NONE_YET in pages.fill(place("summary to do"), rows, {"to do"})
+    assert markdown_tables.NONE_YET in pages.fill(place("summary to do"), rows, {"to do"})
 
 
 def test_pages_show_one_set_of_pictures():
@@ -549,7 +551,7 @@ def test_pages_show_the_files_of_results(page):
     text = page.read_text()
     assert pages.PLACE.search(text)
     assert pages.fill(text, read_rows(PAGES[page])) == text, (
-        "make the tables anew: python3 -m diffstride.examples.table --report"
+        "make the tables anew: python3 -m experiments.table --report"
     )
 
 
@@ -561,21 +563,25 @@ def test_pages_show_the_files_of_results(page):
         ("diffstride", pooling.DiffStride),
     ],
 )
-@pytest.mark.parametrize("strides", [published.SHORT, published.LONG])
+@pytest.mark.parametrize("strides", [published_results.SHORT, published_results.LONG])
 def test_costs_of_the_published_networks(monkeypatch, name, pooling_cls, strides):
     monkeypatch.setattr(resnet, "he_normal_", lambda weight: weight)  # slow, and of no account
     network = resnet.resnet18(strides, num_output_classes=10, pooling_cls=pooling_cls)
     measured = measure_cost(network, (3, 32, 32)).multiply_adds
-    assert published.COSTS[name, strides] == pytest.approx(measured, abs=1e6)
+    assert published_results.COSTS[name, strides] == pytest.approx(measured, abs=1e6)
 
 
 def test_published_figures_stand_beside_what_corresponds():
-    find = published.find_published
-    assert find("cifar100", "spectral", published.LONG) == (67.74, 0.43, 462e6)
-    assert find("cifar10", "diffstride", published.SHORT, "passband") == (94.20, 0.06, 4217e6)
-    assert find("cifar10", "reference", published.SHORT, "passband").accuracy == 94.20
-    assert find("cifar10", "diffstride", published.SHORT, "stopband") is None
-    assert find("cifar10", "max", published.SHORT) is None
+    find = published_results.find_published
+    assert find("cifar100", "spectral", published_results.LONG) == (67.74, 0.43, 462e6)
+    assert find("cifar10", "diffstride", published_results.SHORT, "passband") == (
+        94.20,
+        0.06,
+        4217e6,
+    )
+    assert find("cifar10", "reference", published_results.SHORT, "passband").accuracy == 94.20
+    assert find("cifar10", "diffstride", published_results.SHORT, "stopband") is None
+    assert find("cifar10", "max", published_results.SHORT) is None
     assert find("cifar10", "strided", (1, 1, 2, 2, 1)) is None
 
 
@@ -587,7 +593,7 @@ def test_only_what_was_published_has_a_published_figure():
 
 
 def test_widths_and_epochs_have_tables_of_their_own():
-    lines = results.block("summary", [row(), row(width=32), row(epochs=20)]).splitlines()
+    lines = markdown_tables.block("summary", [row(), row(width=32), row(epochs=20)]).splitlines()
     assert [line for line in lines if line.startswith("Recipe")] == [
         "Recipe `small`, width 16, 10 epochs:",
         "Recipe `small`, width 16, 20 epochs:",

@@ -26,10 +26,10 @@ from tiny_runs import (
 )
 
 from diffstride import reference
-from diffstride.examples import module as classifier
-from diffstride.examples.checkpoints import Checkpoints, atomic_file, newest_checkpoint
-from diffstride.examples.report import SUMMARY, save_summary
-from diffstride.examples.settings import as_python, check_settings
+from diffstride.training import classifier as classifier
+from diffstride.training.checkpoints import Checkpoints, atomic_file, newest_checkpoint
+from diffstride.training.run_settings import as_python, check_settings
+from diffstride.training.run_summary import SUMMARY, save_summary
 
 
 class BrokenOff(BaseException):

@@ -6,19 +6,20 @@ import pytest
 import torch
 from conftest import literal_pool_axis, literal_window
 
-from diffstride import spectrum
+from diffstride import spectral
+from diffstride.spectral.matrix import ramp_factors
 
 SIZES = (1, 2, 3, 4, 5, 7, 8, 16, 31, 32)
 STRIDES = (1.0, 1.14, 1.5, 2.0, 2.7, 3.0, 4.0, 40.0)
 
 
-@pytest.mark.parametrize("edge", spectrum.EDGES)
+@pytest.mark.parametrize("edge", spectral.EDGES)
 @pytest.mark.parametrize("stride", STRIDES)
 @pytest.mark.parametrize("size", SIZES)
 def test_matrix_equals_complex_fft(size: int, stride: float, edge: str) -> None:
     for factor in (0.5, 2.0, 4.0):
         for cropping in (True, False):
-            matrix = spectrum.pooling_matrix(size, stride, factor, edge, cropping)
+            matrix = spectral.pooling_matrix(size, stride, factor, edge, cropping)
             gains = literal_window(size, stride, factor, edge)
             identity = torch.eye(size, dtype=torch.float64)
             expected = literal_pool_axis(identity, gains, matrix.shape[0], 0)
@@ -27,15 +28,15 @@ def test_matrix_equals_complex_fft(size: int, stride: float, edge: str) -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_all_ones_window_of_full_length_is_the_identity(size: int) -> None:
-    matrix = spectrum.axis_matrix(spectrum.plan_spectral_axis(size, 1.0))
+    matrix = spectral.axis_matrix(spectral.plan_spectral_axis(size, 1.0))
     torch.testing.assert_close(matrix, torch.eye(size, dtype=torch.float64), rtol=0, atol=2e-15)
 
 
-@pytest.mark.parametrize("edge", spectrum.EDGES)
+@pytest.mark.parametrize("edge", spectral.EDGES)
 @pytest.mark.parametrize("stride", STRIDES)
 @pytest.mark.parametrize("size", SIZES)
 def test_rows_of_the_matrix_sum_to_one(size: int, stride: float, edge: str) -> None:
-    rows = spectrum.pooling_matrix(size, stride, edge=edge).sum(1)
+    rows = spectral.pooling_matrix(size, stride, edge=edge).sum(1)
     torch.testing.assert_close(rows, torch.ones_like(rows), rtol=0, atol=1e-14)
 
 
@@ -55,54 +56,54 @@ def test_rows_of_the_matrix_sum_to_one(size: int, stride: float, edge: str) -> N
     ],
 )
 def test_output_size(size: int, stride: float, edge: str, expected: int) -> None:
-    assert spectrum.output_size(size, stride, edge=edge) == expected
-    assert spectrum.output_size(size, stride, edge=edge, cropping=False) == size
+    assert spectral.output_size(size, stride, edge=edge) == expected
+    assert spectral.output_size(size, stride, edge=edge, cropping=False) == size
 
 
 def test_effective_width_and_smallest_stride_follow_the_table() -> None:
-    assert spectrum.transition_width(32, 4.0, "passband") == 4.0
-    assert spectrum.transition_width(8, 4.0, "passband") == 2.0
-    assert spectrum.transition_width(64, 4.0, "stopband") == 4.0
-    assert spectrum.transition_width(16, 4.0, "stopband") == 2.0
-    assert spectrum.transition_width(4, 4.0, "stopband") == 1.0
-    assert spectrum.smallest_stride(32, 4.0, "passband") == 32 / 28
-    assert spectrum.smallest_stride(32, 4.0, "stopband") == 1.0
+    assert spectral.transition_width(32, 4.0, "passband") == 4.0
+    assert spectral.transition_width(8, 4.0, "passband") == 2.0
+    assert spectral.transition_width(64, 4.0, "stopband") == 4.0
+    assert spectral.transition_width(16, 4.0, "stopband") == 2.0
+    assert spectral.transition_width(4, 4.0, "stopband") == 1.0
+    assert spectral.smallest_stride(32, 4.0, "passband") == 32 / 28
+    assert spectral.smallest_stride(32, 4.0, "stopband") == 1.0
 
 
-@pytest.mark.parametrize("edge", spectrum.EDGES)
+@pytest.mark.parametrize("edge", spectral.EDGES)
 @pytest.mark.parametrize(("size", "stride"), [(32, 2.0), (31, 1.7), (16, 3.3), (9, 2.2), (4, 1.8)])
 def test_derivative_equals_central_difference(size: int, stride: float, edge: str) -> None:
     # A step off the jumps of the output length and off the kinks of the window.
     stride += 0.0123
-    axis = spectrum.plan_axis(size, stride, edge=edge)
-    synthesis, analysis = spectrum.ramp_factors(size, axis.output_size, axis.ramp)
+    axis = spectral.plan_axis(size, stride, edge=edge)
+    synthesis, analysis = ramp_factors(size, axis.output_size, axis.ramp)
     derivative = axis.slope * synthesis @ analysis.T
     step = 1e-6
-    after = spectrum.pooling_matrix(size, stride + step, edge=edge)
-    before = spectrum.pooling_matrix(size, stride - step, edge=edge)
+    after = spectral.pooling_matrix(size, stride + step, edge=edge)
+    before = spectral.pooling_matrix(size, stride - step, edge=edge)
     torch.testing.assert_close(derivative, (after - before) / (2 * step), rtol=0, atol=1e-8)
     assert derivative.abs().max() > 1e-3
 
 
 def test_both_ends_of_the_ramp_carry_the_gradient() -> None:
-    assert list(spectrum.plan_axis(32, 2.0).ramp) == [8, 9, 10, 11, 12]
-    assert list(spectrum.plan_axis(32, 2.0, edge="stopband").ramp) == [4, 5, 6, 7, 8]
+    assert list(spectral.plan_axis(32, 2.0).ramp) == [8, 9, 10, 11, 12]
+    assert list(spectral.plan_axis(32, 2.0, edge="stopband").ramp) == [4, 5, 6, 7, 8]
 
 
-@pytest.mark.parametrize("edge", spectrum.EDGES)
+@pytest.mark.parametrize("edge", spectral.EDGES)
 def test_some_bin_is_always_on_the_ramp(edge: str) -> None:
     for size in range(4, 65):
         for stride in (1.0, 1.01, 1.3, 2.0, math.pi, size / 2, 0.9 * size):
-            assert len(spectrum.plan_axis(size, stride, edge=edge).ramp) > 0, (size, stride)
+            assert len(spectral.plan_axis(size, stride, edge=edge).ramp) > 0, (size, stride)
 
 
 @pytest.mark.parametrize(
     "function",
-    [spectrum.plan_axis, spectrum.output_size, spectrum.pooling_matrix],
+    [spectral.plan_axis, spectral.output_size, spectral.pooling_matrix],
 )
 def test_a_misspelt_edge_is_not_taken_for_the_other(function) -> None:
     with pytest.raises(ValueError, match="one of 'passband', 'stopband', but got 'pasband'"):
         function(32, 2.0, edge="pasband")
-    for function in (spectrum.transition_width, spectrum.smallest_stride):
+    for function in (spectral.transition_width, spectral.smallest_stride):
         with pytest.raises(ValueError, match="but got 'Passband'"):
             function(32, edge="Passband")

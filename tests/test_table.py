@@ -3,6 +3,7 @@
 import errno
 import itertools
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -13,13 +14,14 @@ import gin
 import pytest
 
 from diffstride import resnet
-from diffstride.examples import launch, main, provenance, registry, rows, table
-from diffstride.examples.backend import exceptions
-from diffstride.examples.checkpoints import CHECKPOINTS, LAST
-from diffstride.examples.files import locked
-from diffstride.examples.grid import Run, grid
-from diffstride.examples.rows import CHOSEN, KEYS, append_row, read_rows
-from diffstride.examples.selection import select, split
+from diffstride.training import command_line, gin_registry
+from diffstride.training.checkpoints import CHECKPOINTS, LAST
+from diffstride.training.files import locked
+from diffstride.training.lightning_compat import exceptions
+from experiments import launch, result_rows, source_commit, table
+from experiments.grid import Run, grid
+from experiments.result_rows import CHOSEN, KEYS, append_row, read_rows
+from experiments.selection import select, split
 
 ROOT = Path(__file__).parents[1]
 
@@ -71,7 +73,7 @@ def fake_training(monkeypatch):
         facts = {"test_accuracy": 50.0, "seconds": 1.0, "threads": 1, "torch": "2"}
         return {"strides": {"pool": [2.0, 2.0]}, **cost, **facts, "seed": 7, "dataset": "x"}
 
-    monkeypatch.setattr(registry, "train", train)
+    monkeypatch.setattr(gin_registry, "train", train)
     return called
 
 
@@ -210,12 +212,12 @@ def test_results_are_of_the_networks_of_the_packaged_grids(monkeypatch):
     kind = [key for key in CHOSEN if key != "seed"]
     recorded = {}
     for row in read_rows(ROOT / "results"):
-        recorded.setdefault(rows.identity(row, kind), set()).add(row["multiply_adds_start"])
+        recorded.setdefault(result_rows.identity(row, kind), set()).add(row["multiply_adds_start"])
     wrong, seen = {}, 0
     for name in ("table.gin", "fast_table.gin"):
         packaged = launch.Grid((name,))
         for run in packaged.runs.values():
-            costs = recorded.pop(rows.identity(packaged.chosen(run), kind), None)
+            costs = recorded.pop(result_rows.identity(packaged.chosen(run), kind), None)
             if costs is None or run.budget is not None or run.pooling == "reference":
                 continue
             seen += 1
@@ -264,8 +266,8 @@ def test_grid_is_made_and_its_rows_are_what_the_trainings_say(capsys):
     assert f"run 4 of 4: {NAMES[3]}" in capsys.readouterr().out
 
     config = Path("runs/table", NAMES[2], "operative_config.gin")
-    main.configure([str(config)])
-    registry.train()  # the main command with its configuration finds the same run, finished
+    command_line.configure([str(config)])
+    gin_registry.train()  # the main command with its configuration finds the same run, finished
     assert "holds this run, finished" in capsys.readouterr().out
 
 
@@ -281,7 +283,7 @@ def test_what_is_in_any_file_is_not_made_again(fake_training):
 
 
 def test_a_grid_goes_on_after_an_interruption(fake_training, monkeypatch, capsys):
-    train = registry.train
+    train = gin_registry.train
 
     def interrupt():
         if len(fake_training) == 2:
@@ -289,7 +291,7 @@ def test_a_grid_goes_on_after_an_interruption(fake_training, monkeypatch, capsys
         return train()
 
     with monkeypatch.context() as patch:
-        patch.setattr(registry, "train", interrupt)
+        patch.setattr(gin_registry, "train", interrupt)
         assert command() == 128 + 2
     assert "4 runs are left over\n2 of 6 runs are done" in capsys.readouterr().out
     assert len(read_rows(Path("results"))) == 2
@@ -306,12 +308,12 @@ def test_a_grid_that_is_terminated_says_so_to_the_shell(fake_training, monkeypat
     def terminate():
         raise exceptions.SIGTERMException
 
-    monkeypatch.setattr(registry, "train", terminate)
+    monkeypatch.setattr(gin_registry, "train", terminate)
     assert command() == 128 + 15
 
 
 def test_a_failed_run_stops_no_other_and_is_told_at_the_end(fake_training, monkeypatch, capsys):
-    train = registry.train
+    train = gin_registry.train
 
     def fail():
         summary = train()
@@ -319,7 +321,7 @@ def test_a_failed_run_stops_no_other_and_is_told_at_the_end(fake_training, monke
             raise ValueError("the strides have diverged")
         return summary
 
-    monkeypatch.setattr(registry, "train", fail)
+    monkeypatch.setattr(gin_registry, "train", fail)
     assert command() == table.FAILED
     assert fake_training == NAMES
     assert len(read_rows(Path("results"))) == 5
@@ -511,14 +513,14 @@ def test_a_damaged_file_of_results_is_told(capsys, fake_training, arguments):
 
 
 def test_a_file_that_is_damaged_meanwhile_loses_no_run(capsys, fake_training, monkeypatch):
-    train, damaged = registry.train, Path("results/runs.other.jsonl")
+    train, damaged = gin_registry.train, Path("results/runs.other.jsonl")
 
     def damage():
         if len(fake_training) == 1:
             damaged.write_text("{\n")
         return train()
 
-    monkeypatch.setattr(registry, "train", damage)
+    monkeypatch.setattr(gin_registry, "train", damage)
     assert command() == table.FAILED
     *_, failed, last = capsys.readouterr().err.splitlines()
     message = "line 1 of results/runs.other.jsonl is no JSON"
@@ -570,7 +572,7 @@ def test_help_has_the_defaults(capsys):
 
 
 def test_a_resumed_run_has_the_commits_it_was_trained_at(tmp_path):
-    note = provenance.note_commit
+    note = source_commit.note_commit
     assert note(tmp_path, "a") == "a"
     assert note(tmp_path, "b") == "b"  # nothing was trained at a
     (tmp_path / CHECKPOINTS).mkdir()
@@ -581,7 +583,7 @@ def test_a_resumed_run_has_the_commits_it_was_trained_at(tmp_path):
     summary |= {"multiply_adds_start": 1, "multiply_adds_end": 1}
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     assert note(tmp_path, "d") == "b+c"
-    (tmp_path / provenance.NOTE).unlink()
+    (tmp_path / source_commit.NOTE).unlink()
     assert note(tmp_path, "d") is None  # finished before there were notes
 
 
@@ -668,13 +670,16 @@ def test_processes_that_write_to_one_file_lose_nothing():
     program = """
 import sys
 from pathlib import Path
-from diffstride.examples.rows import KEYS, append_row
+from experiments.result_rows import KEYS, append_row
 for seed in range(8):
     append_row(Path("runs.jsonl"), {**dict.fromkeys(KEYS), "config": sys.argv[1], "seed": seed})
     append_row(Path("runs.jsonl"), {**dict.fromkeys(KEYS), "config": "both", "seed": seed})
 """
     command = [sys.executable, "-c", program]
-    processes = [subprocess.Popen([*command, name]) for name in ("one", "two")]
+    processes = [
+        subprocess.Popen([*command, name], env=os.environ | {"PYTHONPATH": str(ROOT)})
+        for name in ("one", "two")
+    ]
     assert [process.wait(timeout=60) for process in processes] == [0, 0]
     lines = Path("runs.jsonl").read_text().splitlines()
     found = Counter((json.loads(line)["config"], json.loads(line)["seed"]) for line in lines)
@@ -710,13 +715,17 @@ def test_rows_of_other_keys_are_refused():
 def test_a_run_is_known_by_what_was_chosen():
     one = row_of()
     for key in CHOSEN:
-        assert rows.identity(one) != rows.identity({**one, key: "other"})
-    assert rows.identity(one) == rows.identity({**one, "test_accuracy": 1.0, "commit": "x"})
+        assert result_rows.identity(one) != result_rows.identity({**one, key: "other"})
+    assert result_rows.identity(one) == result_rows.identity(
+        {**one, "test_accuracy": 1.0, "commit": "x"}
+    )
 
 
 def test_numbers_have_one_spelling_in_a_run():
     one = row_of(budget=35_050_000, strides_start=[1, [2.0, 2.5]])
-    assert rows.identity(one) == rows.identity(row_of(budget=35.05e6, strides_start=[1, [2, 2.5]]))
+    assert result_rows.identity(one) == result_rows.identity(
+        row_of(budget=35.05e6, strides_start=[1, [2, 2.5]])
+    )
 
 
 def test_a_run_of_two_accuracies_is_told():
@@ -727,14 +736,14 @@ def test_a_run_of_two_accuracies_is_told():
 
 
 def test_commit_is_that_of_the_checkout(monkeypatch):
-    command = ["git", "-C", str(Path(provenance.__file__).parent), "rev-parse", "HEAD"]
+    command = ["git", "-C", str(Path(source_commit.__file__).parent), "rev-parse", "HEAD"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        assert provenance.commit() is None
+        assert source_commit.commit() is None
     else:
-        assert provenance.commit().removesuffix("-dirty") == done.stdout.strip()
-    monkeypatch.setattr(provenance, "__file__", "/elsewhere/diffstride/examples/provenance.py")
-    assert provenance.commit() is None
+        assert source_commit.commit().removesuffix("-dirty") == done.stdout.strip()
+    monkeypatch.setattr(source_commit, "__file__", "/elsewhere/experiments/source_commit.py")
+    assert source_commit.commit() is None
 
 
 def test_parts_take_about_equally_long():

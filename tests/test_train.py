@@ -1,4 +1,4 @@
-"""Training with `diffstride.examples.train`, without Gin."""
+"""Training with `diffstride.training.run`, without Gin."""
 
 import json
 import logging
@@ -18,16 +18,16 @@ from tiny_runs import EPOCHS, POOLING, STEPS_PER_EPOCH, At, read_log, tiny_netwo
 from torch import nn
 
 from diffstride import DiffStride, reference, stride_layers
-from diffstride.callbacks import stride_scalars
 from diffstride.convnet import ConvNet, whiten_
-from diffstride.examples import hardware
-from diffstride.examples.backend import SLURMEnvironment, rank_zero_only
-from diffstride.examples.data import load_datasets
-from diffstride.examples.hardware import choose_precision
-from diffstride.examples.module import _correct
-from diffstride.examples.report import measure_cost
-from diffstride.examples.schedules import build_schedule, multi_step
-from diffstride.examples.trainer import build_trainer, without_advice
+from diffstride.strides import stride_scalars
+from diffstride.training import hardware
+from diffstride.training.classifier import _correct
+from diffstride.training.data import load_datasets
+from diffstride.training.hardware import choose_precision
+from diffstride.training.lightning_compat import SLURMEnvironment, rank_zero_only
+from diffstride.training.run_summary import measure_cost
+from diffstride.training.schedules import build_schedule, multi_step
+from diffstride.training.trainer import build_trainer, without_advice
 
 STEPS = EPOCHS * STEPS_PER_EPOCH
 

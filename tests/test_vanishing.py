@@ -8,7 +8,7 @@ from networks import counted
 from torch import nn
 
 from diffstride import CostBudget, DiffStride, MultiplyAdds, convert, stride_layers
-from diffstride.vanishing import VanishedError
+from diffstride.graph.minimum_sizes import VanishedError
 
 
 def lenet(size=32):
@@ -157,7 +157,7 @@ def test_steps_from_which_no_scaling_leads_back_are_not_taken(monkeypatch):
     def refuse(*args):
         raise ValueError("cannot be met")
 
-    monkeypatch.setattr("diffstride.budget.scaled", refuse)
+    monkeypatch.setattr("diffstride.cost.budget.scaled", refuse)
     for layer in stride_layers(net).values():
         layer.strides.data += 0.5
     budget.project_()

@@ -20,10 +20,10 @@ import torch
 from torch import nn
 
 from diffstride import DiffStride
-from diffstride.callbacks import stride_scalars
-from diffstride.examples.data import load_datasets
-from diffstride.examples.train import train
 from diffstride.resnet import Resnet
+from diffstride.strides import stride_scalars
+from diffstride.training.data import load_datasets
+from diffstride.training.run import train
 
 STEPS_PER_EPOCH = 5
 EPOCHS = 3

@@ -1,10 +1,8 @@
 """Downsampling with learnable strides for PyTorch."""
 
-from diffstride import convnet, functional, pooling, reference, resnet, spectrum
-from diffstride.budget import CostBudget
-from diffstride.convert import convert
-from diffstride.cost import MultiplyAdds, stride_penalty
-from diffstride.freeze import freeze
+from diffstride import convnet, functional, pooling, reference, resnet, spectral
+from diffstride.conversion import convert, freeze, report
+from diffstride.cost import CostBudget, MultiplyAdds
 from diffstride.functional import diff_stride, spectral_pool
 from diffstride.pooling import (
     BlurPooling,
@@ -12,9 +10,14 @@ from diffstride.pooling import (
     FixedSpectralPooling,
     MaxPooling,
     SpatialPooling,
-    stride_layers,
 )
-from diffstride.report import report
+from diffstride.strides import (
+    parameter_groups,
+    project_strides,
+    stride_layers,
+    stride_penalty,
+    stride_scalars,
+)
 
 __version__ = "0.1.0"
 
@@ -31,12 +34,15 @@ __all__ = [
     "diff_stride",
     "freeze",
     "functional",
+    "parameter_groups",
     "pooling",
+    "project_strides",
     "reference",
     "report",
     "resnet",
+    "spectral",
     "spectral_pool",
-    "spectrum",
     "stride_layers",
     "stride_penalty",
+    "stride_scalars",
 ]

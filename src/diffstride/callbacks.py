@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from diffstride.budget import CostBudget
-from diffstride.pooling import stride_layers
-from diffstride.tracing import as_leaves
+from diffstride.cost.budget import CostBudget
+from diffstride.graph.tracer import as_leaves
+from diffstride.strides import project_strides, stride_layers, stride_scalars
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -17,37 +17,6 @@ else:
         import lightning.pytorch as pl
     except ImportError:
         import pytorch_lightning as pl
-
-AXES = {1: ("",), 2: ("/height", "/width"), 3: ("/depth", "/height", "/width")}
-
-
-def project_strides(model: nn.Module) -> None:
-    """Move all learnable strides of ``model`` back into their limits: to follow every step.
-
-    >>> from diffstride import DiffStride
-    >>> pool = DiffStride((2.0, 2.0), upper_limit_stride=3.0)
-    >>> _ = pool.strides.data.fill_(9.0)
-    >>> project_strides(nn.Sequential(pool))
-    >>> pool.strides.tolist()
-    [3.0, 3.0]
-    """
-    for layer in stride_layers(model).values():
-        layer.project_()  # pyright: ignore[reportCallIssue]
-
-
-def stride_scalars(model: nn.Module) -> dict[str, float]:
-    """Every learnable stride of ``model`` as one number with a name.
-
-    >>> from diffstride import DiffStride
-    >>> stride_scalars(nn.Sequential(DiffStride((2.0, 3.0))))
-    {'stride/0/height': 2.0, 'stride/0/width': 3.0}
-    """
-    scalars = {}
-    for name, layer in stride_layers(model).items():
-        values = layer.stride_values()  # pyright: ignore[reportCallIssue]
-        for axis, value in zip(AXES[len(values)], values, strict=True):
-            scalars[f"stride/{name}{axis}"] = value
-    return scalars
 
 
 class StrideMonitor(pl.Callback):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffstride.arguments import as_strides, as_whole_numbers
+from diffstride._arguments import as_strides, as_whole_numbers
 from diffstride.resnet import (
     PoolingFactory,
     Stride,

@@ -1,14 +1,14 @@
 """Spectral pooling of any number of axes as small real matrix products.
 
 ``y = A_1 x`` along one spatial axis, ``A_2`` along the next, and so on, with the matrices of
-`diffstride.spectrum`.
+`diffstride.spectral`.
 """
 
 from collections.abc import Sequence
 
 from torch import Tensor
 
-from diffstride.arguments import (
+from diffstride._arguments import (
     MAX_AXES,
     as_strides,
     check_cropping,
@@ -17,8 +17,8 @@ from diffstride.arguments import (
     clamp_strides,
     pooled_sizes,
 )
-from diffstride.products import pool
-from diffstride.spectrum import plan_axis, plan_spectral_axis
+from diffstride.spectral.autograd import pool
+from diffstride.spectral.axis_plan import plan_axis, plan_spectral_axis
 
 
 def diff_stride(
@@ -36,7 +36,7 @@ def diff_stride(
     """Shrink the last axes of ``x`` by fractional strides, differentiable in both.
 
     ``y = A(s_1) … A(s_n) x``: every axis of length ``N`` is low-passed by a window whose edge
-    lies at bin ``N / (2 s)`` and cropped in the frequency domain, see `diffstride.spectrum`. The
+    lies at bin ``N / (2 s)`` and cropped in the frequency domain, see `diffstride.spectral`. The
     output length is an integer, so it jumps while the window moves smoothly. Strides outside
     their limits are clamped straight through: the limit is used, the gradient still flows.
 

@@ -15,10 +15,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from torch import Tensor, nn
 
-from diffstride.execution import evaluating
-from diffstride.inputs import cast_to_weights
-from diffstride.pooling import DiffStride, FixedSpectralPooling
-from diffstride.spectrum import Axis, window
+from diffstride.graph.example_inputs import cast_to_weights
+from diffstride.graph.fake_run import evaluating
+from diffstride.pooling.fixed import FixedSpectralPooling
+from diffstride.pooling.learnable import DiffStride
+from diffstride.spectral.axis_plan import Axis, window
 
 AXES = {1: ("stride",), 2: ("height", "width"), 3: ("depth", "height", "width")}
 STYLES = {"width": "--", "depth": ":"}

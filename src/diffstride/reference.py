@@ -17,8 +17,8 @@ from math import inf
 import torch
 from torch import Tensor, nn
 
-from diffstride.arguments import as_strides, check_limits, check_window, clamp_strides
-from diffstride.base import SizedPooling
+from diffstride._arguments import as_strides, check_limits, check_window, clamp_strides
+from diffstride.pooling.base import SizedPooling
 
 Strides = float | Sequence[float]
 

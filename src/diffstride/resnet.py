@@ -4,14 +4,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from diffstride.arguments import as_strides
-from diffstride.pooling import stride_layers
+from diffstride._arguments import as_strides
 
 Stride = float | Sequence[float]
 Activation = Callable[[Tensor], Tensor]
@@ -309,57 +307,3 @@ def resnet56(strides: Sequence[Stride] | None = None, width: int = 16, **kwargs:
     strides = (1, 1, 2, 2) if strides is None else strides
     filters = [width, width, 2 * width, 4 * width]
     return Resnet(filters, strides, num_layers=9, kernel_size=3, **kwargs)
-
-
-def parameter_groups(
-    model: nn.Module,
-    weight_decay: float,
-    stride_learning_rate: float | None = None,
-    bias_learning_rate: float | None = None,
-) -> list[dict[str, Any]]:
-    """Groups for an optimiser: kernels with weight decay; the rest and the strides without.
-
-    The published penalty adds ``weight_decay * |w|^2`` to the loss, whose gradient is
-    ``2 * weight_decay * w``: that is the decay of the group. Kernels are the parameters of two and
-    more dimensions (the published penalty takes the dense layer's bias as well).
-
-    Args:
-        model: any network, with or without learnable strides.
-        weight_decay: factor of the squared norm in the loss, at least 0.
-        stride_learning_rate: learning rate of the strides; that of the optimiser if None.
-        bias_learning_rate: the same of all other parameters of one dimension, biases and scales.
-
-    Returns:
-        Groups named ``"kernels"``, ``"others"``, ``"strides"``, in this order; each may be empty.
-
-    Raises:
-        ValueError: if ``weight_decay`` or a learning rate is negative.
-
-    >>> groups = parameter_groups(nn.Conv2d(3, 8, 3), weight_decay=5e-4)
-    >>> [(group["name"], len(group["params"]), group["weight_decay"]) for group in groups]
-    [('kernels', 1, 0.001), ('others', 1, 0.0), ('strides', 0, 0.0)]
-    """
-    rates = {"others": bias_learning_rate, "strides": stride_learning_rate}
-    limited = {
-        "weight_decay": weight_decay,
-        "stride_learning_rate": stride_learning_rate,
-        "bias_learning_rate": bias_learning_rate,
-    }
-    for name, value in limited.items():
-        if value is not None and not (isinstance(value, Real | Tensor) and float(value) >= 0):
-            raise ValueError(f"{name} must be a number of at least 0, but got {value!r}")
-    known = {id(layer.strides) for layer in stride_layers(model).values()}
-    weights = [p for p in model.parameters() if id(p) not in known]
-    members = {
-        "kernels": [p for p in weights if p.ndim > 1],
-        "others": [p for p in weights if p.ndim <= 1],
-        "strides": [p for p in model.parameters() if id(p) in known],
-    }
-    groups: list[dict[str, Any]] = [
-        {"name": name, "params": params, "weight_decay": 2 * weight_decay * (name == "kernels")}
-        for name, params in members.items()
-    ]
-    for group in groups:
-        if rates.get(group["name"]) is not None:
-            group["lr"] = rates[group["name"]]
-    return groups

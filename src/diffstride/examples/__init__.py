@@ -1,1 +1,1 @@
-"""The main job: networks that learn their strides on real images, driven by Gin."""
+"""The training command and short scripts to read."""

@@ -7,8 +7,8 @@ import torch
 from torchvision.models import get_model
 
 from diffstride import CostBudget, callbacks, convert, freeze, plots, report
-from diffstride.examples.data import load_datasets
-from diffstride.resnet import parameter_groups
+from diffstride.strides import parameter_groups
+from diffstride.training.data import load_datasets
 
 
 def main(dataset: str = "digits", network: str = "resnet18", epochs: str = "1") -> None:

@@ -1,0 +1,126 @@
+"""Checks of the arguments that the functions and the layers share.
+
+Every error quotes what came and says what was expected.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from numbers import Real
+from typing import Any
+
+from torch import Tensor
+
+from diffstride.spectral.axis_plan import check_edge
+
+MAX_AXES = 3
+
+
+def as_strides(strides: Sequence[float] | float, name: str = "strides") -> tuple[float, ...]:
+    """One float per axis, each finite and at least 1; a single number means two axes.
+
+    >>> as_strides(2), as_strides([1.5, 2, 3])
+    ((2.0, 2.0), (1.5, 2.0, 3.0))
+    """
+    if isinstance(strides, Tensor):
+        raise TypeError(f"{name} must be numbers, but got {strides!r}: pass {name}.tolist()")
+    if isinstance(strides, Real):
+        values: tuple[Any, ...] = (strides, strides)
+    else:
+        # Of what is no sequence at all, only itself: the number check refuses it below.
+        values = tuple(strides) if isinstance(strides, Iterable) else (strides,)
+    if not 1 <= len(values) <= MAX_AXES:
+        raise ValueError(
+            f"{name} must be a number or a sequence of 1 to {MAX_AXES} numbers, one per spatial "
+            f"axis, but has {len(values)}: {strides!r}"
+        )
+    for value in values:
+        if not isinstance(value, Real) or not math.isfinite(value) or value < 1:
+            raise ValueError(f"{name} must be finite numbers of at least 1, but got {strides!r}")
+    return tuple(float(value) for value in values)
+
+
+def as_whole_numbers(values: Sequence[float] | float, name: str = "strides") -> tuple[int, ...]:
+    """As `as_strides`, and each a whole number.
+
+    >>> as_whole_numbers(2.0)
+    (2, 2)
+    """
+    numbers = as_strides(values, name)
+    if any(value % 1 for value in numbers):
+        raise ValueError(
+            f"{name} must be whole numbers, but got {values!r}; DiffStride and "
+            "FixedSpectralPooling take fractional strides"
+        )
+    return tuple(map(int, numbers))
+
+
+def check_limits(lower: float | None, upper: float | None) -> None:
+    """Refuse limits below 1 or in the wrong order; None means no limit."""
+    for name, limit in (("lower_limit_stride", lower), ("upper_limit_stride", upper)):
+        if limit is not None and not (isinstance(limit, Real) and limit >= 1):
+            raise ValueError(f"{name} must be at least 1 or None, but got {limit!r}")
+    if lower is not None and upper is not None and lower > upper:
+        raise ValueError(f"lower_limit_stride={lower!r} exceeds upper_limit_stride={upper!r}")
+
+
+def check_window(smoothness_factor: float, edge: str) -> None:
+    """Refuse a window that cannot be built."""
+    is_number = isinstance(smoothness_factor, Real) and math.isfinite(smoothness_factor)
+    if not is_number or smoothness_factor <= 0:
+        raise ValueError(
+            f"smoothness_factor must be a finite number of bins above 0, "
+            f"but got {smoothness_factor!r}"
+        )
+    check_edge(edge)
+
+
+def check_cropping(cropping: bool, straight_through: bool) -> None:
+    """Refuse a layer that would keep all bins at gain 1, and do nothing."""
+    if straight_through and not cropping:
+        raise ValueError(
+            "straight_through=True keeps every bin as it is, so cropping=False leaves nothing to "
+            "do: set one of them otherwise"
+        )
+
+
+def clamp_strides(
+    values: Sequence[float], lower: float | None, upper: float | None
+) -> tuple[float, ...]:
+    """The strides inside their limits (1 and no limit where None)."""
+    low, high = lower or 1.0, upper or math.inf
+    for value in values:
+        if not math.isfinite(value):
+            raise ValueError(
+                f"the strides have become {tuple(values)}: training has diverged; lower the "
+                "learning rate of the strides or clip their gradient"
+            )
+    return tuple(min(max(value, low), high) for value in values)
+
+
+def pooled_sizes(x: Tensor, num_axes: int) -> tuple[int, ...]:
+    """The lengths of the axes to pool, the last ``num_axes`` of ``x``."""
+    if not x.is_floating_point():
+        raise TypeError(f"pooling needs a floating-point tensor, but got {x.dtype}")
+    if x.dim() < num_axes or 0 in x.shape[x.dim() - num_axes :]:
+        raise ValueError(
+            f"pooling {num_axes} axes needs as many non-empty ones at the end of the input, "
+            f"but got shape {tuple(x.shape)}"
+        )
+    return tuple(x.shape[x.dim() - num_axes :])
+
+
+def check_input(layer: Any, x: Tensor) -> None:
+    """Refuse an input that has not as many spatial axes as the layer has strides."""
+    if x.dim() != layer.num_axes + 2:
+        raise ValueError(
+            f"{type(layer).__name__} with {layer.num_axes} strides expects an input of shape "
+            f"(batch, channels, {layer.num_axes} spatial axes), but got {tuple(x.shape)}"
+        )
+
+
+def check_input_size(layer: Any, input_size: Sequence[int]) -> None:
+    """Refuse lengths of which there are not as many as the layer has strides."""
+    if len(input_size) != layer.num_axes or min(input_size) < 1:
+        raise ValueError(
+            f"input_size must be {layer.num_axes} positive lengths, but got {tuple(input_size)}"
+        )

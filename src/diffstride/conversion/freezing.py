@@ -1,0 +1,78 @@
+"""Learned strides turned into constants, for deployment."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffstride.graph.example_inputs import Model, cast_to_weights, copied
+from diffstride.graph.fake_run import evaluating
+from diffstride.pooling.fixed import FixedSpectralPooling
+from diffstride.pooling.frozen import FrozenPooling
+from diffstride.pooling.learnable import DiffStride
+
+
+@torch.inference_mode(mode=False)  # what is made there could not be trained
+def freeze(model: Model, example: Any, round_to: float | None = None) -> Model:
+    """The same network with constant matrices in place of its pooling layers.
+
+    The outputs stay the same, for inputs of the example's size and any batch; the strides learn no
+    more. `torch.export`, ``torch.compile(fullgraph=True)`` and ``torch.onnx.export(dynamo=True)``
+    take the result. The model given is left as it is.
+
+    Args:
+        model: a network with `DiffStride` (or `FixedSpectralPooling`) layers.
+        example: an input, or a tuple of inputs, of the size that will be used; where the weights
+            have one dtype, it is taken to have that.
+        round_to: if given, every map gets the nearest size that a strided network could have,
+            whose stride is 1 or a multiple of ``round_to``: 1 for integer strides, 2 for even
+            ones. This changes the outputs.
+
+    Returns:
+        A copy, in the mode of the model, with `FrozenPooling` layers.
+
+    Raises:
+        ValueError: if ``round_to`` is not positive or the model has no layer to freeze.
+
+    >>> net = nn.Sequential(DiffStride(1.9, edge="stopband"), nn.Flatten(2))
+    >>> freeze(net, torch.zeros(1, 1, 32, 32))
+    Sequential(
+      (0): FrozenPooling((32, 32) -> (17, 17))
+      (1): Flatten(start_dim=2, end_dim=-1)
+    )
+    >>> freeze(net, torch.zeros(1, 1, 32, 32), round_to=1)[0]
+    FrozenPooling((32, 32) -> (16, 16))
+    """
+    if round_to is not None and not round_to > 0:
+        raise ValueError(f"round_to must be positive or None, but got {round_to!r}")
+    root = nn.Sequential(copied(model))  # so that a lone layer has a parent, too
+    layers = _replace(root, round_to)
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no pooling layer to freeze")
+    for layer in layers:
+        layer.train(model.training)
+    inputs = cast_to_weights(example, model)
+    hooks = [layer.register_forward_pre_hook(_meet) for layer in layers]
+    with torch.no_grad(), evaluating(root):
+        root[0](*inputs)
+    for hook in hooks:
+        hook.remove()
+    return root[0]  # type: ignore[return-value]
+
+
+def _replace(model: nn.Module, round_to: float | None) -> list[FrozenPooling]:
+    """Put frozen layers in place, and return them; layers that were shared stay so."""
+    frozen: dict[nn.Module, FrozenPooling] = {}
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if isinstance(child, (DiffStride, FixedSpectralPooling)):
+                layer = frozen.get(child) or FrozenPooling(child, round_to)
+                frozen[child] = layer
+                setattr(parent, name, layer)
+    return list(frozen.values())
+
+
+def _meet(layer: FrozenPooling, args: tuple[Tensor, ...]) -> None:
+    x = args[0]
+    if tuple(x.shape[2:]) not in layer.sizes:
+        layer.meet(tuple(x.shape[2:]), x.dtype, x.device)

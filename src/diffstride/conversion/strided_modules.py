@@ -1,0 +1,276 @@
+"""The places of a network where a stride can be learned: which they are, and what they measure.
+
+A *place* is a module whose integer stride can be replaced by pooling what the module returns at
+stride 1. Whether that holds is measured, not looked up: the strided output has to be the output at
+stride 1, sampled. So any module with a ``stride`` will do, of whatever library.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from math import ceil
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from diffstride.conversion.pooled_module import Margin, Pooled, set_stride
+from diffstride.graph.fake_run import unchanged
+from diffstride.graph.tracer import Trace, is_among
+from diffstride.pooling.base import SizedPooling
+
+Filter = Callable[[nn.Module, str], bool]
+
+
+@dataclass
+class Place:
+    """One call of a module whose stride can be learned.
+
+    ``strides`` and sizes are per spatial axis: ``size`` of the map that comes in, ``full_size`` of
+    the usable map at stride 1, whose first ``drop`` samples are not usable, and ``strided_size`` of
+    the map that the strided module returns.
+    """
+
+    call: fx.Node
+    name: str
+    module: nn.Module
+    strides: tuple[int, ...]
+    size: tuple[int, ...]
+    full_size: tuple[int, ...]
+    drop: tuple[int, ...]
+    strided_size: tuple[int, ...]
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether the module is a convolution that may as well follow the pooling."""
+        return (
+            isinstance(self.module, nn.modules.conv._ConvNd)
+            and max(self.module.kernel_size) == 1
+            and self.full_size == self.size
+        )
+
+    def margins(self, target: Sequence[int]) -> tuple[Margin, ...]:
+        """How to make the map at stride 1 as large as ``target``."""
+        return tuple(
+            Margin(drop, new - old)
+            for drop, old, new in zip(self.drop, self.full_size, target, strict=True)
+        )
+
+
+def find_places(
+    trace: Trace,
+    filter_fn: Filter | None,
+    include: Iterable[str],
+    patchify: bool,
+    leaf_modules: Sequence[str | type[nn.Module]] = (),
+) -> tuple[list[Place], dict[str, str]]:
+    """The places of a traced network, and the modules left out with the reason why."""
+    included = set(include)
+    if unknown := included - {str(node.target) for node in trace.graph.nodes if trace.module(node)}:
+        raise ValueError(
+            f"include: the forward pass calls no single operation named {unknown.pop()!r}; name a "
+            "convolution, pooling, norm or activation as in named_modules()"
+        )
+    places, left_out = [], {}
+    for node in trace.graph.nodes:
+        module, name = trace.module(node), str(node.target)
+        if module is None:
+            if reason := _strided_function(trace, node):
+                left_out[trace.label(node)] = reason
+        elif name in included or (
+            not isinstance(module, SizedPooling) and max(stride_of(module)) > 1
+        ):
+            reason = "in leaf_modules" if is_among(leaf_modules, name, module) else None
+            reason = reason or _reason(trace, node, module, filter_fn, patchify)
+            found = reason or _measure(trace, node, module)
+            if isinstance(found, Place):
+                places.append(found)
+            elif name in included:
+                raise ValueError(f"include: {trace.label(node)} cannot be converted: {found}")
+            else:
+                left_out[name] = found
+        elif isinstance(module, SizedPooling) and _strides_by_itself(module):
+            left_out[name] = "a pooling layer of fixed strides: put a DiffStride in its place"
+    return places, left_out | _never_called(trace)
+
+
+def stride_of(module: nn.Module, axes: int = 1) -> tuple[int, ...]:
+    """The integer stride of a module per axis; ones if it has none or enlarges its input.
+
+    >>> stride_of(nn.MaxPool2d(2), axes=2), stride_of(nn.ReLU(), axes=2)
+    ((2, 2), (1, 1))
+    """
+    values = _per_axis(module, "stride", axes)
+    enlarges = isinstance(module, nn.modules.conv._ConvTransposeNd)
+    if enlarges or not values or not all(isinstance(value, int) for value in values):
+        return (1,) * axes
+    return values
+
+
+def _strides_by_itself(module: nn.Module) -> bool:
+    """Whether a layer of this library, which is not taken apart, has strides that cannot learn."""
+    strides = getattr(module, "strides", ())
+    return isinstance(strides, tuple) and max(strides, default=1) > 1
+
+
+def _per_axis(module: nn.Module, name: str, axes: int) -> tuple[int, ...]:
+    value: Any = getattr(module, name, 1)
+    if value is None:  # poolings stride by their window
+        value = getattr(module, "kernel_size", None) or 1
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,) * axes
+
+
+def _reason(
+    trace: Trace, node: fx.Node, module: nn.Module, filter_fn: Filter | None, patchify: bool
+) -> str | None:
+    """Why a stride is left as it is, if for a reason that can be told without measuring."""
+    value, source = trace.values[node], _source(trace, node)
+    maps = isinstance(source, Tensor) and isinstance(value, Tensor)
+    if node.kwargs and not node.args:
+        return "is given its map by keyword: pass it by position"
+    if source is None or not (maps and source.dim() == value.dim() >= 3):
+        return "does not turn one batch of maps into another"
+    if isinstance(module, SizedPooling):
+        return "is a pooling layer already"
+    if isinstance(module, Pooled) or hasattr(module, "pooling"):
+        return "has a module of its own named pooling"
+    if filter_fn is not None and not filter_fn(module, str(node.target)):
+        return "left out by filter_fn"
+    if isinstance(module, nn.modules.conv._ConvTransposeNd) and max(module.stride) > 1:
+        return "enlarges its input"
+    sizes = source.shape[2:]
+    kernels, strides = _per_axis(module, "kernel_size", len(sizes)), stride_of(module, len(sizes))
+    if not len(kernels) == len(strides) == len(sizes):
+        return f"strides along {len(strides)} axes, but its maps have {len(sizes)}"
+    pairs = zip(kernels, strides, strict=True)
+    if not isinstance(module, nn.modules.conv._ConvNd):
+        if _takes_whole_maps(trace, node, kernels):
+            return "pools the whole map"
+    elif not patchify and any(1 < kernel <= stride for kernel, stride in pairs):
+        return "patchifying convolution: its patches do not overlap (patchify=True takes it)"
+    return None
+
+
+def _takes_whole_maps(trace: Trace, node: fx.Node, kernels: Sequence[int]) -> bool:
+    """Whether a window covers the map, wherever its module is called.
+
+    One pooling may serve all levels of a network, down to a map of its own size.
+    """
+    calls = [call for call in trace.graph.nodes if trace.module(call) is trace.module(node)]
+    sources = [source for call in calls if (source := _source(trace, call)) is not None]
+    pairs = [pair for source in sources for pair in zip(kernels, source.shape[2:], strict=False)]
+    return all(kernel >= size for kernel, size in pairs)
+
+
+def _strided_function(trace: Trace, node: fx.Node) -> str | None:
+    name = getattr(node.target, "__name__", "")
+    if name == "getitem" and _skips_samples(trace, node):
+        return "a slice, whose step stays: call nn.AvgPool2d(1, 2) in its place, say, to convert it"
+    if node.op != "call_function" or not ("pool" in name or "conv" in name) or "adaptive" in name:
+        return None
+    source, value = _source(trace, node), trace.values[node]
+    if source is None or not isinstance(value, Tensor) or value.dim() != source.dim():
+        return None
+    pairs = zip(source.shape[2:], value.shape[2:], strict=True)
+    if any(1 < new <= (old + 1) // 2 for old, new in pairs):
+        return "a function, whose stride stays: call a module in its place to convert it"
+    return None
+
+
+def _skips_samples(trace: Trace, node: fx.Node) -> bool:
+    """Whether an index takes every second sample, say, of a map along each spatial axis."""
+    source, value, index = _source(trace, node), trace.values[node], node.args[1]
+    parts = index if isinstance(index, tuple) else (index,)
+    if source is None or not any(isinstance(p, slice) and p.step not in (None, 1) for p in parts):
+        return False
+    if not isinstance(value, Tensor) or not value.dim() == source.dim() > 3:
+        return False  # of three axes, the last may be channels
+    pairs = zip(source.shape[2:], value.shape[2:], strict=True)
+    return all(new <= (old + 1) // 2 for old, new in pairs)
+
+
+def _source(trace: Trace, node: fx.Node) -> Tensor | None:
+    """The tensor that a call takes first."""
+    first = node.args[0] if node.args else None
+    value = trace.values[first] if isinstance(first, fx.Node) else None
+    return value if isinstance(value, Tensor) else None
+
+
+def _never_called(trace: Trace) -> dict[str, str]:
+    called = {str(node.target) for node in trace.graph.nodes if node.op == "call_module"}
+    return {
+        name: "not called in the forward pass, or inside one of leaf_modules"
+        for name, module in trace.modules.items()
+        if name not in called and not any(module.children()) and max(stride_of(module)) > 1
+    }
+
+
+@torch.no_grad()
+def _measure(trace: Trace, node: fx.Node, module: nn.Module) -> Place | str:
+    """Compare a module's strided output with its output at stride 1, on noise."""
+    source = _source(trace, node)
+    assert source is not None
+    strides = stride_of(module, source.dim() - 2)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.rand((1, *source.shape[1:]), generator=generator, device=generator.device)
+    noise = noise.to(source.device, source.dtype)
+    args, kwargs = fx.map_arg((node.args[1:], node.kwargs), lambda n: trace.values[n])
+    if any(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
+        return "takes more than one tensor"
+    with unchanged(module), torch.random.fork_rng(devices=[]):
+        strided = full = module.forward(noise, *args, **kwargs)
+        # Nothing to compare without a stride, where dropout would not return the same twice.
+        if hasattr(module, "stride"):
+            full = _at_stride_1(module, noise, args, kwargs)
+    drop = _first_sample(strided, full, strides)
+    if drop is None:
+        return "what it returns is not what it returns at stride 1, sampled"
+    return Place(
+        node,
+        str(node.target),
+        module,
+        strides,
+        size=tuple(source.shape[2:]),
+        full_size=tuple(size - d for size, d in zip(full.shape[2:], drop, strict=True)),
+        drop=drop,
+        strided_size=tuple(strided.shape[2:]),
+    )
+
+
+def _at_stride_1(module: nn.Module, x: Tensor, args: Any, kwargs: Any) -> Tensor:
+    attributes = dict(vars(module))
+    set_stride(module, 1)
+    try:
+        return module.forward(x, *args, **kwargs)
+    finally:
+        vars(module).clear()  # the stride may have been an attribute of the class
+        vars(module).update(attributes)
+
+
+def _first_sample(strided: Tensor, full: Tensor, strides: Sequence[int]) -> tuple[int, ...] | None:
+    """Where in the map at stride 1 the samples of the strided one begin; None if they do not.
+
+    ``ceil_mode`` may add samples at the end that have no counterpart: the others are compared.
+    """
+    tolerance = 1e-4 if strided.dtype in (torch.float32, torch.float64) else 2e-2
+    largest = strided.abs().max().item()  # weights may be tiny
+    for start in product(*map(range, strides)):
+        window = [slice(first, None, step) for first, step in zip(start, strides, strict=True)]
+        sampled = full[(..., *window)]
+        common = [slice(min(sizes)) for sizes in zip(sampled.shape, strided.shape, strict=True)]
+        one, other = sampled[tuple(common)], strided[tuple(common)]
+        if one.numel() and torch.allclose(one, other, rtol=tolerance, atol=tolerance * largest):
+            return start
+    return None
+
+
+def common_size(places: Sequence[Place], axis: int) -> int:
+    """The size that maps of places which share a layer are given before it pools them.
+
+    It has to lead to the size that the strided modules return. Among those that do, one that is
+    there anyway and nearest to stride times that size keeps the samples where they were.
+    """
+    stride, wanted = places[0].strides[axis], places[0].strided_size[axis]
+    sizes = [size[axis] for place in places for size in (place.size, place.full_size)]
+    fitting = [size for size in sizes if ceil(size / stride) == wanted]
+    return min(fitting, key=lambda n: abs(n - stride * wanted), default=(wanted - 1) * stride + 1)

@@ -1,0 +1,67 @@
+"""Whether what an analysis says of a network holds at strides other than those it was made at.
+
+Where a forward pass makes a number of a size, with ``int()`` or an ``if``, that number is a
+constant of the traced network, though not of the network itself. Most such numbers do no harm (a
+check of shapes, say); the others are found out by tracing at other strides.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from diffstride._arguments import clamp_strides
+from diffstride.graph.stride_groups import Resolutions
+
+FACTORS = 1.3, 1 / 1.3  # an ``if`` may tell larger maps from the present ones, or smaller
+TOLERANCE = 0.02
+
+
+def numbers_read(found: Resolutions) -> list[str]:
+    """The modules whose ``forward`` made a number of a size that depends on strides."""
+    owners = {
+        owner: None
+        for node, owner in found.trace.numbers.items()
+        if node in found.values and _moves(found.trace.values[node], found.values[node])
+    }
+    return [repr(owner) if owner else "the model itself" for owner in owners]
+
+
+def _moves(value: Any, moved: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.shape != moved.shape
+    if isinstance(value, tuple | list):
+        return len(value) != len(moved)
+    return isinstance(value, bool) or (isinstance(value, (int, float)) and value != moved)
+
+
+@contextmanager
+def scaled_strides(layers: Iterable[Any], factor: float) -> Iterator[bool]:
+    """Have the strides that learn multiplied within their limits; tells whether any moved.
+
+    They are swapped, not written to, so that neither optimisers nor autograd notice.
+    """
+    kept = [(layer, layer.strides.data) for layer in layers if _learns(layer)]
+    try:
+        moved = [_swap(layer, _scaled(layer, data, factor)) for layer, data in kept]
+        yield any(moved)
+    finally:
+        for layer, data in kept:
+            _swap(layer, data)
+
+
+def _learns(layer: Any) -> bool:
+    return layer.strides.requires_grad and not layer.strides.is_meta
+
+
+def _scaled(layer: Any, data: Tensor, factor: float) -> Tensor:
+    limits = (getattr(layer, f"{end}_limit_stride", None) for end in ("lower", "upper"))
+    return data.new_tensor(clamp_strides((data * factor).tolist(), *limits))
+
+
+def _swap(layer: Any, data: Tensor) -> bool:
+    """Whether that changes the strides."""
+    old, layer.strides.data = layer.strides.data, data
+    layer.train(layer.training)  # has the layer read its strides
+    return not old.equal(data)

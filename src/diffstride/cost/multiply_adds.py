@@ -1,0 +1,259 @@
+"""What a network costs as a function of its strides."""
+
+import copy
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffstride.cost.consistency import FACTORS, TOLERANCE, numbers_read, scaled_strides
+from diffstride.cost.pooling_cost import PooledMaps
+from diffstride.graph.map_sizes import Number, Size, Sizes, moving_dims, number
+from diffstride.graph.minimum_sizes import Remains
+from diffstride.graph.stride_groups import Resolutions, proportional, resolve
+from diffstride.graph.tracer import Trace, as_leaves, trace
+from diffstride.pooling.base import SizedPooling
+from diffstride.spectral.axis_plan import CPU, Axis
+from diffstride.strides import stride_layers
+
+Strides = Mapping[str, Tensor | Sequence[float]]
+
+
+class MultiplyAdds:
+    """The multiply-adds of a network for one sample, as a function of its strides.
+
+    ``sum over operations of c * product of the sizes of their maps``: convolutions, linear layers
+    and matrix products as torch's ``FlopCounterMode`` counts them (its count is twice as high),
+    and the products inside the pooling layers. Of these there is one per axis; axes of some hundred
+    samples take half of what is counted, and those of 1024 or more count nothing, see
+    `diffstride.spectral.axis_product`. Every size follows from the strides above it. The value
+    counts whole samples; its gradient is that of the sizes before rounding.
+
+    A sample is one of those that the first input with spatial axes holds; what several of them
+    share, or each has many of (the frames of a video, say), counts as often as it is computed.
+
+    The network is traced once, here; a call then takes well under a millisecond. Where its
+    ``forward`` makes a number of a size, with ``int()`` or an ``if``, it is traced at two more
+    sets of strides, to see that the cost there is as expected.
+
+    Args:
+        model: a network with `DiffStride` layers, its own or those of `convert`.
+        example: an input, or a tuple of inputs; only shapes matter.
+        leaf_modules: as for `convert`; if there are none, those that it was given.
+
+    Raises:
+        ValueError: if the network cannot be traced, branches with different strides meet, or the
+            cost of an operation does not follow from the sizes of its maps, or these not from the
+            strides.
+
+    >>> from diffstride import DiffStride
+    >>> net = nn.Sequential(DiffStride(2.0, edge="stopband"), nn.Conv2d(1, 1, 1))
+    >>> cost = MultiplyAdds(net, torch.zeros(1, 1, 32, 32))
+    >>> cost.value(), 16 * 32 * 32 + 16 * 16 * 32 + 16 * 16
+    (24832, 24832)
+    >>> cost.value({"0": (4.0, 4.0)})
+    10304
+    >>> cost().backward()
+    >>> net[0].strides.grad
+    tensor([-12416.,  -4224.])
+    """
+
+    def __init__(
+        self, model: nn.Module, example: Any, leaf_modules: Iterable[str | type[nn.Module]] = ()
+    ) -> None:
+        model = getattr(model, "_orig_mod", model)  # the network inside one that is compiled
+        self.layers: dict[str, Any] = stride_layers(model)
+        leaf_modules = as_leaves(leaf_modules)
+        found = self._analyse(trace(model, example, leaf_modules))
+        if readers := numbers_read(found):
+            self._verify(lambda: trace(model, example, leaf_modules), readers)
+
+    def _analyse(self, traced: Trace) -> Resolutions:
+        calls = [
+            node for node in traced.graph.nodes if isinstance(traced.module(node), SizedPooling)
+        ]
+        found = resolve(traced, calls)
+        _check_shared(found)
+        sizes = Sizes(found)
+        self._pooling = [PooledMaps(found, sizes, calls) for calls in found.classes()]
+        self._remains = Remains(found, sizes)
+        self._terms = _terms(found, sizes)
+        self._totals: dict[tuple[Size, ...], float] = {}
+        for (_, factors), count in self._terms.items():
+            self._totals[factors] = self._totals.get(factors, 0.0) + count
+        return found
+
+    def _verify(self, retrace: Callable[[], Trace], readers: list[str]) -> None:
+        """Analyse the network at other strides, and refuse it if the cost there is another."""
+        unknown = []
+        for factor in FACTORS:
+            with scaled_strides(self.layers.values(), factor) as moved:
+                if not moved:
+                    continue
+                try:
+                    traced, expected = retrace(), self.value()
+                except ValueError:
+                    continue  # maps too small for the network say nothing of the others
+                other = copy.copy(self)
+                try:
+                    other._analyse(traced)
+                except ValueError as error:
+                    unknown.append(error)
+                    continue
+                actual = other.value()
+                # One sample more or less is what a check for odd sizes may add.
+                if abs(expected - actual) > TOLERANCE * actual + other._sample():
+                    raise ValueError(
+                        f"the cost of the network does not follow from its strides alone: "
+                        f"{factor:.2f} times the strides should make it {expected:,} "
+                        f"multiply-adds, but make it {actual:,}, as a size is turned into a number "
+                        f"by int(), float(), math, range(), by counting parts or an `if` in "
+                        f"{' and '.join(readers[:3])}: use the size itself"
+                    )
+        if len(unknown) == len(FACTORS):
+            raise ValueError(
+                f"the cost of the network does not follow from its strides alone, as a size is "
+                f"turned into a number in {' and '.join(readers[:3])}; at other strides: "
+                f"{unknown[0]}"
+            )
+
+    def _sample(self) -> float:
+        """What one sample more along every axis of every map adds to the cost, about."""
+        known, _ = self._pool(self._complete(None))
+        total = 0.0
+        for factors, count in self._totals.items():
+            sizes = [number(factor.at(known)) for factor in factors]
+            total += count * (prod(size + 1 for size in sizes) - prod(sizes))
+        return total
+
+    def __call__(self, strides: Strides | None = None) -> Tensor:
+        """The cost as a float64 scalar, differentiable in the strides.
+
+        Args:
+            strides: strides to use instead of the layers' own, by the name of the layer.
+
+        Raises:
+            ValueError: if a map is left without a sample at these strides.
+        """
+        layers = self.layers.items()
+        for name in self.layers:
+            self._check_plans(name)
+        own = {name: layer.strides.to(CPU, torch.float64) for name, layer in layers}
+        given = self._complete(own | dict(strides or {}))
+        return torch.as_tensor(self._evaluate(given), dtype=torch.float64, device=CPU)
+
+    def value(self, strides: Strides | None = None) -> int:
+        """The cost as a number without a gradient, for searches; all else as for a call."""
+        return round(number(self._evaluate(self._complete(strides))))
+
+    def maps(self, strides: Mapping[str, Any] | None = None) -> dict[str, list[Axis]]:
+        """How each layer pools its axes where it is first called, at these strides.
+
+        The strides of a layer may be a function of the sizes that come in, too.
+        """
+        _, pooled = self._pool(self._complete(strides))
+        return {name: axes for name, axes in reversed(pooled) if name in self.layers}
+
+    @property
+    def order(self) -> list[str]:
+        """The stride layers that are called, in the order in which they first are."""
+        names = dict.fromkeys(layer.name for layer in self._pooling)
+        return [name for name in names if name in self.layers]
+
+    @property
+    def may_vanish(self) -> bool:
+        """Whether there are strides at which a map is left without a sample."""
+        return bool(self._remains)
+
+    def by_module(self) -> dict[str, int]:
+        """The cost at the present strides, by the name of the module that causes it."""
+        known, _ = self._pool(self._complete(None))
+        costs = dict.fromkeys((name for name, _ in self._terms), 0.0)
+        for layer in self._pooling:
+            costs[layer.name] = costs.get(layer.name, 0.0) + number(layer.cost(known))
+        for (name, factors), count in self._terms.items():
+            costs[name] += count * prod(number(factor.at(known)) for factor in factors)
+        return {name: round(cost) for name, cost in costs.items()}
+
+    def _complete(self, strides: Mapping[str, Any] | None) -> dict[str, Any]:
+        """These strides, and of the other layers their own, as numbers."""
+        given = dict(strides or {})
+        for name, values in given.items():
+            self._check(name, values)
+        missing = self.layers.keys() - given.keys()
+        return given | {name: self.layers[name].stride_values() for name in missing}
+
+    def _check(self, name: str, strides: Any) -> None:
+        if name not in self.layers:
+            raise ValueError(f"strides: the model has no stride layer named {name!r}")
+        self._check_plans(name)
+        axes = self.layers[name].num_axes
+        if callable(strides):
+            return
+        numbers = isinstance(strides, Sequence) or (isinstance(strides, Tensor) and strides.dim())
+        if not numbers or len(strides) not in (1, axes):
+            raise ValueError(
+                f"strides: {name!r} takes {axes}, one for each axis, but got {strides!r}"
+            )
+
+    def _check_plans(self, name: str) -> None:
+        if not hasattr(self.layers[name], "plan"):
+            kind = type(self.layers[name])
+            raise ValueError(
+                f"{name!r} is a {kind.__module__}.{kind.__name__}, whose cost is known at its own "
+                "strides alone: use diffstride.DiffStride"
+            )
+
+    def _evaluate(self, strides: Mapping[str, Any]) -> Number:
+        known, _ = self._pool(strides)
+        total: Number = 0.0
+        for layer in self._pooling:
+            total = total + layer.cost(known)
+        for factors, count in self._totals.items():
+            total = total + count * prod(factor.at(known) for factor in factors)
+        return total
+
+    def _pool(
+        self, strides: Mapping[str, Any]
+    ) -> tuple[dict[Hashable, Number], list[tuple[str, list[Axis]]]]:
+        """The sizes of the maps that all layers return, and how each layer pools its axes."""
+        known: dict[Hashable, Number] = {}
+        layers = self._pooling
+        pooled = [(layer.name, layer.pool(known, strides.get(layer.name))) for layer in layers]
+        self._remains.check(known)
+        return known, pooled
+
+
+def _terms(found: Resolutions, sizes: Sizes) -> dict[tuple[str, tuple[Size, ...]], float]:
+    """For each module and sizes of maps, the multiply-adds per sample and per unit of size."""
+    traced, terms = found.trace, {}
+    for node, cost in traced.multiply_adds.items():
+        total = found.cost(node)
+        if not any((total.size, *total.moved)):
+            continue
+        dims = proportional(total, moving_dims(node, found), most=4) if total.shift else ()
+        try:
+            if dims is None:
+                raise LookupError(f"{total.size:,} grew to {max(total.moved):,}")
+            factors = tuple(sizes.read(dim) for dim in dims)
+        except LookupError as error:
+            raise ValueError(
+                f"the cost of {traced.label(node)} is no product of the sizes of its maps; without "
+                "it, the multiply-adds of the network are not known"
+            ) from error
+        key = str(node.target) if node.op == "call_module" else traced.owners[node], factors
+        count = cost / traced.batch / prod(dim.size for dim in dims)
+        terms[key] = terms.get(key, 0.0) + count
+    return terms
+
+
+def _check_shared(found: Resolutions) -> None:
+    for calls in found.classes():
+        names = {str(call.target) for call in calls}
+        if len(names) > 1:
+            raise ValueError(
+                f"the maps of {' and '.join(sorted(map(repr, names)))} meet, but these layers do "
+                "not share their strides: use one pooling layer in both places"
+            )

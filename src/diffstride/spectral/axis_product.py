@@ -1,0 +1,133 @@
+"""One axis of a dense tensor, forward and backward: by matrix products or Fourier transforms.
+
+Up to some hundred samples one product is fastest. Where the arithmetic outweighs moving the data,
+the sums and differences of the two halves of a line, which hold its even and its odd bins, are
+multiplied by matrices of half the height and width: half the multiply-adds. From about a thousand
+samples on, Fourier transforms are faster still, and matrices would outgrow the memory.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from diffstride.spectral.axis_plan import Axis
+from diffstride.spectral.cached_matrices import adjoint, analysis, halves, matrix, synthesis
+from diffstride.spectral.long_axis import fourier_pool, fourier_spread
+from diffstride.spectral.memory_format import FULL_PRECISION
+
+# Lengths from which axes are pooled in halves and by transforms, measured on a CPU: at 256 samples
+# one product is faster, at 384 two halves are; at 512 products, at 1024 transforms.
+HALVED_AXIS = 320
+LONG_AXIS = 1024
+
+
+def pool_axis(
+    axis: Axis,
+    x: Tensor,
+    dim: int,
+    out: Tensor | None = None,
+    learning: bool = False,
+    kept: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """``A x`` and, while learning, the bins ``D_r^T x`` on the ramp.
+
+    Both are written to ``out`` and ``kept`` where these are given, converted to their dtype.
+    """
+    if axis.size >= LONG_AXIS:
+        y, bins = fourier_pool(axis, x, dim, learning)
+        return _deliver(y, out), None if bins is None else _deliver(bins, kept)
+    kind, bins = (x.dtype, x.device), None
+    if learning:
+        bins = multiply(analysis(axis, *kind), x, dim, 2 * len(axis.ramp), kept)
+    if is_halved(axis, x.dtype):
+        y = multiply_halves(halves(axis, *kind), x, dim, axis.output_size, out)
+        return y, bins
+    return multiply(matrix(axis, *kind), x, dim, axis.output_size, out), bins
+
+
+def spread_axis(
+    axis: Axis, grad: Tensor, dim: int, out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The adjoint: ``A^T grad``, written to ``out`` if given, and the bins ``U_r^T grad``."""
+    if axis.size >= LONG_AXIS:
+        grad_x, bins = fourier_spread(axis, grad, dim)
+        return _deliver(grad_x, out), bins
+    kind = (grad.dtype, grad.device)
+    bins = multiply(synthesis(axis, *kind), grad, dim, 2 * len(axis.ramp))
+    if is_halved(axis, grad.dtype):
+        grad_x = multiply_halves(halves(axis, *kind).mT, grad, dim, axis.size, out)
+        return grad_x, bins
+    return multiply(adjoint(axis, *kind), grad, dim, axis.size, out), bins
+
+
+def is_halved(axis: Axis, dtype: torch.dtype) -> bool:
+    """Whether an axis is multiplied in halves; in half precision moving the data outweighs it."""
+    return (
+        axis.size >= HALVED_AXIS
+        and axis.size % 2 == axis.output_size % 2 == 0
+        and dtype in FULL_PRECISION
+    )
+
+
+def counted_products(axis: Axis) -> int:
+    """How many products of ``M N`` multiply-adds a line count as the cost of an axis: 1, or 0.
+
+    Halves count as the product they replace: whether they can depends on whether ``M`` is even, and
+    a cost that doubled from one size of the map to the next would be no guide for a budget. Fourier
+    transforms count nothing.
+    """
+    return int(axis.size < LONG_AXIS)
+
+
+def _deliver(x: Tensor, out: Tensor | None) -> Tensor:
+    return x if out is None else out.copy_(x)
+
+
+def multiply(matrix: Tensor, x: Tensor, dim: int, length: int, out: Tensor | None = None) -> Tensor:
+    """``matrix``, of ``length`` rows, times ``x`` along one dimension, as few large products.
+
+    ``out``, if given, is contiguous and receives the result, converted to its dtype.
+    """
+    shape = replace(x.shape, dim, length)
+    leading, trailing = math.prod(shape[:dim]), math.prod(shape[dim + 1 :])
+    target = out if out is not None and out.dtype == x.dtype else None
+    if trailing == 1:
+        view = None if target is None else target.view(leading, length)
+        y = torch.mm(x.reshape(leading, x.shape[dim]), matrix.T, out=view)
+    else:
+        view = None if target is None else target.view(leading, length, trailing)
+        operator = matrix.expand(leading, length, x.shape[dim])
+        y = torch.bmm(operator, x.reshape(leading, x.shape[dim], trailing), out=view)
+    if out is not None and target is None:
+        out.copy_(y.view(shape))
+    return y.view(shape)
+
+
+def multiply_halves(
+    matrices: Tensor, x: Tensor, dim: int, length: int, out: Tensor | None = None
+) -> Tensor:
+    """The product along ``dim`` with a matrix given by its `halves`."""
+    half = length // 2
+    first, second = x.split(x.shape[dim] // 2, dim)
+    even = multiply(matrices[0], first + second, dim, half)
+    odd = multiply(matrices[1], first - second, dim, half)
+    if out is None:
+        return torch.cat([even + odd, even - odd], dim)
+    first_out, second_out = out.split(half, dim)
+    torch.add(even, odd, out=first_out)
+    torch.sub(even, odd, out=second_out)
+    return out
+
+
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    """The sum of ``a * b``, accumulated in float32 or better."""
+    if a.dtype not in FULL_PRECISION:
+        # torch.dot takes half precision in scalar loops, and would return the sum rounded to it.
+        a, b = a.float(), b.float()
+    return torch.dot(a.reshape(-1), b.reshape(-1))
+
+
+def replace(shape: Sequence[int], dim: int, length: int) -> list[int]:
+    return [*shape[:dim], length, *shape[dim + 1 :]]

@@ -1,0 +1,85 @@
+"""One long axis by fast Fourier transforms: the matrix of `diffstride.spectral` without the matrix.
+
+The product with ``A`` costs ``M N`` multiply-adds a line, and a long axis (a second of sound has
+16,000 samples) a matrix that no memory holds. With ``X`` the transform of a line and ``m`` the
+gains of the window the same numbers are
+
+    y = (M/N) irfft(m X, M),        A^T grad_y = irfft(m h rfft(grad_y), N),
+
+where ``h`` halves the Nyquist bin of an even ``M < N``: it is one bin among ``M`` samples, and two
+among ``N``. Both directions meet the bins on the ramp on their way, so the gradient of the stride
+costs nothing more.
+"""
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffstride.spectral.axis_plan import Axis, window
+from diffstride.spectral.cache import apart, as_constant
+from diffstride.spectral.matrix import bin_weights
+from diffstride.spectral.memory_format import FULL_PRECISION
+
+
+def fourier_pool(
+    axis: Axis, x: Tensor, dim: int, learning: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """``A x`` along ``dim`` and, while learning, the bins ``D_r^T x`` on the ramp."""
+    if not x.numel():  # which no library of transforms takes
+        return x.narrow(dim, 0, axis.output_size), x.narrow(dim, 0, 2 * len(axis.ramp))
+    bins = _transform(x, dim, axis)
+    y = torch.fft.irfft(bins * _gains(axis, 0, bins, dim), n=axis.output_size, dim=dim)
+    if not learning:
+        return y.to(x.dtype), None
+    on_ramp = _ramp(axis, bins, dim) * _gains(axis, 1, bins, dim)
+    return y.to(x.dtype), _as_real(on_ramp, dim).to(x.dtype)
+
+
+def fourier_spread(axis: Axis, grad: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """``A^T grad`` along ``dim``, and the bins ``U_r^T grad`` on the ramp."""
+    if not grad.numel():
+        sizes = (*grad.shape[:dim], axis.size, *grad.shape[dim + 1 :])
+        return grad.new_empty(sizes), grad.narrow(dim, 0, 2 * len(axis.ramp))
+    bins = _transform(grad, dim, axis)
+    grad_x = torch.fft.irfft(bins * _gains(axis, 2, bins, dim), n=axis.size, dim=dim)
+    return grad_x.to(grad.dtype), _as_real(_ramp(axis, bins, dim), dim).to(grad.dtype)
+
+
+def _transform(x: Tensor, dim: int, axis: Axis) -> Tensor:
+    """The bins ``0 … floor(M/2)``; half precision has no transforms on a CPU."""
+    x = x if x.dtype in FULL_PRECISION else x.float()
+    return torch.fft.rfft(x, dim=dim).narrow(dim, 0, axis.output_size // 2 + 1)
+
+
+def _ramp(axis: Axis, bins: Tensor, dim: int) -> Tensor:
+    return bins.narrow(dim, axis.ramp.start, len(axis.ramp))
+
+
+def _as_real(bins: Tensor, dim: int) -> Tensor:
+    # Products with cosines, then with sines, as the factors of `spectrum.ramp_factors` give them.
+    return torch.cat([bins.real, -bins.imag], dim)
+
+
+def _gains(axis: Axis, which: int, bins: Tensor, dim: int) -> Tensor:
+    """What multiplies the bins: of ``y`` (0), of the ramp (1), of the input's gradient (2)."""
+    gains = _constant_gains(*tuple(axis), which, bins.real.dtype, bins.device)
+    return gains.view(-1, *[1] * (bins.dim() - dim - 1))
+
+
+@as_constant
+@lru_cache(maxsize=64)
+@apart
+def _constant_gains(*args: Any) -> Tensor:
+    *fields, which, dtype, device = args
+    axis = Axis(*fields)
+    if which == 0:
+        gains = window(axis) * (axis.output_size / axis.size)
+    elif which == 1:
+        gains = bin_weights(axis.size, axis.output_size)[list(axis.ramp)]
+    else:
+        gains = window(axis)
+        if axis.output_size % 2 == 0 and axis.output_size < axis.size:
+            gains[-1] /= 2
+    return gains.to(device, dtype)

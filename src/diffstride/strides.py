@@ -1,0 +1,138 @@
+"""The learnable strides of any network: find, project, log, regularise, group for an optimiser."""
+
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+AXES = {1: ("",), 2: ("/height", "/width"), 3: ("/depth", "/height", "/width")}
+
+
+def stride_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers of ``model`` that hold strides as a parameter, by name.
+
+    >>> from diffstride import DiffStride
+    >>> list(stride_layers(nn.Sequential(nn.ReLU(), DiffStride())))
+    ['1']
+    """
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(getattr(module, "strides", None), nn.Parameter)
+        and hasattr(module, "project_")
+    }
+
+
+def project_strides(model: nn.Module) -> None:
+    """Move all learnable strides of ``model`` back into their limits: to follow every step.
+
+    >>> from diffstride import DiffStride
+    >>> pool = DiffStride((2.0, 2.0), upper_limit_stride=3.0)
+    >>> _ = pool.strides.data.fill_(9.0)
+    >>> project_strides(nn.Sequential(pool))
+    >>> pool.strides.tolist()
+    [3.0, 3.0]
+    """
+    for layer in stride_layers(model).values():
+        layer.project_()  # pyright: ignore[reportCallIssue]
+
+
+def stride_scalars(model: nn.Module) -> dict[str, float]:
+    """Every learnable stride of ``model`` as one number with a name.
+
+    >>> from diffstride import DiffStride
+    >>> stride_scalars(nn.Sequential(DiffStride((2.0, 3.0))))
+    {'stride/0/height': 2.0, 'stride/0/width': 3.0}
+    """
+    scalars = {}
+    for name, layer in stride_layers(model).items():
+        values = layer.stride_values()  # pyright: ignore[reportCallIssue]
+        for axis, value in zip(AXES[len(values)], values, strict=True):
+            scalars[f"stride/{name}{axis}"] = value
+    return scalars
+
+
+def parameter_groups(
+    model: nn.Module,
+    weight_decay: float,
+    stride_learning_rate: float | None = None,
+    bias_learning_rate: float | None = None,
+) -> list[dict[str, Any]]:
+    """Groups for an optimiser: kernels with weight decay; the rest and the strides without.
+
+    The published penalty adds ``weight_decay * |w|^2`` to the loss, whose gradient is
+    ``2 * weight_decay * w``: that is the decay of the group. Kernels are the parameters of two and
+    more dimensions (the published penalty takes the dense layer's bias as well).
+
+    Args:
+        model: any network, with or without learnable strides.
+        weight_decay: factor of the squared norm in the loss, at least 0.
+        stride_learning_rate: learning rate of the strides; that of the optimiser if None.
+        bias_learning_rate: the same of all other parameters of one dimension, biases and scales.
+
+    Returns:
+        Groups named ``"kernels"``, ``"others"``, ``"strides"``, in this order; each may be empty.
+
+    Raises:
+        ValueError: if ``weight_decay`` or a learning rate is negative.
+
+    >>> groups = parameter_groups(nn.Conv2d(3, 8, 3), weight_decay=5e-4)
+    >>> [(group["name"], len(group["params"]), group["weight_decay"]) for group in groups]
+    [('kernels', 1, 0.001), ('others', 1, 0.0), ('strides', 0, 0.0)]
+    """
+    rates = {"others": bias_learning_rate, "strides": stride_learning_rate}
+    limited = {
+        "weight_decay": weight_decay,
+        "stride_learning_rate": stride_learning_rate,
+        "bias_learning_rate": bias_learning_rate,
+    }
+    for name, value in limited.items():
+        if value is not None and not (isinstance(value, Real | Tensor) and float(value) >= 0):
+            raise ValueError(f"{name} must be a number of at least 0, but got {value!r}")
+    known = {id(layer.strides) for layer in stride_layers(model).values()}
+    weights = [p for p in model.parameters() if id(p) not in known]
+    members = {
+        "kernels": [p for p in weights if p.ndim > 1],
+        "others": [p for p in weights if p.ndim <= 1],
+        "strides": [p for p in model.parameters() if id(p) in known],
+    }
+    groups: list[dict[str, Any]] = [
+        {"name": name, "params": params, "weight_decay": 2 * weight_decay * (name == "kernels")}
+        for name, params in members.items()
+    ]
+    for group in groups:
+        if rates.get(group["name"]) is not None:
+            group["lr"] = rates[group["name"]]
+    return groups
+
+
+def stride_penalty(model: nn.Module) -> Tensor:
+    """The regulariser of the DiffStride paper, to be added to the loss with a weight ``lambda``.
+
+    ``sum over layers l of the product over i <= l of 1 / (S_h^i S_w^i)``, layers in the order of
+    the model's modules: a measure of the memory of all maps, the input's being 1.
+
+    Reference: *Learning Strides in Convolutional Neural Networks*, ICLR 2022, equation 6,
+    https://arxiv.org/abs/2202.01653.
+
+    Returns:
+        A float32 scalar, differentiable in the strides; 0 for a model without any.
+
+    >>> from diffstride import DiffStride
+    >>> stride_penalty(nn.Sequential(DiffStride((2.0, 2.0)), DiffStride((2.0, 4.0)))).item()
+    0.28125
+    >>> 1 / 4 + 1 / 4 * 1 / 8
+    0.28125
+    """
+    layers = list(stride_layers(model).values())
+    area = torch.ones((), device=layers[0].strides.device if layers else None)  # type: ignore
+    total = torch.zeros_like(area)
+    for layer in layers:
+        values: Sequence[float] = layer.stride_values()  # type: ignore[operator]
+        strides = layer.strides.expand(len(values))  # type: ignore[operator]
+        # Those in use, within their limits, with the gradient straight through.
+        area = area / (strides + (strides.new_tensor(values) - strides.detach())).prod()
+        total = total + area
+    return total

@@ -1,0 +1,1 @@
+"""Training on images as a Gin configuration says: data, loop, checkpoints, logs, command line."""

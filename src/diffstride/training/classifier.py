@@ -1,0 +1,186 @@
+"""The training step, what is logged of it, and the record a run keeps of itself."""
+
+import sys
+import time
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from diffstride.strides import stride_penalty, stride_scalars
+from diffstride.training.augment import seeded_generator
+from diffstride.training.lightning_compat import pl
+from diffstride.training.run_summary import layer_strides, measure_cost
+from diffstride.training.schedules import build_schedule
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Classifier(pl.LightningModule):
+    """Trains ``network`` to tell classes apart.
+
+    Arguments:
+        network: from images ``(B, C, H, W)`` to logits ``(B, classes)``.
+        optimizer: of the network's parameters.
+        schedule: as for `build_schedule`, advanced every step; None for a constant learning rate.
+        image_shape: channels, height, width.
+        label_smoothing: share of the target given to all classes alike, in [0, 1].
+        stride_penalty: weight in the loss of `diffstride.stride_penalty`, at least 0.
+        channels_last: whether maps are kept with their channels innermost in memory.
+        record: what is known of the run so far; saved with every checkpoint.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: Optimizer,
+        schedule: Any,
+        image_shape: tuple[int, ...],
+        label_smoothing: float,
+        stride_penalty: float,
+        channels_last: bool,
+        record: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.network = network.to(memory_format=self.layout)
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.image_shape = image_shape
+        self.label_smoothing = label_smoothing
+        self.stride_penalty = stride_penalty
+        self.record = record
+
+    def configure_optimizers(self) -> Any:
+        # Here and not before: the number of processes, hence of steps, is known only now.
+        total_steps = int(self.trainer.estimated_stepping_batches)
+        self._check_steps(total_steps)
+        if self.schedule is None:
+            return self.optimizer
+        schedule = build_schedule(self.schedule, self.optimizer, total_steps)
+        return [self.optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+    def _check_steps(self, total_steps: int) -> None:
+        processes = self.trainer.world_size
+        if not total_steps:
+            raise ValueError(
+                f"the images are too few for one step of {processes} processes: use a smaller "
+                "batch_size, or fewer devices"
+            )
+        if self.record.setdefault("steps", total_steps) != total_steps:
+            raise ValueError(
+                f"this run began as one of {self.record['steps']} steps and would go on, by "
+                f"{processes} process{'es' * (processes > 1)}, as one of {total_steps}: go on with "
+                "as many devices as before"
+            )
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        images, targets = batch
+        logits = self._logits(images)
+        loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        if self.stride_penalty:
+            loss = loss + self.stride_penalty * stride_penalty(self.network)
+        accuracy = _correct(logits, targets) / len(images)
+        step = {"loss": loss.detach(), "accuracy": accuracy}
+        self.log_dict(step, on_step=True, on_epoch=False, prog_bar=True, logger=False)
+        epoch = {f"train_{name}": value for name, value in step.items()}
+        self.log_dict(
+            epoch,
+            on_step=False,
+            on_epoch=True,
+            logger=False,
+            sync_dist=True,
+            batch_size=len(images),
+        )
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        # Every process loads all test images and takes its share: none counts twice, as it would
+        # with a distributed sampler, which fills shares up to equal size.
+        world_size, size = self.trainer.world_size, len(batch[0])
+        images, targets = (part[self.global_rank :: world_size] for part in batch)
+        logits = self._logits(images)
+        loss = F.cross_entropy(logits, targets, reduction="sum")
+        scalars = {"test_loss": loss, "test_accuracy": _correct(logits, targets)}
+        self.log_dict(
+            {name: value * world_size / size for name, value in scalars.items()},
+            prog_bar=True,
+            logger=False,
+            sync_dist=True,
+            batch_size=size,
+        )
+
+    def _logits(self, images: Tensor) -> Tensor:
+        return self.network(images.contiguous(memory_format=self.layout))
+
+    def on_fit_start(self) -> None:
+        self.clock = time.perf_counter()
+
+    def on_validation_epoch_start(self) -> None:
+        # Here and not later: a callback that averages weights has put the averages in their place
+        # for the time of the test, strides included.
+        cost = measure_cost(self.network, self.image_shape)
+        self.tested = cost.scalars() | stride_scalars(self.network)
+
+    def on_train_start(self) -> None:
+        cost = measure_cost(self.network, self.image_shape)
+        self.record.setdefault("multiply_adds_start", cost.multiply_adds)
+        self.record.setdefault("strides_start", layer_strides(self.network))
+        if self.global_step == 0:
+            self._log(cost.scalars() | self._learning_rates())
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # Whatever the network itself draws is the same in a run that was resumed, of which the
+        # loaders have drawn less before.
+        words = self.record["settings"]["seed"], self.current_epoch, batch_idx, self.global_rank
+        torch.manual_seed(seeded_generator(*words).initial_seed())
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
+        if every and self.global_step % every == 0:
+            self._log(self._metrics("loss", "accuracy") | self._learning_rates())
+
+    def on_train_epoch_end(self) -> None:
+        now = time.perf_counter()
+        seconds, self.clock = now - self.clock, now
+        metrics = self._metrics("train_loss", "train_accuracy", "test_loss", "test_accuracy")
+        self.record["seconds"] = self.record.get("seconds", 0.0) + seconds
+        self.record["epochs"] = self.current_epoch + 1
+        self.record["test_accuracy"] = round(100 * metrics["test_accuracy"], 4)
+        self.record["multiply_adds_end"] = self.tested["multiply_adds"]
+        scalars = metrics | {"epoch": self.current_epoch + 1} | self._learning_rates()
+        self._log(scalars | self.tested)
+        self.print(
+            f"epoch {self.current_epoch + 1:>3}/{self.trainer.max_epochs}"
+            f"  loss {metrics['train_loss']:.4f}"
+            f"  accuracy {100 * metrics['train_accuracy']:.2f} %"
+            f"  test accuracy {100 * metrics['test_accuracy']:.2f} %"
+            f"  multiply-adds {self.tested['multiply_adds'] / 1e6:.2f} M  {seconds:.1f} s"
+        )
+        sys.stdout.flush()  # not by print: a progress bar takes its place, and no such argument
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["run"] = self.record
+
+    def _metrics(self, *names: str) -> dict[str, float]:
+        metrics = self.trainer.callback_metrics
+        return {name: float(metrics[name]) for name in names}
+
+    def _learning_rates(self) -> dict[str, float]:
+        names = {"kernels": "learning_rate", "strides": "stride_learning_rate"}
+        groups = self.optimizer.param_groups
+        return {names[each["name"]]: each["lr"] for each in groups if each["name"] in names}
+
+    def _log(self, scalars: dict[str, float]) -> None:
+        # Not through self.log: these rows have to be on the disk before the checkpoint is, or a
+        # run killed in between would lack them; and `step` counts the steps taken.
+        for logger in self.loggers:
+            logger.log_metrics(scalars, step=self.global_step)
+            logger.save()
+
+
+def _correct(logits: Tensor, targets: Tensor) -> Tensor:
+    labels = targets.argmax(1) if targets.is_floating_point() else targets
+    return (logits.argmax(1) == labels).float().sum()

@@ -1,0 +1,278 @@
+"""Image data sets by name, from a folder or embedded, as loaders of normalised batches."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, distributed
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from diffstride.training.augment import (
+    Augmentation,
+    describe_augmentation,
+    find_augmentation,
+    mixup,
+    seeded_generator,
+)
+from diffstride.training.image_decoding import read_images
+from diffstride.training.image_sources import DataError, Rows, Source, read_source
+
+PROBED = 4  # images, by which an augmentation is told from others
+
+
+@dataclass(frozen=True)
+class Datasets:
+    """What `load_datasets` returns: two loaders and the facts a network has to know."""
+
+    train: DataLoader[Any]
+    test: DataLoader[Any]
+    name: str
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    mean: Tensor
+    std: Tensor
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What tells these data sets from others of the name: a run is resumed with the same alone."""
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.class_names)
+
+    def sample(self, count: int) -> Tensor:
+        """The first training images, normalised, not augmented: `(B, C, H, W)`."""
+        dataset: Any = self.train.dataset
+        indices = list(range(min(count, len(dataset))))
+        return Collate(self.mean, self.std)(dataset.__getitems__(indices))[0]
+
+
+def load_datasets(
+    name: str = "digits",
+    root: str | os.PathLike[str] | None = None,
+    batch_size: int = 128,
+    augment_fn: str | Augmentation | None = None,
+    mixup_alpha: float = 0.0,
+    seed: int = 0,
+    image_size: int | None = None,
+    label_column: str | None = None,
+    holdout: int = 0,
+    train_examples: int | None = None,
+    test_examples: int | None = None,
+) -> Datasets:
+    """Read a data set into memory and serve it as normalised float32 batches `(B, C, H, W)`.
+
+    Images become `(x / 255 - mean) / std` with the mean and standard deviation of every channel
+    over the training images. A training epoch is a fixed number of full batches, whose content
+    depends on `seed` and the epoch alone: call `train.sampler.set_epoch(epoch)` before each one, as
+    Lightning does. With several processes each reads its own part, in batches of `batch_size`.
+
+    Arguments:
+        name: `"digits"` (8 x 8, grey, embedded), `"cifar10"`, `"cifar100"`, `"fashion_mnist"` or
+            `"owner/name"` of a data set on the Hugging Face Hub; with `root`, that of a folder.
+        root: folder that holds the folder `name`, with `train.parquet` and `test.parquet` or
+            images as `train/CLASS/*.png` and `test/CLASS/*.png`. Without it the environment
+            variable `DIFFSTRIDE_DATA` counts. `"digits"` needs neither.
+        batch_size: images a step and process learn from, 1 or more.
+        augment_fn: `"crop_flip"`, `"crop"`, `"flip"` or a function of a uint8 batch and a
+            `torch.Generator` that returns the changed batch, on the same scale of 0 to 255.
+        mixup_alpha: 0 for none. Above 0, a step reads 2 `batch_size` images and blends them in
+            pairs, so an epoch has half the steps and its targets are class probabilities.
+        seed: of the order, the augmentation and mixup.
+        image_size: resize the shorter side to this many pixels and keep the central square.
+        label_column: of Parquet and Hub data, where the labels are; without it `fine_label`,
+            `label` or `labels`.
+        holdout: above 0, test on this many of the last training rows and leave the test split
+            unread: for choices that the test images must have no part in.
+        train_examples: read only the first so many training images.
+        test_examples: the same for the test images.
+
+    Returns:
+        `Datasets`. Targets are int64 labels `(B,)`, or float32 probabilities `(B, classes)` in
+        training with mixup. Grey images have one channel.
+
+    Raises:
+        ValueError: an argument is out of its range.
+        DataError: the data set cannot be found, read or used.
+
+    >>> data = load_datasets("digits", batch_size=32)
+    >>> data.image_shape, data.num_classes, len(data.train)
+    ((1, 8, 8), 10, 44)
+    >>> images, labels = next(iter(data.test))
+    >>> images.shape, labels.dtype
+    (torch.Size([32, 1, 8, 8]), torch.int64)
+    """
+    _check_positive(batch_size=batch_size, image_size=image_size)
+    _check_positive(train_examples=train_examples, test_examples=test_examples)
+    if not 0 <= mixup_alpha < float("inf"):
+        raise ValueError(f"mixup_alpha is {mixup_alpha}: expected 0 for no mixup, or more")
+    augment = find_augmentation(augment_fn)
+    source = read_source(name, root, label_column)
+    train, test = _split(source, holdout, train_examples, test_examples)
+    step_size = batch_size * (2 if mixup_alpha else 1)
+    if step_size > len(train.rows):
+        raise DataError(
+            f"batch_size={batch_size} with mixup_alpha={mixup_alpha} reads {step_size} images a "
+            f"step, {name!r} has {len(train.rows)} to train on: use a smaller batch_size"
+        )
+    images, test_images = read_images(train, test, image_size)
+    mean, std = _statistics(images)
+    plain = Collate(mean, std)
+    train_set, test_set = ImageSet(images, train.labels), ImageSet(test_images, test.labels)
+    sampler = EpochSampler(train_set, seed)
+    drawn = Collate(mean, std, sampler, augment, mixup_alpha, len(source.class_names))
+    _, channels, height, width = images.shape
+    return Datasets(
+        DataLoader(train_set, step_size, sampler=sampler, collate_fn=drawn, drop_last=True),
+        DataLoader(test_set, batch_size, collate_fn=plain),
+        name,
+        source.class_names,
+        (channels, height, width),
+        mean,
+        std,
+        {
+            "augment_fn": augment and describe_augmentation(augment, images[:PROBED]),
+            "mixup_alpha": mixup_alpha,
+            "images": [*images.shape],
+            "test_images": len(test_images),
+            "holdout": holdout,
+            "labels": _digest(source.class_names, train.labels, test.labels),
+            "mean": [round(each, 3) for each in mean.tolist()],
+            "std": [round(each, 3) for each in std.tolist()],
+        },
+    )
+
+
+def _digest(class_names: Sequence[str], *labels: np.ndarray) -> str:
+    """The names of the classes and what each image shows, in 16 hexadecimal digits."""
+    digest = hashlib.sha256(json.dumps(class_names).encode())
+    for each in labels:
+        digest.update(each.astype("<i8").tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _check_positive(**values: int | None) -> None:
+    for name, value in values.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}: expected 1 or more")
+
+
+def _split(
+    source: Source, holdout: int, train_examples: int | None, test_examples: int | None
+) -> tuple[Rows, Rows]:
+    train, test = source.train, source.test
+    if not 0 <= holdout < len(train.rows):
+        raise ValueError(f"holdout is {holdout}: expected 0 to {len(train.rows) - 1} training rows")
+    if holdout:
+        train, test = train.take(slice(-holdout)), train.take(slice(-holdout, None))
+    if test is None:
+        raise DataError(f"no test split beside {train.title}: add one, or pass holdout=ROWS")
+    for part, use in ((train, "train"), (test, "test")):
+        empty = set(range(len(source.class_names))) - set(part.labels.tolist())
+        if empty:
+            names = ", ".join(repr(source.class_names[label]) for label in sorted(empty))
+            advice = "choose another holdout" if holdout else "add some, or remove the class"
+            raise DataError(f"no images of class {names} to {use} on in {part.title}: {advice}")
+    return train.take(slice(train_examples)), test.take(slice(test_examples))
+
+
+class Batch(NamedTuple):
+    """Raw images `(B, C, H, W)`, their labels, and the rows they come from."""
+
+    images: Tensor
+    labels: Tensor
+    indices: list[int]
+
+
+class ImageSet(Dataset[Batch]):
+    """Images in memory, fetched a batch at a time."""
+
+    def __init__(self, images: Tensor, labels: np.ndarray) -> None:
+        self.images = images
+        self.labels = torch.from_numpy(labels)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        return Batch(self.images[indices], self.labels[indices], indices)
+
+
+class EpochSampler(DistributedSampler[int]):
+    """Shuffles by seed and epoch alone and deals the rows of each batch out to all processes.
+
+    Lightning would wrap any other sampler and shuffle once more, and the batches of several
+    processes would no longer add up to those of a single one.
+    """
+
+    def __init__(self, images: ImageSet, seed: int) -> None:
+        super().__init__(images, num_replicas=1, rank=0, seed=seed)
+        self.size = len(images)
+
+    def __iter__(self) -> Iterator[int]:
+        processes, rank = _processes()
+        order = torch.randperm(self.size, generator=seeded_generator(self.seed, self.epoch))
+        return iter(order[rank : len(self) * processes : processes].tolist())
+
+    def __len__(self) -> int:
+        return self.size // _processes()[0]
+
+
+def _processes() -> tuple[int, int]:
+    # Asked anew every time: loaders are made before Lightning starts the process group.
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_world_size(), distributed.get_rank()
+    return 1, 0
+
+
+@dataclass(frozen=True)
+class Collate:
+    """Augments, normalises and blends a batch, drawing from a seed that its rows decide.
+
+    Shuffled batches differ from epoch to epoch, hence so do the draws, and a run resumed between
+    two epochs repeats them without any state to restore.
+    """
+
+    mean: Tensor
+    std: Tensor
+    sampler: EpochSampler | None = None
+    augment: Augmentation | None = None
+    mixup_alpha: float = 0.0
+    classes: int = 0
+
+    def __call__(self, batch: Any) -> tuple[Tensor, Tensor]:
+        images, labels, indices = batch
+        generator = self._generator(indices)
+        if self.augment is not None:
+            images = self.augment(images, generator)
+        mean, std = (255 * each[:, None, None] for each in (self.mean, self.std))
+        images = images.float().sub_(mean).div_(std)
+        if not self.mixup_alpha:
+            return images, labels
+        targets = torch.nn.functional.one_hot(labels, self.classes).float()
+        return mixup(images, targets, self.mixup_alpha, generator)
+
+    def _generator(self, indices: list[int]) -> torch.Generator:
+        if self.sampler is None:
+            return seeded_generator(0)
+        # A batch of one image has the same rows in every epoch.
+        epoch = [self.sampler.epoch] * (len(indices) == 1)
+        return seeded_generator(self.sampler.seed, *epoch, *indices)
+
+
+def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    # Counting the 256 levels is exact and needs no copy of the images in floating point.
+    counts = [torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]
+    shares = torch.stack(counts).double() * (images.shape[1] / images.numel())
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    mean = shares @ levels
+    std = (shares * (levels - mean[:, None]) ** 2).sum(1).sqrt()
+    std[std < 1e-6] = 1.0  # a channel that never changes becomes 0 rather than a division by 0
+    return mean.float(), std.float()
