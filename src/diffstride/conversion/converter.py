@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_map_only
 
 from diffstride._arguments import check_limits, check_window
+from diffstride._torch_compat import tree_map_only
 from diffstride.conversion.pooled_module import Margin, Pooled, attach_pooling
 from diffstride.conversion.strided_modules import Filter, Place, common_size, find_places, stride_of
 from diffstride.graph.example_inputs import Model, check_unwrapped, copied

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from diffstride._torch_compat import uncompiled
 from diffstride.conversion.converter import Conversion
 from diffstride.cost.multiply_adds import MultiplyAdds
 from diffstride.strides import stride_layers
@@ -37,7 +38,7 @@ def report(model: nn.Module) -> str:
     left out:
       1: patchifying convolution: its patches do not overlap (patchify=True takes it)
     """
-    model = getattr(model, "_orig_mod", model)  # the network inside one that is compiled
+    model = uncompiled(model)  # the network inside one that is compiled
     conversion = getattr(model, "conversion", None)
     if not isinstance(conversion, Conversion):
         inner = getattr(getattr(model, "module", None), "conversion", None)

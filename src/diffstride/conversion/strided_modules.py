@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from diffstride._torch_compat import Conv, ConvTranspose
 from diffstride.conversion.pooled_module import Margin, Pooled, set_stride
 from diffstride.graph.fake_run import unchanged
 from diffstride.graph.tracer import Trace, is_among
@@ -44,7 +45,7 @@ class Place:
     def pointwise(self) -> bool:
         """Whether the module is a convolution that may as well follow the pooling."""
         return (
-            isinstance(self.module, nn.modules.conv._ConvNd)
+            isinstance(self.module, Conv)
             and max(self.module.kernel_size) == 1
             and self.full_size == self.size
         )
@@ -101,7 +102,7 @@ def stride_of(module: nn.Module, axes: int = 1) -> tuple[int, ...]:
     ((2, 2), (1, 1))
     """
     values = _per_axis(module, "stride", axes)
-    enlarges = isinstance(module, nn.modules.conv._ConvTransposeNd)
+    enlarges = isinstance(module, ConvTranspose)
     if enlarges or not values or not all(isinstance(value, int) for value in values):
         return (1,) * axes
     return values
@@ -136,14 +137,14 @@ def _reason(
         return "has a module of its own named pooling"
     if filter_fn is not None and not filter_fn(module, str(node.target)):
         return "left out by filter_fn"
-    if isinstance(module, nn.modules.conv._ConvTransposeNd) and max(module.stride) > 1:
+    if isinstance(module, ConvTranspose) and max(module.stride) > 1:
         return "enlarges its input"
     sizes = source.shape[2:]
     kernels, strides = _per_axis(module, "kernel_size", len(sizes)), stride_of(module, len(sizes))
     if not len(kernels) == len(strides) == len(sizes):
         return f"strides along {len(strides)} axes, but its maps have {len(sizes)}"
     pairs = zip(kernels, strides, strict=True)
-    if not isinstance(module, nn.modules.conv._ConvNd):
+    if not isinstance(module, Conv):
         if _takes_whole_maps(trace, node, kernels):
             return "pools the whole map"
     elif not patchify and any(1 < kernel <= stride for kernel, stride in pairs):

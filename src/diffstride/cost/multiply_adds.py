@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffstride._torch_compat import uncompiled
 from diffstride.cost.consistency import FACTORS, TOLERANCE, numbers_read, scaled_strides
 from diffstride.cost.pooling_cost import PooledMaps
 from diffstride.graph.map_sizes import Number, Size, Sizes, moving_dims, number
@@ -63,7 +64,7 @@ class MultiplyAdds:
     def __init__(
         self, model: nn.Module, example: Any, leaf_modules: Iterable[str | type[nn.Module]] = ()
     ) -> None:
-        model = getattr(model, "_orig_mod", model)  # the network inside one that is compiled
+        model = uncompiled(model)  # the network inside one that is compiled
         self.layers: dict[str, Any] = stride_layers(model)
         leaf_modules = as_leaves(leaf_modules)
         found = self._analyse(trace(model, example, leaf_modules))

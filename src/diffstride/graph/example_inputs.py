@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.parameter import UninitializedParameter
-from torch.utils._pytree import tree_leaves, tree_map_only
+
+from diffstride._torch_compat import Conv, is_compiled, tree_leaves, tree_map_only
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -36,13 +37,13 @@ def check_traceable(model: nn.Module, inputs: tuple) -> None:
         raise ExampleError(
             f"the example has no samples, its shape is {shapes[0]}: pass one or more"
         )
-    if isinstance(model, torch.jit.ScriptModule) or hasattr(model, "_orig_mod"):
+    if isinstance(model, torch.jit.ScriptModule) or is_compiled(model):
         raise ValueError(
             f"this {type(model).__name__} is compiled already and cannot be looked into: pass the "
             "network itself, and compile what comes out"
         )
     for name, module in model.named_modules():
-        if hasattr(module, "_orig_mod"):
+        if is_compiled(module):
             raise ValueError(
                 f"{name!r} is compiled already and cannot be looked into: compile it in place, by "
                 "its method compile(), or torch.compile the whole network afterwards"
@@ -122,7 +123,7 @@ def _dtypes(model: nn.Module) -> list[torch.dtype]:
 
 def check_batched(module: nn.Module | None, node: fx.Node, args: tuple) -> None:
     # torch lets a convolution take a single image, whose channels would here pass for a batch.
-    if isinstance(module, nn.modules.conv._ConvNd) and args and isinstance(args[0], Tensor):
+    if isinstance(module, Conv) and args and isinstance(args[0], Tensor):
         shape = tuple(args[0].shape)
         if len(shape) == len(module.kernel_size) + 1:
             raise ExampleError(

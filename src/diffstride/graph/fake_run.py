@@ -9,10 +9,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.flop_counter import FlopCounterMode
 
+from diffstride._torch_compat import (
+    FAKE_TENSOR_LOGGER,
+    BatchNorm,
+    FakeTensorMode,
+    disable_current_modes,
+)
 from diffstride.pooling.base import SizedPooling
 
 CONTAINERS = list, deque, dict, set, tuple
@@ -88,7 +92,7 @@ def shapes_only(model: nn.Module, fake_mode: FakeTensorMode) -> Iterator[FlopCou
     """Run parts of a model on fake tensors, with their cost counted and nothing changed."""
     # torch logs errors on fake tensors with their traceback; here they are answers, or raised
     # again in plain words.
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    logger = logging.getLogger(FAKE_TENSOR_LOGGER)
     disabled, logger.disabled = logger.disabled, True
     counter = FlopCounterMode(display=False)
     try:
@@ -118,7 +122,7 @@ def first(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
 
 def execute(module: nn.Module | None, node: fx.Node, args: Any, kwargs: Any) -> Any:
     """What a node returns for these arguments; modules are run without their hooks."""
-    if isinstance(module, nn.modules.batchnorm._BatchNorm) or node.target is F.batch_norm:
+    if isinstance(module, BatchNorm) or node.target is F.batch_norm:
         # Slower on fake tensors than all the rest, and in training it refuses single values.
         return torch.empty_like(first(args, kwargs))
     if isinstance(module, SizedPooling):
@@ -132,6 +136,6 @@ def execute(module: nn.Module | None, node: fx.Node, args: Any, kwargs: Any) -> 
 
 def _pooled(layer: SizedPooling, x: Tensor) -> Tensor:
     # Never run the layer itself on fake tensors: it reads its strides and caches its matrices.
-    with _disable_current_modes():
+    with disable_current_modes():
         size = layer.output_size(x.shape[2:])
     return x.new_empty((*x.shape[:2], *size))

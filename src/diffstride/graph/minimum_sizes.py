@@ -6,14 +6,13 @@ from math import floor
 from typing import Any
 
 from torch import fx, nn
-from torch.nn.modules.conv import _ConvNd
-from torch.nn.modules.padding import _CircularPadNd, _ReflectionPadNd
 
+from diffstride._torch_compat import CircularPad, Conv, ReflectionPad, conv_padding
 from diffstride.graph.map_sizes import Number, Size, Sizes, number
 from diffstride.graph.stride_groups import Dim, Resolutions
 
 MAKE_MAPS = "conv", "pool", "interpolate"  # in the names of functions
-ASKING = nn.AvgPool3d, _ConvNd, _ReflectionPadNd, _CircularPadNd
+ASKING = nn.AvgPool3d, Conv, ReflectionPad, CircularPad
 SMALLEST = 1 - 1e-6
 
 
@@ -94,10 +93,10 @@ def needed(module: Any, axis: int) -> int:
         kernel = module.kernel_size
         return kernel if isinstance(kernel, int) else kernel[axis]
     padding, mode = [], ""
-    if isinstance(module, _ConvNd):
-        padding, mode = module._reversed_padding_repeated_twice, module.padding_mode
-    elif isinstance(module, (_ReflectionPadNd, _CircularPadNd)):
-        mode = "reflect" if isinstance(module, _ReflectionPadNd) else "circular"
+    if isinstance(module, Conv):
+        padding, mode = conv_padding(module), module.padding_mode
+    elif isinstance(module, (ReflectionPad, CircularPad)):
+        mode = "reflect" if isinstance(module, ReflectionPad) else "circular"
         padding = module.padding
     if mode not in ("reflect", "circular"):
         return 1

@@ -16,10 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
+from diffstride._torch_compat import FakeTensorMode, tree_map_only
 from diffstride.graph.example_inputs import (
     ExampleError,
     as_inputs,

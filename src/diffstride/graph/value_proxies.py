@@ -5,7 +5,8 @@ import operator
 from typing import TYPE_CHECKING, Any
 
 from torch import fx
-from torch.fx.proxy import Attribute
+
+from diffstride._torch_compat import Attribute
 
 if TYPE_CHECKING:
     from diffstride.graph.tracer import Tracer

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from diffstride._torch_compat import in_forward_mode
 from diffstride.spectral.axis_plan import Axis
 from diffstride.spectral.axis_product import (
     counted_products,
@@ -258,7 +259,7 @@ def refuse_tangents(*tensors: Tensor) -> None:
 
 def has_tangent(x: Tensor) -> bool:
     """Whether ``x`` carries a derivative forward: a dual number of `torch.autograd.forward_ad`."""
-    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+    if torch.compiler.is_compiling() or not in_forward_mode():
         return False
     return forward_ad.unpack_dual(x).tangent is not None
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
+
+from diffstride._torch_compat import disable_current_modes, disable_functorch, mark_constant
 
 LARGE = 1 << 16  # samples in times samples out, from which a matrix weighs too much to keep many
 
@@ -46,8 +47,7 @@ def apart(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
             return make(*args)
         # What is made in inference mode could take part in no training later, and what is made in
         # a transform in nothing at all.
-        outside = torch._C._DisableFuncTorch()  # pyright: ignore[reportAttributeAccessIssue]
-        with outside, torch.inference_mode(False), _disable_current_modes():
+        with disable_functorch(), torch.inference_mode(False), disable_current_modes():
             return make(*args)
 
     return made
@@ -64,6 +64,5 @@ def as_constant(cached: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def constant(*args: Any) -> tuple[Tensor]:
         return (cached(*args),)
 
-    # What `torch.compiler.assume_constant_result` sets, which would import the compiler with us.
-    constant._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+    mark_constant(constant)
     return lambda *args: constant(*args)[0]

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from diffstride._torch_compat import is_functorch_tensor, multiplies_fast
+
 _CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
@@ -57,7 +59,7 @@ def is_wrapped(x: Tensor) -> bool:
     """Whether ``x`` stands for other tensors in a transform of `torch.func`."""
     if torch.compiler.is_compiling():
         return False  # the compiler could not look into the question below
-    return torch._C._functorch.is_functorch_wrapped_tensor(x)  # pyright: ignore
+    return is_functorch_tensor(x)
 
 
 def compute_dtype(dtype: torch.dtype, device_type: str) -> torch.dtype:
@@ -68,12 +70,8 @@ def compute_dtype(dtype: torch.dtype, device_type: str) -> torch.dtype:
 
 
 def _fast_on_this_cpu() -> set[torch.dtype]:
-    fast = {torch.float32, torch.float64}
-    for dtype, name in ((torch.bfloat16, "bf16"), (torch.float16, "fp16")):
-        supported = getattr(torch.ops.mkldnn, f"_is_mkldnn_{name}_supported", lambda: False)
-        if supported():
-            fast.add(dtype)
-    return fast
+    half = filter(multiplies_fast, (torch.bfloat16, torch.float16))
+    return {torch.float32, torch.float64, *half}
 
 
 def full_precision(x: Tensor) -> AbstractContextManager:
