@@ -48,7 +48,7 @@ Operation = Callable[[Tensor], Tensor]
 def contender(name: str, row: Row) -> Operation:
     """The operation of that name, a module if it has parameters."""
     if name in EDGES:
-        return DiffStride(STRIDE, edge=name)
+        return DiffStride(STRIDE, edge=name, straight_through=False)
     if name == "reference":
         return reference.DiffStride(STRIDE)
     if name == "average":

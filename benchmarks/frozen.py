@@ -52,7 +52,7 @@ def torchvision_resnet18(image: Tensor) -> Network:
 def own_resnet18(image: Tensor) -> Network:
     """This project's small ResNet-18, with pooling before the convolutions and in the stem."""
     build = partial(resnet18, num_output_classes=10, width=16, order="before")
-    pooling = partial(DiffStride, edge="stopband")
+    pooling = partial(DiffStride, edge="stopband", straight_through=False)
     return Network(build().eval(), build(pooling_cls=pooling).eval())
 
 

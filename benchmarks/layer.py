@@ -32,8 +32,8 @@ from benchmarks.contenders import (
 from benchmarks.machine import floor_seconds, product_rate
 from benchmarks.tables import goal, goal_table, milliseconds, number, table
 from benchmarks.timing import Timing, measure
-from diffstride.spectral.autograd import multiply_adds
 from diffstride.spectral.axis_plan import EDGES, plan_axis
+from diffstride.spectral.map_product import multiply_adds
 from diffstride.spectral.memory_format import compute_dtype
 
 ROWS = (

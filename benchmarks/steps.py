@@ -61,8 +61,8 @@ POOLINGS: dict[str, Callable[..., nn.Module] | None] = {
     "average": partial(average_pooling, edge="stopband"),
     "average, passband sizes": partial(average_pooling, edge="passband"),
     "spectral": FixedSpectralPooling,
-    "stopband": partial(DiffStride, edge="stopband"),
-    "passband": DiffStride,
+    "stopband": partial(DiffStride, edge="stopband", straight_through=False),
+    "passband": partial(DiffStride, edge="passband", straight_through=False),
     "reference": reference.DiffStride,
 }
 

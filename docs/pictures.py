@@ -53,7 +53,7 @@ def windows() -> Figure:
 
 
 def _draw_window(panel: Any, stride: float, edge: str, colour: Any) -> None:
-    axis = plan_axis(SIZE, stride, edge=edge)
+    axis = plan_axis(SIZE, stride, edge=edge, straight_through=False)
     label = f"stride {stride:g}: {SIZE} → {axis.output_size} samples"
     panel.plot(*_corners(axis), color=colour, label=label)
     gains = spectral.window(axis)
@@ -70,7 +70,7 @@ def _corners(axis: Axis) -> tuple[list[float], list[float]]:
 
 def matrices() -> Figure:
     """The matrix of one axis for both edges, and its derivative by the stride."""
-    passband, stopband = (plan_axis(SIZE, 2.0, edge=edge) for edge in EDGES)
+    passband, stopband = (plan_axis(SIZE, 2.0, edge=edge, straight_through=False) for edge in EDGES)
     left, right = ramp_factors(SIZE, stopband.output_size, stopband.ramp)
     shown = {
         f'A, edge="passband": {passband.output_size} x {SIZE}': spectral.axis_matrix(passband),
@@ -115,7 +115,7 @@ def aliased(image: Tensor) -> dict[str, dict[str, Tensor]]:
     methods: dict[str, Callable[[int], Tensor]] = {
         "every s-th sample": lambda stride: image[..., ::stride, ::stride],
         "average pooling": lambda stride: F.avg_pool2d(image, stride),
-        'DiffStride, "stopband"': lambda stride: diff_stride(image, stride, edge="stopband"),
+        'DiffStride, "stopband"': lambda stride: diff_stride(image, stride, straight_through=False),
     }
     return {
         name: {"the image": image} | {f"stride {s}": method(s) for s in WHOLE_STRIDES}
@@ -134,7 +134,7 @@ def fractional() -> Figure:
     image = siemens_star(PANEL // 3)
     rows = {
         f'edge="{edge}"': {
-            f"stride {stride:g}": diff_stride(image, stride, edge=edge)
+            f"stride {stride:g}": diff_stride(image, stride, edge=edge, straight_through=False)
             for stride in FRACTIONAL_STRIDES
         }
         for edge in EDGES

@@ -223,7 +223,7 @@ def test_steps_of_several_batches_are_logged_once(pl):
 def test_weights_that_are_swapped_for_validation_are_read_anew(pl, monkeypatch):
     """As by Lightning's averages of weights, through ``.data``, on an accelerator."""
 
-    monkeypatch.setattr(DiffStride, "_is_at_hand", lambda self: False)
+    monkeypatch.setattr(DiffStride, "_is_on_cpu", lambda self: False)
     network, used = build_network(), []
 
     class Swap(pl.Callback):

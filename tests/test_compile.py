@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from conftest import PUBLISHED, WINDOWED
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
@@ -14,10 +15,10 @@ from diffstride import BlurPooling, DiffStride, FixedSpectralPooling, MaxPooling
 def _network() -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1),
-        DiffStride(2.0, edge="stopband"),
+        DiffStride(2.0, **WINDOWED),
         nn.ReLU(),
         nn.Conv2d(8, 8, 3, padding=1),
-        DiffStride(2.0, edge="stopband"),
+        DiffStride(2.0, **WINDOWED),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
         nn.Linear(8, 4),
@@ -35,7 +36,10 @@ def _fresh_compiler():
 
 
 def test_fixed_strides_train_in_one_program() -> None:
-    layer, x = DiffStride(2.0, edge="stopband", trainable=False), torch.randn(2, 3, 16, 16)
+    layer, x = (
+        DiffStride(2.0, edge="stopband", trainable=False, straight_through=False),
+        torch.randn(2, 3, 16, 16),
+    )
     program = torch.compile(layer, backend=CompileCounter(), fullgraph=True)
     assert layer.training
     torch.testing.assert_close(program(x), layer(x))
@@ -103,7 +107,7 @@ def test_evaluation_has_no_graph_break_and_follows_the_strides(pooling) -> None:
 
 def test_evaluation_follows_strides_that_are_loaded() -> None:
     model, other = (
-        nn.Sequential(nn.Conv2d(1, 1, 1), DiffStride(stride, edge="stopband")).eval()
+        nn.Sequential(nn.Conv2d(1, 1, 1), DiffStride(stride, **WINDOWED)).eval()
         for stride in (2.0, 3.0)
     )
     program, x = torch.compile(model, backend="eager"), torch.rand(1, 1, 18, 18)
@@ -115,7 +119,7 @@ def test_evaluation_follows_strides_that_are_loaded() -> None:
 
 def test_evaluation_with_gradients_computes_no_matrix() -> None:
     """Saliency and attacks want gradients in evaluation, and the matrices are there already."""
-    model, x, nodes = DiffStride((1.7, 2.1)).eval(), torch.randn(2, 3, 18, 15), []
+    model, x, nodes = DiffStride((1.7, 2.1), **PUBLISHED).eval(), torch.randn(2, 3, 18, 15), []
 
     def record(graph, example_inputs):
         nodes.extend(str(node.target) for node in graph.graph.nodes)

@@ -9,6 +9,7 @@ import networks
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import PUBLISHED, WINDOWED
 from hypothesis import given
 from hypothesis import strategies as st
 from networks import counted
@@ -34,7 +35,7 @@ from diffstride.strides import stride_layers, stride_penalty
 
 
 def small_resnet(edge="stopband", **kwargs):
-    pooling_cls = functools.partial(DiffStride, edge=edge)
+    pooling_cls = functools.partial(DiffStride, edge=edge, straight_through=False)
     return resnet18(num_output_classes=10, width=8, pooling_cls=pooling_cls, **kwargs).eval()
 
 
@@ -79,7 +80,7 @@ class Halved(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.pool = DiffStride(2.0, edge="stopband")
+        self.pool = DiffStride(2.0, **WINDOWED)
         self.body = nn.Sequential(*(nn.Conv2d(3, 3, 3, 2, 1) for _ in range(3)))
         self.beside = nn.Conv2d(3, 2, 3)
 
@@ -105,7 +106,7 @@ class Tokens(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.pool = DiffStride(2.0, edge="stopband")
+        self.pool = DiffStride(2.0, **WINDOWED)
         self.project = nn.Linear(8, 24)
         self.valid = nn.Conv2d(8, 4, 3)
         self.strided = nn.Conv2d(4, 4, 3, stride=2, padding=1)
@@ -357,7 +358,9 @@ def test_maps_that_join_the_batch_count_as_often_as_they_are_pooled(network, exa
 
 @pytest.mark.parametrize("edge", ["stopband", "passband"])
 def test_strides_outside_their_limits_cost_and_learn_as_at_the_limit(edge):
-    net = nn.Sequential(DiffStride(2.0, edge=edge), nn.Conv2d(1, 8, 3, padding=1))
+    net = nn.Sequential(
+        DiffStride(2.0, edge=edge, straight_through=False), nn.Conv2d(1, 8, 3, padding=1)
+    )
     cost, gradients = MultiplyAdds(net, torch.zeros(1, 1, 32, 32)), []
     for stride in (-3.0, 0.0, 0.2, 1.0):
         with torch.no_grad():
@@ -392,7 +395,7 @@ def test_other_poolings_and_frozen_networks():
     x = torch.rand(1, 3, 20, 21)
     spatial = SpatialPooling(2, 2), MaxPooling(3), BlurPooling((2, 1)), BlurPooling(1)
     for pooling in (FixedSpectralPooling(1.7), *spatial, nn.AvgPool2d(2)):
-        model = nn.Sequential(pooling, nn.Conv2d(3, 4, 3), DiffStride(1.5)).eval()
+        model = nn.Sequential(pooling, nn.Conv2d(3, 4, 3), DiffStride(1.5, **PUBLISHED)).eval()
         assert MultiplyAdds(model, x).value() == counted(model, x)
         frozen = freeze(model, x)
         assert MultiplyAdds(frozen, x).value() == counted(frozen, x) == counted(model, x)
@@ -400,7 +403,10 @@ def test_other_poolings_and_frozen_networks():
 
 def test_long_axes_count_once_they_are_frozen():
     """With learned strides they are pooled by Fourier transforms, frozen by matrices."""
-    model, x = nn.Sequential(DiffStride((4.0,)), nn.Conv1d(1, 2, 3)).eval(), torch.rand(1, 1, 2048)
+    model, x = (
+        nn.Sequential(DiffStride((4.0,), **PUBLISHED), nn.Conv1d(1, 2, 3)).eval(),
+        torch.rand(1, 1, 2048),
+    )
     frozen = freeze(model, x)
     assert MultiplyAdds(model, x).value() == counted(model, x)
     assert MultiplyAdds(frozen, x).value() == counted(frozen, x) > 10 * counted(model, x)
@@ -410,9 +416,9 @@ def test_gradient_is_that_of_the_unrounded_sizes():
     """Where all maps are large, rounding is small: compare with a wide difference of the cost."""
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3, padding=1),
-        DiffStride((2.0, 3.0), edge="stopband"),
+        DiffStride((2.0, 3.0), **WINDOWED),
         nn.Conv2d(4, 4, 3, padding=1),
-        DiffStride((1.5, 1.3), edge="stopband"),
+        DiffStride((1.5, 1.3), **WINDOWED),
         nn.Conv2d(4, 4, 1),
     )
     cost = MultiplyAdds(model, torch.empty(1, 3, 30000, 20000, device="meta"))
@@ -436,7 +442,7 @@ def test_slopes_of_published_windows_are_those_of_their_map_sizes():
         ((32, 2.0, False), 0.0),
     ]
     for (size, stride, cropping), slope in cases:
-        net = nn.Sequential(DiffStride(stride, cropping=cropping), nn.Conv2d(1, 1, 1))
+        net = nn.Sequential(DiffStride(stride, cropping=cropping, **PUBLISHED), nn.Conv2d(1, 1, 1))
         cost = MultiplyAdds(net, torch.zeros(1, 1, size, size))
         (gradient,) = torch.autograd.grad(cost(), net[0].strides)
         m = net[0].output_size((size, size))[0]
@@ -449,7 +455,7 @@ def test_slopes_through_published_windows_on_short_maps():
     """Of two layers, on maps so short that the second's ramp follows their length."""
     size, first, second = 24, 2.0, 3.0
     net = nn.Sequential(
-        DiffStride(first, edge="stopband"), DiffStride(second), nn.Conv2d(1, 10**6, 1)
+        DiffStride(first, **WINDOWED), DiffStride(second, **PUBLISHED), nn.Conv2d(1, 10**6, 1)
     )
     cost = MultiplyAdds(net, torch.zeros(1, 1, size, size))
     cost().backward()
@@ -459,8 +465,8 @@ def test_slopes_through_published_windows_on_short_maps():
 
 
 def test_strides_that_cost_nothing_are_no_matter_of_a_budget():
-    blurred = DiffStride(2.0, edge="stopband", cropping=False)
-    net = nn.Sequential(blurred, DiffStride(2.0, edge="stopband"), nn.Conv2d(1, 16, 3, padding=1))
+    blurred = DiffStride(2.0, edge="stopband", cropping=False, straight_through=False)
+    net = nn.Sequential(blurred, DiffStride(2.0, **WINDOWED), nn.Conv2d(1, 16, 3, padding=1))
     x = torch.zeros(1, 1, 64, 64)
     budget = CostBudget(net, x, 0.9)
     blurred.strides.data.copy_(torch.tensor([2.5, 3.0]))
@@ -472,7 +478,10 @@ def test_strides_that_cost_nothing_are_no_matter_of_a_budget():
 
 def test_strides_of_published_windows_move_freely_where_nothing_is_cropped():
     net = nn.Sequential(
-        DiffStride(1.1), nn.Conv2d(1, 8, 3, padding=1), DiffStride(2.0), nn.Conv2d(8, 99, 1)
+        DiffStride(1.1, **PUBLISHED),
+        nn.Conv2d(1, 8, 3, padding=1),
+        DiffStride(2.0, **PUBLISHED),
+        nn.Conv2d(8, 99, 1),
     )
     budget = CostBudget(net, torch.zeros(1, 1, 64, 64))
     others = net[2].strides.tolist()
@@ -485,7 +494,10 @@ def test_strides_of_published_windows_move_freely_where_nothing_is_cropped():
 
 def test_one_parameter_in_two_layers_is_refused():
     net = nn.Sequential(
-        DiffStride(2.0), nn.Conv2d(1, 4, 3, padding=1), DiffStride(2.0), nn.Conv2d(4, 4, 1)
+        DiffStride(2.0, **PUBLISHED),
+        nn.Conv2d(1, 4, 3, padding=1),
+        DiffStride(2.0, **PUBLISHED),
+        nn.Conv2d(4, 4, 1),
     )
     net[2].strides = net[0].strides
     with pytest.raises(ValueError, match=r"'0' and '2' hold one parameter.* use one layer in both"):
@@ -493,7 +505,7 @@ def test_one_parameter_in_two_layers_is_refused():
 
 
 def test_shared_stride_and_limits():
-    pool = DiffStride(2.0, shared_stride=True, upper_limit_stride=2.5, edge="stopband")
+    pool = DiffStride(2.0, shared_stride=True, upper_limit_stride=2.5, **WINDOWED)
     cost = MultiplyAdds(nn.Sequential(pool), torch.zeros(1, 3, 32, 32))
     assert cost.value({"0": [2.0]}) == cost.value({"0": (2.0, 2.0)}) == cost.value()
     assert cost.value({"0": [9.0]}) == cost.value({"0": [2.5]})
@@ -505,7 +517,7 @@ def test_layers_that_meet_without_sharing_are_refused():
     class Own(nn.Module):
         def __init__(self):
             super().__init__()
-            self.a, self.b = DiffStride(2.0), DiffStride(2.0)
+            self.a, self.b = DiffStride(2.0, **PUBLISHED), DiffStride(2.0, **PUBLISHED)
 
         def forward(self, x):
             return self.a(x) + self.b(x)
@@ -516,7 +528,9 @@ def test_layers_that_meet_without_sharing_are_refused():
 
 def test_penalty_is_the_published_sum_of_products():
     model = nn.Sequential(
-        DiffStride((1.5, 2.0)), DiffStride(3.0, shared_stride=True), DiffStride((1.2, 1.1))
+        DiffStride((1.5, 2.0), **PUBLISHED),
+        DiffStride(3.0, shared_stride=True, **PUBLISHED),
+        DiffStride((1.2, 1.1), **PUBLISHED),
     )
     areas = [1.5 * 2.0, 1.5 * 2.0 * 9.0, 1.5 * 2.0 * 9.0 * 1.2 * 1.1]
     penalty = stride_penalty(model)
@@ -589,7 +603,7 @@ def test_budget_is_kept_at_any_strides_although_maps_are_small(name):
 def test_strides_near_1_are_not_rounded_above_the_budget(size):
     """At the edge of a map's size a rounding to float32 that goes down costs a sample more."""
     full = 2 ** size.bit_length()
-    model = nn.Sequential(DiffStride((1.001,), edge="stopband"), nn.Conv1d(1, 64, 3, padding=1))
+    model = nn.Sequential(DiffStride((1.001,), **WINDOWED), nn.Conv1d(1, 64, 3, padding=1))
     budget = CostBudget(model, torch.rand(1, 1, full), 64 * 3 * size + full * size)
     for start in torch.linspace(1.001, full / size - 0.001, 50):
         model[0].strides.data.fill_(start)
@@ -600,7 +614,7 @@ def test_strides_near_1_are_not_rounded_above_the_budget(size):
 
 def test_where_no_sizes_spend_the_budget_some_of_it_stays():
     """A single map of 16: there is nothing between 15 and 16 samples."""
-    model = nn.Sequential(DiffStride((2.0,), edge="stopband"), nn.Conv1d(1, 64, 3, padding=1))
+    model = nn.Sequential(DiffStride((2.0,), **WINDOWED), nn.Conv1d(1, 64, 3, padding=1))
     budget = CostBudget(model, torch.rand(1, 1, 32), 0.99)
     assert budget.cost.maps()["0"][0].output_size == 15
     for _ in range(3):
@@ -619,9 +633,9 @@ def test_without_a_budget_the_same_training_changes_the_cost():
 def test_budget_scales_the_logarithms_of_all_strides_alike():
     before = torch.tensor([2.0, 3.0, 1.5, 1.0])
     model = nn.Sequential(
-        DiffStride(before[:2].tolist(), edge="stopband"),
+        DiffStride(before[:2].tolist(), **WINDOWED),
         nn.Conv2d(3, 8, 3, padding=1),
-        DiffStride(before[2:].tolist(), edge="stopband"),
+        DiffStride(before[2:].tolist(), **WINDOWED),
         nn.Conv2d(8, 8, 3, padding=1),
     )
     CostBudget(model, torch.zeros(1, 3, 512, 512), 0.5)
@@ -633,7 +647,7 @@ def test_budget_scales_the_logarithms_of_all_strides_alike():
 
 
 def test_budget_moves_strides_of_1_where_there_are_no_others():
-    model = nn.Sequential(DiffStride(1.0, edge="stopband"), nn.Conv2d(3, 64, 3, padding=1))
+    model = nn.Sequential(DiffStride(1.0, **WINDOWED), nn.Conv2d(3, 64, 3, padding=1))
     budget = CostBudget(model, torch.zeros(1, 3, 256, 256), 0.5)
     assert 0.99 * budget.multiply_adds <= budget.cost.value() <= budget.multiply_adds
     height, width = model[0].strides.tolist()
@@ -658,9 +672,9 @@ def test_map_sizes_stay_until_others_are_much_nearer():
 
 
 def test_budget_respects_limits_and_layers_that_do_not_learn():
-    fixed = DiffStride(2.0, trainable=False, edge="stopband")
-    limited = DiffStride(2.0, upper_limit_stride=2.1, edge="stopband")
-    free = DiffStride(2.0, edge="stopband")
+    fixed = DiffStride(2.0, trainable=False, **WINDOWED)
+    limited = DiffStride(2.0, upper_limit_stride=2.1, **WINDOWED)
+    free = DiffStride(2.0, **WINDOWED)
     convolutions = [nn.Conv2d(*channels, 3, padding=1) for channels in ((3, 8), (8, 8), (8, 99))]
     pairs = zip((fixed, limited, free), convolutions, strict=True)
     model = nn.Sequential(*(module for pair in pairs for module in pair))
@@ -685,7 +699,7 @@ def test_budget_as_a_number_and_those_that_cannot_be_met():
     with pytest.raises(ValueError, match="budget must be a positive number, but got 0"):
         CostBudget(model, x, 0)
     with pytest.raises(ValueError, match="no DiffStride layer whose strides learn"):
-        CostBudget(nn.Sequential(DiffStride(2.0, trainable=False)), x)
+        CostBudget(nn.Sequential(DiffStride(2.0, trainable=False, **PUBLISHED)), x)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
@@ -708,7 +722,7 @@ def test_networks_that_are_compiled():
 
 
 def test_strides_to_try_are_checked():
-    cost = MultiplyAdds(nn.Sequential(DiffStride(2.0)), torch.zeros(1, 1, 8, 8))
+    cost = MultiplyAdds(nn.Sequential(DiffStride(2.0, **PUBLISHED)), torch.zeros(1, 1, 8, 8))
     for strides in (3.0, (3.0, 3.0, 3.0), torch.tensor(3.0)):
         with pytest.raises(ValueError, match="strides: '0' takes 2, one for each axis, but got"):
             cost.value({"0": strides})
@@ -735,9 +749,9 @@ def shared_out(optimizer_cls=SGD):
     """Loss of a toy whose strides learned under a budget, and the lowest there is at that cost."""
     torch.manual_seed(0)
     model = nn.Sequential(
-        DiffStride((2.0,), edge="stopband"),
+        DiffStride((2.0,), **WINDOWED),
         nn.Conv1d(1, 64, 257, padding=128),  # most of the cost is above the second layer
-        DiffStride((2.0,), edge="stopband"),
+        DiffStride((2.0,), **WINDOWED),
         nn.Conv1d(64, 64, 1),
     )
     budget = CostBudget(model, torch.zeros(1, 1, 1000))
@@ -923,7 +937,7 @@ def in_a_row(*strides):
     layers, channels = [], 1
     for stride in strides:
         layers += [
-            DiffStride((stride,), edge="stopband"),
+            DiffStride((stride,), **WINDOWED),
             nn.Conv1d(channels, 64, 9, padding=4),
         ]
         channels = 64
@@ -954,7 +968,7 @@ def test_nobody_pays_for_a_step_that_a_limit_forbids():
 
 
 def test_tokens_of_a_volume_are_a_product_of_three_sizes():
-    pool = DiffStride((2.0, 2.0, 2.0), edge="stopband")
+    pool = DiffStride((2.0, 2.0, 2.0), **WINDOWED)
     model = nn.Sequential(pool, nn.Flatten(2), nn.Conv1d(2, 3, 1)).eval()
     x = torch.rand(1, 2, 12, 10, 14)
     cost = MultiplyAdds(model, x)

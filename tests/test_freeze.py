@@ -6,6 +6,7 @@ import networks
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import PUBLISHED, WINDOWED
 from torch import nn
 
 from diffstride import DiffStride, FixedSpectralPooling
@@ -19,7 +20,7 @@ from diffstride.strides import stride_layers
 
 def learned(edge="stopband", size=24):
     """A small network whose strides have moved, and an example."""
-    pooling_cls = functools.partial(DiffStride, edge=edge)
+    pooling_cls = functools.partial(DiffStride, edge=edge, straight_through=False)
     model = resnet18(num_output_classes=10, width=8, pooling_cls=pooling_cls).eval()
     networks.move_strides(model)
     return model, torch.rand(2, 3, size, size)
@@ -56,7 +57,10 @@ def test_converted_networks(name):
 @pytest.mark.parametrize("program", ["eager", "compiled"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_precision_is_that_of_the_layer_under_autocast(program, dtype):
-    layer, x = DiffStride((1.9, 2.3), edge="stopband").eval(), torch.randn(2, 8, 24, 24)
+    layer, x = (
+        DiffStride((1.9, 2.3), **WINDOWED).eval(),
+        torch.randn(2, 8, 24, 24),
+    )
     frozen = freeze(layer, x)
     if program == "compiled":
         frozen = torch.compile(frozen, backend="aot_eager", fullgraph=True)
@@ -68,7 +72,10 @@ def test_precision_is_that_of_the_layer_under_autocast(program, dtype):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 1e-2), (torch.float16, 1.2e-3)])
 def test_half_precision_is_multiplied_as_by_the_layer(dtype, tolerance):
-    layer, x = DiffStride((1.9, 2.3), edge="stopband").eval(), torch.randn(2, 8, 24, 24).to(dtype)
+    layer, x = (
+        DiffStride((1.9, 2.3), **WINDOWED).eval(),
+        torch.randn(2, 8, 24, 24).to(dtype),
+    )
     with torch.no_grad():
         assert_same(freeze(layer, x)(x).float(), layer(x).float(), tolerance)
 
@@ -91,7 +98,9 @@ def test_lone_layers_of_any_dimension(axes, layer):
 
 
 def test_mode_dtype_and_statistics_stay():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), DiffStride(1.5)).double()
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), DiffStride(1.5, **PUBLISHED)
+    ).double()
     model[1].eval()
     x = torch.rand(2, 3, 16, 16, dtype=torch.float64)
     model[2].float()
@@ -115,8 +124,8 @@ def test_other_sizes_are_refused():
     model, x = learned()
     with pytest.raises(ValueError, match=r"frozen for maps of \(24, 24\), but got \(26, 26\)"):
         freeze(model, x)(torch.rand(1, 3, 26, 26))
-    layer = FrozenPooling(DiffStride(2.0))
-    layer.meet((24, 24))
+    layer = DiffStride(2.0, **PUBLISHED).frozen()
+    layer.add_size((24, 24))
     with pytest.raises(ValueError, match=r"frozen for maps of \(24, 24\), but got \(26, 26\)"):
         layer.output_size((26, 26))
     with pytest.raises(ValueError, match="Conv2d has no pooling layer to freeze"):
@@ -127,15 +136,17 @@ def test_other_sizes_are_refused():
 
 def test_an_example_has_the_dtype_of_the_weights():
     x = torch.rand(1, 3, 8, 8)
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), DiffStride(1.5)).to(torch.bfloat16)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), DiffStride(1.5, **PUBLISHED)).to(torch.bfloat16)
     assert freeze(network, x)(x.bfloat16()).dtype == torch.bfloat16
     mixed = nn.ModuleDict({"unused": nn.Linear(2, 2).bfloat16(), "used": nn.Conv2d(3, 4, 3)})
     mixed.forward = lambda x: mixed["used"](x)
-    assert freeze(nn.Sequential(mixed, DiffStride(1.5)), x)(x).dtype == torch.float32
+    assert freeze(nn.Sequential(mixed, DiffStride(1.5, **PUBLISHED)), x)(x).dtype == torch.float32
 
 
 def test_a_layer_that_the_example_does_not_reach_says_so():
-    network = nn.ModuleDict({"used": DiffStride(2.0), "unused": DiffStride(2.0)})
+    network = nn.ModuleDict(
+        {"used": DiffStride(2.0, **PUBLISHED), "unused": DiffStride(2.0, **PUBLISHED)}
+    )
     network.forward = lambda x: network["used"](x)
     with pytest.raises(
         ValueError, match="maps of no size, as the example did not reach it, but got"
@@ -144,7 +155,7 @@ def test_a_layer_that_the_example_does_not_reach_says_so():
 
 
 def test_a_layer_that_met_two_sizes_keeps_both():
-    pool = DiffStride(1.6, edge="stopband")
+    pool = DiffStride(1.6, **WINDOWED)
     model = nn.Sequential(pool, nn.ReLU(), pool)
     x = torch.rand(1, 2, 20, 16)
     frozen = freeze(model, x)
@@ -194,7 +205,7 @@ def test_rounding_to_strides_that_were_learned_changes_nothing():
 @pytest.mark.parametrize("round_to", [0.5, 1, 2])
 def test_nearest_stride_is_the_nearest_of_all(size, round_to):
     for stride in (1.0, 1.3, 1.6, 2.2, 3.4, 6.0, 100.0):
-        axis = plan_axis(size, stride, edge="stopband")
+        axis = plan_axis(size, stride, **WINDOWED)
         nearest = nearest_stride(axis, round_to)
         assert nearest == 1 or nearest % round_to == 0
         allowed = [1.0, *(k * round_to for k in range(1, 4 * size) if k * round_to >= 1)]
@@ -224,7 +235,11 @@ def test_export_with_any_batch():
 @pytest.mark.parametrize("training", [True, False])
 def test_a_network_that_was_exported_trains_and_freezes_as_before(training):
     """Exporting runs a network on fake tensors, which no cache may keep."""
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), DiffStride(1.9), DiffStride(1.3, trainable=False))
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        DiffStride(1.9, **PUBLISHED),
+        DiffStride(1.3, trainable=False, **PUBLISHED),
+    )
     x = torch.rand(2, 3, 23, 21)  # a size of its own: nothing of it is known before
     program = torch.export.export(model.train(training), (x,))
     y = model(x)
@@ -274,7 +289,7 @@ def test_onnxruntime_gives_the_same_for_any_batch(name, tmp_path):
 
 def test_memory_format_stays():
     x = torch.rand(2, 3, 12, 14).contiguous(memory_format=torch.channels_last)
-    pool = DiffStride(1.5)
+    pool = DiffStride(1.5, **PUBLISHED)
     for got in (freeze(pool, x)(x), pool(x)):
         assert got.is_contiguous(memory_format=torch.channels_last)
     assert_same(freeze(pool, x)(x), pool(x.contiguous()), 1e-6)
@@ -290,8 +305,8 @@ def test_older_tracing_keeps_the_batch_free():
 
 
 def test_rounding_keeps_the_width_of_the_window_and_maps_that_keep_their_size():
-    wide = DiffStride(2.0, smoothness_factor=1.5, edge="stopband")
-    whole = DiffStride(1.1)
+    wide = DiffStride(2.0, smoothness_factor=1.5, **WINDOWED)
+    whole = DiffStride(1.1, **PUBLISHED)
     for layer, size, expected in ((wide, 64, 32), (whole, 16, 16)):
         x = torch.rand(1, 1, size, size)
         assert layer.output_size((size, size)) == (expected, expected)
@@ -299,11 +314,11 @@ def test_rounding_keeps_the_width_of_the_window_and_maps_that_keep_their_size():
 
 
 def test_of_two_strides_as_near_in_size_rounding_takes_the_nearer():
-    axes = [plan_axis(7, stride, edge="stopband") for stride in (4.0, 5.0, 6.0)]
+    axes = [plan_axis(7, stride, **WINDOWED) for stride in (4.0, 5.0, 6.0)]
     assert [nearest_stride(axis, 1) for axis in axes] == [4, 5, 6]
 
 
 def test_volumes_can_be_exported():
-    layer, x = DiffStride((1.7, 2.3, 1.2)).eval(), torch.rand(2, 3, 9, 12, 10)
+    layer, x = DiffStride((1.7, 2.3, 1.2), **PUBLISHED).eval(), torch.rand(2, 3, 9, 12, 10)
     program = torch.export.export(freeze(layer, x), (x,)).module()
     torch.testing.assert_close(program(x), layer(x))

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from conftest import literal_diff_stride
+from conftest import PUBLISHED, WINDOWED, literal_diff_stride
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffstride import DiffStride, FixedSpectralPooling, diff_stride, spectral_pool
-from diffstride.spectral import autograd
+from diffstride.spectral import map_product
 from diffstride.spectral.axis_plan import EDGES, output_size, plan_axis, plan_spectral_axis
 from diffstride.spectral.matrix import axis_matrix, pooling_matrix, ramp_factors
 
@@ -29,7 +29,7 @@ CASES = [
 @pytest.mark.parametrize(("shape", "strides"), CASES)
 def test_equals_complex_fft(shape: tuple, strides: tuple, edge: str) -> None:
     x = torch.randn(shape, dtype=torch.float64)
-    y = diff_stride(x, strides, smoothness_factor=2.0, edge=edge)
+    y = diff_stride(x, strides, smoothness_factor=2.0, edge=edge, straight_through=False)
     sizes = shape[-len(strides) :]
     out = tuple(output_size(n, s, 2.0, edge) for n, s in zip(sizes, strides, strict=True))
     assert y.shape[-len(strides) :] == out
@@ -49,7 +49,9 @@ def test_gradcheck(shape: tuple, strides: tuple, edge: str, cropping: bool) -> N
     values.requires_grad_()
 
     def pool(x: Tensor, values: Tensor) -> Tensor:
-        return diff_stride(x, values, smoothness_factor=1.5, edge=edge, cropping=cropping)
+        return diff_stride(
+            x, values, smoothness_factor=1.5, edge=edge, cropping=cropping, straight_through=False
+        )
 
     assert torch.autograd.gradcheck(pool, (x, values))
 
@@ -67,7 +69,10 @@ def test_straight_through_keeps_all_bins_and_has_the_gradient_of_the_window(
     grad = torch.randn_like(y)
     y.backward(grad)
 
-    axes = [plan_axis(size, s, 1.5, edge) for size, s in zip((12, 9), (2.1, 1.7), strict=True)]
+    axes = [
+        plan_axis(size, s, 1.5, edge, straight_through=False)
+        for size, s in zip((12, 9), (2.1, 1.7), strict=True)
+    ]
     # Of spectral pooling to these sizes: no stride of its own, hence the one that just gives them.
     height, width = (axis_matrix(plan_spectral_axis(a.size, a.size / a.output_size)) for a in axes)
     torch.testing.assert_close(y, height @ x @ width.T)
@@ -88,7 +93,7 @@ def test_straight_through_on_long_axes_is_spectral_pooling_that_learns(size: int
     torch.testing.assert_close(y, spectral_pool(x, [2.5]))
     grad = torch.randn_like(y)
     y.backward(grad)
-    diff_stride(x, windowed, edge="stopband").backward(grad)
+    diff_stride(x, windowed, **WINDOWED).backward(grad)
     torch.testing.assert_close(flat.grad, windowed.grad)  # the window's derivative has no gains
 
 
@@ -107,7 +112,7 @@ def test_gradient_at_a_jump_of_the_output_length() -> None:
     x = torch.randn(1, 1, 32, dtype=torch.float64)
     stride = torch.tensor([2.0], dtype=torch.float64, requires_grad=True)
     weights = torch.randn(1, 1, 16, dtype=torch.float64)
-    (diff_stride(x, stride, edge="stopband") * weights).sum().backward()
+    (diff_stride(x, stride, **WINDOWED) * weights).sum().backward()
     spectrum = torch.fft.rfft(x[0, 0])
     i, expected = torch.arange(16, dtype=torch.float64), 0.0
     for k in range(4, 9):
@@ -129,7 +134,7 @@ def test_clamped_strides_still_receive_the_gradient() -> None:
         outside = torch.tensor([value, value], requires_grad=True)
         inside = torch.tensor([used, used], requires_grad=True)
         for strides, options in ((outside, limits), (inside, {})):
-            diff_stride(x, strides, **options).pow(2).sum().backward()
+            diff_stride(x, strides, **PUBLISHED, **options).pow(2).sum().backward()
         assert outside.grad is not None
         assert outside.grad.abs().min() > 0
         torch.testing.assert_close(outside.grad, inside.grad, rtol=1e-4, atol=1e-4)
@@ -146,7 +151,7 @@ def test_linear_mean_kept_and_flips_commute(axes: list[tuple[int, float]], edge:
     a, b = torch.randn(2, 1, 2, *shape, dtype=torch.float64)
 
     def pool(x: Tensor) -> Tensor:
-        return diff_stride(x, strides, edge=edge)
+        return diff_stride(x, strides, edge=edge, straight_through=False)
 
     y = pool(a)
     expected = [output_size(n, s, edge=edge) for n, s in axes]
@@ -194,7 +199,7 @@ def test_memory_formats_agree_and_are_kept(shape: tuple[int, ...]) -> None:
     for name, x in _layouts(shape).items():
         x = x.detach().requires_grad_()
         strides = torch.full((len(shape) - 2,), 1.8, requires_grad=True)
-        y = diff_stride(x, strides, edge="stopband")
+        y = diff_stride(x, strides, **WINDOWED)
         weights = torch.linspace(-1, 1, y.numel()).reshape(y.shape)
         (y * weights).sum().backward()
         results[name] = (y, x.grad, strides.grad)
@@ -216,7 +221,7 @@ def test_half_precision_is_close_to_float32(dtype: torch.dtype) -> None:
     for results, kind in ((got, dtype), (expected, torch.float32)):
         inputs = x.to(dtype).to(kind).requires_grad_()
         strides = torch.tensor([2.0, 1.6], requires_grad=True)
-        y = diff_stride(inputs, strides)
+        y = diff_stride(inputs, strides, **PUBLISHED)
         assert y.dtype == kind
         y.square().sum().backward()
         assert inputs.grad is not None
@@ -230,17 +235,17 @@ def test_autocast_keeps_the_dtype_of_the_input() -> None:
     x = torch.randn(1, 2, 8, 8, requires_grad=True)
     strides = torch.tensor([2.0, 2.0], requires_grad=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = diff_stride(x, strides)
+        y = diff_stride(x, strides, **PUBLISHED)
         assert y.dtype == torch.float32
         y.sum().backward()
-    torch.testing.assert_close(y, diff_stride(x, strides))
+    torch.testing.assert_close(y, diff_stride(x, strides, **PUBLISHED))
 
 
 def test_keeps_only_the_bins_on_the_ramp_for_the_backward() -> None:
     x = torch.randn(4, 8, 32, 32, requires_grad=True)
     kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        diff_stride(x, torch.tensor([2.0, 2.0], requires_grad=True))
+        diff_stride(x, torch.tensor([2.0, 2.0], requires_grad=True), **PUBLISHED)
     numel = sum(t.numel() for t in kept)
     assert 0 < numel < 0.6 * x.numel()
 
@@ -250,14 +255,18 @@ def test_per_sample_gradients_and_vmap() -> None:
     strides = torch.tensor([2.0, 1.7])
 
     def loss(strides: Tensor, x: Tensor) -> Tensor:
-        return diff_stride(x, strides).square().sum()
+        return diff_stride(x, strides, **PUBLISHED).square().sum()
 
     per_sample = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(strides, x)
     for sample, got in zip(x, per_sample, strict=True):
         torch.testing.assert_close(got, torch.func.grad(loss)(strides, sample))
-    mapped = torch.func.vmap(lambda x: diff_stride(x, [2.0, 1.7]))(x)
-    torch.testing.assert_close(mapped, diff_stride(x, [2.0, 1.7]))
-    for layer in (DiffStride(2.0), DiffStride(2.0, trainable=False), FixedSpectralPooling(2.0)):
+    mapped = torch.func.vmap(lambda x: diff_stride(x, [2.0, 1.7], **PUBLISHED))(x)
+    torch.testing.assert_close(mapped, diff_stride(x, [2.0, 1.7], **PUBLISHED))
+    for layer in (
+        DiffStride(2.0, **PUBLISHED),
+        DiffStride(2.0, trainable=False, **PUBLISHED),
+        FixedSpectralPooling(2.0),
+    ):
         images = torch.randn(3, 2, 2, 8, 8)  # four axes in each sample, which may be channels-last
         torch.testing.assert_close(
             torch.func.vmap(layer)(images), torch.stack([layer(each) for each in images])
@@ -268,37 +277,47 @@ def test_per_sample_gradients_and_vmap() -> None:
 
 def test_second_derivatives_work_with_fixed_strides_and_are_refused_with_learned_ones() -> None:
     x = torch.randn(1, 1, 6, 6, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradgradcheck(lambda x: diff_stride(x, [1.5, 2.0]).pow(2), (x,))
+    assert torch.autograd.gradgradcheck(
+        lambda x: diff_stride(x, [1.5, 2.0], **PUBLISHED).pow(2), (x,)
+    )
     strides = torch.tensor([1.5, 2.0], dtype=torch.float64, requires_grad=True)
-    (grad,) = torch.autograd.grad(diff_stride(x, strides).pow(2).sum(), x, create_graph=True)
-    with pytest.raises(NotImplementedError, match=r"first derivatives alone.*trainable=False"):
+    (grad,) = torch.autograd.grad(
+        diff_stride(x, strides, **PUBLISHED).pow(2).sum(), x, create_graph=True
+    )
+    with pytest.raises(NotImplementedError, match=r"no second derivatives.*trainable=False"):
         grad.sum().backward()
     # Inside torch.func a refusal that autograd knows would come out as zeros.
-    with pytest.raises(NotImplementedError, match="first derivatives alone"):
-        torch.func.jacrev(torch.func.jacrev(lambda x: diff_stride(x, strides).pow(2).sum()))(x)
+    with pytest.raises(NotImplementedError, match="no second derivatives"):
+        torch.func.jacrev(
+            torch.func.jacrev(lambda x: diff_stride(x, strides, **PUBLISHED).pow(2).sum())
+        )(x)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # by torch.func.jvp itself
 def test_forward_mode_works_with_fixed_strides_and_is_refused_with_learned_ones() -> None:
     x, tangent = torch.randn(2, 4, 4, 40, 40, dtype=torch.float64)
     for strides in (1.7, torch.tensor([1.7, 2.0], requires_grad=False)):
-        y, dual = torch.func.jvp(lambda x, s=strides: diff_stride(x, s), (x,), (tangent,))
-        torch.testing.assert_close(y, diff_stride(x, strides))
-        torch.testing.assert_close(dual, diff_stride(tangent, strides))
+        y, dual = torch.func.jvp(
+            lambda x, s=strides: diff_stride(x, s, **PUBLISHED), (x,), (tangent,)
+        )
+        torch.testing.assert_close(y, diff_stride(x, strides, **PUBLISHED))
+        torch.testing.assert_close(dual, diff_stride(tangent, strides, **PUBLISHED))
         with forward_ad.dual_level():
-            y = diff_stride(forward_ad.make_dual(x, tangent), strides)
+            y = diff_stride(forward_ad.make_dual(x, tangent), strides, **PUBLISHED)
             torch.testing.assert_close(forward_ad.unpack_dual(y).tangent, dual)
     learned = torch.tensor([1.7, 2.0], dtype=torch.float64, requires_grad=True)
     with pytest.raises(NotImplementedError, match=r"no forward-mode derivatives.*reverse mode"):
-        torch.func.jvp(lambda x: diff_stride(x, learned), (x,), (tangent,))
+        torch.func.jvp(lambda x: diff_stride(x, learned, **PUBLISHED), (x,), (tangent,))
     with pytest.raises(NotImplementedError, match="no forward-mode derivatives"):
-        torch.func.jacfwd(lambda s: diff_stride(x, s, values=(1.7, 2.0)))(learned.detach())
+        torch.func.jacfwd(lambda s: diff_stride(x, s, values=(1.7, 2.0), **PUBLISHED))(
+            learned.detach()
+        )
 
 
 @pytest.mark.parametrize("size", [11, 1030])
 def test_nested_transforms_leave_nothing_behind(size: int) -> None:
     """What is cached while they run must serve afterwards, of their levels nothing is left."""
-    layer = DiffStride([1.3217], trainable=False)
+    layer = DiffStride([1.3217], trainable=False, **PUBLISHED)
     x = torch.randn(1, 1, size, dtype=torch.float64)
     hessian = torch.func.jacrev(torch.func.jacrev(lambda x: layer(x).pow(2).sum()))
     assert hessian(x[..., :size]).shape == (*x.shape, *x.shape)
@@ -312,8 +331,12 @@ def test_nested_transforms_leave_nothing_behind(size: int) -> None:
 def test_batches_may_be_empty(size: int) -> None:
     for strides in ([2.0], torch.tensor([2.0], requires_grad=True)):
         x = torch.zeros(0, 3, size, requires_grad=True)
-        y = diff_stride(x, strides)
-        assert y.shape == (0, 3, *diff_stride(torch.zeros(1, 1, size), strides).shape[2:])
+        y = diff_stride(x, strides, **PUBLISHED)
+        assert y.shape == (
+            0,
+            3,
+            *diff_stride(torch.zeros(1, 1, size), strides, **PUBLISHED).shape[2:],
+        )
         y.sum().backward()
         assert x.grad is not None
 
@@ -321,41 +344,57 @@ def test_batches_may_be_empty(size: int) -> None:
 def test_the_axes_are_pooled_in_any_order_alike() -> None:
     x = torch.randn(1, 1, 9, 10, 11, dtype=torch.float64)
     strides = (1.5, 2.5, 3.5)
-    expected = diff_stride(x, strides)
+    expected = diff_stride(x, strides, **PUBLISHED)
     for order in itertools.permutations(range(3)):
         dims = (0, 1, *(2 + i for i in order))
-        permuted = diff_stride(x.permute(dims), [strides[i] for i in order])
+        permuted = diff_stride(x.permute(dims), [strides[i] for i in order], **PUBLISHED)
         torch.testing.assert_close(permuted, expected.permute(dims))
 
 
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda x: diff_stride(x, 0.5), ValueError, r"at least 1, but got 0.5"),
-        (lambda x: diff_stride(x, [2.0] * 4), ValueError, r"1 to 3 numbers.*has 4"),
+        (lambda x: diff_stride(x, 0.5, **PUBLISHED), ValueError, r"at least 1, but got 0.5"),
+        (lambda x: diff_stride(x, [2.0] * 4, **PUBLISHED), ValueError, r"1 to 3 numbers.*has 4"),
         (
-            lambda x: diff_stride(x, 2, smoothness_factor=0),
+            lambda x: diff_stride(x, 2, smoothness_factor=0, **PUBLISHED),
             ValueError,
             "smoothness_factor .* got 0",
         ),
         (
-            lambda x: diff_stride(x, 2, edge="middle"),
+            lambda x: diff_stride(x, 2, edge="middle", straight_through=False),
             ValueError,
             "'passband', 'stopband'.*'middle'",
         ),
-        (lambda x: diff_stride(x, 2, lower_limit_stride=0.9), ValueError, "at least 1.*0.9"),
         (
-            lambda x: diff_stride(x, 2, lower_limit_stride=3, upper_limit_stride=2),
+            lambda x: diff_stride(x, 2, lower_limit_stride=0.9, **PUBLISHED),
+            ValueError,
+            "at least 1.*0.9",
+        ),
+        (
+            lambda x: diff_stride(x, 2, lower_limit_stride=3, upper_limit_stride=2, **PUBLISHED),
             ValueError,
             "lower_limit_stride=3 exceeds",
         ),
-        (lambda x: diff_stride(x[0, 0, 0], 2), ValueError, r"shape \(8,\)"),
-        (lambda x: diff_stride(x[..., :0], 2), ValueError, r"shape \(1, 1, 8, 0\)"),
-        (lambda x: diff_stride(x.int(), 2), TypeError, "torch.int32"),
-        (lambda x: diff_stride(x, torch.ones(2, 2)), ValueError, r"vector.*\(2, 2\)"),
-        (lambda x: diff_stride(x, torch.ones(4)), ValueError, r"1 to 3 numbers.* are 4"),
-        (lambda x: diff_stride(x, torch.ones(0)), ValueError, r"1 to 3 numbers.* are 0"),
-        (lambda x: diff_stride(x, torch.tensor([2.0, torch.nan])), ValueError, "diverged"),
+        (lambda x: diff_stride(x[0, 0, 0], 2, **PUBLISHED), ValueError, r"shape \(8,\)"),
+        (lambda x: diff_stride(x[..., :0], 2, **PUBLISHED), ValueError, r"shape \(1, 1, 8, 0\)"),
+        (lambda x: diff_stride(x.int(), 2, **PUBLISHED), TypeError, "torch.int32"),
+        (lambda x: diff_stride(x, torch.ones(2, 2), **PUBLISHED), ValueError, r"vector.*\(2, 2\)"),
+        (
+            lambda x: diff_stride(x, torch.ones(4), **PUBLISHED),
+            ValueError,
+            r"1 to 3 numbers.* are 4",
+        ),
+        (
+            lambda x: diff_stride(x, torch.ones(0), **PUBLISHED),
+            ValueError,
+            r"1 to 3 numbers.* are 0",
+        ),
+        (
+            lambda x: diff_stride(x, torch.tensor([2.0, torch.nan]), **PUBLISHED),
+            ValueError,
+            "diverged",
+        ),
         (lambda x: spectral_pool(x, 0.5), ValueError, "at least 1"),
     ],
 )
@@ -367,7 +406,7 @@ def test_errors_say_what_came_and_what_was_expected(call, error, message: str) -
 def test_an_empty_batch_passes_through() -> None:
     x = torch.zeros(0, 3, 8, 8, requires_grad=True)
     strides = torch.tensor([2.0, 2.0], requires_grad=True)
-    y = diff_stride(x, strides, edge="stopband")
+    y = diff_stride(x, strides, **WINDOWED)
     assert y.shape == (0, 3, 4, 4)
     y.sum().backward()
     assert strides.grad is not None
@@ -384,13 +423,13 @@ def test_pooling_in_blocks_equals_pooling_at_once(
         x = x.contiguous(memory_format=torch.channels_last)
     results = []
     for block_bytes in (1 << 30, 2 * x[0].numel() * 4):
-        monkeypatch.setattr(autograd, "BLOCK_BYTES", block_bytes)
+        monkeypatch.setattr(map_product, "BLOCK_BYTES", block_bytes)
         inputs = x.detach().requires_grad_()
         strides = torch.tensor([2.0, 1.4], requires_grad=True)
-        y = diff_stride(inputs, strides)
+        y = diff_stride(inputs, strides, **PUBLISHED)
         y.square().sum().backward()
         with torch.no_grad():
-            torch.testing.assert_close(diff_stride(inputs, strides), y)
+            torch.testing.assert_close(diff_stride(inputs, strides, **PUBLISHED), y)
         results.append((y, inputs.grad, strides.grad))
     assert results[1][0].is_contiguous(
         memory_format=torch.channels_last if channels_last else torch.contiguous_format
@@ -401,11 +440,11 @@ def test_pooling_in_blocks_equals_pooling_at_once(
 
 def test_flop_counter_sees_every_product() -> None:
     x = torch.randn(7, 3, 12, 10)
-    axes = [plan_axis(12, 2.0), plan_axis(10, 2.0)]
-    diff_stride(x, 2.0)  # forms the matrices, which is counted too
+    axes = [plan_axis(12, 2.0, **PUBLISHED), plan_axis(10, 2.0, **PUBLISHED)]
+    diff_stride(x, 2.0, **PUBLISHED)  # forms the matrices, which is counted too
     with FlopCounterMode(display=False) as counter:
-        diff_stride(x, 2.0)
-    assert counter.get_total_flops() == 2 * 7 * 3 * autograd.multiply_adds(axes)
+        diff_stride(x, 2.0, **PUBLISHED)
+    assert counter.get_total_flops() == 2 * 7 * 3 * map_product.multiply_adds(axes)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
@@ -415,7 +454,7 @@ def test_an_in_place_operation_may_follow(memory_format: torch.memory_format) ->
         torch.manual_seed(0)
         x = torch.randn(2, 3, 8, 8).contiguous(memory_format=memory_format).requires_grad_()
         strides = torch.tensor([2.0, 1.6], requires_grad=True)
-        y = torch.nn.functional.relu(diff_stride(x, strides, edge="stopband"), inplace=inplace)
+        y = torch.nn.functional.relu(diff_stride(x, strides, **WINDOWED), inplace=inplace)
         y.square().sum().backward()
         results.append((y, x.grad, strides.grad))
     for apart, in_place in zip(*results, strict=True):
@@ -426,7 +465,9 @@ def test_an_in_place_operation_may_follow(memory_format: torch.memory_format) ->
 @pytest.mark.parametrize(("size", "stride"), [(32, 4.0), (32, 9.0), (16, 8.0), (64, 20.0)])
 def test_the_mean_of_a_map_pulls_at_no_stride(edge: str, size: int, stride: float) -> None:
     strides = torch.tensor([stride], dtype=torch.float64, requires_grad=True)
-    diff_stride(torch.ones(1, 1, size, dtype=torch.float64), strides, edge=edge).sum().backward()
+    diff_stride(
+        torch.ones(1, 1, size, dtype=torch.float64), strides, edge=edge, straight_through=False
+    ).sum().backward()
     assert strides.grad is not None
     assert strides.grad.abs().max() < 1e-12
 
@@ -436,7 +477,7 @@ def test_gradients_are_exact_under_autocast() -> None:
     for enabled in (False, True):
         inputs, strides = x.clone().requires_grad_(), torch.tensor([2.0, 1.7], requires_grad=True)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
-            diff_stride(inputs, strides).square().sum().backward()
+            diff_stride(inputs, strides, **PUBLISHED).square().sum().backward()
         results.append((inputs.grad, strides.grad))
     for exact, got in zip(*results, strict=True):
         torch.testing.assert_close(got, exact)
@@ -446,7 +487,7 @@ def test_a_scalar_stride_serves_both_axes_and_hears_of_both() -> None:
     x, one = torch.randn(1, 1, 16, 12), torch.tensor(2.0, requires_grad=True)
     two = torch.tensor([2.0, 2.0], requires_grad=True)
     for strides in (one, two):
-        diff_stride(x, strides, edge="stopband").square().sum().backward()
+        diff_stride(x, strides, **WINDOWED).square().sum().backward()
     assert one.grad is not None
     assert two.grad is not None
     torch.testing.assert_close(one.grad, two.grad.sum())

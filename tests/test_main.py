@@ -293,6 +293,7 @@ def test_options_reach_what_is_built_inside():
         "pooling.DiffStride.shared_stride = True",
         "pooling.DiffStride.trainable = False",
         "pooling.DiffStride.cropping = False",
+        "pooling.DiffStride.straight_through = False",
         "pooling.DiffStride.edge = 'stopband'",
     )
     norms = [each for each in network.modules() if isinstance(each, torch.nn.BatchNorm2d)]

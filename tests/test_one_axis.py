@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
+from conftest import PUBLISHED, WINDOWED
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffstride import DiffStride, diff_stride, spectral_pool
-from diffstride.spectral import autograd, axis_product
+from diffstride.spectral import axis_product, map_product
 from diffstride.spectral.axis_plan import EDGES, plan_axis
 from diffstride.spectral.cached_matrices import matrix
 from diffstride.spectral.matrix import axis_matrix, pooling_matrix
@@ -27,10 +28,12 @@ def _pooled(x: Tensor, num_axes: int, stride: float, edge: str) -> list[Tensor]:
     """Everything that comes out of a layer: values and gradients, learned and fixed."""
     x = x.detach().requires_grad_()
     strides = torch.full((num_axes,), stride, dtype=torch.float64, requires_grad=True)
-    y = diff_stride(x, strides, smoothness_factor=2.0, edge=edge)
+    y = diff_stride(x, strides, smoothness_factor=2.0, edge=edge, straight_through=False)
     y.backward(torch.arange(y.numel(), dtype=torch.float64).cos().view_as(y))
     with torch.no_grad():
-        evaluated = diff_stride(x, strides, smoothness_factor=2.0, edge=edge)
+        evaluated = diff_stride(
+            x, strides, smoothness_factor=2.0, edge=edge, straight_through=False
+        )
     assert x.grad is not None
     assert strides.grad is not None
     fixed = torch.autograd.grad(spectral_pool(x, [stride] * num_axes).square().sum(), x)[0]
@@ -58,12 +61,16 @@ def test_every_way_gives_the_same(
 @pytest.mark.parametrize("way", WAYS)
 def test_blocks_and_half_precision(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(8, 2, 16, 12)
-    exact = pooling_matrix(16, 1.9).float() @ x @ pooling_matrix(12, 1.9).float().T
+    exact = (
+        pooling_matrix(16, 1.9, **PUBLISHED).float()
+        @ x
+        @ pooling_matrix(12, 1.9, **PUBLISHED).float().T
+    )
     _go(way, monkeypatch)
-    monkeypatch.setattr(autograd, "BLOCK_BYTES", 3 * x[0].numel() * 4)
+    monkeypatch.setattr(map_product, "BLOCK_BYTES", 3 * x[0].numel() * 4)
     strides = torch.tensor([1.9, 1.9], requires_grad=True)
-    torch.testing.assert_close(diff_stride(x, strides), exact)
-    half = diff_stride(x.bfloat16(), strides)
+    torch.testing.assert_close(diff_stride(x, strides, **PUBLISHED), exact)
+    half = diff_stride(x.bfloat16(), strides, **PUBLISHED)
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.float(), exact, atol=0.04, rtol=0.02)
 
@@ -72,7 +79,7 @@ def test_a_second_of_sound_needs_no_matrix() -> None:
     # The matrix of this axis alone would hold 128 million numbers.
     time = torch.arange(16000, dtype=torch.float64) / 16000
     sound = torch.sin(2 * math.pi * 440 * time).float().expand(1, 2, -1).requires_grad_()
-    pool = DiffStride((2.0,), edge="stopband")
+    pool = DiffStride((2.0,), **WINDOWED)
     y = pool(sound)
     y.square().sum().backward()
     assert y.shape == (1, 2, 8000)
@@ -85,24 +92,24 @@ def test_a_second_of_sound_needs_no_matrix() -> None:
 def test_halves_make_half_of_the_multiply_adds(
     way: str, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    axes = [plan_axis(12, 2.0), plan_axis(10, 2.0)]
-    one_product = autograd.multiply_adds(axes)
+    axes = [plan_axis(12, 2.0, **PUBLISHED), plan_axis(10, 2.0, **PUBLISHED)]
+    one_product = map_product.multiply_adds(axes)
     x = torch.randn(1, 3, 12, 10)
     _go(way, monkeypatch)
     with torch.no_grad():
-        diff_stride(x, 2.0)  # forms the matrices, which is counted too
+        diff_stride(x, 2.0, **PUBLISHED)  # forms the matrices, which is counted too
         with FlopCounterMode(display=False) as counter:
-            diff_stride(x, 2.0)
+            diff_stride(x, 2.0, **PUBLISHED)
     assert counter.get_total_flops() == 2 * 3 * share * one_product
     # What a budget goes by counts halves as the product they replace.
-    assert autograd.multiply_adds(axes) == (0 if way == "transforms" else one_product)
+    assert map_product.multiply_adds(axes) == (0 if way == "transforms" else one_product)
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_evaluation_compiles_without_a_break(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _go(way, monkeypatch)
     torch._dynamo.reset()
-    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), DiffStride(2.0)).eval()
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), DiffStride(2.0, **PUBLISHED)).eval()
     program = torch.compile(model, backend="eager", fullgraph=True)
     x = torch.randn(2, 3, 18, 20)
     with torch.no_grad():
@@ -113,7 +120,7 @@ def test_evaluation_compiles_without_a_break(way: str, monkeypatch: pytest.Monke
 def test_matrices_made_while_shapes_are_traced_are_true_ones():
     from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-    axis = plan_axis(27, 1.83, 4.0, "stopband")  # of no other test
+    axis = plan_axis(27, 1.83, 4.0, "stopband", straight_through=False)  # of no other test
     with FakeTensorMode():
         made = matrix(axis, torch.float32, torch.device("cpu"))
     assert not isinstance(made, FakeTensor)

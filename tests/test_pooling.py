@@ -10,6 +10,7 @@ from math import comb
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import PUBLISHED, WINDOWED
 from torch import nn
 
 from diffstride import (
@@ -19,16 +20,18 @@ from diffstride import (
     MaxPooling,
     SpatialPooling,
     diff_stride,
+    reference,
     spectral_pool,
     stride_layers,
 )
 
 OPTIONS = [
     {},
-    {"edge": "stopband"},
-    {"cropping": False},
-    {"smoothness_factor": 1.5, "edge": "stopband"},
-    {"lower_limit_stride": 1.5, "upper_limit_stride": 3.0},
+    PUBLISHED,
+    {"straight_through": False},
+    PUBLISHED | {"cropping": False},
+    {"smoothness_factor": 1.5, "straight_through": False},
+    PUBLISHED | {"lower_limit_stride": 1.5, "upper_limit_stride": 3.0},
     {"edge": "stopband", "straight_through": True},
 ]
 
@@ -46,7 +49,7 @@ def test_layer_equals_function(shape: tuple, strides: list, options: dict) -> No
 
 @pytest.mark.parametrize("num_axes", [1, 2, 3])
 def test_every_stride_learns(num_axes: int) -> None:
-    layer = DiffStride([2.0] * num_axes)
+    layer = DiffStride([2.0] * num_axes, **PUBLISHED)
     layer(torch.randn(2, 3, *(12,) * num_axes)).square().sum().backward()
     assert layer.strides.grad is not None
     assert (layer.strides.grad.abs() > 1e-4).all()
@@ -54,7 +57,10 @@ def test_every_stride_learns(num_axes: int) -> None:
 
 def test_shared_stride_sums_the_gradients_of_the_axes() -> None:
     x = torch.randn(2, 3, 12, 16)
-    shared, separate = DiffStride(2.0, shared_stride=True), DiffStride(2.0)
+    shared, separate = (
+        DiffStride(2.0, shared_stride=True, **PUBLISHED),
+        DiffStride(2.0, **PUBLISHED),
+    )
     for layer in (shared, separate):
         layer(x).square().sum().backward()
     assert shared.strides.shape == (1,)
@@ -62,14 +68,14 @@ def test_shared_stride_sums_the_gradients_of_the_axes() -> None:
 
 
 def test_a_fixed_layer_has_no_gradient_and_says_so() -> None:
-    layer = DiffStride(2.0, trainable=False)
+    layer = DiffStride(2.0, trainable=False, **PUBLISHED)
     layer(torch.randn(1, 1, 8, 8, requires_grad=True)).sum().backward()
     assert layer.strides.grad is None
     assert "fixed" in repr(layer)
 
 
 def test_project_moves_strides_into_the_limits_and_forward_never_writes() -> None:
-    layer = DiffStride([2.0, 2.0], lower_limit_stride=1.5, upper_limit_stride=3.0)
+    layer = DiffStride([2.0, 2.0], lower_limit_stride=1.5, upper_limit_stride=3.0, **PUBLISHED)
     layer.strides.data = torch.tensor([0.2, 7.0])
     y = layer(torch.randn(1, 1, 32, 32))
     assert layer.strides.tolist() == pytest.approx([0.2, 7.0])
@@ -81,7 +87,7 @@ def test_project_moves_strides_into_the_limits_and_forward_never_writes() -> Non
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_diverged_stride_is_reported(value: float) -> None:
-    layer = DiffStride(2.0)
+    layer = DiffStride(2.0, **PUBLISHED)
     with torch.no_grad():
         layer.strides[0] = value
     with pytest.raises(ValueError, match="diverged"):
@@ -89,9 +95,12 @@ def test_a_diverged_stride_is_reported(value: float) -> None:
 
 
 def test_state_survives_saving_copying_and_pickling() -> None:
-    layer, x = DiffStride([2.3, 1.4], edge="stopband"), torch.randn(1, 2, 16, 16)
+    layer, x = (
+        DiffStride([2.3, 1.4], **WINDOWED),
+        torch.randn(1, 2, 16, 16),
+    )
     expected = layer(x)
-    other = DiffStride(edge="stopband").eval()
+    other = DiffStride(**WINDOWED).eval()
     other(x)
     buffer = io.BytesIO()
     torch.save(layer.state_dict(), buffer)
@@ -102,17 +111,19 @@ def test_state_survives_saving_copying_and_pickling() -> None:
 
 
 def test_repr_shows_strides_and_whether_they_learn() -> None:
-    layer = DiffStride([2.0, 1.625], shared_stride=False, upper_limit_stride=4)
+    layer = DiffStride([2.0, 1.625], shared_stride=False, upper_limit_stride=4, **PUBLISHED)
     assert repr(layer) == (
         "DiffStride(strides=(2, 1.625), smoothness_factor=4, edge='passband', "
-        "upper_limit_stride=4, learning)"
+        "straight_through=False, upper_limit_stride=4, learning)"
     )
-    assert "straight_through=True, learning" in repr(DiffStride(straight_through=True))
+    assert "straight_through=True, learning" in repr(
+        DiffStride(straight_through=True, edge="passband")
+    )
     assert repr(FixedSpectralPooling(1.5)) == "FixedSpectralPooling(strides=(1.5, 1.5))"
 
 
 def test_strides_of_a_checkpoint_in_half_precision_can_go_on_learning() -> None:
-    layer = DiffStride([2.0, 1.5])
+    layer = DiffStride([2.0, 1.5], **PUBLISHED)
     state = {name: value.bfloat16() for name, value in layer.state_dict().items()}
     layer.load_state_dict(state, assign=True)
     optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
@@ -124,14 +135,14 @@ def test_strides_of_a_checkpoint_in_half_precision_can_go_on_learning() -> None:
 
 
 def test_strides_that_are_sharded_are_refused_with_a_way_out() -> None:
-    layer = DiffStride(2.0)
+    layer = DiffStride(2.0, **PUBLISHED)
     vars(layer.strides)["full_tensor"] = lambda: None  # what a DTensor is known by
     with pytest.raises(TypeError, match=r"sharded .* use DistributedDataParallel"):
         layer.eval()
 
 
 def test_moving_to_a_device_or_dtype_keeps_reading_the_right_strides() -> None:
-    layer = DiffStride([2.3, 1.4]).double()
+    layer = DiffStride([2.3, 1.4], **PUBLISHED).double()
     assert layer.stride_values() == tuple(layer.strides.tolist())
     assert layer.to("meta").stride_values() == pytest.approx((2.3, 1.4), abs=1e-6)
 
@@ -141,7 +152,7 @@ class Distant(DiffStride):
 
     reads = 0
 
-    def _is_at_hand(self) -> bool:
+    def _is_on_cpu(self) -> bool:
         return False
 
     def _refresh(self) -> None:
@@ -200,16 +211,25 @@ def test_sizes_are_those_of_the_number_given_although_parameters_are_float32(
     size: int, stride: float
 ) -> None:
     x, whole = torch.zeros(1, 1, size, size), round(size / stride)
-    assert DiffStride(stride, edge="stopband")(x).shape[2:] == (whole, whole)
+    assert DiffStride(stride, **WINDOWED)(x).shape[2:] == (
+        whole,
+        whole,
+    )
     assert FixedSpectralPooling(stride)(x).shape[2:] == (whole, whole)
-    assert DiffStride(stride + 1e-5, edge="stopband")(x).shape[2:] == (whole, whole)
+    assert DiffStride(stride + 1e-5, **WINDOWED)(x).shape[2:] == (
+        whole,
+        whole,
+    )
     if whole > 1:
-        assert DiffStride(stride - 1e-5, edge="stopband")(x).shape[2:] == (whole + 1, whole + 1)
+        assert DiffStride(stride - 1e-5, **WINDOWED)(x).shape[2:] == (
+            whole + 1,
+            whole + 1,
+        )
 
 
 @pytest.mark.parametrize("size", [5_000, 10**7])
 def test_long_axes_lose_nothing_at_stride_1(size: int) -> None:
-    assert DiffStride([1.0], edge="stopband").output_size([size]) == (size,)
+    assert DiffStride([1.0], **WINDOWED).output_size([size]) == (size,)
     assert FixedSpectralPooling([1.0]).output_size([size]) == (size,)
 
 
@@ -228,7 +248,12 @@ def test_blur_pooling_knows_its_filter_after_to_empty() -> None:
 
 
 @pytest.mark.parametrize(
-    "layer", [FixedSpectralPooling(2.6), DiffStride(2.6), DiffStride(2.6, trainable=False)]
+    "layer",
+    [
+        FixedSpectralPooling(2.6),
+        DiffStride(2.6, **PUBLISHED),
+        DiffStride(2.6, trainable=False, **PUBLISHED),
+    ],
 )
 @pytest.mark.parametrize("size", [19, 1026])
 def test_trains_after_it_ran_in_inference_mode(layer: nn.Module, size: int) -> None:
@@ -243,7 +268,7 @@ def test_trains_after_it_ran_in_inference_mode(layer: nn.Module, size: int) -> N
 
 
 def test_copies_made_in_inference_mode_work() -> None:
-    layer, x = DiffStride(1.7, edge="stopband"), torch.rand(1, 2, 9, 9)
+    layer, x = DiffStride(1.7, **WINDOWED), torch.rand(1, 2, 9, 9)
     with torch.inference_mode():
         copied = copy.deepcopy(layer).eval()
         assert torch.equal(copied(x), layer(x))
@@ -255,18 +280,30 @@ def test_copies_made_in_inference_mode_work() -> None:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: DiffStride((2.0, 0.9)), r"at least 1, but got \(2.0, 0.9\)"),
-        (lambda: DiffStride("ab"), "must be finite numbers"),
-        (lambda: DiffStride(None), "must be finite numbers of at least 1, but got None"),
-        (lambda: DiffStride(2.0, smoothness_factor="4"), "smoothness_factor .* got '4'"),
-        (lambda: DiffStride(2.0, upper_limit_stride="4"), "upper_limit_stride .* got '4'"),
-        (lambda: DiffStride((2.0, 3.0), shared_stride=True), "shared_stride needs equal"),
-        (lambda: DiffStride(2.5, upper_limit_stride=2.0), "start within the limits"),
-        (lambda: DiffStride(2.0, smoothness_factor=-1.0), "smoothness_factor .* -1.0"),
-        (lambda: DiffStride(2.0, edge="flat"), "'flat'"),
+        (lambda: DiffStride((2.0, 0.9), **PUBLISHED), r"at least 1, but got \(2.0, 0.9\)"),
+        (lambda: DiffStride("ab", **PUBLISHED), "must be finite numbers"),
         (
-            lambda: DiffStride(2.0, cropping=False, straight_through=True),
-            "straight_through=True .* cropping=False leaves nothing",
+            lambda: DiffStride(None, **PUBLISHED),
+            "must be finite numbers of at least 1, but got None",
+        ),
+        (
+            lambda: DiffStride(2.0, smoothness_factor="4", **PUBLISHED),
+            "smoothness_factor .* got '4'",
+        ),
+        (
+            lambda: DiffStride(2.0, upper_limit_stride="4", **PUBLISHED),
+            "upper_limit_stride .* got '4'",
+        ),
+        (
+            lambda: DiffStride((2.0, 3.0), shared_stride=True, **PUBLISHED),
+            "shared_stride needs equal",
+        ),
+        (lambda: DiffStride(2.5, upper_limit_stride=2.0, **PUBLISHED), "start within the limits"),
+        (lambda: DiffStride(2.0, smoothness_factor=-1.0, **PUBLISHED), "smoothness_factor .* -1.0"),
+        (lambda: DiffStride(2.0, edge="flat", straight_through=False), "'flat'"),
+        (
+            lambda: DiffStride(2.0, cropping=False, straight_through=True, edge="passband"),
+            "cropping=False with straight_through=True would return the input",
         ),
         (lambda: FixedSpectralPooling(()), "has 0"),
         (lambda: SpatialPooling(2, 1.5), r"strides must be whole numbers, but got 1\.5"),
@@ -278,9 +315,9 @@ def test_copies_made_in_inference_mode_work() -> None:
         (lambda: BlurPooling(2)(torch.zeros(1, 8, 8)), r"BlurPooling.*but got \(1, 8, 8\)"),
         (lambda: MaxPooling(2).output_size((8,)), r"2 positive lengths, but got \(8,\)"),
         (lambda: SpatialPooling((2, 2, 2), 2), "one number per"),
-        (lambda: DiffStride()(torch.zeros(1, 8, 8)), r"but got \(1, 8, 8\)"),
+        (lambda: DiffStride(**PUBLISHED)(torch.zeros(1, 8, 8)), r"but got \(1, 8, 8\)"),
         (lambda: SpatialPooling()(torch.zeros(8, 8)), r"but got \(8, 8\)"),
-        (lambda: DiffStride().output_size((8,)), r"2 positive lengths, but got \(8,\)"),
+        (lambda: DiffStride(**PUBLISHED).output_size((8,)), r"2 positive lengths, but got \(8,\)"),
     ],
 )
 def test_errors(build, message: str) -> None:
@@ -290,7 +327,7 @@ def test_errors(build, message: str) -> None:
 
 def test_a_tensor_of_strides_is_refused_with_what_to_pass() -> None:
     with pytest.raises(TypeError, match=r"strides must be numbers, .* pass strides.tolist\(\)"):
-        DiffStride(torch.tensor([2.0, 2.0]))
+        DiffStride(torch.tensor([2.0, 2.0]), **PUBLISHED)
 
 
 def test_spatial_pooling_picks_and_averages() -> None:
@@ -381,7 +418,11 @@ def test_blur_pooling_computes_once_rounded_and_keeps_the_dtype(autocast) -> Non
 
 
 def test_stride_layers_finds_learned_strides_only() -> None:
-    model = nn.Sequential(DiffStride(), FixedSpectralPooling(), nn.Sequential(DiffStride([2.0])))
+    model = nn.Sequential(
+        DiffStride(**PUBLISHED),
+        FixedSpectralPooling(),
+        nn.Sequential(DiffStride([2.0], **PUBLISHED)),
+    )
     assert list(stride_layers(model)) == ["0", "2.0"]
 
 
@@ -399,7 +440,7 @@ def test_importing_loads_torch_and_nothing_heavier() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_strides_stay_in_float32_when_the_rest_goes_to_half_precision(dtype):
-    model = nn.Sequential(nn.Conv2d(1, 2, 3), DiffStride(1.7001, edge="stopband")).to(dtype)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), DiffStride(1.7001, **WINDOWED)).to(dtype)
     assert model[0].weight.dtype == dtype
     assert model[1].strides.tolist() == torch.tensor([1.7001, 1.7001]).tolist()
     y = model(torch.rand(1, 1, 18, 18, dtype=dtype))
@@ -426,3 +467,28 @@ def test_max_pooling_takes_windows_of_its_size_along_axes_that_are_strided() -> 
     assert torch.equal(MaxPooling(2, pool_size=5)(x), expected)
     assert torch.equal(MaxPooling(2, pool_size=5.0)(x), expected)
     assert torch.equal(MaxPooling((1, 2), pool_size=1)(x), x[..., ::2])
+
+
+def test_defaults_shrink_a_map_as_a_strided_convolution_and_keep_every_bin() -> None:
+    x = torch.randn(1, 2, 32, 31)
+    y = DiffStride()(x)
+    assert y.shape == (1, 2, 16, 16)
+    torch.testing.assert_close(y, spectral_pool(x, 2.0))
+    torch.testing.assert_close(y, diff_stride(x, 2.0))
+    torch.testing.assert_close(DiffStride(1.0)(x), x)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        DiffStride,
+        FixedSpectralPooling,
+        SpatialPooling,
+        reference.DiffStride,
+        reference.FixedSpectralPooling,
+    ],
+)
+@pytest.mark.parametrize("data_format", ["channels_first", "channels_last"])
+def test_data_format_of_the_published_layers_is_refused_with_advice(layer, data_format) -> None:
+    with pytest.raises(ValueError, match=rf"data_format='{data_format}'.*batch, channels, height"):
+        layer(strides=(2, 2), data_format=data_format)

@@ -33,7 +33,7 @@ def assert_close_to_peak(actual: Tensor, expected: Tensor) -> None:
 
 
 def test_all_golden_cases_are_here() -> None:
-    assert len(CASES) == 16
+    assert len(CASES) == 18
     assert sorted(path.stem for path in GOLDEN.glob("*.npz")) == sorted(CASES)
 
 

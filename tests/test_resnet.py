@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import PUBLISHED
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -74,7 +75,8 @@ def test_parameter_count_is_the_published_one(
     ("pooling_cls", "sizes"),
     [
         (None, [32, 32, 16, 8, 4]),
-        (pooling.DiffStride, [32, 32, 24, 20, 18]),
+        (pooling.DiffStride, [32, 32, 16, 8, 4]),
+        (partial(pooling.DiffStride, **PUBLISHED), [32, 32, 24, 20, 18]),
         (reference.DiffStride, [32, 32, 24, 20, 18]),
         (partial(pooling.DiffStride, edge="stopband"), [32, 32, 16, 8, 4]),
         (pooling.SpatialPooling, [32, 32, 16, 8, 4]),

@@ -1,11 +1,13 @@
 """What the report makes of the files of results."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import gin
 import matplotlib.image
 import pytest
+from conftest import PUBLISHED
 
 from diffstride import plots, pooling, resnet
 from diffstride.training.run_summary import measure_cost
@@ -560,7 +562,7 @@ def test_pages_show_the_files_of_results(page):
     [
         ("strided", None),
         ("spectral", pooling.FixedSpectralPooling),
-        ("diffstride", pooling.DiffStride),
+        ("diffstride", partial(pooling.DiffStride, **PUBLISHED)),
     ],
 )
 @pytest.mark.parametrize("strides", [published_results.SHORT, published_results.LONG])

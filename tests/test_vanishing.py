@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from conftest import PUBLISHED
 from networks import counted
 from torch import nn
 
@@ -169,7 +170,10 @@ def test_steps_from_which_no_scaling_leads_back_are_not_taken(monkeypatch):
 
 
 def test_maps_of_which_no_other_size_will_do_stay():
-    layers = [DiffStride(strides, smoothness_factor=2.5) for strides in ((2, 1.3), (1.5, 1.5))]
+    layers = [
+        DiffStride(strides, smoothness_factor=2.5, **PUBLISHED)
+        for strides in ((2, 1.3), (1.5, 1.5))
+    ]
     net = nn.Sequential(
         layers[0],
         nn.MaxPool2d(3, 1, ceil_mode=True),

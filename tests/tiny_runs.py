@@ -29,7 +29,7 @@ STEPS_PER_EPOCH = 5
 EPOCHS = 3
 
 
-POOLING = partial(DiffStride, edge="stopband")
+POOLING = partial(DiffStride, edge="stopband", straight_through=False)
 
 
 def tiny_network(

@@ -1,7 +1,4 @@
-"""Checks of the arguments that the functions and the layers share.
-
-Every error quotes what came and says what was expected.
-"""
+"""Checks of the arguments that functions and layers share: each error quotes what came."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -26,7 +23,7 @@ def as_strides(strides: Sequence[float] | float, name: str = "strides") -> tuple
     if isinstance(strides, Real):
         values: tuple[Any, ...] = (strides, strides)
     else:
-        # Of what is no sequence at all, only itself: the number check refuses it below.
+        # The check of each number, below, refuses what is no sequence.
         values = tuple(strides) if isinstance(strides, Iterable) else (strides,)
     if not 1 <= len(values) <= MAX_AXES:
         raise ValueError(
@@ -54,6 +51,16 @@ def as_whole_numbers(values: Sequence[float] | float, name: str = "strides") -> 
     return tuple(map(int, numbers))
 
 
+def refuse_data_format(data_format: Any) -> None:
+    """Refuse ``data_format``, an argument of the published layers, with advice."""
+    if data_format is not None:
+        raise ValueError(
+            f"data_format={data_format!r}: PyTorch tensors have the axes (batch, channels, height, "
+            "width) in either memory format. Leave data_format out; permute an array of shape "
+            "(batch, height, width, channels) with x.permute(0, 3, 1, 2)"
+        )
+
+
 def check_limits(lower: float | None, upper: float | None) -> None:
     """Refuse limits below 1 or in the wrong order; None means no limit."""
     for name, limit in (("lower_limit_stride", lower), ("upper_limit_stride", upper)):
@@ -75,11 +82,11 @@ def check_window(smoothness_factor: float, edge: str) -> None:
 
 
 def check_cropping(cropping: bool, straight_through: bool) -> None:
-    """Refuse a layer that would keep all bins at gain 1, and do nothing."""
+    """Refuse a layer that would keep all bins at gain 1 and so do nothing."""
     if straight_through and not cropping:
         raise ValueError(
-            "straight_through=True keeps every bin as it is, so cropping=False leaves nothing to "
-            "do: set one of them otherwise"
+            "cropping=False with straight_through=True would return the input: set "
+            "straight_through=False for a low-pass filter, or cropping=True"
         )
 
 
@@ -103,14 +110,14 @@ def pooled_sizes(x: Tensor, num_axes: int) -> tuple[int, ...]:
         raise TypeError(f"pooling needs a floating-point tensor, but got {x.dtype}")
     if x.dim() < num_axes or 0 in x.shape[x.dim() - num_axes :]:
         raise ValueError(
-            f"pooling {num_axes} axes needs as many non-empty ones at the end of the input, "
+            f"pooling {num_axes} axes needs an input whose last {num_axes} axes are not empty, "
             f"but got shape {tuple(x.shape)}"
         )
     return tuple(x.shape[x.dim() - num_axes :])
 
 
 def check_input(layer: Any, x: Tensor) -> None:
-    """Refuse an input that has not as many spatial axes as the layer has strides."""
+    """Refuse an input whose number of spatial axes differs from the layer's number of strides."""
     if x.dim() != layer.num_axes + 2:
         raise ValueError(
             f"{type(layer).__name__} with {layer.num_axes} strides expects an input of shape "
@@ -119,7 +126,7 @@ def check_input(layer: Any, x: Tensor) -> None:
 
 
 def check_input_size(layer: Any, input_size: Sequence[int]) -> None:
-    """Refuse lengths of which there are not as many as the layer has strides."""
+    """Refuse lengths whose number differs from the layer's number of strides."""
     if len(input_size) != layer.num_axes or min(input_size) < 1:
         raise ValueError(
             f"input_size must be {layer.num_axes} positive lengths, but got {tuple(input_size)}"

@@ -26,9 +26,9 @@ def diff_stride(
     strides: Tensor | Sequence[float] | float,
     *,
     smoothness_factor: float = 4.0,
-    edge: str = "passband",
+    edge: str = "stopband",
     cropping: bool = True,
-    straight_through: bool = False,
+    straight_through: bool = True,
     lower_limit_stride: float | None = None,
     upper_limit_stride: float | None = None,
     values: Sequence[float] | None = None,
@@ -49,17 +49,18 @@ def diff_stride(
         strides: one stride per pooled axis, each at least 1; their number says how many axes
             there are (a single number: two axes).
         smoothness_factor: transition width ``R > 0`` of the window, in frequency bins.
-        edge: the end of the transition band that the stride sets, ``"passband"`` (as published;
-            32 at stride 2 gives 24) or ``"stopband"`` (32 at stride 2 gives 16).
+        edge: the end of the transition band that the stride sets, ``"stopband"`` (32 at stride 2
+            gives 16) or ``"passband"`` (as published; 32 at stride 2 gives 24).
         cropping: if false, the axes are low-passed and keep their lengths.
         straight_through: if true, every bin that is kept has gain 1, as in `spectral_pool`, and
-            strides get the gradient that the window would give them. Needs ``cropping``.
+            the window serves the gradient of the strides only; if false, it is applied (as
+            published). Needs ``cropping``.
         lower_limit_stride, upper_limit_stride: limits of the strides, at least 1.
-        values: the strides as Python numbers, for callers that know them. Without them a tensor
-            of strides is read, for which an accelerator has to wait.
+        values: the strides as Python numbers, for callers that know them. Without them the
+            tensor of strides is read, for which the host waits for an accelerator.
 
     Returns:
-        ``(…, M_1, …, M_n)`` with ``M = spectrum.output_size(N, s)``, in the dtype of ``x``.
+        ``(…, M_1, …, M_n)`` with ``M = spectral.output_size(N, s)``, in the dtype of ``x``.
 
     Raises:
         ValueError: if ``x`` has too few or empty axes, or an argument is out of its range.
@@ -67,9 +68,9 @@ def diff_stride(
 
     >>> import torch
     >>> x = torch.arange(8.0).expand(1, 1, 8, 8)
-    >>> diff_stride(x, 4.0, edge="stopband")[0, 0]
-    tensor([[3.5000, 3.5000],
-            [3.5000, 3.5000]])
+    >>> diff_stride(x, 4.0)[0, 0]
+    tensor([[3., 4.],
+            [3., 4.]])
     """
     check_window(smoothness_factor, edge)
     check_cropping(cropping, straight_through)
@@ -125,7 +126,7 @@ def read_strides(strides: Tensor) -> tuple[float, ...]:
         values = strides.tolist()
     except RuntimeError as error:
         raise RuntimeError(
-            "the strides have no values to read (a vmap over them, or fake tensors), but the "
-            "output length depends on them: loop over the strides, or pass values="
+            "the output length depends on the strides, but these have no values to read (a vmap "
+            "over them, or fake tensors): loop over the strides, or pass values="
         ) from error
     return (strides.item(),) * 2 if strides.dim() == 0 else tuple(values)

@@ -1,13 +1,13 @@
-"""The published TensorFlow layers on plain torch FFTs, quirks included: slow, exact, the yardstick.
+"""The published TensorFlow layers on plain torch FFTs, quirks included: slow and exact.
 
-Use ``diffstride.pooling`` for work; use these to reproduce published runs and to compare with them.
-What they do otherwise than the library, on purpose:
+Use ``diffstride.pooling`` for work, and these layers to reproduce published runs or to compare with
+them. They differ from the library on purpose:
 
 - the vertical window is not symmetric: frequency ``+k`` has the gain of position ``k`` and ``-k``
   that of ``k - 1``; for an odd height its peak is one bin off zero;
 - the horizontal edge is one bin wider than the vertical one;
 - the inverse transform is normalised by the output size, so the mean grows by ``H W / (H' W')``;
-- the output width is always even;
+- `DiffStride` returns even widths, `FixedSpectralPooling` even heights;
 - ``forward`` writes the parameter when it raises a stride, and has no gradient outside the limits.
 """
 
@@ -17,7 +17,13 @@ from math import inf
 import torch
 from torch import Tensor, nn
 
-from diffstride._arguments import as_strides, check_limits, check_window, clamp_strides
+from diffstride._arguments import (
+    as_strides,
+    check_limits,
+    check_window,
+    clamp_strides,
+    refuse_data_format,
+)
 from diffstride.pooling.base import SizedPooling
 
 Strides = float | Sequence[float]
@@ -70,8 +76,9 @@ def _window(edge: Tensor, smoothness_factor: float, positions: Tensor) -> Tensor
 class FixedSpectralPooling(SizedPooling):
     """Published spectral pooling: keeps the lowest frequencies of a map, without a window.
 
-    On each axis ``M = max(2, floor(N / s) - floor(N / s) mod 2)``; the rows ``[0, M/2)`` and
-    ``[N - M/2, N)`` and the columns ``[0, M/2]`` of ``rfft2(x)`` go through ``irfft2``.
+    The output has the height ``H' = max(2, floor(H / s) - floor(H / s) mod 2)``, which is even, and
+    the width ``W' = max(2, floor(W / s))``. The rows ``[0, H'/2)`` and ``[H - H'/2, H)`` and the
+    columns ``[0, floor(W'/2)]`` of ``rfft2(x)`` go through ``irfft2``.
 
     Reference: Rippel, Snoek, Adams, Spectral Representations for Convolutional Neural Networks
     (2015), https://arxiv.org/abs/1506.03767, as published with DiffStride.
@@ -80,18 +87,21 @@ class FixedSpectralPooling(SizedPooling):
         strides: strides of height and width, or one for both; finite, at least 1.
 
     Shape:
-        ``(B, C, H, W)`` to ``(B, C, H', W')``; both output sizes are even.
+        ``(B, C, H, W)`` to ``(B, C, H', W')``; the output height is even.
 
     Raises:
         ValueError: a stride is below 1, or there are not one or two of them.
 
     Example:
-        >>> FixedSpectralPooling((2.0, 3.0)).output_size((32, 32))
-        (16, 10)
+        >>> FixedSpectralPooling((2.0, 3.0)).output_size((32, 33))
+        (16, 11)
     """
 
-    def __init__(self, strides: Strides = (2.0, 2.0)) -> None:
+    num_axes = 2
+
+    def __init__(self, strides: Strides = (2.0, 2.0), data_format: None = None) -> None:
         super().__init__()
+        refuse_data_format(data_format)
         self.strides = _two_strides(strides)
 
     def output_size(self, input_size: Sequence[int]) -> tuple[int, int]:
@@ -99,8 +109,8 @@ class FixedSpectralPooling(SizedPooling):
         sizes = torch.tensor(_map_size(input_size, "input_size"), dtype=torch.float32)
         # In float32, as published: 33 / 1.1 is 30 there and less than 30 in double precision.
         kept = torch.floor(sizes / torch.tensor(self.strides, dtype=torch.float32))
-        height, width = (kept - kept % 2).clamp(min=2).int().tolist()
-        return height, width
+        height, width = kept.clamp(min=2).int().tolist()
+        return height - height % 2, width
 
     def forward(self, x: Tensor) -> Tensor:
         spectrum = _spectrum(x)
@@ -145,6 +155,8 @@ class DiffStride(SizedPooling):
         (40, 24)
     """
 
+    num_axes = 2
+
     def __init__(
         self,
         strides: Strides = (2.0, 2.0),
@@ -154,8 +166,10 @@ class DiffStride(SizedPooling):
         shared_stride: bool = False,
         lower_limit_stride: float | None = None,
         upper_limit_stride: float | None = None,
+        data_format: None = None,
     ) -> None:
         super().__init__()
+        refuse_data_format(data_format)
         pair = _two_strides(strides)
         if shared_stride and pair[0] != pair[1]:
             raise ValueError(f"shared_stride needs equal strides, but got {strides!r}")

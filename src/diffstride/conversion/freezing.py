@@ -7,9 +7,8 @@ from torch import Tensor, nn
 
 from diffstride.graph.example_inputs import Model, cast_to_weights, copied
 from diffstride.graph.fake_run import evaluating
-from diffstride.pooling.fixed import FixedSpectralPooling
+from diffstride.pooling.base import SpectralPooling
 from diffstride.pooling.frozen import FrozenPooling
-from diffstride.pooling.learnable import DiffStride
 
 
 @torch.inference_mode(mode=False)  # what is made there could not be trained
@@ -34,7 +33,8 @@ def freeze(model: Model, example: Any, round_to: float | None = None) -> Model:
     Raises:
         ValueError: if ``round_to`` is not positive or the model has no layer to freeze.
 
-    >>> net = nn.Sequential(DiffStride(1.9, edge="stopband"), nn.Flatten(2))
+    >>> from diffstride import DiffStride
+    >>> net = nn.Sequential(DiffStride(1.9), nn.Flatten(2))
     >>> freeze(net, torch.zeros(1, 1, 32, 32))
     Sequential(
       (0): FrozenPooling((32, 32) -> (17, 17))
@@ -65,8 +65,8 @@ def _replace(model: nn.Module, round_to: float | None) -> list[FrozenPooling]:
     frozen: dict[nn.Module, FrozenPooling] = {}
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
-            if isinstance(child, (DiffStride, FixedSpectralPooling)):
-                layer = frozen.get(child) or FrozenPooling(child, round_to)
+            if isinstance(child, SpectralPooling):
+                layer = frozen.get(child) or child.frozen(round_to)
                 frozen[child] = layer
                 setattr(parent, name, layer)
     return list(frozen.values())
@@ -75,4 +75,4 @@ def _replace(model: nn.Module, round_to: float | None) -> list[FrozenPooling]:
 def _meet(layer: FrozenPooling, args: tuple[Tensor, ...]) -> None:
     x = args[0]
     if tuple(x.shape[2:]) not in layer.sizes:
-        layer.meet(tuple(x.shape[2:]), x.dtype, x.device)
+        layer.add_size(tuple(x.shape[2:]), x.dtype, x.device)

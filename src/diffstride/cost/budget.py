@@ -83,7 +83,7 @@ class CostBudget:
         self._layers: dict[str, DiffStride] = {
             name: layer
             for name, layer in self.cost.layers.items()
-            if name in used and _changes_cost(layer)
+            if name in used and getattr(layer, "learns_size", False)
         }
         if not self._layers:
             raise ValueError("the model has no DiffStride layer whose strides learn and crop")
@@ -232,11 +232,6 @@ class CostBudget:
     @property
     def _least(self) -> float:
         return (1 - TOLERANCE) * self.multiply_adds
-
-
-def _changes_cost(layer: Any) -> bool:
-    """Whether a layer has strides that learn, and that change the size of a map."""
-    return isinstance(layer, DiffStride) and layer.strides.requires_grad and layer.cropping
 
 
 def _check_apart(layers: Mapping[str, DiffStride]) -> None:

@@ -200,8 +200,8 @@ class MultiplyAdds:
             )
 
     def _check_plans(self, name: str) -> None:
-        if not hasattr(self.layers[name], "plan"):
-            kind = type(self.layers[name])
+        kind = type(self.layers[name])
+        if getattr(kind, "plan", SizedPooling.plan) is SizedPooling.plan:
             raise ValueError(
                 f"{name!r} is a {kind.__module__}.{kind.__name__}, whose cost is known at its own "
                 "strides alone: use diffstride.DiffStride"

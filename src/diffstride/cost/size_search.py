@@ -18,7 +18,7 @@ import torch
 from diffstride.cost.multiply_adds import MultiplyAdds
 from diffstride.graph.minimum_sizes import VanishedError
 from diffstride.pooling.learnable import DiffStride
-from diffstride.spectral.axis_plan import CPU, plan_axis
+from diffstride.spectral.axis_plan import CPU
 
 Logs = dict[str, list[float]]  # logarithms of strides, by layer
 MapSizes = dict[tuple[str, int], int]  # by layer and axis, of a shared stride the first
@@ -202,7 +202,7 @@ class Spending:
 
         def size_at(at: float) -> int:
             (stride,) = as_stored([at])
-            return plan_axis(incoming, stride, *layer.window_settings).output_size
+            return layer.plan_axis(incoming, stride).output_size
 
         size = size_at(value) if size is None else size
         if size_at(value) > size:

@@ -4,13 +4,20 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from diffstride._arguments import as_strides, check_input, check_input_size
-from diffstride.functional import spectral_pool
-from diffstride.pooling.base import SizedPooling
+from diffstride._arguments import (
+    as_strides,
+    check_input,
+    check_input_size,
+    pooled_sizes,
+    refuse_data_format,
+)
+from diffstride.pooling.base import SpectralPooling
+from diffstride.pooling.frozen import FrozenPooling
+from diffstride.spectral.autograd import pool
 from diffstride.spectral.axis_plan import Axis, plan_spectral_axis
 
 
-class FixedSpectralPooling(SizedPooling):
+class FixedSpectralPooling(SpectralPooling):
     """Pooling with fixed strides that crops the spectrum: `spectral_pool` as a layer.
 
     ``y = A x`` with all gains 1 and ``M = ceil(N / s)`` samples per axis.
@@ -20,6 +27,7 @@ class FixedSpectralPooling(SizedPooling):
 
     Args:
         strides: strides, each at least 1, may be fractional; a single number means two axes.
+        data_format: not supported; an argument of the published layer, refused with advice.
 
     Shape:
         ``(B, C, N_1, …, N_n)`` to ``(B, C, ceil(N_1 / s_1), …, ceil(N_n / s_n))``.
@@ -32,22 +40,17 @@ class FixedSpectralPooling(SizedPooling):
     torch.Size([1, 3, 16, 16])
     """
 
-    def __init__(self, strides: Sequence[float] | float = (2.0, 2.0)) -> None:
+    def __init__(
+        self, strides: Sequence[float] | float = (2.0, 2.0), data_format: None = None
+    ) -> None:
         super().__init__()
+        refuse_data_format(data_format)
         self.strides = as_strides(strides)
         self.num_axes = len(self.strides)
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(self, x)
-        return spectral_pool(x, self.strides)
-
-    def output_size(self, input_size: Sequence[int]) -> tuple[int, ...]:
-        """The spatial size of the map that comes out for one of ``input_size``.
-
-        >>> FixedSpectralPooling(1.5).output_size((32, 32))
-        (22, 22)
-        """
-        return tuple(axis.output_size for axis in self.plan(input_size))
+        return pool(x, self.plan(pooled_sizes(x, self.num_axes)))
 
     def plan(
         self, input_size: Sequence[int], strides: Sequence[float] | None = None
@@ -56,6 +59,10 @@ class FixedSpectralPooling(SizedPooling):
         check_input_size(self, input_size)
         values = self.strides if strides is None else strides
         return tuple(map(plan_spectral_axis, input_size, values))
+
+    def frozen(self, round_to: float | None = None) -> FrozenPooling:
+        """A layer of the same strides as constants: see `diffstride.freeze`."""
+        return FrozenPooling(self.strides, round_to=round_to)
 
     def extra_repr(self) -> str:
         return f"strides=({', '.join(f'{value:.4g}' for value in self.strides)})"

@@ -1,4 +1,4 @@
-"""A pooling layer whose strides have become constants."""
+"""A pooling layer whose strides are constants, for deployment."""
 
 from collections.abc import Sequence
 from math import ceil, log
@@ -8,23 +8,29 @@ import torch
 from torch import Tensor
 
 from diffstride.pooling.base import SizedPooling
-from diffstride.pooling.fixed import FixedSpectralPooling
-from diffstride.pooling.learnable import DiffStride
-from diffstride.spectral.autograd import axis_order
-from diffstride.spectral.axis_plan import Axis, plan_axis, plan_spectral_axis, whole
+from diffstride.spectral.axis_plan import Axis, plan_axis, whole
 from diffstride.spectral.axis_product import multiply
+from diffstride.spectral.map_product import axis_order, multiply_adds
 from diffstride.spectral.matrix import axis_matrix
 from diffstride.spectral.memory_format import FIRST_DIM, full_precision, layout_of
 
+SPECTRAL = (4.0, "stopband", True, True)  # the settings at which every bin that is kept has gain 1
+
 
 class FrozenPooling(SizedPooling):
-    """A pooling layer as constant matrices: ``y = A_1 … A_n x`` for the map sizes it has met.
+    """A pooling layer as constant matrices: ``y = A_1 … A_n x`` for the map sizes it was given.
 
-    Made by `freeze`. Nothing but matrix products with buffers is left, so that programs can be
-    exported.
+    Made by `diffstride.freeze`. It holds nothing but matrices as buffers, so that programs with it
+    can be exported.
 
-    >>> pool = FrozenPooling(DiffStride(2.0, edge="stopband"))
-    >>> pool.meet((8, 8))
+    Args:
+        strides: strides, one per axis.
+        settings: arguments of `diffstride.spectral.plan_axis` that follow size and stride.
+        round_to: if given, strides are rounded as `diffstride.freeze` says.
+
+    >>> from diffstride import DiffStride
+    >>> pool = DiffStride(2.0).frozen()
+    >>> pool.add_size((8, 8))
     >>> pool(torch.ones(1, 1, 8, 8)).shape
     torch.Size([1, 1, 4, 4])
     >>> pool
@@ -32,26 +38,39 @@ class FrozenPooling(SizedPooling):
     """
 
     def __init__(
-        self, layer: DiffStride | FixedSpectralPooling, round_to: float | None = None
+        self,
+        strides: Sequence[float],
+        settings: tuple[float, str, bool, bool] = SPECTRAL,
+        round_to: float | None = None,
     ) -> None:
         super().__init__()
-        self.layer_axes = [_Planner(layer, i, round_to) for i in range(layer.num_axes)]
+        self.num_axes = len(strides)
+        self.settings, self.round_to = settings, round_to
+        self.frozen_strides = tuple(strides)
         self.sizes: dict[tuple[int, ...], tuple[int, ...]] = {}
         self.orders: dict[tuple[int, ...], list[int]] = {}
 
-    def meet(
+    def add_size(
         self, sizes: Sequence[int], dtype: torch.dtype = torch.float32, device: Any = None
     ) -> None:
-        """Make the matrices for maps of these sizes."""
-        axes = [plan(size) for plan, size in zip(self.layer_axes, sizes, strict=True)]
+        """Compute the matrices for maps of these spatial sizes."""
+        axes = [self._axis(*each) for each in zip(sizes, self.frozen_strides, strict=True)]
         self.sizes[tuple(sizes)] = tuple(axis.output_size for axis in axes)
         self.orders[tuple(sizes)] = axis_order(axes)
         for i, axis in enumerate(axes):
             self.register_buffer(f"matrix_{i}_{axis.size}", axis_matrix(axis).to(device, dtype))
 
+    def _axis(self, size: int, stride: float) -> Axis:
+        axis = plan_axis(size, stride, *self.settings)
+        if self.round_to is None or axis.output_size == size:
+            return axis
+        smoothness_factor, *_, straight_through = self.settings
+        stride = nearest_stride(axis, self.round_to)
+        return plan_axis(size, stride, smoothness_factor, "stopband", True, straight_through)
+
     def forward(self, x: Tensor) -> Tensor:
         sizes = tuple(int(size) for size in x.shape[2:])  # TorchScript traces them as tensors
-        self._check_met(sizes)
+        self._check_size(sizes)
         with full_precision(x):
             return self._pool(x, {i: f"matrix_{i}_{sizes[i]}" for i in self.orders[sizes]})
 
@@ -68,45 +87,25 @@ class FrozenPooling(SizedPooling):
         return layout.leave(dense)
 
     def output_size(self, input_size: Sequence[int]) -> tuple[int, ...]:
-        """The spatial size of the map that comes out for one of ``input_size``."""
-        self._check_met(tuple(input_size))
+        """The spatial size of the output for a map of ``input_size``, which was added before."""
+        self._check_size(tuple(input_size))
         return self.sizes[tuple(input_size)]
 
-    def _check_met(self, sizes: tuple[int, ...]) -> None:
+    def multiply_adds(
+        self, axes: Sequence[Axis], sizes: Sequence[Any], output_sizes: Sequence[Any]
+    ) -> Any:
+        return multiply_adds(axes, sizes, output_sizes, transforms=False)
+
+    def _check_size(self, sizes: tuple[int, ...]) -> None:
         if sizes not in self.sizes:
-            met = " or ".join(map(str, self.sizes)) or "no size, as the example did not reach it"
+            known = " or ".join(map(str, self.sizes)) or "no size, as the example did not reach it"
             raise ValueError(
-                f"the pooling was frozen for maps of {met}, but got {sizes}: freeze the network "
+                f"the pooling was frozen for maps of {known}, but got {sizes}: freeze the network "
                 "with an example of the size to be used"
             )
 
     def extra_repr(self) -> str:
         return ", ".join(f"{before} -> {after}" for before, after in self.sizes.items())
-
-
-class _Planner:
-    """How one axis of a layer is pooled, its stride being what it is now."""
-
-    def __init__(self, layer: Any, index: int, round_to: float | None) -> None:
-        self.fixed = isinstance(layer, FixedSpectralPooling)
-        self.stride = layer.strides[index] if self.fixed else layer.stride_values()[index]
-        self.round_to = round_to
-        if not self.fixed:
-            self.settings = layer.window_settings
-
-    def __call__(self, size: int) -> Axis:
-        if self.fixed:
-            axis = plan_spectral_axis(size, self.stride)
-        else:
-            axis = plan_axis(size, self.stride, *self.settings)
-        if self.round_to is None or axis.output_size == size:
-            return axis
-        stride = nearest_stride(axis, self.round_to)
-        if self.fixed:
-            return plan_spectral_axis(size, stride)
-        smoothness_factor, *_, straight_through = self.settings
-        window = smoothness_factor, "stopband", True, straight_through
-        return plan_axis(size, stride, *window)
 
 
 def nearest_stride(axis: Axis, round_to: float) -> float:

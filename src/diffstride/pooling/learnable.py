@@ -1,4 +1,4 @@
-"""Pooling layers: spectral ones with learned and with fixed strides; with them the spatial ones."""
+"""Pooling with learnable strides."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,13 +14,16 @@ from diffstride._arguments import (
     check_limits,
     check_window,
     clamp_strides,
+    pooled_sizes,
+    refuse_data_format,
 )
-from diffstride.functional import diff_stride
-from diffstride.pooling.base import SizedPooling
+from diffstride.pooling.base import SpectralPooling
+from diffstride.pooling.frozen import FrozenPooling
+from diffstride.spectral.autograd import pool
 from diffstride.spectral.axis_plan import Axis, plan_axis
 
 
-class DiffStride(SizedPooling):
+class DiffStride(SpectralPooling):
     """Pooling whose strides are parameters, learned by gradient descent with the weights.
 
     ``y = A(s_1) … A(s_n) x``: every spatial axis of length ``N`` is low-passed in the frequency
@@ -31,15 +34,14 @@ class DiffStride(SizedPooling):
     After each step of the optimiser call `project_`, or let
     `diffstride.callbacks.StrideMonitor` do it.
 
-    Maps may have any floating-point type; the strides stay in float32 when the module is moved to
-    half precision, whose numbers are further apart than the steps of an optimiser. Fixed strides,
-    and all in evaluation, are constants of a compiled program: after writing to them in place call
-    `project_`.
+    Feature maps may have any floating-point type. The strides stay in float32 when the module is
+    moved to half precision: its numbers are further apart than the steps of an optimiser. A
+    compiled program holds strides as constants where they are fixed, and all in evaluation: after
+    writing to them in place call `project_`.
 
-    Warning:
-        With the default ``edge="passband"`` (as published) a 32 x 32 map leaves a layer of
-        stride 2 as 24 x 24: the transition band lies outside the nominal pass band. Choose
-        ``edge="stopband"`` for 16 x 16, what a strided convolution gives.
+    The published layer is ``DiffStride(edge="passband", straight_through=False)``. There the
+    transition band lies outside the nominal pass band, so that a 32 x 32 map leaves a layer of
+    stride 2 as 24 x 24; here it leaves as 16 x 16, as from a strided convolution.
 
     Reference: *Learning Strides in Convolutional Neural Networks*, ICLR 2022,
     https://arxiv.org/abs/2202.01653.
@@ -56,10 +58,11 @@ class DiffStride(SizedPooling):
         edge: the end of the transition band that the stride sets, ``"passband"`` or
             ``"stopband"``.
         straight_through: whether every bin that is kept has gain 1, as in `FixedSpectralPooling`,
-            and strides get the gradient that the window would give them (a straight-through
-            estimator, https://arxiv.org/abs/1308.3432). A window takes from the bins at its edge
-            what their samples cost all the same, on short maps a good part; a flat one does not,
-            and at stride 1 is the identity. Needs ``cropping``.
+            and the window serves the gradient of the strides only (a straight-through estimator,
+            https://arxiv.org/abs/1308.3432). A window attenuates bins whose samples are computed
+            all the same, on short maps a good part; without it a stride of 1 is the identity.
+            Needs ``cropping``.
+        data_format: not supported; an argument of the published layer, refused with advice.
 
     Shape:
         ``(B, C, N_1, …, N_n)`` to ``(B, C, M_1, …, M_n)`` with ``M`` from `output_size`.
@@ -67,11 +70,11 @@ class DiffStride(SizedPooling):
     Raises:
         ValueError: if an argument is out of its range, or the input has another number of axes.
 
-    >>> pool = DiffStride(strides=(2.0, 2.0), edge="stopband")
+    >>> pool = DiffStride(strides=(2.0, 2.0))
     >>> pool(torch.ones(1, 3, 32, 32)).shape
     torch.Size([1, 3, 16, 16])
-    >>> pool
-    DiffStride(strides=(2, 2), smoothness_factor=4, edge='stopband', learning)
+    >>> DiffStride([2.0])
+    DiffStride(strides=(2), smoothness_factor=4, edge='stopband', straight_through=True, learning)
     """
 
     strides: nn.Parameter
@@ -85,10 +88,12 @@ class DiffStride(SizedPooling):
         shared_stride: bool = False,
         lower_limit_stride: float | None = None,
         upper_limit_stride: float | None = None,
-        edge: str = "passband",
-        straight_through: bool = False,
+        edge: str = "stopband",
+        straight_through: bool = True,
+        data_format: None = None,
     ) -> None:
         super().__init__()
+        refuse_data_format(data_format)
         values = as_strides(strides)
         check_window(smoothness_factor, edge)
         check_cropping(cropping, straight_through)
@@ -112,7 +117,7 @@ class DiffStride(SizedPooling):
         self.strides = nn.Parameter(
             torch.tensor(initial, dtype=torch.float32), requires_grad=trainable
         )
-        self._values, self._spelled = values, tuple(map(repr, values))
+        self._values, self._texts = values, tuple(map(repr, values))
         self._version: tuple[int, float] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -124,33 +129,15 @@ class DiffStride(SizedPooling):
         return self._pool(x)
 
     def _pool(self, x: Tensor) -> Tensor:
-        values = self._read()
+        axes = self.plan(pooled_sizes(x, self.num_axes))
         learning = self.training or torch.is_grad_enabled()
         if self.strides.requires_grad and learning and not torch.compiler.is_compiling():
-            self._version = None
-        return diff_stride(
-            x,
-            self.strides,
-            smoothness_factor=self.smoothness_factor,
-            edge=self.edge,
-            cropping=self.cropping,
-            straight_through=self.straight_through,
-            lower_limit_stride=self.lower_limit_stride,
-            upper_limit_stride=self.upper_limit_stride,
-            values=values,
-        )
+            self._version = None  # read again at the next call
+        return pool(x, axes, self.strides)
 
     def stride_values(self) -> tuple[float, ...]:
         """The strides as Python numbers within their limits, one per axis."""
         return clamp_strides(self._read(), self.lower_limit_stride, self.upper_limit_stride)
-
-    def output_size(self, input_size: Sequence[int]) -> tuple[int, ...]:
-        """The spatial size of the map that comes out for one of ``input_size``.
-
-        >>> DiffStride(2.0).output_size((32, 32))
-        (24, 24)
-        """
-        return tuple(axis.output_size for axis in self.plan(input_size))
 
     def plan(
         self, input_size: Sequence[int], strides: Sequence[float] | None = None
@@ -159,22 +146,40 @@ class DiffStride(SizedPooling):
         check_input_size(self, input_size)
         values = self._read() if strides is None else strides
         values = clamp_strides(values, self.lower_limit_stride, self.upper_limit_stride)
-        return tuple(
-            plan_axis(size, stride, *self.window_settings)
-            for size, stride in zip(input_size, values, strict=True)
-        )
+        return tuple(map(self.plan_axis, input_size, values))
+
+    def plan_axis(self, size: int, stride: float) -> Axis:
+        """How one axis is pooled at a stride within the limits."""
+        return plan_axis(size, stride, *self.window_settings)
+
+    def unrounded_size(self, size: Any, stride: Any, axis: Axis) -> Any:
+        if self.cropping and self.edge == "stopband":
+            return size / stride
+        if not self.cropping or 2 * axis.cutoff >= axis.size:
+            return size + 0 * stride  # the slope is 0, but there is one
+        # The passband edge adds the transition width, R or N/4, at both ends of the spectrum.
+        factor = self.smoothness_factor
+        return size / stride + (2 * factor if axis.transition == factor else size / 2)
+
+    def frozen(self, round_to: float | None = None) -> FrozenPooling:
+        """A layer of the same strides as constants: see `diffstride.freeze`."""
+        return FrozenPooling(self.stride_values(), self.window_settings, round_to)
+
+    @property
+    def learns_size(self) -> bool:
+        return self.cropping and self.strides.requires_grad
 
     @property
     def window_settings(self) -> tuple[float, str, bool, bool]:
-        """The arguments of `diffstride.spectral.plan_axis` behind size and stride."""
+        """The arguments of `diffstride.spectral.plan_axis` that follow size and stride."""
         return self.smoothness_factor, self.edge, self.cropping, self.straight_through
 
     @torch.no_grad()
     def project_(self) -> None:
-        """Move the strides back into their limits, in place.
+        """Clamp the strides to their limits, in place.
 
-        Nothing else writes the parameter: `forward` clamps in the computation. To be called
-        after a step of the optimiser, and after strides were written through ``.data``.
+        Call it after each step of the optimiser, and after writing strides through ``.data``.
+        Nothing else writes the parameter: `forward` clamps in the computation.
         """
         self.strides.clamp_(self.lower_limit_stride or 1.0, self.upper_limit_stride)
         self._refresh()
@@ -185,28 +190,28 @@ class DiffStride(SizedPooling):
         options = [f"strides=({strides})", f"smoothness_factor={self.smoothness_factor:g}"]
         options += [f"edge={self.edge!r}"]
         options += ["cropping=False"] * (not self.cropping)
-        options += ["straight_through=True"] * self.straight_through
+        options += [f"straight_through={self.straight_through}"]
         options += ["shared_stride=True"] * self.shared_stride
         for name in ("lower_limit_stride", "upper_limit_stride"):
             if getattr(self, name) is not None:
                 options.append(f"{name}={getattr(self, name):g}")
         return ", ".join([*options, state])
 
-    # The output length is a Python integer, so the host has to know the strides. Reading them
-    # costs nothing on a CPU. An accelerator is asked once per change of the parameter, and with
-    # gradients once per use, unless `project_` has just asked: fused optimisers change a parameter
-    # and do not tell. What else does not move its version (moving, loading, `.data`) refreshes.
+    # The output length is a Python integer, so the host has to know the strides. On a CPU they are
+    # read at every call, which costs nothing. On an accelerator they are read once per change of
+    # the parameter's version; with gradients once per use, unless `project_` has just read them,
+    # since fused optimisers do not move the version. Moving, loading and `project_` read them too.
 
     def _read(self) -> tuple[float, ...]:
         if torch.compiler.is_compiling():
-            # Constants of the program, as train() or eval() last read them. The compiler makes
-            # a variable of a number that has changed once, but never of a string.
-            return tuple([float(value) for value in self._spelled])
-        if self._is_at_hand() or self._version != _version_of(self.strides):
+            # Constants of the program, as train() or eval() last read them. They are strings: the
+            # compiler turns a number that has changed once into a variable.
+            return tuple([float(value) for value in self._texts])
+        if self._is_on_cpu() or self._version != _version_of(self.strides):
             self._refresh()
         return self._values
 
-    def _is_at_hand(self) -> bool:
+    def _is_on_cpu(self) -> bool:
         return self.strides.device.type == "cpu"
 
     def _refresh(self) -> None:
@@ -214,13 +219,13 @@ class DiffStride(SizedPooling):
             return
         if hasattr(self.strides, "full_tensor"):
             raise TypeError(
-                "the strides are sharded (DTensor), and each process needs them whole: use "
-                "DistributedDataParallel, or keep them out of fully_shard (its ignored_params, new "
-                "in torch 2.7) and average their gradients"
+                "the strides are sharded (DTensor), but each process needs all of them: use "
+                "DistributedDataParallel, or keep them out of fully_shard (ignored_params, from "
+                "torch 2.7 on) and average their gradients"
             )
         values = tuple(self.strides.tolist())
         self._values = values * self.num_axes if self.shared_stride else values
-        self._spelled = tuple(map(repr, self._values))
+        self._texts = tuple(map(repr, self._values))
         self._version = _version_of(self.strides)
 
     def train(self, mode: bool = True) -> "DiffStride":
@@ -235,9 +240,9 @@ class DiffStride(SizedPooling):
         return self
 
     def _keep_exact(self, exact: Tensor) -> None:
-        """Have the strides in float32 at least, from ``exact`` where they are in less."""
+        """Keep the strides in float32 or better, with the values of ``exact``."""
         if self.strides.dtype in (torch.bfloat16, torch.float16):
-            # Their steps, of 1/128 from 1 on, are larger than those of any optimiser.
+            # Half-precision numbers above 1 are 1/128 apart, further than an optimiser's steps.
             dtype = torch.promote_types(exact.dtype, torch.float32)
             self.strides.data = exact.to(self.strides.device, dtype)
             self.strides.grad = None
@@ -249,6 +254,6 @@ class DiffStride(SizedPooling):
 
 
 def _version_of(parameter: Tensor) -> tuple[int, float]:
-    """Another after each change; of a tensor that does not count them, not even equal to itself."""
-    # A parameter may have been replaced, too, by `torch.func.functional_call` for a moment.
+    """A key that changes with the parameter; NaN, equal to nothing, where no version is kept."""
+    # The id, since `torch.func.functional_call` replaces the parameter for a moment.
     return id(parameter), float("nan") if parameter.is_inference() else parameter._version

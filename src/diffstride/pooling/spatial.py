@@ -1,7 +1,7 @@
-"""Poolings in the spatial domain with whole strides: averages, maxima, and blurred samples."""
+"""Pooling in the spatial domain with whole strides: average, max and blur pooling."""
 
 from collections.abc import Sequence
-from math import comb
+from math import comb, prod
 from numbers import Real
 from typing import Any
 
@@ -9,13 +9,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffstride._arguments import as_whole_numbers, check_input, check_input_size
+from diffstride._arguments import (
+    as_whole_numbers,
+    check_input,
+    check_input_size,
+    refuse_data_format,
+)
 from diffstride.pooling.base import SizedPooling
+from diffstride.spectral.axis_plan import Axis
 from diffstride.spectral.memory_format import FULL_PRECISION, full_precision
 
 
 class _WholeStrides(SizedPooling):
-    """What poolings with whole strides have in common: strides, and ``M = ceil(N / s)``."""
+    """Pooling with whole strides, and ``M = ceil(N / s)`` samples per axis."""
 
     def __init__(self, strides: Sequence[float] | float) -> None:
         super().__init__()
@@ -35,13 +41,14 @@ class _WholeStrides(SizedPooling):
 class SpatialPooling(_WholeStrides):
     """Average pooling with padding such that ``M = ceil(N / s)``.
 
-    Where the padding cannot be halved the larger half comes last; padded places do not count in
-    the averages. With the default ``pool_size=(1, 1)`` it picks every ``s``-th sample.
+    An odd amount of padding has its larger half at the end. Padded samples do not count in the
+    averages. With the default ``pool_size=(1, 1)`` it takes every ``s``-th sample.
 
     Args:
         pool_size: window of the average per axis, at least 1 sample; a single number serves
             all axes.
         strides: integer strides, each at least 1; a single number means two axes.
+        data_format: not supported; an argument of the published layer, refused with advice.
 
     Shape:
         ``(B, C, N_1, …, N_n)`` to ``(B, C, ceil(N_1 / s_1), …, ceil(N_n / s_n))``.
@@ -58,8 +65,10 @@ class SpatialPooling(_WholeStrides):
         self,
         pool_size: Sequence[int] | int = (1, 1),
         strides: Sequence[float] | float = (2, 2),
+        data_format: None = None,
     ) -> None:
         super().__init__(strides)
+        refuse_data_format(data_format)
         sizes = (pool_size,) * self.num_axes if isinstance(pool_size, int | float) else pool_size
         self.pool_size = as_whole_numbers(sizes, "pool_size")
         if len(self.pool_size) != self.num_axes:
@@ -89,10 +98,10 @@ class SpatialPooling(_WholeStrides):
 
 
 class MaxPooling(_WholeStrides):
-    """Max pooling as residual networks use it: windows of 3 centred on every ``s``-th sample.
+    """Max pooling as in residual networks: windows of 3 centred on every ``s``-th sample.
 
-    ``y[i] = max x[s i - 1 … s i + 1]``, windows cut off at the borders; along an axis of stride 1
-    nothing happens. Windows of 3 are those of the stem of *Deep Residual Learning for Image
+    ``y[i] = max x[s i - 1 … s i + 1]``, with windows cut off at the borders. An axis of stride 1
+    stays as it is. Windows of 3 are those of the stem of *Deep Residual Learning for Image
     Recognition*, 2016, https://arxiv.org/abs/1512.03385: at stride 2 they overlap, at 3 they tile
     the map.
 
@@ -134,8 +143,8 @@ class BlurPooling(_WholeStrides):
     """Anti-aliased subsampling: a binomial filter on every channel, then every ``s``-th sample.
 
     ``y[i] = sum_j b[j] x[s i + j - (K - 1) // 2]`` with ``b[j] = binomial(K - 1, j) / 2^(K - 1)``
-    along each strided axis, and the map mirrored at its borders; along an axis of stride 1 nothing
-    happens. The mean of a constant map is kept.
+    along each strided axis, with the map mirrored at its borders. An axis of stride 1 stays as it
+    is. A constant map keeps its value.
 
     Reference: *Making Convolutional Networks Shift-Invariant Again*, ICML 2019,
     https://arxiv.org/abs/1904.11486.
@@ -173,7 +182,7 @@ class BlurPooling(_WholeStrides):
 
     def _apply(self, *args: Any, **kwargs: Any) -> "BlurPooling":
         super()._apply(*args, **kwargs)
-        # `to_empty` leaves any numbers in it, and no checkpoint has the right ones.
+        # `to_empty` leaves it uninitialised, and no checkpoint contains it.
         self.kernel = self._filter(self.kernel.device).to(self.kernel.dtype)
         return self
 
@@ -183,7 +192,7 @@ class BlurPooling(_WholeStrides):
             return x
         convolve = (F.conv1d, F.conv2d, F.conv3d)[self.num_axes - 1]
         channels = x.shape[1]
-        # oneDNN is much slower in half precision at the gradient of filters for each channel.
+        # In half precision oneDNN computes the gradient of depthwise filters much more slowly.
         on_cpu = x.device.type == "cpu" and x.dtype not in FULL_PRECISION
         padded = self._pad(x.float() if on_cpu else x)
         weight = self.kernel.to(padded.dtype).expand(channels, 1, *self.kernel.shape)
@@ -201,10 +210,11 @@ class BlurPooling(_WholeStrides):
             x = F.pad(x, sides, mode) if any(sides) else x
         return x
 
-    @property
-    def num_taps(self) -> int:
-        """Multiply-adds per sample that comes out."""
-        return self.kernel.numel() if max(self.strides) > 1 else 0
+    def multiply_adds(
+        self, axes: Sequence[Axis], sizes: Sequence[Any], output_sizes: Sequence[Any]
+    ) -> Any:
+        taps = self.kernel.numel() if max(self.strides) > 1 else 0
+        return taps * prod(output_sizes)
 
     def extra_repr(self) -> str:
         return f"strides={self.strides}, filter_size={self.filter_size}"

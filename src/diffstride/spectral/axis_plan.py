@@ -1,15 +1,10 @@
-"""One axis of a spectral pooling as one small real matrix.
+"""How one axis is pooled, from its length and stride: cutoff, window, output length.
 
-The convention of the whole library is owned here. An axis of length ``N`` is low-passed by a
-window ``m(k)`` over its frequency bins ``k = 0 … floor(N/2)`` (the same gain for ``+k`` and
-``-k``), cropped to ``M`` samples and transformed back:
+An axis of length ``N`` is low-passed by a window ``m(k)`` over its frequency bins
+``k = 0 … floor(N/2)`` (the same gain for ``+k`` and ``-k``), cropped to ``M`` samples and
+transformed back. `diffstride.spectral.matrix` makes one real matrix of that.
 
-    A[i, j] = (1/N) sum_k g_k m(k) cos(2 pi k (i/M - j/N)),    k = 0 … floor(M/2)
-
-with ``g_0 = 1``, ``g_k = 2`` and ``g_{M/2} = 1`` for even ``M``. The factor ``1/N`` (and not
-``1/M``) keeps the mean: a constant signal stays what it was.
-
-Everything is a pure function of Python numbers. Reference: Riad, Teboul, Grangier, Zeghidour,
+Everything here is a function of Python numbers. Reference: Riad, Teboul, Grangier, Zeghidour,
 *Learning Strides in Convolutional Neural Networks*, ICLR 2022, https://arxiv.org/abs/2202.01653.
 """
 
@@ -20,17 +15,17 @@ import torch
 from torch import Tensor
 
 EDGES = ("passband", "stopband")
-CPU = "cpu"  # whatever the default device is: what is cached serves all
+CPU = "cpu"  # not the default device: cached tensors serve all devices
 ROUNDING = 1e-7  # relative: strides are stored in float32
 
 
 class Axis(NamedTuple):
-    """How one axis of ``size`` samples is pooled: everything derived from its stride.
+    """How one axis is pooled: everything derived from its stride.
 
-    ``size`` and ``output_size`` are in samples, ``cutoff`` (the first zero of the window) and
-    ``transition`` (the width of the ramp that ends there) in frequency bins; ``stride`` is the
-    value in use, raised to ``smallest_stride`` where the one asked for is below it. Where the axis
-    is ``flat`` all bins that are kept have gain 1, and the ramp has the gradient alone.
+    ``size`` and ``output_size`` are lengths in samples. ``cutoff``, the first zero of the window,
+    and ``transition``, the width of the ramp that ends there, are in frequency bins. ``stride`` is
+    the value in use, at least ``smallest_stride``. If ``flat``, all bins that are kept have gain 1,
+    and the ramp serves the gradient of the stride only.
     """
 
     size: int
@@ -52,13 +47,13 @@ class Axis(NamedTuple):
         return -self.size / (2 * self.stride**2 * self.transition)
 
 
-def transition_width(size: int, smoothness_factor: float = 4.0, edge: str = "passband") -> float:
+def transition_width(size: int, smoothness_factor: float = 4.0, edge: str = "stopband") -> float:
     """Width of the window's ramp in bins: the smoothness factor, limited by the axis length.
 
     ``min(R, N/4)`` for ``edge="passband"``, ``max(1, min(R, N/8))`` for ``edge="stopband"``.
 
-    >>> transition_width(32), transition_width(8), transition_width(8, edge="stopband")
-    (4.0, 2.0, 1.0)
+    >>> transition_width(32), transition_width(8), transition_width(8, edge="passband")
+    (4.0, 1.0, 2.0)
     """
     check_edge(edge)
     if edge == "passband":
@@ -67,15 +62,15 @@ def transition_width(size: int, smoothness_factor: float = 4.0, edge: str = "pas
 
 
 def check_edge(edge: str) -> None:
-    """Refuse what is no end of a window's ramp."""
+    """Raise an error unless ``edge`` is one of `EDGES`."""
     if edge not in EDGES:
         raise ValueError(f"edge must be one of {', '.join(map(repr, EDGES))}, but got {edge!r}")
 
 
-def smallest_stride(size: int, smoothness_factor: float = 4.0, edge: str = "passband") -> float:
+def smallest_stride(size: int, smoothness_factor: float = 4.0, edge: str = "stopband") -> float:
     """The smallest stride in use: ``N / (N - R)`` (passband edge) or 1 (stopband edge).
 
-    >>> smallest_stride(32, edge="stopband"), round(smallest_stride(32), 4)
+    >>> smallest_stride(32), round(smallest_stride(32, edge="passband"), 4)
     (1.0, 1.1429)
     """
     transition = transition_width(size, smoothness_factor, edge)
@@ -86,9 +81,9 @@ def plan_axis(
     size: int,
     stride: float,
     smoothness_factor: float = 4.0,
-    edge: str = "passband",
+    edge: str = "stopband",
     cropping: bool = True,
-    straight_through: bool = False,
+    straight_through: bool = True,
 ) -> Axis:
     """Work out cutoff, ramp and output length of one axis.
 
@@ -105,8 +100,8 @@ def plan_axis(
         cropping: whether the axis is shortened.
         straight_through: whether all bins that are kept have gain 1.
 
-    >>> plan_axis(32, 2.0).output_size, plan_axis(32, 2.0, edge="stopband").output_size
-    (24, 16)
+    >>> plan_axis(32, 2.0).output_size, plan_axis(32, 2.0, edge="passband").output_size
+    (16, 24)
     """
     transition = transition_width(size, smoothness_factor, edge)
     stride = max(stride, smallest_stride(size, smoothness_factor, edge))
@@ -114,8 +109,8 @@ def plan_axis(
         cutoff = size / (2 * stride) + transition
         output_size = min(size, 2 * whole(cutoff))
     else:
-        # Above N/2 nothing but the mean is left under the window. Its shape stays the one at N/2,
-        # so that bin 1, at the end of the ramp, still tells the stride to come back.
+        # Above N/2 only the mean is left under the window. The window keeps its shape at N/2, so
+        # that bin 1, at the end of the ramp, still gives the stride a gradient.
         stride_of_window = min(stride, max(1.0, size / 2))
         cutoff = size / (2 * stride_of_window)
         output_size = min(size, max(1, whole(size / stride)))
@@ -129,14 +124,14 @@ def plan_spectral_axis(size: int, stride: float) -> Axis:
     >>> plan_spectral_axis(32, 3).output_size
     11
     """
-    # No bin is on the ramp below a cutoff out of reach.
+    # An infinite cutoff: no bin is on the ramp.
     return Axis(size, max(1, whole(size / stride)), stride, math.inf, 1.0, flat=True)
 
 
 def whole(length: float) -> int:
-    """The smallest whole number of at least ``length``, but for what is rounding.
+    """``ceil(length)``, but without counting a rounding error as a sample.
 
-    A stride of 1.4 is a little less in float32, and 56 / 1.4 a little more than 40.
+    A stride of 1.4 is stored in float32 as a little less, which makes 56 / 1.4 more than 40.
 
     >>> whole(40.0), whole(40.000001), whole(40.001)
     (40, 40, 41)
@@ -149,13 +144,13 @@ def output_size(
     size: int,
     stride: float,
     smoothness_factor: float = 4.0,
-    edge: str = "passband",
+    edge: str = "stopband",
     cropping: bool = True,
 ) -> int:
     """Length of a pooled axis; arguments as for `plan_axis`.
 
-    >>> [output_size(32, 2.0), output_size(24, 2.0), output_size(32, 2.0, edge="stopband")]
-    [24, 20, 16]
+    >>> [output_size(32, 2.0), output_size(24, 2.0), output_size(32, 2.0, edge="passband")]
+    [16, 12, 24]
     """
     return plan_axis(size, stride, smoothness_factor, edge, cropping).output_size
 
@@ -163,10 +158,10 @@ def output_size(
 def window(axis: Axis) -> Tensor:
     """Gains ``m(k) = clip((c - k)/R, 0, 1)`` of the bins ``k = 0 … floor(M/2)``, float64.
 
-    All are 1 on a flat axis, and that of bin 0 always is. Where the cutoff lies below one
-    transition width (large strides with ``edge="stopband"``) the ramp alone would shrink the mean.
+    All are 1 on a flat axis. The gain of bin 0 always is: where the cutoff is below one transition
+    width (large strides with ``edge="stopband"``), the ramp alone would shrink the mean.
 
-    >>> window(plan_axis(32, 4.0, edge="stopband"))
+    >>> window(plan_axis(32, 4.0, straight_through=False))
     tensor([1.0000, 0.7500, 0.5000, 0.2500, 0.0000], dtype=torch.float64)
     """
     bins = torch.arange(axis.output_size // 2 + 1, dtype=torch.float64, device=CPU)

@@ -1,9 +1,9 @@
-"""One axis of a dense tensor, forward and backward: by matrix products or Fourier transforms.
+"""Pool one axis of a dense tensor, forward and backward: by matrices or by Fourier transforms.
 
-Up to some hundred samples one product is fastest. Where the arithmetic outweighs moving the data,
-the sums and differences of the two halves of a line, which hold its even and its odd bins, are
-multiplied by matrices of half the height and width: half the multiply-adds. From about a thousand
-samples on, Fourier transforms are faster still, and matrices would outgrow the memory.
+Up to about 300 samples one matrix product is fastest. On longer axes the arithmetic takes longer
+than moving the data. There the sum and the difference of the two halves of a line, which hold its
+even and its odd bins, are multiplied by matrices of half the height and width: half the
+multiply-adds. From about a thousand samples on, Fourier transforms are faster still.
 """
 
 import math
@@ -17,8 +17,9 @@ from diffstride.spectral.cached_matrices import adjoint, analysis, halves, matri
 from diffstride.spectral.long_axis import fourier_pool, fourier_spread
 from diffstride.spectral.memory_format import FULL_PRECISION
 
-# Lengths from which axes are pooled in halves and by transforms, measured on a CPU: at 256 samples
-# one product is faster, at 384 two halves are; at 512 products, at 1024 transforms.
+# Lengths from which axes are pooled in halves and by transforms, measured on a CPU. At 256 samples
+# one product is as fast as two halves; at 384 it takes 1.6 times as long. From 384 on transforms
+# are faster than halves, but not channels-last, nor for lengths with large prime factors.
 HALVED_AXIS = 320
 LONG_AXIS = 1024
 
@@ -35,7 +36,7 @@ def pool_axis(
 
     Both are written to ``out`` and ``kept`` where these are given, converted to their dtype.
     """
-    if axis.size >= LONG_AXIS:
+    if is_long(axis):
         y, bins = fourier_pool(axis, x, dim, learning)
         return _deliver(y, out), None if bins is None else _deliver(bins, kept)
     kind, bins = (x.dtype, x.device), None
@@ -51,7 +52,7 @@ def spread_axis(
     axis: Axis, grad: Tensor, dim: int, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The adjoint: ``A^T grad``, written to ``out`` if given, and the bins ``U_r^T grad``."""
-    if axis.size >= LONG_AXIS:
+    if is_long(axis):
         grad_x, bins = fourier_spread(axis, grad, dim)
         return _deliver(grad_x, out), bins
     kind = (grad.dtype, grad.device)
@@ -62,8 +63,13 @@ def spread_axis(
     return multiply(adjoint(axis, *kind), grad, dim, axis.size, out), bins
 
 
+def is_long(axis: Axis) -> bool:
+    """Whether an axis is pooled by Fourier transforms."""
+    return axis.size >= LONG_AXIS
+
+
 def is_halved(axis: Axis, dtype: torch.dtype) -> bool:
-    """Whether an axis is multiplied in halves; in half precision moving the data outweighs it."""
+    """Whether an axis is multiplied in halves, which does not pay in half precision."""
     return (
         axis.size >= HALVED_AXIS
         and axis.size % 2 == axis.output_size % 2 == 0
@@ -71,22 +77,12 @@ def is_halved(axis: Axis, dtype: torch.dtype) -> bool:
     )
 
 
-def counted_products(axis: Axis) -> int:
-    """How many products of ``M N`` multiply-adds a line count as the cost of an axis: 1, or 0.
-
-    Halves count as the product they replace: whether they can depends on whether ``M`` is even, and
-    a cost that doubled from one size of the map to the next would be no guide for a budget. Fourier
-    transforms count nothing.
-    """
-    return int(axis.size < LONG_AXIS)
-
-
 def _deliver(x: Tensor, out: Tensor | None) -> Tensor:
     return x if out is None else out.copy_(x)
 
 
 def multiply(matrix: Tensor, x: Tensor, dim: int, length: int, out: Tensor | None = None) -> Tensor:
-    """``matrix``, of ``length`` rows, times ``x`` along one dimension, as few large products.
+    """``matrix``, of ``length`` rows, times ``x`` along one dimension, in few large products.
 
     ``out``, if given, is contiguous and receives the result, converted to its dtype.
     """

@@ -1,4 +1,4 @@
-"""Functions of a few numbers, each computed once, whatever is going on around the call."""
+"""Caches of tensors that are functions of a few numbers, safe in every mode of PyTorch."""
 
 from collections.abc import Callable
 from functools import lru_cache, wraps
@@ -9,18 +9,18 @@ from torch import Tensor
 
 from diffstride._torch_compat import disable_current_modes, disable_functorch, mark_constant
 
-LARGE = 1 << 16  # samples in times samples out, from which a matrix weighs too much to keep many
+LARGE = 1 << 16  # elements of a matrix, from which on only a few are kept
 
 
 def cached(many: int, few: int) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
-    """Keep the last ``many`` tensors that a function of two lengths and more returned.
+    """Cache a function of two lengths and more: the last ``many`` tensors, ``few`` large ones.
 
-    Of large ones, ``few``: a stride that learns makes a new matrix in every step, and some hundred
-    of those of a long axis would fill the memory.
+    A stride that learns makes a new matrix in every step; hundreds for a long axis would fill the
+    memory.
     """
 
     def decorate(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        small, large = lru_cache(many)(apart(make)), lru_cache(few)(apart(make))
+        small, large = lru_cache(many)(outside_modes(make)), lru_cache(few)(outside_modes(make))
 
         @wraps(make)
         def kept(size: int, output_size: int, *args: Any) -> Tensor:
@@ -32,21 +32,19 @@ def cached(many: int, few: int) -> Callable[[Callable[..., Tensor]], Callable[..
     return decorate
 
 
-def apart(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Have ``make`` compute on true tensors, uncounted, whatever is going on around it.
+def outside_modes(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Run ``make`` outside fake-tensor, FLOP-counting, inference and functorch modes.
 
-    A network may be run on fake tensors, to see its shapes, in inference mode, as Lightning
-    validates before it trains, or inside a transform of `torch.func`: what is cached must be of use
-    afterwards.
+    A network may be analysed on fake tensors, validated in inference mode before it trains, or run
+    inside a transform of `torch.func`. The cached tensor has to work after that.
     """
 
     def made(*args: Any) -> Tensor:
-        # While a program is traced, which is not what `is_compiling` says: that is true of
-        # torch.export as well, which runs all this on fake tensors.
+        # Not `is_compiling`: it is true in torch.export too, which runs this on fake tensors.
         if torch.compiler.is_dynamo_compiling():
             return make(*args)
-        # What is made in inference mode could take part in no training later, and what is made in
-        # a transform in nothing at all.
+        # A tensor made in inference mode cannot be used in training, and one made inside a
+        # transform cannot be used outside it.
         with disable_functorch(), torch.inference_mode(False), disable_current_modes():
             return make(*args)
 
@@ -56,9 +54,9 @@ def apart(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def as_constant(cached: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Let compiled programs hold what ``cached`` returns for plain numbers as a constant.
 
-    The tracer would look through a cache if it saw one, and compute what is at hand. Tensors alone
-    it names after their function, all alike, which all backends but ``"eager"`` refuse; in a tuple
-    each gets a name of its own.
+    Otherwise the compiler traces through the cache and computes the tensor in every call. The
+    tensor is returned in a tuple: the compiler gives bare ones equal names, which all backends but
+    ``"eager"`` refuse.
     """
 
     def constant(*args: Any) -> tuple[Tensor]:

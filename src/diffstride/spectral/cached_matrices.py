@@ -1,7 +1,7 @@
-"""The matrices of an axis where they are used, each computed once.
+"""The matrices of an axis in the dtype and on the device where they are used, cached.
 
-They are functions of a few numbers. Small caches hold those in use: in training the last steps',
-in evaluation those of every layer, so that nothing is computed twice.
+They are functions of a few numbers. The caches hold the matrices of the last training steps, or in
+evaluation those of every layer.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from diffstride.spectral.matrix import axis_matrix, ramp_factors
 
 
 def matrix(axis: Axis, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """``A`` of one axis where ``x`` is, formed in float64 and rounded once."""
+    """``A`` of one axis, computed in float64 and rounded once to ``dtype``."""
     return _matrix(*tuple(axis), dtype, device)
 
 
@@ -29,8 +29,8 @@ def _matrix(*args: Any) -> Tensor:
 def halves(axis: Axis, dtype: torch.dtype, device: torch.device) -> Tensor:
     """``A`` of even lengths by its even and its odd bins, ``(2, M/2, N/2)``.
 
-    Half a line further even bins are what they were and odd bins change their sign. So ``A`` is
-    ``[[E + O, E - O], [E - O, E + O]]`` with the two matrices ``E`` and ``O`` returned.
+    Half an axis further on, even bins have the same value and odd bins the opposite one. So ``A``
+    is ``[[E + O, E - O], [E - O, E + O]]``, and ``E`` and ``O`` are returned.
     """
     return _halves(*tuple(axis), dtype, device)
 
@@ -45,7 +45,7 @@ def _halves(*args: Any) -> Tensor:
 
 
 def adjoint(axis: Axis, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """``A^T``, laid out for products of its own."""
+    """``A^T``, contiguous."""
     return _adjoint(*tuple(axis), dtype, device)
 
 
@@ -56,12 +56,12 @@ def _adjoint(*args: Any) -> Tensor:
 
 
 def analysis(axis: Axis, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """``D_r^T`` of one axis where ``x`` is."""
+    """``D_r^T`` of one axis: its product with ``x`` gives the bins on the ramp."""
     return _ramp_factor(axis.size, axis.output_size, *_ends(axis.ramp), 1, dtype, device)
 
 
 def synthesis(axis: Axis, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """``U_r^T`` of one axis where ``grad_y`` is."""
+    """``U_r^T`` of one axis: its product with ``grad_y`` gives the bins on the ramp."""
     return _ramp_factor(axis.size, axis.output_size, *_ends(axis.ramp), 0, dtype, device)
 
 
@@ -72,7 +72,7 @@ def _ends(ramp: range) -> tuple[int, int]:
 @as_constant
 @cached(256, 32)
 def _ramp_factor(*args: Any) -> Tensor:
-    # Keyed by the bins and not by the stride: most steps move no bin onto or off the ramp.
+    # The key has the bins and not the stride: most training steps leave the bins as they are.
     size, output_size, start, stop, which, dtype, device = args
     factors = ramp_factors(size, output_size, range(start, stop))
     return factors[which].T.to(device, dtype).contiguous()

@@ -1,14 +1,13 @@
-"""One long axis by fast Fourier transforms: the matrix of `diffstride.spectral` without the matrix.
+"""Pool a long axis by fast Fourier transforms, which give the product with ``A`` without ``A``.
 
-The product with ``A`` costs ``M N`` multiply-adds a line, and a long axis (a second of sound has
-16,000 samples) a matrix that no memory holds. With ``X`` the transform of a line and ``m`` the
-gains of the window the same numbers are
+The product with ``A`` takes ``M N`` multiply-adds per line, and the matrix of a long axis (a second
+of sound has 16,000 samples) does not fit into memory. With ``X`` the transform of a line and ``m``
+the gains of the window, the same numbers are
 
     y = (M/N) irfft(m X, M),        A^T grad_y = irfft(m h rfft(grad_y), N),
 
-where ``h`` halves the Nyquist bin of an even ``M < N``: it is one bin among ``M`` samples, and two
-among ``N``. Both directions meet the bins on the ramp on their way, so the gradient of the stride
-costs nothing more.
+where ``h`` halves the Nyquist bin of an even ``M < N``: it is one bin of ``M`` samples, but two of
+``N``. Both directions compute the bins on the ramp anyway, so the gradient of the stride is free.
 """
 
 from functools import lru_cache
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from diffstride.spectral.axis_plan import Axis, window
-from diffstride.spectral.cache import apart, as_constant
+from diffstride.spectral.cache import as_constant, outside_modes
 from diffstride.spectral.matrix import bin_weights
 from diffstride.spectral.memory_format import FULL_PRECISION
 
@@ -27,7 +26,7 @@ def fourier_pool(
     axis: Axis, x: Tensor, dim: int, learning: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """``A x`` along ``dim`` and, while learning, the bins ``D_r^T x`` on the ramp."""
-    if not x.numel():  # which no library of transforms takes
+    if not x.numel():  # which the transforms refuse
         return x.narrow(dim, 0, axis.output_size), x.narrow(dim, 0, 2 * len(axis.ramp))
     bins = _transform(x, dim, axis)
     y = torch.fft.irfft(bins * _gains(axis, 0, bins, dim), n=axis.output_size, dim=dim)
@@ -48,7 +47,7 @@ def fourier_spread(axis: Axis, grad: Tensor, dim: int) -> tuple[Tensor, Tensor]:
 
 
 def _transform(x: Tensor, dim: int, axis: Axis) -> Tensor:
-    """The bins ``0 … floor(M/2)``; half precision has no transforms on a CPU."""
+    """The bins ``0 … floor(M/2)``, in float32 for half precision, which has no FFT on a CPU."""
     x = x if x.dtype in FULL_PRECISION else x.float()
     return torch.fft.rfft(x, dim=dim).narrow(dim, 0, axis.output_size // 2 + 1)
 
@@ -58,19 +57,19 @@ def _ramp(axis: Axis, bins: Tensor, dim: int) -> Tensor:
 
 
 def _as_real(bins: Tensor, dim: int) -> Tensor:
-    # Products with cosines, then with sines, as the factors of `spectrum.ramp_factors` give them.
+    # First the products with cosines, then those with sines, as from `matrix.ramp_factors`.
     return torch.cat([bins.real, -bins.imag], dim)
 
 
 def _gains(axis: Axis, which: int, bins: Tensor, dim: int) -> Tensor:
-    """What multiplies the bins: of ``y`` (0), of the ramp (1), of the input's gradient (2)."""
+    """The factors of the bins: for ``y`` (0), the ramp (1) or the input's gradient (2)."""
     gains = _constant_gains(*tuple(axis), which, bins.real.dtype, bins.device)
     return gains.view(-1, *[1] * (bins.dim() - dim - 1))
 
 
 @as_constant
 @lru_cache(maxsize=64)
-@apart
+@outside_modes
 def _constant_gains(*args: Any) -> Tensor:
     *fields, which, dtype, device = args
     axis = Axis(*fields)

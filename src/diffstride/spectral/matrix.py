@@ -56,7 +56,7 @@ def axis_matrix(axis: Axis) -> Tensor:
 def ramp_factors(size: int, output_size: int, ramp: range) -> tuple[Tensor, Tensor]:
     """The derivative of the matrix by the stride, in factors: ``dA/ds = slope * U_r D_r^T``.
 
-    Only the bins on the ramp take part, so the rank is about ``2R``. Returns ``U_r`` of shape
+    Only the bins on the ramp contribute, so the rank is about ``2R``. Returns ``U_r`` of shape
     ``(M, 2r)`` and ``D_r`` of shape ``(N, 2r)``, float64.
     """
     num_bins = output_size // 2 + 1
@@ -71,14 +71,14 @@ def pooling_matrix(
     size: int,
     stride: float,
     smoothness_factor: float = 4.0,
-    edge: str = "passband",
+    edge: str = "stopband",
     cropping: bool = True,
-    straight_through: bool = False,
+    straight_through: bool = True,
 ) -> Tensor:
     """The matrix that pools one axis, ``(M, N)``, float64; arguments as for `plan_axis`.
 
-    >>> pooling_matrix(4, 2.0, edge="stopband")
-    tensor([[0.2500, 0.2500, 0.2500, 0.2500],
-            [0.2500, 0.2500, 0.2500, 0.2500]], dtype=torch.float64)
+    >>> pooling_matrix(4, 2.0)
+    tensor([[0.5000, 0.2500, 0.0000, 0.2500],
+            [0.0000, 0.2500, 0.5000, 0.2500]], dtype=torch.float64)
     """
     return axis_matrix(plan_axis(size, stride, smoothness_factor, edge, cropping, straight_through))

@@ -1,4 +1,4 @@
-"""Where the axes of a tensor lie in memory, and in which dtype they are multiplied."""
+"""The memory format of a tensor, and the dtype in which it is multiplied."""
 
 import math
 from contextlib import AbstractContextManager, nullcontext
@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diffstride._torch_compat import is_functorch_tensor, multiplies_fast
+from diffstride._torch_compat import multiplies_fast
+from diffstride.spectral.tensor_kind import is_wrapped
 
 _CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
@@ -17,7 +18,7 @@ FIRST_DIM = 1  # of the axes that are pooled, in a dense view
 
 
 class Layout(NamedTuple):
-    """A dense view of a tensor: its dimensions in the order in which they lie in memory.
+    """How to view a tensor as a dense one, with its dimensions in the order of memory.
 
     ``enter`` gives that view, ``(maps, N_1, …, N_n)`` or, channels-last, ``(B, N_1, …, N_n, C)``;
     ``leave`` undoes it and restores the dtype.
@@ -55,13 +56,6 @@ def layout_of(x: Tensor, num_axes: int) -> Layout:
     return Layout(channels_last, leading, x.dtype, compute_dtype(x.dtype, x.device.type))
 
 
-def is_wrapped(x: Tensor) -> bool:
-    """Whether ``x`` stands for other tensors in a transform of `torch.func`."""
-    if torch.compiler.is_compiling():
-        return False  # the compiler could not look into the question below
-    return is_functorch_tensor(x)
-
-
 def compute_dtype(dtype: torch.dtype, device_type: str) -> torch.dtype:
     """float32 in place of a half-precision type that a CPU would multiply in scalar loops."""
     if device_type == "cpu" and dtype not in _FAST_ON_THIS_CPU:
@@ -75,9 +69,9 @@ def _fast_on_this_cpu() -> set[torch.dtype]:
 
 
 def full_precision(x: Tensor) -> AbstractContextManager:
-    """Where the products with ``x`` keep its dtype, like every pooling of PyTorch.
+    """A context in which products with ``x`` keep its dtype, as every pooling of PyTorch does.
 
-    Under autocast they would silently turn float32 into half precision.
+    Autocast would turn float32 into half precision.
     """
     if not x.is_meta and torch.is_autocast_enabled(x.device.type):
         return torch.autocast(x.device.type, enabled=False)

@@ -1,0 +1,161 @@
+"""Pool the axes of a feature map one after the other, in blocks that fit the cache; the cost."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffstride.spectral.axis_plan import Axis
+from diffstride.spectral.axis_product import inner, is_long, pool_axis, replace, spread_axis
+from diffstride.spectral.memory_format import FIRST_DIM, Layout
+from diffstride.spectral.tensor_kind import is_plain
+
+# On a CPU a large batch is pooled in blocks of about this many bytes of input: intermediate
+# results stay in the cache, in memory that the allocator has at hand. Fresh pages for whole maps
+# cost more than the arithmetic.
+BLOCK_BYTES = 1 << 21
+
+
+def axis_order(axes: Sequence[Axis]) -> list[int]:
+    """The order in which the axes are pooled: the one that shrinks the data most comes first."""
+    return sorted(range(len(axes)), key=lambda i: axes[i].output_size / axes[i].size)
+
+
+def multiply_adds(
+    axes: Sequence[Axis],
+    sizes: Sequence[Any] | None = None,
+    output_sizes: Sequence[Any] | None = None,
+    transforms: bool = True,
+) -> Any:
+    """Multiply-adds of pooling one channel of one sample, in evaluation.
+
+    ``sum over axes of the product of the map's sizes at that time, times the output length``.
+
+    Args:
+        axes: the plan of each axis.
+        sizes, output_sizes: the same lengths as scalar tensors, for a differentiable cost.
+        transforms: whether long axes are pooled by Fourier transforms, which count nothing.
+
+    >>> from diffstride.spectral import plan_axis
+    >>> multiply_adds([plan_axis(32, 2.0)] * 2) == 16 * 32 * 32 + 16 * 16 * 32
+    True
+    """
+    left = [axis.size for axis in axes] if sizes is None else list(sizes)
+    outputs = [axis.output_size for axis in axes] if output_sizes is None else output_sizes
+    total = 0
+    for i in axis_order(axes):
+        if not (transforms and is_long(axes[i])):
+            # An axis that is multiplied in halves counts as whole: whether it can be depends on
+            # whether M is even, and a cost that doubled at the next size would mislead a budget.
+            total = total + math.prod(left) * outputs[i]
+        left[i] = outputs[i]
+    return total
+
+
+def pool_map(
+    x: Tensor, axes: Sequence[Axis], layout: Layout, learning: bool = False, in_blocks: bool = True
+) -> tuple[Tensor, list[Tensor]]:
+    """``A_1 … A_n x`` and, while learning, the bins on each axis's ramp, both in pooling order.
+
+    Args:
+        x: dense, as `Layout.enter` returns it.
+        axes: the plan of each axis.
+        layout: of the tensor that ``x`` is a view of.
+        learning: whether to return the bins ``D_r^T x`` of each axis.
+        in_blocks: whether results may be written in place, block by block: not where autograd
+            records the products.
+    """
+    order = axis_order(axes)
+    blocks = list(block_slices(x, layout)) if in_blocks else [slice(None)]
+    if len(blocks) == 1:
+        return _pool_block(x.to(layout.compute_dtype), axes, order, learning, x.dtype)
+    y, on_ramp = _empty_outputs(x, axes, order, layout, learning)
+    for block in blocks:
+        part = x[block].to(layout.compute_dtype)
+        for j, i in enumerate(order):
+            out = y[block] if i == order[-1] else None
+            kept = on_ramp[j][block] if learning else None
+            part, _ = pool_axis(axes[i], part, FIRST_DIM + i, out, learning, kept)
+    return y, on_ramp
+
+
+def _pool_block(
+    x: Tensor, axes: Sequence[Axis], order: Sequence[int], learning: bool, dtype: torch.dtype
+) -> tuple[Tensor, list[Tensor]]:
+    on_ramp = []
+    for i in order:
+        x, bins = pool_axis(axes[i], x, FIRST_DIM + i, learning=learning)
+        on_ramp += [] if bins is None else [bins]
+    return x.to(dtype), on_ramp
+
+
+def _empty_outputs(
+    x: Tensor, axes: Sequence[Axis], order: Sequence[int], layout: Layout, learning: bool
+) -> tuple[Tensor, list[Tensor]]:
+    shape, on_ramp = list(x.shape), []
+    for i in order:
+        if learning:
+            ramp_shape = replace(shape, FIRST_DIM + i, 2 * len(axes[i].ramp))
+            on_ramp.append(x.new_empty(ramp_shape, dtype=layout.compute_dtype))
+        shape[FIRST_DIM + i] = axes[i].output_size
+    return x.new_empty(shape), on_ramp
+
+
+def spread_map(
+    grad_y: Tensor, axes: Sequence[Axis], layout: Layout, on_ramp: Sequence[Tensor]
+) -> tuple[Tensor, list[Tensor]]:
+    """The adjoint of `pool_map`: ``A^T grad_y`` and, per axis, ``<U_r^T grad_y, D_r^T x>``."""
+    blocks = list(block_slices(grad_y, layout))
+    if len(blocks) == 1:
+        grad_x, products = _spread_block(grad_y.to(layout.compute_dtype), axes, on_ramp)
+        return grad_x.to(grad_y.dtype), products
+    shape = list(grad_y.shape)
+    shape[FIRST_DIM : FIRST_DIM + len(axes)] = [axis.size for axis in axes]
+    grad_x, totals = grad_y.new_empty(shape), [grad_y] * 0
+    for block in blocks:
+        dense = grad_y[block].to(layout.compute_dtype)
+        kept = [part[block] for part in on_ramp]
+        products = _spread_block(dense, axes, kept, grad_x[block])[1]
+        totals = [a + b for a, b in zip(totals, products, strict=True)] if totals else products
+    return grad_x, totals
+
+
+def _spread_block(
+    grad: Tensor, axes: Sequence[Axis], on_ramp: Sequence[Tensor], out: Tensor | None = None
+) -> tuple[Tensor, list[Tensor]]:
+    order = axis_order(axes)
+    products = [grad] * len(axes)
+    for j, i in reversed(list(enumerate(order))):
+        last = out if i == order[0] else None
+        grad, ramp_grad = spread_axis(axes[i], grad, FIRST_DIM + i, last)
+        products[i] = inner(ramp_grad, on_ramp[j])
+    return grad, products
+
+
+def block_slices(x: Tensor, layout: Layout) -> Iterator[slice]:
+    """Slices of the first dimension, each of about `BLOCK_BYTES`; one slice off the CPU."""
+    length = x.shape[0]
+    if not is_plain(x) or not length:
+        yield slice(None)  # a range would make a constant of a batch that may be of any length
+        return
+    sample = x.numel() // length * layout.compute_dtype.itemsize
+    step = block_length(length, max(1, BLOCK_BYTES // max(1, sample)))
+    for start in range(0, length, step):
+        yield slice(start, start + step)
+
+
+def block_length(length: int, longest: int) -> int:
+    """The length of blocks of at most ``longest`` samples, if possible all of one length.
+
+    oneDNN compiles and keeps a kernel, of up to a megabyte, for every shape it multiplies: a last
+    block of another length would double their number.
+
+    >>> block_length(128, 50), block_length(128, 200), block_length(13, 5)
+    (32, 128, 5)
+    """
+    if longest >= length:
+        return length
+    equal = next(step for step in range(longest, 0, -1) if length % step == 0)
+    return equal if 2 * equal > longest else longest
