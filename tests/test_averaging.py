@@ -90,7 +90,9 @@ def test_checkpoints_hold_the_average(run):
 
 @pytest.mark.parametrize("layer", [DiffStride, OnAccelerator])
 def test_averaging_leaves_the_training_as_it_is(run, tmp_path, layer):
-    model = partial(tiny_network, pooling_cls=partial(layer, edge="stopband", straight_through=False))
+    model = partial(
+        tiny_network, pooling_cls=partial(layer, edge="stopband", straight_through=False)
+    )
     logs = []
     for decay in (None, DECAY):
         workdir = tmp_path / str(decay)

@@ -956,7 +956,7 @@ def test_analysis_takes_no_notice_of_the_default_device():
         converted = convert(net, x)
         budget = CostBudget(converted, x, 0.8)
         converted(x).square().sum().backward()
-        budget.level_gradients_()
+        budget.project_gradients_()
         with torch.no_grad():
             converted.conv.pooling.strides += 0.1
         budget.project_()

@@ -107,7 +107,7 @@ def test_budgets_are_found_although_the_way_there_leads_past_what_runs():
 
 def test_a_budget_below_all_that_run_is_refused_with_the_least_there_is():
     net, x = lenet()
-    with pytest.raises(ValueError, match=r"every map keeping a sample, the network .*") as refusal:
+    with pytest.raises(ValueError, match=r"at which no map is empty the network .*") as refusal:
         CostBudget(net, x, 0.4)
     least = int(str(refusal.value).split()[-1].replace(",", ""))
     budget = CostBudget(lenet()[0], x, least)
@@ -158,7 +158,7 @@ def test_steps_from_which_no_scaling_leads_back_are_not_taken(monkeypatch):
     def refuse(*args):
         raise ValueError("cannot be met")
 
-    monkeypatch.setattr("diffstride.cost.budget.scaled", refuse)
+    monkeypatch.setattr("diffstride.cost.budget.scale_to_budget", refuse)
     for layer in stride_layers(net).values():
         layer.strides.data += 0.5
     budget.project_()

@@ -211,7 +211,7 @@ class BudgetCallback(pl.Callback):
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", optimizer: Any
     ) -> None:
         if self.budget is not None:
-            self.budget.level_gradients_()
+            self.budget.project_gradients_()
 
     def on_train_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         if self.budget is not None and self.name is not None:

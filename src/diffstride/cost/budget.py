@@ -1,4 +1,4 @@
-"""A network's multiply-adds held to a budget while its strides learn how to share it out."""
+"""Hold a network to a budget of multiply-adds while its strides learn."""
 
 from collections.abc import Iterable, Mapping
 from math import exp, log
@@ -9,39 +9,43 @@ import torch
 from torch import nn
 
 from diffstride.cost.multiply_adds import MultiplyAdds
-from diffstride.cost.projection import level
-from diffstride.cost.scale_to_budget import scaled
-from diffstride.cost.size_search import Logs, Spending, as_stored
+from diffstride.cost.projection import project_step
+from diffstride.cost.scaling import scale_to_budget
+from diffstride.cost.size_search import SizeSearch
+from diffstride.cost.stride_space import Logs, StrideSpace, as_stored
 from diffstride.pooling.learnable import DiffStride
 from diffstride.spectral.axis_plan import CPU
 
-TOLERANCE = 0.01  # how much of the budget may stay unspent
-LIMIT = 1e-6  # so near a stride counts as at its limit
+TOLERANCE = 0.01  # share of the budget that may stay unused
+LIMIT = 1e-6  # distance at which a stride counts as at its limit
 
 
 class CostBudget:
     """Holds the multiply-adds of a network to a budget during training.
 
-    At once, and after each step of the optimiser, `project_` multiplies the logarithms of all
-    strides by one factor, within the limits of their layers, such that the cost meets the budget: a
-    stride of 1, where nothing is pooled, stays. Before, it takes from the step what would change
-    the cost (see `diffstride.cost.projection`). So the strides go on learning how the budget is
-    shared out, and under gradient descent, with momentum or without, come to rest where no other
-    way to share it lowers the loss. Optimisers that rescale gradients, such as Adam, need
-    `level_gradients_` before each step for that: their steps tell little of the gradient.
+    `project_`, to be called after each step of the optimiser, does four things:
 
-    A map has a whole number of samples, so the cost moves in steps, on small maps in large ones. It
-    never exceeds the budget. Where it would stay below by more than a hundredth, the strides in use
-    are moved to the nearest map sizes that spend it; what the optimiser asked for is remembered, so
-    that small steps add up until they change a size. Only where maps are so few and small that no
-    sizes near by spend it, more stays unspent. Where a network does not pad, strides stay below
-    those at which a map would vanish; then the first layers go ahead.
+    1. It projects the step onto constant cost (`diffstride.cost.projection`), so that strides learn
+       how to share the budget: gradient descent, with momentum or without, comes to rest where no
+       exchange of one stride for another lowers the loss. Adam and other optimisers that rescale
+       gradients need `project_gradients_` before each step for that.
+    2. It multiplies the logarithms of all strides by one factor, within the limits of their layers,
+       such that the cost meets the budget. A stride of 1, where nothing is pooled, stays.
+    3. Maps have whole numbers of samples, so the cost moves in steps, on small maps in large ones.
+       Where more than a hundredth of the budget would stay unused, it moves the strides to the
+       nearest map sizes that use it up. Only where maps are so few and small that no sizes near by
+       do so, more stays unused. The budget is never exceeded.
+    4. It writes the strides, and remembers those of step 2: small steps of the optimiser add up
+       until they change a size.
+
+    In networks without padding, strides stay below those at which a map would be empty; the first
+    layers get the strides asked for first.
 
     In a plain loop::
 
         budget = CostBudget(model, images)
         ...
-        budget.level_gradients_()  # for Adam and its like
+        budget.project_gradients_()  # for Adam and similar optimisers
         optimizer.step()
         budget.project_()
 
@@ -55,8 +59,8 @@ class CostBudget:
         leaf_modules: as for `convert`.
 
     Raises:
-        ValueError: if the budget is not positive, too small or more than the network can spend,
-            no stride learns, or the cost cannot be worked out.
+        ValueError: if the budget is not positive, too small or more than the network can cost, if
+            no stride learns, or if the cost does not follow from the strides.
 
     >>> net = nn.Sequential(DiffStride(2.0, edge="stopband"), nn.Conv2d(1, 256, 3, padding=1))
     >>> budget = CostBudget(net, torch.zeros(1, 1, 256, 256))
@@ -91,12 +95,13 @@ class CostBudget:
         self.multiply_adds = budget if budget > 100 else budget * self.cost.value()
         self._written = self._read()
         self._wanted = self._read()
-        self._spending = Spending(self.cost, self._layers)
-        self._check_spendable()
+        self._space = StrideSpace(self.cost, self._layers)
+        self._size_search = SizeSearch(self._space)
+        self._check_reachable()
         self.project_()
 
     def project_(self) -> None:
-        """Level the last step and scale the strides so that the cost meets the budget, in place.
+        """Project the last step onto constant cost and scale the strides to the budget, in place.
 
         Weights loaded from a checkpoint count as a step: load the budget's state, too.
 
@@ -104,30 +109,27 @@ class CostBudget:
             ValueError: a stride is not finite; nothing is changed then.
         """
         self._check_finite()
-        moves = self._level_moves()
-        moved = {
-            name: [log + move for log, move in zip(logs, moves[name], strict=True)]
-            for name, logs in self._wanted.items()
-        }
-        wanted = self._scaled(moved)
-        self._write(self._spending.spend(wanted, self._least, self.multiply_adds))
-        self._wanted = wanted
+        moved = _added(self._wanted, self._projected_moves())
+        scaled = self._scaled(moved)
+        used_up = self._size_search.use_up(scaled, self._least, self.multiply_adds)
+        self._write(used_up)
+        self._wanted = scaled
 
     def _scaled(self, moved: Logs) -> Logs:
-        """These strides scaled to the budget, or those in use where no scaling leads there."""
+        """These strides scaled to the budget, or those in use if no factor leads there."""
         try:
-            return scaled(moved, self._spending, self._least, self.multiply_adds)
+            return scale_to_budget(moved, self._space, self._least, self.multiply_adds)
         except ValueError:
-            if self._spending.value(self._written) > self.multiply_adds:
+            if self._space.value(self._written) > self.multiply_adds:
                 raise
             return self._written
 
     @torch.no_grad()
-    def level_gradients_(self) -> None:
-        """Take from the gradients of the strides what would change the cost, in place.
+    def project_gradients_(self) -> None:
+        """Project the gradients of the strides onto constant cost, in place.
 
-        To be called before the step of an optimiser that rescales gradients. Layers without a
-        gradient count as not pulled at.
+        Call it before each step of an optimiser that rescales gradients. Layers without a gradient
+        count as having one of 0.
         """
         layers = self._layers.values()
         present = [layer.strides.grad for layer in layers]
@@ -137,23 +139,25 @@ class CostBudget:
                 for layer, gradient in zip(layers, present, strict=True)
             ]
         )
-        levelled = -self._level(-gradients.to(CPU, torch.float64))
-        parts = levelled.split([len(layer.strides) for layer in layers])
+        projected = -self._project(-gradients.to(CPU, torch.float64))
+        parts = projected.split([len(layer.strides) for layer in layers])
         for gradient, part in zip(present, parts, strict=True):
             if gradient is not None:
                 gradient.copy_(part)
 
+    level_gradients_ = project_gradients_  # its name in 0.1
+
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed training needs to go on as if it had not been interrupted."""
+        """What a resumed training needs to continue like an uninterrupted one."""
         return {
             "multiply_adds": self.multiply_adds,
             "wanted": dict(self._wanted),
             "written": dict(self._written),
-            "spending": self._spending.state_dict(),
+            "size_search": self._size_search.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state, strides included.
+        """Continue from a saved state, strides included.
 
         Raises:
             ValueError: if it is that of a network with other layers.
@@ -165,7 +169,8 @@ class CostBudget:
             )
         self.multiply_adds = state["multiply_adds"]
         self._wanted = dict(state["wanted"])
-        self._spending.load_state_dict(state["spending"])
+        # States of 0.1 have the key "spending".
+        self._size_search.load_state_dict(state.get("size_search") or state["spending"])
         self._write(state["written"])
 
     def _read(self) -> Logs:
@@ -174,18 +179,14 @@ class CostBudget:
             for name, layer in self._layers.items()
         }
 
-    def _check_spendable(self) -> None:
-        low = {
-            name: [self._spending.limits(name)[0]] * len(logs)
-            for name, logs in self._written.items()
-        }
-        most, now = self._spending.value(low), self.cost.value()
+    def _check_reachable(self) -> None:
+        most, now = self._space.value(self._space.smallest()), self.cost.value()
         if most < self._least:
             raise ValueError(
                 f"a budget of {self.multiply_adds:,.0f} multiply-adds, "
-                f"{self.multiply_adds / now:.3g} times the present {now:,}, cannot be spent: with "
-                f"all strides as small as they may be, the network costs {most:,}; up to 100 a "
-                "budget is a fraction of the present cost, above that a number of multiply-adds"
+                f"{self.multiply_adds / now:.3g} times the present {now:,}, is more than the "
+                f"network costs at its smallest strides, {most:,}; up to 100 a budget is a "
+                "fraction of the present cost, above that a number of multiply-adds"
             )
 
     def _check_finite(self) -> None:
@@ -193,34 +194,35 @@ class CostBudget:
             if not layer.strides.isfinite().all():
                 raise ValueError(
                     f"the strides of {name!r} are {layer.strides.tolist()}: training has diverged; "
-                    "go back to a checkpoint, and lower their learning rate"
+                    "load the last checkpoint, and lower their learning rate"
                 )
 
-    def _level_moves(self) -> Logs:
-        """How far the logarithms of the strides are to move, by what the optimiser made of them."""
+    def _projected_moves(self) -> Logs:
+        """How far the optimiser's last step, projected onto constant cost, moves the logarithms."""
         written = [exp(each) for logs in self._written.values() for each in logs]
         # As the parameters hold them.
         at = torch.tensor(written, dtype=torch.float32, device=CPU).double()
-        # Unclamped: that a step would lead below the limit tells how much the loss is against more.
+        # Unclamped: how far a step would lead below the limit is part of the gradient.
         now = torch.cat([layer.strides.detach().to(at) for layer in self._layers.values()])
         # No step makes a stride less than half as large.
-        moves = (self._level(now - at) / at).clamp(min=-0.5).log1p()
+        moves = (self._project(now - at) / at).clamp(min=-0.5).log1p()
         parts = moves.split([len(logs) for logs in self._written.values()])
         return {name: part.tolist() for name, part in zip(self._written, parts, strict=True)}
 
     @torch.inference_mode(mode=False)
     @torch.enable_grad()
-    def _level(self, steps: torch.Tensor) -> torch.Tensor:
-        """The part of steps from the strides in use that leaves the cost as it is."""
+    def _project(self, steps: torch.Tensor) -> torch.Tensor:
+        """The part of steps from the strides in use along which the cost stays constant."""
         strides = {
             name: torch.tensor(logs, dtype=torch.float64, device=CPU).exp().requires_grad_()
             for name, logs in self._written.items()
         }
         slopes = torch.cat(torch.autograd.grad(self.cost(strides), list(strides.values())))
         at = torch.cat(list(strides.values())).detach()
-        limits = [self._spending.limits(name) for name, logs in self._written.items() for _ in logs]
+        limits = [self._space.limits(name) for name, logs in self._written.items() for _ in logs]
         low, high = torch.tensor(limits, dtype=torch.float64, device=CPU).exp().T
-        return level(steps, slopes, at <= low + LIMIT, at >= high - LIMIT)
+        at_limits = (at <= low + LIMIT).tolist(), (at >= high - LIMIT).tolist()
+        return steps.new_tensor(project_step(steps.tolist(), slopes.tolist(), *at_limits))
 
     @torch.no_grad()
     def _write(self, logs: Logs) -> None:
@@ -234,12 +236,19 @@ class CostBudget:
         return (1 - TOLERANCE) * self.multiply_adds
 
 
+def _added(logs: Logs, moves: Logs) -> Logs:
+    return {
+        name: [log + move for log, move in zip(values, moves[name], strict=True)]
+        for name, values in logs.items()
+    }
+
+
 def _check_apart(layers: Mapping[str, DiffStride]) -> None:
     holders: dict[int, str] = {}
     for name, layer in layers.items():
         other = holders.setdefault(id(layer.strides), name)
         if other != name:
             raise ValueError(
-                f"{other!r} and {name!r} hold one parameter for their strides, which a budget "
-                "cannot move for both: use one layer in both places"
+                f"{other!r} and {name!r} are two layers with one parameter for their strides, "
+                "which a budget cannot move: use one layer in both places"
             )

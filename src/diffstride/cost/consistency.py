@@ -1,8 +1,8 @@
-"""Whether what an analysis says of a network holds at strides other than those it was made at.
+"""Check that the analysis of a network holds at other strides than those it was made at.
 
-Where a forward pass makes a number of a size, with ``int()`` or an ``if``, that number is a
-constant of the traced network, though not of the network itself. Most such numbers do no harm (a
-check of shapes, say); the others are found out by tracing at other strides.
+Where ``forward`` turns a size into a number, with ``int()`` or an ``if``, the number is a constant
+of the traced network, but not of the network itself. Most such numbers are harmless, in a check of
+shapes for example. Tracing at other strides finds the others.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,12 +14,12 @@ from torch import Tensor
 from diffstride._arguments import clamp_strides
 from diffstride.graph.stride_groups import Resolutions
 
-FACTORS = 1.3, 1 / 1.3  # an ``if`` may tell larger maps from the present ones, or smaller
+FACTORS = 1.3, 1 / 1.3  # an ``if`` may branch on larger or on smaller maps
 TOLERANCE = 0.02
 
 
 def numbers_read(found: Resolutions) -> list[str]:
-    """The modules whose ``forward`` made a number of a size that depends on strides."""
+    """The modules whose ``forward`` turned a size that depends on strides into a number."""
     owners = {
         owner: None
         for node, owner in found.trace.numbers.items()
@@ -38,9 +38,10 @@ def _moves(value: Any, moved: Any) -> bool:
 
 @contextmanager
 def scaled_strides(layers: Iterable[Any], factor: float) -> Iterator[bool]:
-    """Have the strides that learn multiplied within their limits; tells whether any moved.
+    """Multiply the learnable strides, within their limits, inside the context.
 
-    They are swapped, not written to, so that neither optimisers nor autograd notice.
+    Gives whether any of them changed. They are replaced, not written to, so that optimisers and
+    autograd do not see it.
     """
     kept = [(layer, layer.strides.data) for layer in layers if _learns(layer)]
     try:
@@ -61,7 +62,7 @@ def _scaled(layer: Any, data: Tensor, factor: float) -> Tensor:
 
 
 def _swap(layer: Any, data: Tensor) -> bool:
-    """Whether that changes the strides."""
+    """Replace the strides of a layer; returns whether they changed."""
     old, layer.strides.data = layer.strides.data, data
     layer.train(layer.training)  # has the layer read its strides
     return not old.equal(data)

@@ -1,4 +1,4 @@
-"""What a network costs as a function of its strides."""
+"""Multiply-adds of a network as a function of its strides."""
 
 import copy
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -23,21 +23,21 @@ Strides = Mapping[str, Tensor | Sequence[float]]
 
 
 class MultiplyAdds:
-    """The multiply-adds of a network for one sample, as a function of its strides.
+    """Multiply-adds (MACs) of a network for one sample, as a function of its strides.
 
-    ``sum over operations of c * product of the sizes of their maps``: convolutions, linear layers
-    and matrix products as torch's ``FlopCounterMode`` counts them (its count is twice as high),
-    and the products inside the pooling layers. Of these there is one per axis; axes of some hundred
-    samples take half of what is counted, and those of 1024 or more count nothing, see
-    `diffstride.spectral.axis_product`. Every size follows from the strides above it. The value
-    counts whole samples; its gradient is that of the sizes before rounding.
+    ``sum over operations of c * product of the sizes of their maps``. Convolutions, linear layers
+    and matrix products count as in torch's ``FlopCounterMode``, whose count is twice as high. The
+    pooling layers count one matrix product per axis: axes of 320 samples and more take about half
+    of that, and axes of 1,024 and more are transformed and count nothing
+    (`diffstride.spectral.axis_product`). The value counts whole samples; its gradient is that of
+    the sizes before rounding.
 
-    A sample is one of those that the first input with spatial axes holds; what several of them
-    share, or each has many of (the frames of a video, say), counts as often as it is computed.
+    The first input with spatial axes says how many samples there are. What several samples share,
+    or each has many of (the frames of a video), counts as often as it is computed.
 
-    The network is traced once, here; a call then takes well under a millisecond. Where its
-    ``forward`` makes a number of a size, with ``int()`` or an ``if``, it is traced at two more
-    sets of strides, to see that the cost there is as expected.
+    The network is traced once, here. A call then takes well under a millisecond. Where ``forward``
+    turns a size into a number, with ``int()`` or an ``if``, the network is traced at two more sets
+    of strides, to check that the cost there is as expected.
 
     Args:
         model: a network with `DiffStride` layers, its own or those of `convert`.
@@ -45,9 +45,8 @@ class MultiplyAdds:
         leaf_modules: as for `convert`; if there are none, those that it was given.
 
     Raises:
-        ValueError: if the network cannot be traced, branches with different strides meet, or the
-            cost of an operation does not follow from the sizes of its maps, or these not from the
-            strides.
+        ValueError: if the network cannot be traced, if branches with different strides meet, or if
+            a cost does not follow from map sizes or a map size not from the strides.
 
     >>> from diffstride import DiffStride
     >>> net = nn.Sequential(DiffStride(2.0, edge="stopband"), nn.Conv2d(1, 1, 1))
@@ -87,7 +86,7 @@ class MultiplyAdds:
         return found
 
     def _verify(self, retrace: Callable[[], Trace], readers: list[str]) -> None:
-        """Analyse the network at other strides, and refuse it if the cost there is another."""
+        """Analyse the network at other strides, and raise an error if the cost there differs."""
         unknown = []
         for factor in FACTORS:
             with scaled_strides(self.layers.values(), factor) as moved:
@@ -96,7 +95,7 @@ class MultiplyAdds:
                 try:
                     traced, expected = retrace(), self.value()
                 except ValueError:
-                    continue  # maps too small for the network say nothing of the others
+                    continue  # maps too small for the network are no evidence
                 other = copy.copy(self)
                 try:
                     other._analyse(traced)
@@ -104,13 +103,13 @@ class MultiplyAdds:
                     unknown.append(error)
                     continue
                 actual = other.value()
-                # One sample more or less is what a check for odd sizes may add.
+                # Padding of odd sizes may add one sample.
                 if abs(expected - actual) > TOLERANCE * actual + other._sample():
                     raise ValueError(
-                        f"the cost of the network does not follow from its strides alone: "
-                        f"{factor:.2f} times the strides should make it {expected:,} "
-                        f"multiply-adds, but make it {actual:,}, as a size is turned into a number "
-                        f"by int(), float(), math, range(), by counting parts or an `if` in "
+                        f"the cost of the network does not follow from its strides alone: at "
+                        f"{factor:.2f} times the strides {expected:,} multiply-adds were expected, "
+                        f"but there are {actual:,}. A size is turned into a number by int(), "
+                        f"float(), math, range(), by counting parts or an `if` in "
                         f"{' and '.join(readers[:3])}: use the size itself"
                     )
         if len(unknown) == len(FACTORS):
@@ -121,7 +120,7 @@ class MultiplyAdds:
             )
 
     def _sample(self) -> float:
-        """What one sample more along every axis of every map adds to the cost, about."""
+        """Approximate MACs of one extra sample per axis of every map; used as a tolerance."""
         known, _ = self._pool(self._complete(None))
         total = 0.0
         for factors, count in self._totals.items():
@@ -136,7 +135,7 @@ class MultiplyAdds:
             strides: strides to use instead of the layers' own, by the name of the layer.
 
         Raises:
-            ValueError: if a map is left without a sample at these strides.
+            ValueError: if a map is empty at these strides.
         """
         layers = self.layers.items()
         for name in self.layers:
@@ -146,30 +145,30 @@ class MultiplyAdds:
         return torch.as_tensor(self._evaluate(given), dtype=torch.float64, device=CPU)
 
     def value(self, strides: Strides | None = None) -> int:
-        """The cost as a number without a gradient, for searches; all else as for a call."""
+        """The cost as a whole number without a gradient, for searches; otherwise as a call."""
         return round(number(self._evaluate(self._complete(strides))))
 
     def maps(self, strides: Mapping[str, Any] | None = None) -> dict[str, list[Axis]]:
-        """How each layer pools its axes where it is first called, at these strides.
+        """How each layer pools its axes in its first call, at these strides.
 
-        The strides of a layer may be a function of the sizes that come in, too.
+        The strides of a layer may also be a function of its input size.
         """
         _, pooled = self._pool(self._complete(strides))
         return {name: axes for name, axes in reversed(pooled) if name in self.layers}
 
     @property
     def order(self) -> list[str]:
-        """The stride layers that are called, in the order in which they first are."""
+        """The names of the stride layers, in the order of their first calls."""
         names = dict.fromkeys(layer.name for layer in self._pooling)
         return [name for name in names if name in self.layers]
 
     @property
     def may_vanish(self) -> bool:
-        """Whether there are strides at which a map is left without a sample."""
+        """Whether there are strides at which a map is empty."""
         return bool(self._remains)
 
     def by_module(self) -> dict[str, int]:
-        """The cost at the present strides, by the name of the module that causes it."""
+        """The cost at the present strides, by the name of the module."""
         known, _ = self._pool(self._complete(None))
         costs = dict.fromkeys((name for name, _ in self._terms), 0.0)
         for layer in self._pooling:
@@ -179,7 +178,7 @@ class MultiplyAdds:
         return {name: round(cost) for name, cost in costs.items()}
 
     def _complete(self, strides: Mapping[str, Any] | None) -> dict[str, Any]:
-        """These strides, and of the other layers their own, as numbers."""
+        """These strides, and for the other layers their own, as numbers."""
         given = dict(strides or {})
         for name, values in given.items():
             self._check(name, values)
@@ -203,8 +202,8 @@ class MultiplyAdds:
         kind = type(self.layers[name])
         if getattr(kind, "plan", SizedPooling.plan) is SizedPooling.plan:
             raise ValueError(
-                f"{name!r} is a {kind.__module__}.{kind.__name__}, whose cost is known at its own "
-                "strides alone: use diffstride.DiffStride"
+                f"{name!r} is a {kind.__module__}.{kind.__name__}, whose cost is known only at its "
+                "own strides: use diffstride.DiffStride"
             )
 
     def _evaluate(self, strides: Mapping[str, Any]) -> Number:
@@ -219,7 +218,7 @@ class MultiplyAdds:
     def _pool(
         self, strides: Mapping[str, Any]
     ) -> tuple[dict[Hashable, Number], list[tuple[str, list[Axis]]]]:
-        """The sizes of the maps that all layers return, and how each layer pools its axes."""
+        """The output sizes of all layers, and how each layer pools its axes."""
         known: dict[Hashable, Number] = {}
         layers = self._pooling
         pooled = [(layer.name, layer.pool(known, strides.get(layer.name))) for layer in layers]
@@ -228,7 +227,7 @@ class MultiplyAdds:
 
 
 def _terms(found: Resolutions, sizes: Sizes) -> dict[tuple[str, tuple[Size, ...]], float]:
-    """For each module and sizes of maps, the multiply-adds per sample and per unit of size."""
+    """Multiply-adds per sample and unit of size, by module and map sizes."""
     traced, terms = found.trace, {}
     for node, cost in traced.multiply_adds.items():
         total = found.cost(node)
@@ -241,8 +240,8 @@ def _terms(found: Resolutions, sizes: Sizes) -> dict[tuple[str, tuple[Size, ...]
             factors = tuple(sizes.read(dim) for dim in dims)
         except LookupError as error:
             raise ValueError(
-                f"the cost of {traced.label(node)} is no product of the sizes of its maps; without "
-                "it, the multiply-adds of the network are not known"
+                f"the cost of {traced.label(node)} is no product of the sizes of its maps, so that "
+                "the multiply-adds of the network are unknown"
             ) from error
         key = str(node.target) if node.op == "call_module" else traced.owners[node], factors
         count = cost / traced.batch / prod(dim.size for dim in dims)

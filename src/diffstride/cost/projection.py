@@ -1,51 +1,51 @@
-"""Steps that change how a budget is shared out, and not how much of it is spent."""
+"""Project a gradient step onto constant cost, with box constraints."""
 
-import torch
-from torch import Tensor
+from collections.abc import Sequence
 
 
-def level(steps: Tensor, slopes: Tensor, lowest: Tensor, highest: Tensor) -> Tensor:
-    """The part of ``steps`` along which the cost stays as it is, to first order.
+def project_step(
+    step: Sequence[float],
+    slopes: Sequence[float],
+    at_lowest: Sequence[bool],
+    at_highest: Sequence[bool],
+) -> list[float]:
+    """The part of a step along which the cost stays constant, to first order.
 
-    ``min(max(d - λ g, 0 at a lower limit), 0 at an upper limit)`` for a step ``d`` and the cost's
-    gradient ``g``, with that ``λ`` for which it is orthogonal to ``g``: the nearest to ``d`` of all
-    such steps that lead out of no limit. So gradient descent comes to rest where, but for strides
-    at their limits, the gradient of the loss is a multiple of ``g``: where no exchange of one
-    stride for another at the same cost lowers the loss. Scaling all strides after each step is not
-    enough for that: it comes to rest where the loss pulls at them in proportion to their size,
-    whatever each of them costs.
+    ``d_i - λ g_i``, clamped to at least 0 at a lower limit and to at most 0 at an upper one, for a
+    step ``d`` and the cost's gradient ``g``, with the ``λ`` for which the result is orthogonal to
+    ``g``: of all such steps the nearest to ``d``. Gradient descent then comes to rest where, but
+    for strides at their limits, the gradient of the loss is a multiple of ``g``: no exchange of one
+    stride for another at the same cost lowers the loss.
+
+    Scaling all strides after each step does not have that property. It comes to rest where the
+    loss pulls at strides in proportion to their size, whatever each of them costs.
 
     Reference: J. B. Rosen, *The Gradient Projection Method for Nonlinear Programming*, 1960.
 
     Args:
-        steps: how far the optimiser moved each stride, limits or not.
-        slopes: derivative of the cost by each, of the same shape.
-        lowest: which strides are at their lower limit, of the same shape.
-        highest: which are at their upper limit.
+        step: how far the optimiser moved each stride, limits or not.
+        slopes: derivative of the cost by each stride.
+        at_lowest: which strides are at their lower limit.
+        at_highest: which are at their upper limit.
 
-    >>> no = torch.zeros(2, dtype=torch.bool)
-    >>> level(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.0]), no, no)
-    tensor([ 0.5000, -0.5000])
-    >>> level(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.0]), no, ~no)
-    tensor([0., 0.])
+    >>> no, yes = [False, False], [True, True]
+    >>> project_step([1.0, 0.0], [1.0, 1.0], no, no)
+    [0.5, -0.5]
+    >>> project_step([1.0, 0.0], [1.0, 1.0], no, yes)
+    [0.0, 0.0]
     """
-    limited = lowest | highest
 
-    def moves(amount: Tensor) -> Tensor:
-        left = steps - amount * slopes
-        left = torch.where(lowest, left.clamp(min=0), left)
-        return torch.where(highest, left.clamp(max=0), left)
+    def moves(amount: float) -> list[float]:
+        left = [d - amount * g for d, g in zip(step, slopes, strict=True)]
+        left = [max(d, 0.0) if low else d for d, low in zip(left, at_lowest, strict=True)]
+        return [min(d, 0.0) if high else d for d, high in zip(left, at_highest, strict=True)]
 
-    # Where a stride at its limit stops. Between two of these the ones that move are the same.
-    stops = (steps / slopes)[limited & (slopes != 0)].sort().values
-    behind = sum(bool((slopes * moves(stop)).sum() > 0) for stop in stops)
-    edges = torch.cat([stops[:1] - 1, stops, stops[-1:] + 1]) if len(stops) else stops.new_zeros(2)
-    between = (edges[behind] + edges[behind + 1]) / 2
-    along = slopes * (~limited | (moves(between) != 0))
-    squares = along.square().sum()
-    if not squares > 0:
-        return moves(between)
-    amount = (steps * along).sum() / squares
-    if behind:
-        amount = amount.clamp(min=stops[behind - 1])
-    return moves(amount.clamp(max=stops[behind]) if behind < len(stops) else amount)
+    def costs_more(amount: float) -> bool:
+        return sum(g * d for g, d in zip(slopes, moves(amount), strict=True)) > 0
+
+    # At either end each term g (d - λ g) has one sign, and clamping keeps it.
+    reach = max((abs(d / g) for d, g in zip(step, slopes, strict=True) if g), default=0.0)
+    low, high = -reach, reach
+    while low < (middle := (low + high) / 2) < high:
+        low, high = (middle, high) if costs_more(middle) else (low, middle)
+    return moves(high)

@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from math import inf
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from diffstride._arguments import check_input_size
 from diffstride.spectral.axis_plan import Axis
 from diffstride.spectral.map_product import multiply_adds
+
+if TYPE_CHECKING:
+    from diffstride.pooling.frozen import FrozenPooling
 
 
 class SizedPooling(nn.Module):
@@ -88,6 +91,6 @@ class SpectralPooling(SizedPooling):
     ) -> Any:
         return multiply_adds(axes, sizes, output_sizes)
 
-    def frozen(self, round_to: float | None = None) -> "SizedPooling":
+    def frozen(self, round_to: float | None = None) -> "FrozenPooling":
         """A layer of the same strides as constants: see `diffstride.freeze`."""
         raise NotImplementedError(f"{type(self).__name__} has no method frozen")
