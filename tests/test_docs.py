@@ -1,4 +1,4 @@
-"""The pages of the documentation: their code runs and prints what they say, their names exist."""
+"""Test the pages of the documentation: code blocks, printed output, pictures, names, bindings."""
 
 import inspect
 import pkgutil
@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
 PAGES["README.md"] = (ROOT / "README.md").read_text()
 BLOCK = re.compile(r"```python\n(.*?)```(?:\s*```text\n(.*?)```)?", re.DOTALL)
-# Tests of their own: the blocks of README need a network, those of converting.md export one, those
-# of the walk-through are lines of a program.
+# Other tests run these: test_readme.py gives README its network, and test_convert.py exports the
+# network of converting.md. The blocks of the walk-through are lines of a program.
 ELSEWHERE = ("README.md", "converting.md", "walkthrough.md")
 WITH_CODE = [name for name, text in PAGES.items() if BLOCK.search(text) and name not in ELSEWHERE]
 MAX_BYTES = 100_000
@@ -43,7 +43,7 @@ def test_pages_with_code_are_found():
     assert {"index.md", "layer.md", "conventions.md", "training.md"} <= set(WITH_CODE)
 
 
-def test_the_walk_through_quotes_the_example():
+def test_walk_through_quotes_the_example():
     example = (ROOT / "src/diffstride/examples/convert_torchvision.py").read_text()
     quoted = BLOCK.findall(PAGES["walkthrough.md"])
     assert len(quoted) >= 3
@@ -66,22 +66,22 @@ def _pixels(path: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", ALL_PICTURES)
-def test_the_command_draws_the_pictures_that_pages_show(name, drawn):
+def test_command_draws_the_pictures_of_the_pages(name, drawn):
     new, kept = _pixels(drawn / name), _pixels(pictures.FOLDER / name)
     assert new.std() > 10, f"{name} is blank"
-    assert new.shape == kept.shape, f"{name} is old: python -m docs.pictures"
-    # Other versions of matplotlib set letters otherwise.
-    assert np.abs(new - kept).mean() < 2, f"{name} is old: python -m docs.pictures"
+    assert new.shape == kept.shape, f"{name} is outdated: python -m docs.pictures"
+    # Versions of matplotlib differ in how they draw letters.
+    assert np.abs(new - kept).mean() < 2, f"{name} is outdated: python -m docs.pictures"
     assert (pictures.FOLDER / name).stat().st_size < MAX_BYTES
     assert any(f"(pictures/{name})" in text for text in PAGES.values()), f"no page shows {name}"
 
 
-def test_no_other_picture_lies_there(drawn):
+def test_folder_holds_no_other_picture(drawn):
     assert {path.name for path in pictures.FOLDER.iterdir()} == {p.name for p in drawn.iterdir()}
 
 
 def test_aliases_are_as_strong_as_the_picture_shows():
-    # At the upper border no circle of the zone plate is coarse enough for a stride of 3.
+    # At the upper border all circles of the zone plate are too fine for a stride of 3.
     rows = pictures.aliased(pictures.zone_plate(96))
     strong, faint, gone = (images["stride 3"][..., :8, :].std() for images in rows.values())
     assert strong > 0.5 > 0.1 > faint > 0.02 > gone
@@ -91,7 +91,7 @@ LISTED = re.findall(r"^::: ([\w.]+)$", PAGES["api.md"], re.MULTILINE)
 
 
 def _parts(name: str) -> list[object]:
-    """What is public under a name of the package: itself or, of a module, its own."""
+    """The object of a public name; for a module, its public members."""
     thing = getattr(diffstride, name)
     if not inspect.ismodule(thing):
         return [thing]
@@ -117,18 +117,18 @@ def _bindings() -> list[str]:
 
 
 @pytest.mark.parametrize("binding", _bindings())
-def test_bindings_are_understood(binding):
+def test_gin_accepts_the_bindings(binding):
     command_line.configure(["digits.gin"], [binding])
     assert len(_bindings()) > 15
 
 
-def test_every_gin_name_is_told():
-    told = set(re.findall(r"`([a-z]+\.\w+)`", PAGES["training.md"].partition("### ")[0]))
+def test_training_page_lists_every_gin_name():
+    listed = set(re.findall(r"`([a-z]+\.\w+)`", PAGES["training.md"].partition("### ")[0]))
     ours = {name for name in gin_registry.NAMES if not name.startswith("torch.")}
-    assert ours <= told, ours - told
+    assert ours <= listed, ours - listed
 
 
-def test_configurations_that_are_named_exist():
+def test_named_configurations_exist():
     folders = command_line.PACKAGED, launch.CONFIGS
     packaged = {path.name for folder in folders for path in folder.glob("*.gin")}
     for name, text in PAGES.items():
@@ -136,7 +136,7 @@ def test_configurations_that_are_named_exist():
         assert named <= packaged, name
 
 
-def test_docstrings_are_put_into_a_form_that_the_site_shows():
+def test_docstrings_are_converted_to_markdown():
     docstrings = pytest.importorskip("docs.docstrings", reason="needs griffe, of the extra docs")
     example = [">>> 1 + 1  # doctest: +SKIP", "2", "", "So::", "", "    text"]
     shown = ["```pycon", ">>> 1 + 1", "2", "```", "", "So:", "", "    text"]

@@ -1,4 +1,4 @@
-"""README says what is true: its blocks run, its figures are those of the committed results."""
+"""Test README: its code runs, its links resolve, its numbers are those of the committed results."""
 
 import json
 import re
@@ -31,7 +31,7 @@ def _row(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_table_of_small_runs_quotes_the_committed_summaries(name: str) -> None:
+def test_table_of_small_runs_matches_the_committed_summaries(name: str) -> None:
     if not (SMALL / name / "summary.json").exists():
         assert f"| {NAMES[name]} |" not in README, "a row without a run"
         return
@@ -47,10 +47,18 @@ def test_python_blocks_run() -> None:
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
-def test_commands_name_what_exists() -> None:
+def test_make_targets_and_configurations_exist() -> None:
     targets = re.findall(r"^make (\w+)", README, re.MULTILINE)
     makefile = (ROOT / "Makefile").read_text()
     assert targets
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
     for config in set(re.findall(r"[\w]+\.gin\b", README)):
         assert any(ROOT.glob(f"**/configs/{config}")), config
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\((docs/[^)]+)\)", README))
+def test_links_resolve(link: str) -> None:
+    page, _, anchor = link.partition("#")
+    headings = re.findall(r"^#+ (.+)$", (ROOT / page).read_text(), re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    assert not anchor or anchor in anchors
