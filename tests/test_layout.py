@@ -1,0 +1,98 @@
+"""The architecture: which part may import which, what importing loads, and names of modules."""
+
+import ast
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import diffstride
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted((ROOT / "src").rglob("*.py")) + sorted((ROOT / "experiments").rglob("*.py"))
+# A part may import those above it; parts in one line do not import each other.
+ORDER = [
+    {"_torch_compat"},
+    {"spectral"},
+    {"_arguments"},
+    {"functional"},
+    {"pooling"},
+    {"strides", "reference", "resnet"},
+    {"convnet", "graph"},
+    {"cost"},
+    {"conversion", "callbacks", "plots"},
+    {"__init__"},  # the public names
+    {"training"},
+    {"examples"},
+    {"experiments"},
+]
+RANKS = {part: rank for rank, parts in enumerate(ORDER) for part in parts}
+
+
+def part_of(file: Path) -> str:
+    name = file.relative_to(ROOT).with_suffix("").parts
+    return name[2] if name[0] == "src" else name[0]
+
+
+def imports(file: Path) -> Iterator[str]:
+    """Dotted names of all that a file imports, at its top or in functions."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{file}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def imported_part(name: str) -> str | None:
+    """The part of this project that an import is from, None for other packages."""
+    top, *inner = name.split(".")
+    if top == "diffstride":
+        return inner[0] if inner and inner[0] in RANKS else "__init__"
+    return top if top in RANKS else None
+
+
+def test_imports_point_one_way():
+    wrong = [
+        (str(file.relative_to(ROOT)), name)
+        for file in SOURCES
+        for name in imports(file)
+        if (part := imported_part(name)) and part != part_of(file)
+        if RANKS[part] >= RANKS[part_of(file)]
+    ]
+    assert wrong == []
+
+
+def test_private_parts_of_torch_are_used_in_one_module():
+    users = {
+        file.name
+        for file in SOURCES
+        if any(re.match(r"torch\..*\._", name) for name in imports(file))
+        or re.search(r"\btorch\.([a-z]\w*\.)*_[a-zA-Z]", file.read_text())
+    }
+    assert users == {"_torch_compat.py"}
+
+
+def test_importing_loads_torch_and_nothing_heavier():
+    program = "import sys, diffstride; print(*(m.split('.')[0] for m in sys.modules))"
+    program += "; print('compiler' if 'torch._dynamo' in sys.modules else '')"
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    loaded = set(run.stdout.split())
+    heavy = {"gin", "lightning", "pytorch_lightning", "datasets", "matplotlib", "torchvision"}
+    assert "torch" in loaded
+    assert not loaded & (heavy | {"sklearn", "tensorboard", "absl", "timm", "onnx", "compiler"})
+
+
+def test_no_name_of_a_package_hides_a_module_of_it():
+    inner = pkgutil.walk_packages(diffstride.__path__, "diffstride.")
+    for name in ("diffstride", *(module.name for module in inner if module.ispkg)):
+        package = importlib.import_module(name)
+        for module in pkgutil.iter_modules(package.__path__):
+            value = vars(package).get(module.name)
+            assert value is None or isinstance(value, ModuleType), f"{name}.{module.name}"
