@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from diffstride.cost.budget import CostBudget
-from diffstride.graph.tracer import as_leaves
+from diffstride.graph.leaf_modules import as_leaves
 from diffstride.strides import project_strides, stride_layers, stride_scalars
 
 if TYPE_CHECKING:

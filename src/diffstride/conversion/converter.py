@@ -13,8 +13,9 @@ from diffstride._torch_compat import tree_map_only
 from diffstride.conversion.pooled_module import Margin, Pooled, attach_pooling
 from diffstride.conversion.strided_modules import Filter, Place, common_size, find_places, stride_of
 from diffstride.graph.example_inputs import Model, check_unwrapped, copied
+from diffstride.graph.leaf_modules import Leaf, LeafModulesRecord, as_leaves
 from diffstride.graph.stride_groups import Resolutions, UnshareableError, resolve
-from diffstride.graph.tracer import Trace, as_leaves, trace
+from diffstride.graph.tracer import Trace, trace
 from diffstride.pooling.learnable import DiffStride
 from diffstride.spectral.axis_plan import CPU
 from diffstride.strides import stride_layers
@@ -35,7 +36,7 @@ class Layer:
 
 
 @dataclass
-class Conversion:
+class Conversion(LeafModulesRecord):
     """What `convert` did, kept on the model as ``model.conversion`` for `report`.
 
     ``strides`` maps each converted module to its old stride, ``left_out`` each of the others to a
@@ -44,7 +45,7 @@ class Conversion:
     """
 
     example: Any
-    leaf_modules: tuple[str | type[nn.Module], ...] = ()
+    leaf_modules: tuple[Leaf, ...] = ()
     strides: dict[str, tuple[int, ...]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     multiply_adds: dict[str, int] = field(default_factory=dict)
@@ -59,7 +60,7 @@ def convert(
     filter_fn: Filter | None = None,
     include: Iterable[str] = (),
     patchify: bool = False,
-    leaf_modules: Iterable[str | type[nn.Module]] = (),
+    leaf_modules: Iterable[Leaf] = (),
     smoothness_factor: float = 4.0,
     trainable: bool = True,
     shared_stride: bool = False,
@@ -249,9 +250,7 @@ def _attach(layer: Layer, pooling: nn.Module) -> None:
         attach_pooling(module, pooling, layer.margins[module], pool_first=place.pointwise)
 
 
-def _record(
-    traced: Trace, example: Any, leaf_modules: tuple[str | type[nn.Module], ...]
-) -> Conversion:
+def _record(traced: Trace, example: Any, leaf_modules: tuple[Leaf, ...]) -> Conversion:
     shapes = tree_map_only(Tensor, lambda x: torch.empty_like(x, device="meta"), example)
     owners = {
         node: str(node.target) if node.op == "call_module" else traced.owners[node]

@@ -17,7 +17,8 @@ from torch import Tensor, fx, nn
 from diffstride._torch_compat import Conv, ConvTranspose
 from diffstride.conversion.pooled_module import Margin, Pooled, set_stride
 from diffstride.graph.fake_run import unchanged
-from diffstride.graph.tracer import Trace, is_among
+from diffstride.graph.leaf_modules import Leaf, is_among
+from diffstride.graph.tracer import Trace
 from diffstride.pooling.base import SizedPooling
 
 Filter = Callable[[nn.Module, str], bool]
@@ -63,7 +64,7 @@ def find_places(
     filter_fn: Filter | None,
     include: Iterable[str],
     patchify: bool,
-    leaf_modules: Sequence[str | type[nn.Module]] = (),
+    leaf_modules: Sequence[Leaf] = (),
 ) -> tuple[list[Place], dict[str, str]]:
     """The places of a traced network, and the modules left out with the reason why."""
     included = set(include)

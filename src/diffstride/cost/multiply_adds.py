@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from diffstride._torch_compat import uncompiled
 from diffstride.cost.consistency import FACTORS, TOLERANCE, numbers_read, scaled_strides
 from diffstride.cost.pooling_cost import PooledMaps
+from diffstride.graph.leaf_modules import as_leaves
 from diffstride.graph.map_sizes import Number, Size, Sizes, moving_dims, number
 from diffstride.graph.minimum_sizes import Remains
 from diffstride.graph.stride_groups import Resolutions, proportional, resolve
-from diffstride.graph.tracer import Trace, as_leaves, trace
+from diffstride.graph.tracer import Trace, trace
 from diffstride.pooling.base import SizedPooling
 from diffstride.spectral.axis_plan import CPU, Axis
 from diffstride.strides import stride_layers

@@ -9,7 +9,7 @@ The graph serves analysis only: nothing is ever run through it.
 import os
 import re
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -30,10 +30,10 @@ from diffstride.graph.example_inputs import (
     name_inputs,
 )
 from diffstride.graph.fake_run import execute, shapes_only
+from diffstride.graph.leaf_modules import Leaf, as_leaves, is_among, recorded_leaves
 from diffstride.graph.value_proxies import KnownProxy
 from diffstride.pooling.base import SizedPooling
 
-Leaf = str | type[nn.Module]
 PACKAGE = os.path.dirname(os.path.dirname(__file__))
 
 
@@ -128,7 +128,7 @@ class Tracer(fx.Tracer):
         counter: FlopCounterMode,
     ) -> None:
         super().__init__()
-        self.leaves = as_leaves(leaf_modules) or _recorded_leaves(model)
+        self.leaves = as_leaves(leaf_modules) or recorded_leaves(model)
         names = {leaf for leaf in self.leaves if isinstance(leaf, str)}
         if unknown := names - {name for name, _ in model.named_modules()}:
             raise ValueError(f"leaf_modules: the model has no module named {unknown.pop()!r}")
@@ -257,30 +257,6 @@ class Tracer(fx.Tracer):
             f"right, exclude the module with leaf_modules=[{name!r}], its own strides then stay "
             "as they are"
         )
-
-
-def as_leaves(leaf_modules: Iterable[Leaf] | Leaf) -> tuple[Leaf, ...]:
-    """The names and classes of ``leaf_modules``, where a single one serves as well."""
-    return (leaf_modules,) if isinstance(leaf_modules, (str, type)) else tuple(leaf_modules)
-
-
-def is_among(leaves: Sequence[Leaf], name: str, module: nn.Module) -> bool:
-    """Whether one of ``leaves`` is this module's name, or a class that it is of."""
-    return name in leaves or isinstance(module, tuple(t for t in leaves if isinstance(t, type)))
-
-
-def _recorded_leaves(model: nn.Module) -> tuple[Leaf, ...]:
-    """The ``leaf_modules`` that the network, or a part of it, was converted with."""
-    modules = dict(model.named_modules())
-    leaves: list[Leaf] = []
-    for prefix, module in modules.items():
-        recorded = getattr(vars(module).get("conversion"), "leaf_modules", ())
-        names = [
-            f"{prefix}.{leaf}" if prefix else leaf for leaf in recorded if isinstance(leaf, str)
-        ]
-        leaves += [name for name in names if name in modules]
-        leaves += [leaf for leaf in recorded if isinstance(leaf, type)]
-    return tuple(leaves)
 
 
 def _where(error: Exception) -> str:
