@@ -1,4 +1,4 @@
-"""The networks that conversion is tested on, and the test of one.
+"""Networks that conversion is tested on, the test of one, and parts of small networks.
 
 To redo the table of ``docs/converting.md``: ``python tests/networks.py``, a few minutes.
 """
@@ -16,7 +16,7 @@ from diffstride.conversion.converter import convert
 from diffstride.cost.multiply_adds import MultiplyAdds
 from diffstride.strides import stride_layers
 
-# Networks whose layers give a place to most of what strides are made of, and take little time.
+# Networks with most kinds of strided modules, which take little time.
 QUICK = (
     "torchvision/resnet18",
     "torchvision/googlenet",
@@ -78,8 +78,8 @@ THOROUGH = (
     "timm/xception41",
 )
 FAILING = {
-    "timm/hrnet_w18_small": "branches meet after upsampling by a fixed factor of 2, which only "
-    "even sizes survive",
+    "timm/hrnet_w18_small": "branches meet after upsampling by a fixed factor of 2, which needs "
+    "even sizes",
     "timm/mobilevit_xxs": "its attention cuts maps into 2 x 2 patches and needs even sizes",
 }
 SIZES = {
@@ -93,12 +93,30 @@ PATCHIFYING = ("convnext", "poolformer")
 
 @dataclass
 class Outcome:
-    """What the table says of a network."""
+    """The row of a network in the table."""
 
-    places: int
+    modules: int
     layers: int
     left_out: int
     cost: float
+
+
+def strided(kernel_size=3, stride=2, channels=4, in_channels=4):
+    """A padded convolution."""
+    return nn.Conv2d(in_channels, channels, kernel_size, stride, padding=kernel_size // 2)
+
+
+class Net(nn.Module):
+    """A network of these modules whose ``forward`` is a function of itself and the input."""
+
+    def __init__(self, forward, **modules):
+        super().__init__()
+        self.function = forward
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def forward(self, x):
+        return self.function(self, x)
 
 
 def build(name: str) -> nn.Module:
@@ -118,13 +136,13 @@ def build(name: str) -> nn.Module:
 
 
 def example(name: str, size: int | None = None) -> Tensor:
-    """A small batch of what a network takes."""
+    """A small batch of inputs for a network."""
     size = size or SIZES.get(name, 64)
     return torch.rand(2, 3, 8, size, size) if "video." in name else torch.rand(2, 3, size, size)
 
 
 def check(name: str) -> Outcome:
-    """Convert a network, train a step, move its strides, train another, and convert again."""
+    """Convert a network, train a step, change its strides, train a step, and convert again."""
     torch.manual_seed(0)
     model, x = build(name), example(name)
     patchify = any(kind in name for kind in PATCHIFYING)
@@ -142,9 +160,11 @@ def check(name: str) -> Outcome:
     again = convert(converted, x, patchify=patchify)
     assert list(again.state_dict()) == list(converted.state_dict())
     assert [type(m) for m in again.modules()] == [type(m) for m in converted.modules()]
-    places = converted.conversion.strides
     return Outcome(
-        len(places), len(stride_layers(converted)), len(converted.conversion.left_out), cost
+        len(converted.conversion.strides),
+        len(stride_layers(converted)),
+        len(converted.conversion.left_out),
+        cost,
     )
 
 
@@ -159,16 +179,16 @@ def step(model: nn.Module, x: Tensor) -> None:
 
 
 def counted(model: nn.Module, x: Tensor) -> float:
-    """Multiply-adds of one sample, counted while the model runs."""
+    """Multiply-adds of one sample, counted by torch while the model runs."""
     with torch.no_grad():
-        model(x)  # fills the caches of matrices, whose making is not part of the network's cost
+        model(x)  # fills the caches of matrices: making them is not part of the cost
         with FlopCounterMode(display=False) as counter:
             model(x)
     return counter.get_total_flops() / 2 / x.shape[0]
 
 
 def move_strides(model: nn.Module, seed: int = 0, low: float = 1.0, high: float = 2.4) -> None:
-    """Set all strides at random."""
+    """Set all strides to random numbers."""
     numbers = random.Random(seed)
     for layer in stride_layers(model).values():
         with torch.no_grad():
@@ -184,14 +204,14 @@ def _outputs(output: object) -> list[Tensor]:
 
 
 def main() -> None:
-    print("| network | places | layers | left out | multiply-adds |")
+    print("| network | modules | layers | left out | multiply-adds |")
     print("| --- | --- | --- | --- | --- |")
     for name in sys.argv[1:] or sorted((*QUICK, *THOROUGH), reverse=True):
         if name in FAILING:
             print(f"| `{name}` | fails: {FAILING[name]} | | | |", flush=True)
             continue
         done = check(name)
-        numbers = f"{done.places} | {done.layers} | {done.left_out} | x {done.cost:.2f}"
+        numbers = f"{done.modules} | {done.layers} | {done.left_out} | x {done.cost:.2f}"
         print(f"| `{name}` | {numbers} |", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Conversion: what stays, what is shared, what is refused, and the networks it works on."""
+"""Conversion: what is kept, shared and refused, and the networks it works on."""
 
 import copy
 import io
@@ -26,7 +26,7 @@ from diffstride import (
 )
 from diffstride.conversion.converter import convert
 from diffstride.conversion.freezing import freeze
-from diffstride.conversion.pooled_module import Pooled
+from diffstride.conversion.pooled_module import CropPad, Pooled, crop_or_pad
 from diffstride.conversion.reporting import report
 from diffstride.cost.budget import CostBudget
 from diffstride.cost.multiply_adds import MultiplyAdds
@@ -36,7 +36,7 @@ IMAGE = (2, 3, 32, 32)
 
 
 class Block(nn.Module):
-    """A residual block with a strided shortcut, behind a stem; names as in most libraries."""
+    """A stem and a residual block with a strided shortcut, named as in most libraries."""
 
     def __init__(self, shortcut: nn.Module | None = None, body: nn.Module | None = None):
         super().__init__()
@@ -53,8 +53,8 @@ class Block(nn.Module):
 
 
 @pytest.mark.parametrize("straight_through", [True, False])
-def test_operation_at_stride_1_and_pooling(straight_through):
-    """Each converted module is the module at stride 1 followed by diff_stride, nothing else."""
+def test_a_converted_module_runs_at_stride_1_and_pools(straight_through):
+    """Each converted module equals the module at stride 1 followed by diff_stride."""
     x = torch.rand(2, 4, 16, 20)
     modules = {
         "conv": nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2),
@@ -76,8 +76,8 @@ def test_operation_at_stride_1_and_pooling(straight_through):
         assert converted(x).shape == module(x).shape
 
 
-def test_smooth_maps_pass_as_through_the_strided_network():
-    """Below the window's ramp nothing is lost: the pooled samples are the strided ones."""
+def test_smooth_maps_give_the_output_of_the_strided_network():
+    """Below the ramp of the window nothing is lost: the pooled samples are the strided ones."""
     position = 2 * math.pi * torch.arange(64.0) / 64
     rows, columns = torch.cos(2 * position + 1), torch.sin(3 * position)
     x = torch.stack([rows[:, None] * columns, rows[:, None] + columns])[None]
@@ -145,7 +145,7 @@ def test_branches_agree_at_every_stride(kind, size):
         networks.step(model, x)
 
 
-def test_what_stays():
+def test_modules_parameters_and_hooks_are_kept():
     model = Block().to(memory_format=torch.channels_last).eval()
     model.stem.weight.requires_grad_(False)
     seen = []
@@ -172,7 +172,7 @@ def test_what_stays():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_dtype_stays(dtype):
+def test_dtype_is_kept(dtype):
     x = torch.rand(1, 3, 8, 8, dtype=dtype)
     model = convert(Block().to(dtype), x)
     assert model.conv.weight.dtype == dtype
@@ -180,7 +180,7 @@ def test_dtype_stays(dtype):
     assert model(x).dtype == dtype
 
 
-def test_checkpoints_go_both_ways():
+def test_checkpoints_of_both_networks_load():
     plain, x = Block(), torch.rand(IMAGE)
     converted = convert(Block(), x)
     loaded = converted.load_state_dict(plain.state_dict(), strict=False)
@@ -229,7 +229,7 @@ def test_shared_strides_are_one_parameter_with_both_gradients():
     assert torch.allclose(both, gradient((1, 0)).clone() + gradient((0, 1)), rtol=1e-4)
 
 
-def test_filter_leaves_out_a_module_and_what_it_meets():
+def test_filter_leaves_out_a_module_and_those_it_meets():
     model = convert(
         nn.Sequential(nn.Conv2d(3, 3, 3, 2), Block()),
         torch.rand(1, 3, 40, 40),
@@ -238,7 +238,7 @@ def test_filter_leaves_out_a_module_and_what_it_meets():
     assert list(model.conversion.strides) == ["0"]
     assert model.conversion.left_out == {
         "1.shortcut": "left out by filter_fn",
-        "1.conv": "meets maps in add in 1 whose size its stride does not decide",
+        "1.conv": "meets maps in add in 1 whose size does not follow its stride",
     }
     assert type(model[1].conv) is nn.Conv2d
 
@@ -254,7 +254,7 @@ def test_patchifying_convolutions_are_left_out_unless_asked_for():
     assert every[0](x).shape == model[0](x).shape
 
 
-def test_include_gives_stride_1_places_a_layer():
+def test_include_adds_a_layer_at_stride_1():
     x = torch.rand(IMAGE)
     model = convert(Block(), x, include=["stem"])
     assert model.stem.pooling.stride_values() == (1.0, 1.0)
@@ -264,7 +264,7 @@ def test_include_gives_stride_1_places_a_layer():
     norm = convert(Block(), x, include=["norm"])
     assert isinstance(norm.norm, nn.BatchNorm2d)
     assert norm.norm.pooling.stride_values() == (1.0, 1.0)
-    # To measure what the module returns is to run it, in training mode, too.
+    # The module was run to measure its output, in training mode as well.
     assert norm.norm.running_mean.eq(0).all()
     assert norm.norm.num_batches_tracked == 0
 
@@ -281,18 +281,18 @@ class Identity(nn.Module):
         return x + self.twice(self.conv(x))
 
 
-def test_include_refuses_what_cannot_have_a_stride():
+def test_include_refuses_modules_that_cannot_have_a_stride():
     x = torch.rand(IMAGE)
     with pytest.raises(
         ValueError,
-        match="include: 'conv' cannot have a stride of its own: down and conv meet, but what",
+        match="include: 'conv' cannot have a stride of its own: down and conv meet, but their",
     ):
         convert(Identity(), x, include=["conv"])
     with pytest.raises(ValueError, match=r"include: .* no single operation named 'nowhere'"):
         convert(Identity(), x, include="nowhere")
 
 
-def test_twice_is_once_and_more_can_be_added():
+def test_converting_twice_equals_once_and_can_include_more():
     x = torch.rand(IMAGE)
     once = convert(Block(), x)
     networks.move_strides(once)
@@ -306,7 +306,7 @@ def test_twice_is_once_and_more_can_be_added():
     assert more.conv.pooling.stride_values() == once.conv.pooling.stride_values()
 
 
-def test_late_branch_joins_the_layer_that_is_there():
+def test_a_branch_converted_later_joins_the_existing_layer():
     x = torch.rand(IMAGE)
     model = convert(Block(), x)
     networks.move_strides(model)
@@ -318,8 +318,21 @@ def test_late_branch_joins_the_layer_that_is_there():
     networks.step(joined, x)
 
 
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_crop_or_pad_drops_and_repeats_samples_of_its_axis(axes):
+    x = torch.arange(5.0).expand(1, 1, *(5,) * axes)
+    others = [CropPad()] * (axes - 1)
+    for crop_pad, expected in [
+        (CropPad(), [0, 1, 2, 3, 4]),
+        (CropPad(crop=2, pad=1), [2, 3, 4, 4]),
+        (CropPad(crop=1, pad=-2), [1, 2]),
+    ]:
+        got = crop_or_pad(x, [*others, crop_pad])
+        assert torch.equal(got, torch.tensor(expected).float().expand(*x.shape[:-1], -1))
+
+
 class Several(nn.Module):
-    """One pooling module called at two resolutions, and one for which that cannot work."""
+    """One pooling module called on two sizes of maps."""
 
     def __init__(self, pool):
         super().__init__()
@@ -329,7 +342,7 @@ class Several(nn.Module):
         return self.pool(self.pool(x))
 
 
-def test_a_module_called_at_two_resolutions_has_one_stride():
+def test_a_module_called_twice_has_one_stride_or_is_refused():
     x = torch.rand(IMAGE)
     model = convert(Several(nn.MaxPool2d(3, 2, padding=1)), x)
     assert len(stride_layers(model)) == 1
@@ -349,20 +362,20 @@ class Functional(nn.Module):
         return self.last(torch.cat([self.conv(x), F.max_pool2d(x, 3, 2)], 1))
 
 
-def test_functional_strides_stay_and_are_reported_with_what_meets_them():
+def test_strides_of_functions_stay_and_are_reported():
     x = torch.rand(IMAGE)
     model = convert(Functional(), x)
     assert model.conversion.left_out == {
-        "max_pool2d in the model itself": "a function, whose stride stays: call a module in its "
-        "place to convert it",
-        "conv": "meets maps in cat in the model itself whose size its stride does not decide",
+        "max_pool2d in the model itself": "a function, whose stride stays: call a module "
+        "instead to convert it",
+        "conv": "meets maps in cat in the model itself whose size does not follow its stride",
     }
     networks.move_strides(model)
     networks.step(model, x)
 
 
 class Subsampled(nn.Module):
-    """The shortcut without parameters of the first CIFAR networks."""
+    """The shortcut without parameters of the original ResNets for CIFAR."""
 
     def __init__(self):
         super().__init__()
@@ -373,7 +386,7 @@ class Subsampled(nn.Module):
         return self.conv(x) + F.pad(shortcut, (0, 0, 0, 0, 0, 5))
 
 
-def test_a_slice_that_skips_samples_is_named_with_what_to_call_in_its_place():
+def test_a_slice_that_skips_samples_is_named_with_its_replacement():
     x, model = torch.rand(IMAGE), Subsampled()
     assert set(convert(model, x).conversion.strides) == {"conv", "down"}
     model.down = None
@@ -383,7 +396,7 @@ def test_a_slice_that_skips_samples_is_named_with_what_to_call_in_its_place():
         convert(model, x)
 
 
-def test_slices_of_channels_and_samples_are_no_strides():
+def test_slices_of_channels_and_of_the_batch_are_no_strides():
     class Gated(nn.Module):
         def forward(self, x):
             x = x[:, 0::2] * x[:, 1::2]
@@ -394,7 +407,7 @@ def test_slices_of_channels_and_samples_are_no_strides():
 
 
 @pytest.mark.parametrize("make", [torch.zeros, torch.randn])
-def test_sizes_that_a_factory_takes_one_by_one_are_to_be_a_tuple(make):
+def test_sizes_passed_to_a_factory_one_by_one_are_refused(make):
     class Padded(nn.Module):
         def forward(self, x):
             b, _, h, w = x.shape
@@ -405,7 +418,7 @@ def test_sizes_that_a_factory_takes_one_by_one_are_to_be_a_tuple(make):
         convert(nn.Sequential(nn.MaxPool2d(2), Padded()), torch.rand(IMAGE))
 
 
-def test_maps_that_are_repeated_at_their_end_keep_their_dtype_under_autocast():
+def test_padded_maps_keep_their_dtype_under_autocast():
     model = convert(
         nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.MaxPool2d(2)), torch.rand(IMAGE)
     )
@@ -414,7 +427,7 @@ def test_maps_that_are_repeated_at_their_end_keep_their_dtype_under_autocast():
 
 
 class NotSampling(nn.Module):
-    """Has a stride that does not sample what it returns at stride 1."""
+    """Has a stride that does not sample its output at stride 1."""
 
     def __init__(self):
         super().__init__()
@@ -424,14 +437,14 @@ class NotSampling(nn.Module):
         return F.avg_pool2d(x, self.stride)
 
 
-def test_a_stride_that_means_something_else_is_left_alone():
+def test_a_stride_that_does_not_sample_is_left_out():
     model = nn.Sequential(nn.Conv2d(3, 3, 3, stride=2), NotSampling())
     converted = convert(model, torch.rand(IMAGE))
     assert converted.conversion.strides == {"0": (2, 2)}
-    assert converted.conversion.left_out["1"].startswith("what it returns is not what")
+    assert converted.conversion.left_out["1"].startswith("its output is not its output")
 
 
-def test_blur_pooling_of_timm_is_a_place():
+def test_blur_pooling_of_timm_is_converted():
     from timm.layers import BlurPool2d
 
     model = convert(nn.Sequential(BlurPool2d(3, filt_size=4, stride=2)), torch.rand(IMAGE))
@@ -439,7 +452,7 @@ def test_blur_pooling_of_timm_is_a_place():
     assert model(torch.rand(IMAGE)).shape == (2, 3, 17, 17)
 
 
-def test_global_pooling_of_a_fixed_size_is_named():
+def test_pooling_the_whole_map_by_a_fixed_window_is_refused():
     x = torch.rand(IMAGE)
     conv = nn.Conv2d(3, 4, 3, stride=2, padding=1)
     with pytest.raises(
@@ -462,13 +475,13 @@ def test_global_pooling_of_a_fixed_size_is_named():
         ),
     ],
 )
-def test_examples_that_are_none_are_refused(example, message):
+def test_wrong_examples_are_refused(example, message):
     with pytest.raises(ValueError, match=message):
         convert(Block(), example)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.* is deprecated:FutureWarning")
-def test_networks_that_cannot_be_looked_into_are_refused():
+def test_networks_that_cannot_be_traced_are_refused():
     x = torch.rand(IMAGE)
     for model in (torch.compile(Block()), torch.jit.trace(Block().eval(), x)):
         with pytest.raises(ValueError, match=r"compiled already .*: pass the network itself"):
@@ -490,7 +503,7 @@ class Windows(nn.Module):
         return self.mix(F.pad(x, (0, -x.shape[-1] % 7, 0, -x.shape[-2] % 7)))
 
 
-def test_report_of_a_cost_that_is_not_known_lists_the_places():
+def test_report_without_a_known_cost_lists_the_modules():
     x = torch.rand(IMAGE)
     model = convert(Windows(), x)
     with pytest.raises(ValueError, match=r"the cost of mix \(Conv2d\) is no product of the sizes"):
@@ -501,20 +514,22 @@ def test_report_of_a_cost_that_is_not_known_lists_the_places():
     assert lines[3].startswith("multiply-adds: the cost of mix (Conv2d) is no product")
 
 
-def test_report_of_a_frozen_network_asks_for_the_other():
+def test_report_of_a_frozen_network_is_refused():
     x = torch.rand(IMAGE)
-    with pytest.raises(ValueError, match="are frozen: report the network that was given to freeze"):
+    with pytest.raises(
+        ValueError, match="are frozen: report the network that was passed to freeze"
+    ):
         report(freeze(convert(Block(), x), x))
 
 
-def test_nothing_to_convert_says_why():
+def test_networks_without_a_stride_to_convert_are_refused_with_reasons():
     model = nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.ReLU())
     with pytest.raises(ValueError, match=r"Sequential has no stride to convert; 0: patchifying"):
         convert(model, torch.rand(IMAGE))
 
 
 @pytest.mark.parametrize("layer", [MaxPooling, BlurPooling, SpatialPooling, FixedSpectralPooling])
-def test_own_layers_of_fixed_strides_are_left_out_and_named(layer):
+def test_pooling_layers_of_fixed_strides_are_left_out(layer):
     net = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), layer(strides=2), layer(strides=1))
     converted = convert(net, torch.rand(IMAGE))
     assert list(converted.conversion.left_out) == ["1"]
@@ -579,7 +594,7 @@ def test_layer_options_are_passed_on():
     assert repr(model.conv.pooling) == repr(expected)
 
 
-def test_report_lists_places_sizes_and_costs():
+def test_report_lists_modules_sizes_and_costs():
     model = convert(Block(), torch.rand(IMAGE))
     model.conv.pooling.strides.data.copy_(torch.tensor([1.6, 2.5]))
     model.conv.pooling.project_()
@@ -651,7 +666,7 @@ BLOCKS = re.findall(r"```(python|text)\n(.*?)```", DOCS, re.DOTALL)
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("export", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_docs_run_and_print_what_they_say(export, capsys, tmp_path, monkeypatch):
+def test_code_in_the_docs_prints_the_output_shown(export, capsys, tmp_path, monkeypatch):
     pytest.importorskip("torchvision")
     monkeypatch.chdir(tmp_path)
     blocks = [text for kind, text in BLOCKS if kind == "python"]
@@ -672,7 +687,7 @@ def test_docs_list_the_networks_that_are_tested():
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside the ONNX exporter
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_example_trains_and_runs_elsewhere_with_the_same_answers(capsys, tmp_path, monkeypatch):
+def test_example_gives_the_same_answers_in_onnxruntime(capsys, tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
     from diffstride.examples import convert_torchvision as example
 
@@ -697,7 +712,7 @@ def test_example_trains_and_runs_elsewhere_with_the_same_answers(capsys, tmp_pat
 
 
 @pytest.mark.parametrize("leaf", ["1", nn.MaxPool2d])
-def test_a_strided_leaf_module_stays_as_it_is(leaf):
+def test_a_strided_leaf_module_is_not_converted(leaf):
     model = nn.Sequential(nn.Conv2d(3, 3, 3, stride=2, padding=1), nn.MaxPool2d(2), nn.ReLU())
     converted = convert(model, torch.rand(IMAGE), leaf_modules=[leaf])
     assert type(converted[1]) is nn.MaxPool2d
@@ -707,7 +722,7 @@ def test_a_strided_leaf_module_stays_as_it_is(leaf):
 
 
 class Upsampling(nn.Module):
-    """One module of each kind that ``include`` cannot take, behind a strided convolution."""
+    """One module of each kind that ``include`` refuses, after a strided convolution."""
 
     def __init__(self):
         super().__init__()
@@ -724,8 +739,8 @@ class Upsampling(nn.Module):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("up", {}, r"up \(ConvTranspose2d\) cannot be converted: enlarges its input"),
-        ("head", {}, r"head \(Linear\) cannot be converted: does not turn one batch of maps"),
+        ("up", {}, r"up \(ConvTranspose2d\) cannot be converted: upsamples its input"),
+        ("head", {}, r"head \(Linear\) cannot be converted: does not map one batch of maps"),
         ("own", {}, r"own \(DiffStride\) cannot be converted: is a pooling layer already"),
         ("patches", {}, r"patches \(Conv2d\) cannot be converted: patchifying .*patchify=True"),
         ("down", {"leaf_modules": ["down"]}, r"down \(Conv2d\) cannot be .*: in leaf_modules"),
@@ -736,13 +751,13 @@ class Upsampling(nn.Module):
         ),
     ],
 )
-def test_include_says_what_it_cannot_take_and_why(name, options, message):
+def test_include_refuses_modules_with_the_reason(name, options, message):
     with pytest.raises(ValueError, match=f"include: {message}"):
         convert(Upsampling(), torch.rand(IMAGE), include=[name], **options)
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_dropout_can_be_included_and_draws_nothing_meanwhile(training):
+def test_including_dropout_draws_no_random_numbers(training):
     model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.Dropout(0.5))
     x = torch.rand(IMAGE)
     state = torch.get_rng_state()
@@ -760,15 +775,15 @@ class StrideOfTheClass(NotSampling):
         nn.Module.__init__(self)
 
 
-def test_measuring_leaves_a_stride_that_the_class_holds():
+def test_a_stride_of_the_class_is_restored_after_measuring():
     model = nn.Sequential(nn.Conv2d(3, 3, 3, stride=2), StrideOfTheClass())
     converted = convert(model, torch.rand(IMAGE))
-    assert converted.conversion.left_out["1"].startswith("what it returns is not what")
+    assert converted.conversion.left_out["1"].startswith("its output is not its output")
     assert converted[1].stride == 2
 
 
 class Doubling(nn.Module):
-    """A module of its own with whatever stride it is given, which it does not use."""
+    """A module with a stride that it does not use."""
 
     def __init__(self, stride):
         super().__init__()
@@ -778,7 +793,7 @@ class Doubling(nn.Module):
         return 2 * x
 
 
-def test_strides_that_are_none_or_of_other_axes_are_left_alone():
+def test_strides_that_are_none_or_of_other_axes_are_left_out():
     down = nn.Conv2d(3, 3, 3, stride=2, padding=1)
     model = nn.Sequential(down, Doubling(None), Doubling((2, 2, 2)), nn.ReLU())
     converted = convert(model, torch.rand(IMAGE))
@@ -802,7 +817,7 @@ class Wrapped(nn.Module):
         return mean_pool(self.conv(x))
 
 
-def test_functions_that_pool_whole_axes_away_have_no_stride():
+def test_functions_that_pool_whole_axes_have_no_stride():
     x = torch.rand(IMAGE)
     converted = convert(Wrapped(), x)
     assert converted.conversion.left_out == {}
@@ -810,7 +825,7 @@ def test_functions_that_pool_whole_axes_away_have_no_stride():
     networks.step(converted, x)
 
 
-def test_a_parametrization_after_conversion_is_copied_or_refused_as_by_torch():
+def test_a_parametrization_added_later_is_copied_or_refused_as_in_torch():
     x = torch.rand(IMAGE)
     model = convert(Block(), x).eval()
     nn.utils.parametrizations.weight_norm(model.conv)
@@ -822,8 +837,8 @@ def test_a_parametrization_after_conversion_is_copied_or_refused_as_by_torch():
             copied(model.conv)
 
 
-def test_a_parametrization_can_be_taken_off_after_conversion():
-    """As weight norms of audio networks are, before they are used."""
+def test_a_parametrization_can_be_removed_after_conversion():
+    """As weight norms of audio networks are before inference."""
     x = torch.randn(2, 3, 16, 16)
     net = nn.Sequential(weight_norm(nn.Conv2d(3, 8, 3, stride=2, padding=1)))
     converted, other = convert(net, x), convert(net, x)
@@ -838,13 +853,13 @@ def test_a_parametrization_can_be_taken_off_after_conversion():
 
 
 class Counting(nn.Conv2d):
-    """Leaves its count behind when it is copied or stored."""
+    """Resets its count when it is copied or pickled."""
 
     def __getstate__(self):
         return self.__dict__ | {"count": 0}
 
 
-def test_copies_respect_what_a_class_says_of_its_state():
+def test_copies_call_getstate_of_the_class():
     model = convert(nn.Sequential(Counting(3, 3, 3, stride=2)), torch.rand(IMAGE))
     model[0].count = 7
     assert copy.copy(model[0]).count == 0
@@ -852,7 +867,7 @@ def test_copies_respect_what_a_class_says_of_its_state():
 
 
 class Own(nn.Module):
-    """Has a child of the name under which a conversion is recorded."""
+    """Has a child with the name of the attribute that stores a conversion."""
 
     def __init__(self):
         super().__init__()
@@ -870,7 +885,7 @@ def test_a_network_with_a_conversion_of_its_own_is_refused_unless_inside_another
 
 
 @pytest.mark.parametrize("model", [nn.Conv2d(3, 4, 3, stride=2), nn.MaxPool2d(2)])
-def test_a_single_module_is_to_be_put_into_a_network(model):
+def test_a_single_strided_module_is_refused(model):
     with pytest.raises(ValueError, match=r"a single (Conv|MaxPool)2d, .*nn\.Sequential\(model\)"):
         convert(model, torch.rand(IMAGE))
 
@@ -884,7 +899,7 @@ def test_a_single_module_is_to_be_put_into_a_network(model):
         ({"lower_limit_stride": 0.5}, "^lower_limit_stride must be at least 1"),
     ],
 )
-def test_a_layer_that_cannot_be_made_names_its_module(options, message):
+def test_a_layer_with_wrong_options_names_its_module(options, message):
     model = nn.Sequential(nn.Conv3d(2, 3, 3, stride=2), nn.MaxPool3d(2, stride=(1, 2, 2)))
     x = torch.rand(1, 2, 12, 12, 12)
     with pytest.raises(ValueError, match=message):
@@ -904,7 +919,7 @@ class ByKeyword(nn.Module):
         return self.conv(input=self.norm(input=self.first(x)))
 
 
-def test_maps_given_by_keyword_are_followed_and_the_reason_told():
+def test_maps_passed_by_keyword_are_traced_and_not_converted():
     x = torch.rand(IMAGE)
     converted = convert(ByKeyword().eval(), x)
     assert list(converted.conversion.strides) == ["first"]
@@ -920,7 +935,7 @@ def test_maps_given_by_keyword_are_followed_and_the_reason_told():
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # weight_norm is deprecated
 @pytest.mark.parametrize("analyse", [convert, freeze])
-def test_what_cannot_be_copied_is_refused_with_a_way_out(analyse):
+def test_networks_that_cannot_be_copied_are_refused_with_advice(analyse):
     net = nn.Sequential(
         DiffStride(2.0), torch.nn.utils.weight_norm(nn.Conv2d(3, 4, 3, stride=2)), nn.ReLU()
     )
@@ -929,17 +944,17 @@ def test_what_cannot_be_copied_is_refused_with_a_way_out(analyse):
 
 
 @pytest.mark.parametrize("analyse", [convert, freeze])
-def test_pruned_networks_are_refused_with_a_way_out(analyse):
+def test_pruned_networks_are_refused_with_advice(analyse):
     net = nn.Sequential(DiffStride(2.0), nn.Conv2d(3, 4, 3, stride=2), nn.ReLU())
     prune.l1_unstructured(net[1], "weight", 0.5)
-    net(torch.rand(IMAGE))  # leaves a weight that was computed
+    net(torch.rand(IMAGE))  # stores a computed weight
     with pytest.raises(ValueError, match=r"prune\.remove\(module, \"weight\"\)"):
         analyse(net, torch.rand(IMAGE))
     prune.remove(net[1], "weight")
     analyse(net, torch.rand(IMAGE))
 
 
-def test_what_is_frozen_in_inference_mode_can_be_trained():
+def test_networks_frozen_in_inference_mode_can_be_trained():
     x = torch.rand(IMAGE)
     converted = convert(Block(), x)
     with torch.inference_mode():
@@ -949,7 +964,7 @@ def test_what_is_frozen_in_inference_mode_can_be_trained():
     assert frozen.conv.weight.grad.abs().sum() > 0
 
 
-def test_analysis_takes_no_notice_of_the_default_device():
+def test_analysis_ignores_the_default_device():
     x, net = torch.rand(IMAGE), Block()
     try:
         torch.set_default_device("meta")  # which no CPU tensor can be mixed with
@@ -966,14 +981,14 @@ def test_analysis_takes_no_notice_of_the_default_device():
     assert 0.98 <= budget.cost.value() / budget.multiply_adds <= 1
 
 
-def test_a_model_without_data_is_refused():
+def test_a_model_on_the_meta_device_is_refused():
     with torch.device("meta"):
         model = Block()
     with pytest.raises(ValueError, match=r"'stem\.weight' is on the meta device .*to_empty"):
         convert(model, torch.rand(IMAGE))
 
 
-def test_what_is_converted_in_inference_mode_can_be_trained():
+def test_networks_converted_in_inference_mode_can_be_trained():
     x = torch.rand(IMAGE)
     with torch.inference_mode():
         converted = convert(Block(), x)
@@ -982,7 +997,7 @@ def test_what_is_converted_in_inference_mode_can_be_trained():
         networks.step(model, x)
 
 
-def test_a_pooling_that_ends_with_the_whole_map_is_a_place_at_each_call():
+def test_a_module_that_once_pools_the_whole_map_is_converted():
     levels = nn.Sequential(Several(nn.MaxPool2d(2)), nn.AdaptiveAvgPool2d(1))
     x = torch.rand(2, 3, 4, 4)
     converted = convert(levels, x)
@@ -994,7 +1009,7 @@ def test_a_pooling_that_ends_with_the_whole_map_is_a_place_at_each_call():
 
 
 class Meeting(nn.Module):
-    """Two strided convolutions of one map, whose results meet in an addition."""
+    """Two strided convolutions of one map whose outputs are added."""
 
     def __init__(self, change):
         super().__init__()
@@ -1013,7 +1028,7 @@ class Meeting(nn.Module):
     ],
     ids=["height and width", "maps of other widths"],
 )
-def test_what_meets_along_other_axes_shares_nothing(change):
+def test_modules_that_meet_along_other_axes_are_left_out(change):
     with pytest.raises(ValueError, match=r"no stride to convert; one: meets maps in add"):
         convert(Meeting(change), torch.rand(1, 3, 32, 32))
 
@@ -1027,6 +1042,6 @@ class Twice(nn.Module):
         return self.mix(self.mix(self.down(x)))
 
 
-def test_former_costs_of_a_module_called_twice_add_up():
+def test_costs_before_conversion_of_a_module_called_twice_add_up():
     costs = convert(Twice(), torch.rand(2, 3, 16, 16)).conversion.multiply_adds
     assert costs == {"down": 27 * 4 * 64, "mix": 2 * 16 * 64, "": 27 * 4 * 64 + 2 * 16 * 64}

@@ -31,7 +31,7 @@ def assert_same(got, expected, tolerance):
 
 
 @pytest.mark.parametrize("edge", ["stopband", "passband"])
-def test_same_outputs_and_nothing_to_learn(edge):
+def test_outputs_are_the_same_and_no_strides_learn(edge):
     model, x = learned(edge)
     names = set(stride_layers(model))
     frozen = freeze(model, x)
@@ -56,11 +56,8 @@ def test_converted_networks(name):
 
 @pytest.mark.parametrize("program", ["eager", "compiled"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_precision_is_that_of_the_layer_under_autocast(program, dtype):
-    layer, x = (
-        DiffStride((1.9, 2.3), **WINDOWED).eval(),
-        torch.randn(2, 8, 24, 24),
-    )
+def test_precision_under_autocast_is_that_of_the_layer(program, dtype):
+    layer, x = DiffStride((1.9, 2.3), **WINDOWED).eval(), torch.randn(2, 8, 24, 24)
     frozen = freeze(layer, x)
     if program == "compiled":
         frozen = torch.compile(frozen, backend="aot_eager", fullgraph=True)
@@ -71,11 +68,8 @@ def test_precision_is_that_of_the_layer_under_autocast(program, dtype):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 1e-2), (torch.float16, 1.2e-3)])
-def test_half_precision_is_multiplied_as_by_the_layer(dtype, tolerance):
-    layer, x = (
-        DiffStride((1.9, 2.3), **WINDOWED).eval(),
-        torch.randn(2, 8, 24, 24).to(dtype),
-    )
+def test_half_precision_outputs_are_close_to_the_layers(dtype, tolerance):
+    layer, x = DiffStride((1.9, 2.3), **WINDOWED).eval(), torch.randn(2, 8, 24, 24).to(dtype)
     with torch.no_grad():
         assert_same(freeze(layer, x)(x).float(), layer(x).float(), tolerance)
 
@@ -91,13 +85,13 @@ def test_frozen_strides_do_not_follow_the_model():
 
 @pytest.mark.parametrize("axes", [1, 2, 3])
 @pytest.mark.parametrize("layer", [DiffStride, FixedSpectralPooling])
-def test_lone_layers_of_any_dimension(axes, layer):
+def test_single_layers_of_one_to_three_axes(axes, layer):
     pool = layer(strides=(1.7, 2.3, 1.2)[:axes])
     x = torch.rand(2, 3, *(9, 12, 10)[:axes])
     assert_same(freeze(pool, x)(x), pool(x), 1e-6)
 
 
-def test_mode_dtype_and_statistics_stay():
+def test_mode_dtype_and_statistics_are_kept():
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), DiffStride(1.5, **PUBLISHED)
     ).double()
@@ -111,7 +105,7 @@ def test_mode_dtype_and_statistics_stay():
     torch.testing.assert_close(frozen(x), model(x))
 
 
-def test_state_dict_of_a_frozen_network_holds_its_matrices():
+def test_state_dict_of_a_frozen_network_contains_its_matrices():
     model, x = learned()
     frozen, other = freeze(model, x), freeze(model, x)
     for buffer in other.buffers():
@@ -134,7 +128,7 @@ def test_other_sizes_are_refused():
         freeze(model, x, round_to=0)
 
 
-def test_an_example_has_the_dtype_of_the_weights():
+def test_the_example_is_cast_to_the_dtype_of_the_weights():
     x = torch.rand(1, 3, 8, 8)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), DiffStride(1.5, **PUBLISHED)).to(torch.bfloat16)
     assert freeze(network, x)(x.bfloat16()).dtype == torch.bfloat16
@@ -143,7 +137,7 @@ def test_an_example_has_the_dtype_of_the_weights():
     assert freeze(nn.Sequential(mixed, DiffStride(1.5, **PUBLISHED)), x)(x).dtype == torch.float32
 
 
-def test_a_layer_that_the_example_does_not_reach_says_so():
+def test_a_layer_that_the_example_did_not_reach_refuses_maps():
     network = nn.ModuleDict(
         {"used": DiffStride(2.0, **PUBLISHED), "unused": DiffStride(2.0, **PUBLISHED)}
     )
@@ -154,7 +148,7 @@ def test_a_layer_that_the_example_does_not_reach_says_so():
         freeze(nn.Sequential(network), torch.rand(1, 1, 8, 8))[0]["unused"](torch.rand(1, 1, 8, 8))
 
 
-def test_a_layer_that_met_two_sizes_keeps_both():
+def test_a_layer_called_on_two_sizes_has_matrices_for_both():
     pool = DiffStride(1.6, **WINDOWED)
     model = nn.Sequential(pool, nn.ReLU(), pool)
     x = torch.rand(1, 2, 20, 16)
@@ -188,13 +182,13 @@ def test_fixed_spectral_pooling_is_rounded_too():
 
 
 @pytest.mark.parametrize("round_to", [None, 1])
-def test_what_was_learned_straight_through_keeps_all_bins(round_to):
+def test_straight_through_layers_keep_all_bins(round_to):
     pool, x = DiffStride((1.9, 2.2), edge="stopband", straight_through=True), torch.rand(1, 2, 9, 8)
     strides = (1.9, 2.2) if round_to is None else (2, 2)
     assert_same(freeze(pool, x, round_to)(x), FixedSpectralPooling(strides)(x), 1e-6)
 
 
-def test_rounding_to_strides_that_were_learned_changes_nothing():
+def test_rounding_whole_strides_changes_nothing():
     model, x = learned()
     for layer in stride_layers(model).values():
         layer.strides.data.copy_(torch.tensor([2.0, 1.0]))
@@ -203,7 +197,7 @@ def test_rounding_to_strides_that_were_learned_changes_nothing():
 
 @pytest.mark.parametrize("size", [7, 32, 57])
 @pytest.mark.parametrize("round_to", [0.5, 1, 2])
-def test_nearest_stride_is_the_nearest_of_all(size, round_to):
+def test_nearest_stride_gives_the_nearest_size(size, round_to):
     for stride in (1.0, 1.3, 1.6, 2.2, 3.4, 6.0, 100.0):
         axis = plan_axis(size, stride, **WINDOWED)
         nearest = nearest_stride(axis, round_to)
@@ -233,14 +227,14 @@ def test_export_with_any_batch():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_network_that_was_exported_trains_and_freezes_as_before(training):
-    """Exporting runs a network on fake tensors, which no cache may keep."""
+def test_an_exported_network_still_trains_and_freezes(training):
+    """Export runs a network on fake tensors, which must not stay in a cache."""
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3),
         DiffStride(1.9, **PUBLISHED),
         DiffStride(1.3, trainable=False, **PUBLISHED),
     )
-    x = torch.rand(2, 3, 23, 21)  # a size of its own: nothing of it is known before
+    x = torch.rand(2, 3, 23, 21)  # a size of no other test: nothing of it is cached
     program = torch.export.export(model.train(training), (x,))
     y = model(x)
     assert type(y) is torch.Tensor
@@ -257,14 +251,14 @@ def test_compiles_to_one_graph():
     assert_same(compiled(x), model(x), 1e-6)
 
 
-# Deprecations inside the exporter; nothing of them is ours to change.
+# Deprecations inside the exporter.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(
     "name", ["own", pytest.param("torchvision/resnet18", marks=pytest.mark.slow)]
 )
-def test_onnxruntime_gives_the_same_for_any_batch(name, tmp_path):
+def test_onnxruntime_gives_the_same_outputs_for_any_batch(name, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     if name == "own":
@@ -287,7 +281,7 @@ def test_onnxruntime_gives_the_same_for_any_batch(name, tmp_path):
             assert_same(torch.from_numpy(got), model(images), 1e-4)
 
 
-def test_memory_format_stays():
+def test_memory_format_is_kept():
     x = torch.rand(2, 3, 12, 14).contiguous(memory_format=torch.channels_last)
     pool = DiffStride(1.5, **PUBLISHED)
     for got in (freeze(pool, x)(x), pool(x)):
@@ -297,14 +291,14 @@ def test_memory_format_stays():
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # torch.jit is deprecated
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-def test_older_tracing_keeps_the_batch_free():
+def test_jit_tracing_leaves_the_batch_size_free():
     model, x = learned()
     traced = torch.jit.trace(freeze(model, x), x)
     images = torch.rand(5, *x.shape[1:])
     assert_same(traced(images), model(images), 1e-6)
 
 
-def test_rounding_keeps_the_width_of_the_window_and_maps_that_keep_their_size():
+def test_rounding_keeps_the_transition_width_and_unpooled_maps():
     wide = DiffStride(2.0, smoothness_factor=1.5, **WINDOWED)
     whole = DiffStride(1.1, **PUBLISHED)
     for layer, size, expected in ((wide, 64, 32), (whole, 16, 16)):
@@ -313,12 +307,12 @@ def test_rounding_keeps_the_width_of_the_window_and_maps_that_keep_their_size():
         torch.testing.assert_close(freeze(layer, x, round_to=1)(x), layer(x))
 
 
-def test_of_two_strides_as_near_in_size_rounding_takes_the_nearer():
+def test_of_two_strides_of_equal_size_difference_the_nearer_is_taken():
     axes = [plan_axis(7, stride, **WINDOWED) for stride in (4.0, 5.0, 6.0)]
     assert [nearest_stride(axis, 1) for axis in axes] == [4, 5, 6]
 
 
-def test_volumes_can_be_exported():
+def test_layers_of_three_axes_can_be_exported():
     layer, x = DiffStride((1.7, 2.3, 1.2), **PUBLISHED).eval(), torch.rand(2, 3, 9, 12, 10)
     program = torch.export.export(freeze(layer, x), (x,)).module()
     torch.testing.assert_close(program(x), layer(x))

@@ -1,4 +1,4 @@
-"""Any convolutional network with integer strides, turned into the same one with learnable ones."""
+"""Convert the integer strides of a network into learnable ones."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -10,11 +10,17 @@ from torch import Tensor, fx, nn
 
 from diffstride._arguments import check_limits, check_window
 from diffstride._torch_compat import tree_map_only
-from diffstride.conversion.pooled_module import Margin, Pooled, attach_pooling
-from diffstride.conversion.strided_modules import Filter, Place, common_size, find_places, stride_of
-from diffstride.graph.example_inputs import Model, check_unwrapped, copied
+from diffstride.conversion.pooled_module import CropPad, Pooled, attach_pooling
+from diffstride.conversion.strided_modules import (
+    Filter,
+    StridedCall,
+    common_size,
+    find_strided_calls,
+    stride_of,
+)
+from diffstride.graph.example_inputs import Model, check_unwrapped, deep_copy
 from diffstride.graph.leaf_modules import Leaf, LeafModulesRecord, as_leaves
-from diffstride.graph.stride_groups import Resolutions, UnshareableError, resolve
+from diffstride.graph.stride_groups import StrideConflictError, StrideGroups, find_stride_groups
 from diffstride.graph.tracer import Trace, trace
 from diffstride.pooling.learnable import DiffStride
 from diffstride.spectral.axis_plan import CPU
@@ -24,24 +30,24 @@ SEVERAL = "is called several times, on maps that cannot share a stride"
 
 
 @dataclass
-class Layer:
-    """Places that share their strides, and with them one pooling layer.
+class PooledGroup:
+    """Strided calls that share one pooling layer, and the crop_pads of their modules."""
 
-    ``margins`` fit what each module returns to the size that its pooling is given.
-    """
-
-    places: list[Place]
-    margins: dict[nn.Module, tuple[Margin, ...]]
+    calls: list[StridedCall]
+    crop_pads: dict[nn.Module, tuple[CropPad, ...]]
     pooling: nn.Module | None
 
 
 @dataclass
 class Conversion(LeafModulesRecord):
-    """What `convert` did, kept on the model as ``model.conversion`` for `report`.
+    """Record of what `convert` did, stored as ``model.conversion`` for `report`.
 
-    ``strides`` maps each converted module to its old stride, ``left_out`` each of the others to a
-    reason; ``multiply_adds`` holds the cost of one sample before, in total (``""``) and by module.
-    ``example`` has the shapes of the example and no data; ``leaf_modules`` are as given.
+    Attributes:
+        example: the example on the meta device: shapes without data.
+        leaf_modules: as given.
+        strides: the old stride of each converted module.
+        left_out: the reason for each module that strides and was not converted.
+        multiply_adds: cost of one sample before conversion, in total (``""``) and by module.
     """
 
     example: Any
@@ -51,7 +57,7 @@ class Conversion(LeafModulesRecord):
     multiply_adds: dict[str, int] = field(default_factory=dict)
 
 
-@torch.inference_mode(mode=False)  # what is made there could not be trained
+@torch.inference_mode(mode=False)  # inference tensors could not be trained afterwards
 def convert(
     model: Model,
     example: Any,
@@ -68,41 +74,41 @@ def convert(
     upper_limit_stride: float | None = None,
     straight_through: bool = True,
 ) -> Model:
-    """The same network with a learnable stride in place of every integer one.
+    """Make the integer strides of a convolutional network learnable.
 
-    Every module that strides (convolutions, max and average pooling, blur pooling and its like)
-    runs at stride 1 and is followed by a `DiffStride` that starts at the old stride, so that with
-    ``edge="stopband"`` the maps keep their sizes. Modules on branches that meet again, in an
-    addition or a concatenation say, share one. A pointwise convolution is pooled first, which is
-    the same and costs less.
+    Every module that strides (convolutions, max and average pooling, blur pooling and others) runs
+    at stride 1 and is followed by a `DiffStride` that starts at the old stride. With
+    ``edge="stopband"`` the maps keep their sizes. Modules whose outputs meet, in an addition or a
+    concatenation for instance, share one layer. The layer of a pointwise convolution comes before
+    it, which gives the same output at a lower cost.
 
-    The model given is left as it is. In the copy returned modules keep their names, classes
-    (a ``Conv2d`` becomes a subclass of it), parameters, hooks, dtype, device, memory format, mode
-    and ``requires_grad``; a checkpoint of the unconverted network lacks nothing but the strides.
+    The given model is not changed. In the copy, modules keep their names, classes (a ``Conv2d``
+    becomes a subclass of it), parameters, hooks, dtype, device, memory format, mode and
+    ``requires_grad``. A checkpoint of the original network lacks only the strides.
 
     Args:
-        model: any network of convolutions that `torch.fx` can follow.
+        model: any convolutional network that `torch.fx` can trace.
         example: an input, or a tuple of inputs; only shapes matter.
-        edge: of the pooling layers: ``"stopband"`` keeps the sizes of the maps.
-        filter_fn: called with each candidate and its name; false leaves the module out.
-        include: names of modules of stride 1 that get a layer, too: a learned stride may start
-            at 1.
+        edge: of the pooling layers; ``"stopband"`` keeps the sizes of the maps.
+        filter_fn: called with each module that strides and its name; if it returns false, the
+            module is left out.
+        include: names of modules of stride 1 that get a layer as well; its stride starts at 1.
         patchify: whether to convert convolutions whose patches do not overlap
             (1 < kernel <= stride).
-        leaf_modules: names or classes of modules that are not looked into and stay as they are.
+        leaf_modules: names or classes of modules that are not traced into and not converted.
         smoothness_factor, trainable, shared_stride: as for `DiffStride`.
         lower_limit_stride, upper_limit_stride: likewise.
-        straight_through: likewise, but by default true: weights that were trained with whole maps
-            lose least when all that fits into the smaller ones is kept.
+        straight_through: likewise, but true by default: weights trained on whole maps lose least
+            if all bins that fit into the smaller maps are kept.
 
     Returns:
-        The converted copy; `report` says what was converted and what was left out.
+        The converted copy; `report` lists what was converted and what was left out.
 
     Raises:
-        ValueError: if the forward pass cannot be followed, an operation takes maps of one size
-            only, a module of ``include`` cannot be converted, or none can; if a stride lies
-            outside the limits; if the model is on the meta device, or has an attribute
-            ``conversion`` of its own.
+        ValueError: if the forward pass cannot be traced, an operation accepts maps of one size
+            only, a module of ``include`` cannot be converted, or no module can; if a stride lies
+            outside the limits; if the model is on the meta device, or has another attribute
+            ``conversion``.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(), nn.MaxPool2d(2))
     >>> converted = convert(net, torch.zeros(1, 3, 32, 32))
@@ -114,26 +120,26 @@ def convert(
     _check_model(model)
     check_window(smoothness_factor, edge)
     check_limits(lower_limit_stride, upper_limit_stride)
-    converted = copied(model)
+    converted = deep_copy(model)
     leaf_modules = as_leaves(leaf_modules)
     traced = trace(converted, example, leaf_modules)
     modules = dict(converted.named_modules())
     include = (include,) if isinstance(include, str) else include
     include = tuple(name for name in include if not isinstance(modules.get(name), Pooled))
-    places, left_out = find_places(traced, filter_fn, include, patchify, leaf_modules)
-    layers = _plan(traced, places, left_out, include)
-    if not (layers or stride_layers(converted)):
+    calls, left_out = find_strided_calls(traced, filter_fn, include, patchify, leaf_modules)
+    groups = _group(traced, calls, left_out, include)
+    if not (groups or stride_layers(converted)):
         reasons = "".join(f"; {name}: {reason}" for name, reason in left_out.items())
         raise ValueError(f"{type(model).__name__} has no stride to convert{reasons}")
     conversion = getattr(converted, "conversion", None)
     if not isinstance(conversion, Conversion):
         conversion = _record(traced, example, leaf_modules)
     conversion.left_out = left_out
-    conversion.strides |= {place.name: place.strides for layer in layers for place in layer.places}
+    conversion.strides |= {call.name: call.strides for group in groups for call in group.calls}
     converted.conversion = conversion  # type: ignore[assignment]
-    for layer in layers:
-        pooling = layer.pooling or _pooling(
-            layer.places,
+    for group in groups:
+        pooling = group.pooling or _new_pooling(
+            group.calls,
             smoothness_factor=smoothness_factor,
             trainable=trainable,
             shared_stride=shared_stride,
@@ -141,8 +147,8 @@ def convert(
             upper_limit_stride=upper_limit_stride,
             edge=edge,
             straight_through=straight_through,
-        ).to(traced.values[layer.places[0].call].device)
-        _attach(layer, pooling.train(converted.training))
+        ).to(traced.values[group.calls[0].node].device)
+        _attach(group, pooling.train(converted.training))
     return converted
 
 
@@ -152,7 +158,7 @@ def _check_model(model: nn.Module) -> None:
     if not isinstance(getattr(model, "conversion", None), (Conversion, NoneType)):
         raise ValueError(
             f"this {kind} has an attribute 'conversion' of its own, the name under which convert "
-            "keeps its record: rename it, or convert a module that holds the network"
+            "stores its record: rename it, or convert a module that contains the network"
         )
     if not any(model.children()) and max(stride_of(model)) > 1:
         raise ValueError(
@@ -162,34 +168,34 @@ def _check_model(model: nn.Module) -> None:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta:
             raise ValueError(
-                f"{name!r} is on the meta device and has no data, nor could the strides have: "
+                f"{name!r} is on the meta device and has no data, so strides could have none: "
                 "call model.to_empty(device=...) and load the weights first"
             )
 
 
-def _pooling(places: list[Place], **options: Any) -> nn.Module:
-    """A layer that starts at the strides of these places."""
+def _new_pooling(calls: list[StridedCall], **options: Any) -> nn.Module:
+    """A layer that starts at the strides of these calls."""
     try:
-        with torch.device(CPU):  # that of the module is taken afterwards
-            return DiffStride(places[0].strides, **options)
+        with torch.device(CPU):  # whatever the default device is
+            return DiffStride(calls[0].strides, **options)
     except ValueError as error:
-        names = " and ".join(dict.fromkeys(repr(place.name) for place in places))
+        names = " and ".join(dict.fromkeys(repr(call.name) for call in calls))
         message = f"{names} cannot have such a layer: {error}, or use filter_fn to leave it out"
         raise ValueError(message) from error
 
 
-def _plan(
-    traced: Trace, places: list[Place], left_out: dict[str, str], include: tuple[str, ...]
-) -> list[Layer]:
-    """The layers to attach; places that cannot follow a stride of their own join ``left_out``."""
+def _group(
+    traced: Trace, calls: list[StridedCall], left_out: dict[str, str], include: tuple[str, ...]
+) -> list[PooledGroup]:
+    """Group calls that share a layer; those whose strides conflict are added to ``left_out``."""
     pooled = set(stride_layers(traced.model).values())
     while True:
-        by_call = {place.call: place for place in places}
-        calls = [n for n in traced.graph.nodes if n in by_call or traced.module(n) in pooled]
+        by_node = {call.node: call for call in calls}
+        nodes = [n for n in traced.graph.nodes if n in by_node or traced.module(n) in pooled]
         try:
-            return _layers(resolve(traced, calls), by_call)
-        except UnshareableError as error:
-            names = {by_call[call].name for call in error.calls if call in by_call}
+            return _pooled_groups(find_stride_groups(traced, nodes), by_node)
+        except StrideConflictError as error:
+            names = {by_node[node].name for node in error.calls if node in by_node}
             if not names:
                 raise
             if refused := names.intersection(include):
@@ -198,56 +204,61 @@ def _plan(
                     f"include: {name!r} cannot have a stride of its own: {error}"
                 ) from error
             left_out.update(dict.fromkeys(sorted(names), str(error)))
-            places = [place for place in places if place.name not in names]
+            calls = [call for call in calls if call.name not in names]
 
 
-def _layers(found: Resolutions, by_call: dict[fx.Node, Place]) -> list[Layer]:
-    """One layer for each resolution; modules called at several of them join these."""
-    layers: list[Layer] = []
-    for calls in found.classes():
-        layer = _layer(found, calls, by_call)
-        modules = {place.module for place in layer.places}
-        for other in [other for other in layers if modules & other.margins.keys()]:
-            layers.remove(other)
-            layer = _join(other, layer)
-        layers.append(layer)
-    return [layer for layer in layers if layer.places]
+def _pooled_groups(
+    stride_groups: StrideGroups, by_node: dict[fx.Node, StridedCall]
+) -> list[PooledGroup]:
+    """One group for each stride group, joined where a module is called in several of them."""
+    groups: list[PooledGroup] = []
+    for nodes in stride_groups.members():
+        group = _pooled_group(stride_groups, nodes, by_node)
+        modules = {call.module for call in group.calls}
+        for other in [other for other in groups if modules & other.crop_pads.keys()]:
+            groups.remove(other)
+            group = _join(other, group)
+        groups.append(group)
+    return [group for group in groups if group.calls]
 
 
-def _layer(found: Resolutions, calls: list[fx.Node], by_call: dict[fx.Node, Place]) -> Layer:
-    places = [by_call[call] for call in calls if call in by_call]
-    pooled = [call for call in calls if call not in by_call]
-    if len({found.trace.module(call) for call in pooled}) > 1:
-        names = " and ".join(dict.fromkeys(repr(str(call.target)) for call in pooled))
-        raise UnshareableError(f"the maps of {names} meet, but their strides are not shared")
-    if len({place.strides for place in places}) > 1:
-        strides = ", ".join(f"{place.strides} in {place.name}" for place in places)
-        raise UnshareableError(f"meets maps of another stride: {strides}", calls)
+def _pooled_group(
+    stride_groups: StrideGroups, nodes: list[fx.Node], by_node: dict[fx.Node, StridedCall]
+) -> PooledGroup:
+    trace = stride_groups.trace
+    calls = [by_node[node] for node in nodes if node in by_node]
+    pooled = [node for node in nodes if node not in by_node]
+    if len({trace.module(node) for node in pooled}) > 1:
+        names = " and ".join(dict.fromkeys(repr(str(node.target)) for node in pooled))
+        raise StrideConflictError(f"the maps of {names} meet, but their strides are not shared")
+    if len({call.strides for call in calls}) > 1:
+        strides = ", ".join(f"{call.strides} in {call.name}" for call in calls)
+        raise StrideConflictError(f"meets maps of another stride: {strides}", nodes)
     if pooled:
-        size = tuple(dim.size for dim in found.input_dims(pooled[0]))
+        size = tuple(dim.size for dim in stride_groups.input_dims(pooled[0]))
     else:
-        size = tuple(common_size(places, axis) for axis in range(len(places[0].strides)))
-    margins = {place.module: place.margins(size) for place in places}
-    if any(place.margins(size) != margins[place.module] for place in places):
-        raise UnshareableError(SEVERAL, calls)
-    return Layer(places, margins, found.trace.module(pooled[0]) if pooled else None)
+        size = tuple(common_size(calls, axis) for axis in range(len(calls[0].strides)))
+    crop_pads = {call.module: call.crop_pad_to(size) for call in calls}
+    if any(call.crop_pad_to(size) != crop_pads[call.module] for call in calls):
+        raise StrideConflictError(SEVERAL, nodes)
+    return PooledGroup(calls, crop_pads, trace.module(pooled[0]) if pooled else None)
 
 
-def _join(one: Layer, two: Layer) -> Layer:
-    places = one.places + two.places
-    same = len({place.strides for place in places}) == 1 and all(
-        one.margins[module] == two.margins[module]
-        for module in one.margins.keys() & two.margins.keys()
+def _join(one: PooledGroup, two: PooledGroup) -> PooledGroup:
+    calls = one.calls + two.calls
+    same = len({call.strides for call in calls}) == 1 and all(
+        one.crop_pads[module] == two.crop_pads[module]
+        for module in one.crop_pads.keys() & two.crop_pads.keys()
     )
     if not same or (one.pooling and two.pooling):
-        raise UnshareableError(SEVERAL, [place.call for place in places])
-    return Layer(places, one.margins | two.margins, one.pooling or two.pooling)
+        raise StrideConflictError(SEVERAL, [call.node for call in calls])
+    return PooledGroup(calls, one.crop_pads | two.crop_pads, one.pooling or two.pooling)
 
 
-def _attach(layer: Layer, pooling: nn.Module) -> None:
-    first = {place.module: place for place in reversed(layer.places)}
-    for module, place in first.items():
-        attach_pooling(module, pooling, layer.margins[module], pool_first=place.pointwise)
+def _attach(group: PooledGroup, pooling: nn.Module) -> None:
+    first = {call.module: call for call in reversed(group.calls)}
+    for module, call in first.items():
+        attach_pooling(module, pooling, group.crop_pads[module], pool_first=call.pointwise)
 
 
 def _record(traced: Trace, example: Any, leaf_modules: tuple[Leaf, ...]) -> Conversion:
@@ -259,7 +270,7 @@ def _record(traced: Trace, example: Any, leaf_modules: tuple[Leaf, ...]) -> Conv
     parts, costs = _converted_parts(traced.model), {"": 0}
     for node, cost in traced.multiply_adds.items():
         if any(f"{owners[node]}.".startswith(f"{prefix}.") for prefix in parts):
-            continue  # what it costs now is not what it did
+            continue  # its record has the cost before conversion
         costs[""] += cost
         if node.op == "call_module":
             costs[owners[node]] = costs.get(owners[node], 0) + cost
@@ -276,7 +287,7 @@ def _record(traced: Trace, example: Any, leaf_modules: tuple[Leaf, ...]) -> Conv
 def _converted_parts(model: nn.Module) -> dict[str, Conversion]:
     """The records of the parts of a network that were converted before, by name.
 
-    A part of such a part stands in its record already.
+    Only outermost parts: a record includes the parts inside.
     """
     parts: dict[str, Conversion] = {}
     for name, module in model.named_modules():

@@ -1,31 +1,31 @@
-"""Learned strides turned into constants, for deployment."""
+"""Freeze learned strides for deployment: constant matrices in place of pooling layers."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from diffstride.graph.example_inputs import Model, cast_to_weights, copied
+from diffstride.graph.example_inputs import Model, cast_to_weights, deep_copy
 from diffstride.graph.fake_run import evaluating
 from diffstride.pooling.base import SpectralPooling
 from diffstride.pooling.frozen import FrozenPooling
 
 
-@torch.inference_mode(mode=False)  # what is made there could not be trained
+@torch.inference_mode(mode=False)  # inference tensors could not be trained afterwards
 def freeze(model: Model, example: Any, round_to: float | None = None) -> Model:
-    """The same network with constant matrices in place of its pooling layers.
+    """Replace the pooling layers of a network by constant matrices.
 
-    The outputs stay the same, for inputs of the example's size and any batch; the strides learn no
-    more. `torch.export`, ``torch.compile(fullgraph=True)`` and ``torch.onnx.export(dynamo=True)``
-    take the result. The model given is left as it is.
+    The outputs stay the same for inputs of the example's size and any batch size; strides no longer
+    learn. `torch.export`, ``torch.compile(fullgraph=True)`` and ``torch.onnx.export(dynamo=True)``
+    accept the result. The given model is not changed.
 
     Args:
         model: a network with `DiffStride` (or `FixedSpectralPooling`) layers.
-        example: an input, or a tuple of inputs, of the size that will be used; where the weights
-            have one dtype, it is taken to have that.
-        round_to: if given, every map gets the nearest size that a strided network could have,
-            whose stride is 1 or a multiple of ``round_to``: 1 for integer strides, 2 for even
-            ones. This changes the outputs.
+        example: an input, or a tuple of inputs, of the size that will be used. It is cast to the
+            dtype of the weights if they have a single one.
+        round_to: round strides to 1 or a multiple of this number, in such a way that every map
+            gets the nearest size: 1 for integer strides, 2 for even ones. This changes the
+            outputs. By default strides stay as learned.
 
     Returns:
         A copy, in the mode of the model, with `FrozenPooling` layers.
@@ -45,14 +45,14 @@ def freeze(model: Model, example: Any, round_to: float | None = None) -> Model:
     """
     if round_to is not None and not round_to > 0:
         raise ValueError(f"round_to must be positive or None, but got {round_to!r}")
-    root = nn.Sequential(copied(model))  # so that a lone layer has a parent, too
+    root = nn.Sequential(deep_copy(model))  # so that a single layer has a parent, too
     layers = _replace(root, round_to)
     if not layers:
         raise ValueError(f"{type(model).__name__} has no pooling layer to freeze")
     for layer in layers:
         layer.train(model.training)
     inputs = cast_to_weights(example, model)
-    hooks = [layer.register_forward_pre_hook(_meet) for layer in layers]
+    hooks = [layer.register_forward_pre_hook(_record_size) for layer in layers]
     with torch.no_grad(), evaluating(root):
         root[0](*inputs)
     for hook in hooks:
@@ -61,7 +61,7 @@ def freeze(model: Model, example: Any, round_to: float | None = None) -> Model:
 
 
 def _replace(model: nn.Module, round_to: float | None) -> list[FrozenPooling]:
-    """Put frozen layers in place, and return them; layers that were shared stay so."""
+    """Replace layers by frozen ones, and return these; shared layers stay shared."""
     frozen: dict[nn.Module, FrozenPooling] = {}
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
@@ -72,7 +72,7 @@ def _replace(model: nn.Module, round_to: float | None) -> list[FrozenPooling]:
     return list(frozen.values())
 
 
-def _meet(layer: FrozenPooling, args: tuple[Tensor, ...]) -> None:
+def _record_size(layer: FrozenPooling, args: tuple[Tensor, ...]) -> None:
     x = args[0]
     if tuple(x.shape[2:]) not in layer.sizes:
         layer.add_size(tuple(x.shape[2:]), x.dtype, x.device)

@@ -1,8 +1,8 @@
-"""The places of a network where a stride can be learned: which they are, and what they measure.
+"""Find the modules of a network whose stride can be learned.
 
-A *place* is a module whose integer stride can be replaced by pooling what the module returns at
-stride 1. Whether that holds is measured, not looked up: the strided output has to be the output at
-stride 1, sampled. So any module with a ``stride`` will do, of whatever library.
+Those are modules whose stride can be replaced by pooling their output at stride 1. That is
+measured, not looked up: the strided output must be the output at stride 1, sampled. So modules of
+any library are accepted.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from diffstride._torch_compat import Conv, ConvTranspose
-from diffstride.conversion.pooled_module import Margin, Pooled, set_stride
-from diffstride.graph.fake_run import unchanged
+from diffstride.conversion.pooled_module import CropPad, Pooled, set_stride
+from diffstride.graph.fake_run import restoring
 from diffstride.graph.leaf_modules import Leaf, is_among
 from diffstride.graph.tracer import Trace
 from diffstride.pooling.base import SizedPooling
@@ -25,55 +25,60 @@ Filter = Callable[[nn.Module, str], bool]
 
 
 @dataclass
-class Place:
-    """One call of a module whose stride can be learned.
+class StridedCall:
+    """One call of a module whose stride can be learned. Strides and sizes are per spatial axis.
 
-    ``strides`` and sizes are per spatial axis: ``size`` of the map that comes in, ``full_size`` of
-    the usable map at stride 1, whose first ``drop`` samples are not usable, and ``strided_size`` of
-    the map that the strided module returns.
+    Attributes:
+        node: the call.
+        name, module: the module that it calls.
+        strides: the stride to replace.
+        input_size: size of the input map.
+        full_size: size of the output at stride 1, without its first ``crop`` samples.
+        crop: how many samples the output at stride 1 has before the first strided one.
+        strided_size: size of the strided output.
     """
 
-    call: fx.Node
+    node: fx.Node
     name: str
     module: nn.Module
     strides: tuple[int, ...]
-    size: tuple[int, ...]
+    input_size: tuple[int, ...]
     full_size: tuple[int, ...]
-    drop: tuple[int, ...]
+    crop: tuple[int, ...]
     strided_size: tuple[int, ...]
 
     @property
     def pointwise(self) -> bool:
-        """Whether the module is a convolution that may as well follow the pooling."""
+        """Whether the module is a convolution that may be called after the pooling."""
         return (
             isinstance(self.module, Conv)
             and max(self.module.kernel_size) == 1
-            and self.full_size == self.size
+            and self.full_size == self.input_size
         )
 
-    def margins(self, target: Sequence[int]) -> tuple[Margin, ...]:
-        """How to make the map at stride 1 as large as ``target``."""
+    def crop_pad_to(self, size: Sequence[int]) -> tuple[CropPad, ...]:
+        """How to crop or pad the output at stride 1 to this size."""
         return tuple(
-            Margin(drop, new - old)
-            for drop, old, new in zip(self.drop, self.full_size, target, strict=True)
+            CropPad(crop, new - old)
+            for crop, old, new in zip(self.crop, self.full_size, size, strict=True)
         )
 
 
-def find_places(
+def find_strided_calls(
     trace: Trace,
     filter_fn: Filter | None,
     include: Iterable[str],
     patchify: bool,
     leaf_modules: Sequence[Leaf] = (),
-) -> tuple[list[Place], dict[str, str]]:
-    """The places of a traced network, and the modules left out with the reason why."""
+) -> tuple[list[StridedCall], dict[str, str]]:
+    """The strided calls to convert, and the reason for each module that is left out."""
     included = set(include)
     if unknown := included - {str(node.target) for node in trace.graph.nodes if trace.module(node)}:
         raise ValueError(
             f"include: the forward pass calls no single operation named {unknown.pop()!r}; name a "
             "convolution, pooling, norm or activation as in named_modules()"
         )
-    places, left_out = [], {}
+    calls, left_out = [], {}
     for node in trace.graph.nodes:
         module, name = trace.module(node), str(node.target)
         if module is None:
@@ -83,55 +88,53 @@ def find_places(
             not isinstance(module, SizedPooling) and max(stride_of(module)) > 1
         ):
             reason = "in leaf_modules" if is_among(leaf_modules, name, module) else None
-            reason = reason or _reason(trace, node, module, filter_fn, patchify)
-            found = reason or _measure(trace, node, module)
-            if isinstance(found, Place):
-                places.append(found)
+            reason = reason or _reason_to_skip(trace, node, module, filter_fn, patchify)
+            result = reason or _measure(trace, node, module)
+            if isinstance(result, StridedCall):
+                calls.append(result)
             elif name in included:
-                raise ValueError(f"include: {trace.label(node)} cannot be converted: {found}")
+                raise ValueError(f"include: {trace.label(node)} cannot be converted: {result}")
             else:
-                left_out[name] = found
-        elif isinstance(module, SizedPooling) and _strides_by_itself(module):
+                left_out[name] = result
+        elif isinstance(module, SizedPooling) and _has_fixed_strides(module):
             left_out[name] = "a pooling layer of fixed strides: put a DiffStride in its place"
-    return places, left_out | _never_called(trace)
+    return calls, left_out | _never_called(trace)
 
 
 def stride_of(module: nn.Module, axes: int = 1) -> tuple[int, ...]:
-    """The integer stride of a module per axis; ones if it has none or enlarges its input.
+    """The integer stride of a module per axis; ones if it has none or upsamples.
 
     >>> stride_of(nn.MaxPool2d(2), axes=2), stride_of(nn.ReLU(), axes=2)
     ((2, 2), (1, 1))
     """
     values = _per_axis(module, "stride", axes)
-    enlarges = isinstance(module, ConvTranspose)
-    if enlarges or not values or not all(isinstance(value, int) for value in values):
-        return (1,) * axes
-    return values
+    integers = bool(values) and all(isinstance(value, int) for value in values)
+    return values if integers and not isinstance(module, ConvTranspose) else (1,) * axes
 
 
-def _strides_by_itself(module: nn.Module) -> bool:
-    """Whether a layer of this library, which is not taken apart, has strides that cannot learn."""
+def _has_fixed_strides(module: SizedPooling) -> bool:
+    """Whether a pooling layer of this library has strides that cannot learn."""
     strides = getattr(module, "strides", ())
     return isinstance(strides, tuple) and max(strides, default=1) > 1
 
 
 def _per_axis(module: nn.Module, name: str, axes: int) -> tuple[int, ...]:
     value: Any = getattr(module, name, 1)
-    if value is None:  # poolings stride by their window
+    if value is None:  # pooling layers stride by their window
         value = getattr(module, "kernel_size", None) or 1
     return tuple(value) if isinstance(value, (tuple, list)) else (value,) * axes
 
 
-def _reason(
+def _reason_to_skip(
     trace: Trace, node: fx.Node, module: nn.Module, filter_fn: Filter | None, patchify: bool
 ) -> str | None:
-    """Why a stride is left as it is, if for a reason that can be told without measuring."""
+    """Why a module is left out, as far as known without measuring."""
     value, source = trace.values[node], _source(trace, node)
     maps = isinstance(source, Tensor) and isinstance(value, Tensor)
     if node.kwargs and not node.args:
         return "is given its map by keyword: pass it by position"
     if source is None or not (maps and source.dim() == value.dim() >= 3):
-        return "does not turn one batch of maps into another"
+        return "does not map one batch of maps to another"
     if isinstance(module, SizedPooling):
         return "is a pooling layer already"
     if isinstance(module, Pooled) or hasattr(module, "pooling"):
@@ -139,7 +142,7 @@ def _reason(
     if filter_fn is not None and not filter_fn(module, str(node.target)):
         return "left out by filter_fn"
     if isinstance(module, ConvTranspose) and max(module.stride) > 1:
-        return "enlarges its input"
+        return "upsamples its input"
     sizes = source.shape[2:]
     kernels, strides = _per_axis(module, "kernel_size", len(sizes)), stride_of(module, len(sizes))
     if not len(kernels) == len(strides) == len(sizes):
@@ -154,9 +157,9 @@ def _reason(
 
 
 def _takes_whole_maps(trace: Trace, node: fx.Node, kernels: Sequence[int]) -> bool:
-    """Whether a window covers the map, wherever its module is called.
+    """Whether the window covers the whole map in every call of a module.
 
-    One pooling may serve all levels of a network, down to a map of its own size.
+    One pooling module may be called on several maps, the last as small as its window.
     """
     calls = [call for call in trace.graph.nodes if trace.module(call) is trace.module(node)]
     sources = [source for call in calls if (source := _source(trace, call)) is not None]
@@ -167,7 +170,9 @@ def _takes_whole_maps(trace: Trace, node: fx.Node, kernels: Sequence[int]) -> bo
 def _strided_function(trace: Trace, node: fx.Node) -> str | None:
     name = getattr(node.target, "__name__", "")
     if name == "getitem" and _skips_samples(trace, node):
-        return "a slice, whose step stays: call nn.AvgPool2d(1, 2) in its place, say, to convert it"
+        return (
+            "a slice, whose step stays: call nn.AvgPool2d(1, 2) instead, for example, to convert it"
+        )
     if node.op != "call_function" or not ("pool" in name or "conv" in name) or "adaptive" in name:
         return None
     source, value = _source(trace, node), trace.values[node]
@@ -175,24 +180,24 @@ def _strided_function(trace: Trace, node: fx.Node) -> str | None:
         return None
     pairs = zip(source.shape[2:], value.shape[2:], strict=True)
     if any(1 < new <= (old + 1) // 2 for old, new in pairs):
-        return "a function, whose stride stays: call a module in its place to convert it"
+        return "a function, whose stride stays: call a module instead to convert it"
     return None
 
 
 def _skips_samples(trace: Trace, node: fx.Node) -> bool:
-    """Whether an index takes every second sample, say, of a map along each spatial axis."""
+    """Whether an index takes every second sample, or fewer, along each spatial axis of a map."""
     source, value, index = _source(trace, node), trace.values[node], node.args[1]
     parts = index if isinstance(index, tuple) else (index,)
     if source is None or not any(isinstance(p, slice) and p.step not in (None, 1) for p in parts):
         return False
     if not isinstance(value, Tensor) or not value.dim() == source.dim() > 3:
-        return False  # of three axes, the last may be channels
+        return False  # with fewer axes, the last may be channels
     pairs = zip(source.shape[2:], value.shape[2:], strict=True)
     return all(new <= (old + 1) // 2 for old, new in pairs)
 
 
 def _source(trace: Trace, node: fx.Node) -> Tensor | None:
-    """The tensor that a call takes first."""
+    """The first argument of a call, if it is a tensor."""
     first = node.args[0] if node.args else None
     value = trace.values[first] if isinstance(first, fx.Node) else None
     return value if isinstance(value, Tensor) else None
@@ -208,7 +213,7 @@ def _never_called(trace: Trace) -> dict[str, str]:
 
 
 @torch.no_grad()
-def _measure(trace: Trace, node: fx.Node, module: nn.Module) -> Place | str:
+def _measure(trace: Trace, node: fx.Node, module: nn.Module) -> StridedCall | str:
     """Compare a module's strided output with its output at stride 1, on noise."""
     source = _source(trace, node)
     assert source is not None
@@ -219,22 +224,22 @@ def _measure(trace: Trace, node: fx.Node, module: nn.Module) -> Place | str:
     args, kwargs = fx.map_arg((node.args[1:], node.kwargs), lambda n: trace.values[n])
     if any(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
         return "takes more than one tensor"
-    with unchanged(module), torch.random.fork_rng(devices=[]):
+    with restoring(module), torch.random.fork_rng(devices=[]):
         strided = full = module.forward(noise, *args, **kwargs)
-        # Nothing to compare without a stride, where dropout would not return the same twice.
+        # Without a stride, nothing to compare; dropout would not return the same twice.
         if hasattr(module, "stride"):
             full = _at_stride_1(module, noise, args, kwargs)
-    drop = _first_sample(strided, full, strides)
-    if drop is None:
-        return "what it returns is not what it returns at stride 1, sampled"
-    return Place(
+    crop = _first_sample(strided, full, strides)
+    if crop is None:
+        return "its output is not its output at stride 1, sampled"
+    return StridedCall(
         node,
         str(node.target),
         module,
         strides,
-        size=tuple(source.shape[2:]),
-        full_size=tuple(size - d for size, d in zip(full.shape[2:], drop, strict=True)),
-        drop=drop,
+        input_size=tuple(source.shape[2:]),
+        full_size=tuple(size - c for size, c in zip(full.shape[2:], crop, strict=True)),
+        crop=crop,
         strided_size=tuple(strided.shape[2:]),
     )
 
@@ -245,14 +250,14 @@ def _at_stride_1(module: nn.Module, x: Tensor, args: Any, kwargs: Any) -> Tensor
     try:
         return module.forward(x, *args, **kwargs)
     finally:
-        vars(module).clear()  # the stride may have been an attribute of the class
+        vars(module).clear()  # removes a stride that only the class had
         vars(module).update(attributes)
 
 
 def _first_sample(strided: Tensor, full: Tensor, strides: Sequence[int]) -> tuple[int, ...] | None:
-    """Where in the map at stride 1 the samples of the strided one begin; None if they do not.
+    """The index of the first strided sample in the output at stride 1; None if samples differ.
 
-    ``ceil_mode`` may add samples at the end that have no counterpart: the others are compared.
+    Extra samples at the end, due to ``ceil_mode``, are not compared.
     """
     tolerance = 1e-4 if strided.dtype in (torch.float32, torch.float64) else 2e-2
     largest = strided.abs().max().item()  # weights may be tiny
@@ -266,13 +271,13 @@ def _first_sample(strided: Tensor, full: Tensor, strides: Sequence[int]) -> tupl
     return None
 
 
-def common_size(places: Sequence[Place], axis: int) -> int:
-    """The size that maps of places which share a layer are given before it pools them.
+def common_size(calls: Sequence[StridedCall], axis: int) -> int:
+    """The size to which the outputs of calls that share a layer are cropped or padded before it.
 
-    It has to lead to the size that the strided modules return. Among those that do, one that is
-    there anyway and nearest to stride times that size keeps the samples where they were.
+    It must give the strided size after pooling. Of the input and output sizes that do, the one
+    closest to stride times that size keeps samples in their places best.
     """
-    stride, wanted = places[0].strides[axis], places[0].strided_size[axis]
-    sizes = [size[axis] for place in places for size in (place.size, place.full_size)]
+    stride, wanted = calls[0].strides[axis], calls[0].strided_size[axis]
+    sizes = [size[axis] for call in calls for size in (call.input_size, call.full_size)]
     fitting = [size for size in sizes if ceil(size / stride) == wanted]
     return min(fitting, key=lambda n: abs(n - stride * wanted), default=(wanted - 1) * stride + 1)

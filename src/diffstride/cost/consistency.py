@@ -12,17 +12,17 @@ from typing import Any
 from torch import Tensor
 
 from diffstride._arguments import clamp_strides
-from diffstride.graph.stride_groups import Resolutions
+from diffstride.graph.stride_groups import StrideGroups
 
 FACTORS = 1.3, 1 / 1.3  # an ``if`` may branch on larger or on smaller maps
 TOLERANCE = 0.02
 
 
-def numbers_read(found: Resolutions) -> list[str]:
+def numbers_read(found: StrideGroups) -> list[str]:
     """The modules whose ``forward`` turned a size that depends on strides into a number."""
     owners = {
         owner: None
-        for node, owner in found.trace.numbers.items()
+        for node, owner in found.trace.constants.items()
         if node in found.values and _moves(found.trace.values[node], found.values[node])
     }
     return [repr(owner) if owner else "the model itself" for owner in owners]

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from diffstride._torch_compat import uncompiled
 from diffstride.cost.consistency import FACTORS, TOLERANCE, numbers_read, scaled_strides
 from diffstride.cost.pooling_cost import PooledMaps
+from diffstride.graph.dims import proportional
 from diffstride.graph.leaf_modules import as_leaves
-from diffstride.graph.map_sizes import Number, Size, Sizes, moving_dims, number
-from diffstride.graph.minimum_sizes import Remains
-from diffstride.graph.stride_groups import Resolutions, proportional, resolve
+from diffstride.graph.map_sizes import MapSizes, Number, SizeExpression, moving_dims, number
+from diffstride.graph.minimum_sizes import MinimumSizes
+from diffstride.graph.stride_groups import StrideGroups, find_stride_groups
 from diffstride.graph.tracer import Trace, trace
 from diffstride.pooling.base import SizedPooling
 from diffstride.spectral.axis_plan import CPU, Axis
@@ -71,17 +72,17 @@ class MultiplyAdds:
         if readers := numbers_read(found):
             self._verify(lambda: trace(model, example, leaf_modules), readers)
 
-    def _analyse(self, traced: Trace) -> Resolutions:
+    def _analyse(self, traced: Trace) -> StrideGroups:
         calls = [
             node for node in traced.graph.nodes if isinstance(traced.module(node), SizedPooling)
         ]
-        found = resolve(traced, calls)
+        found = find_stride_groups(traced, calls)
         _check_shared(found)
-        sizes = Sizes(found)
-        self._pooling = [PooledMaps(found, sizes, calls) for calls in found.classes()]
-        self._remains = Remains(found, sizes)
+        sizes = MapSizes(found)
+        self._pooling = [PooledMaps(found, sizes, calls) for calls in found.members()]
+        self._minimum_sizes = MinimumSizes(found, sizes)
         self._terms = _terms(found, sizes)
-        self._totals: dict[tuple[Size, ...], float] = {}
+        self._totals: dict[tuple[SizeExpression, ...], float] = {}
         for (_, factors), count in self._terms.items():
             self._totals[factors] = self._totals.get(factors, 0.0) + count
         return found
@@ -166,7 +167,7 @@ class MultiplyAdds:
     @property
     def may_vanish(self) -> bool:
         """Whether there are strides at which a map is empty."""
-        return bool(self._remains)
+        return bool(self._minimum_sizes)
 
     def by_module(self) -> dict[str, int]:
         """The cost at the present strides, by the name of the module."""
@@ -223,21 +224,23 @@ class MultiplyAdds:
         known: dict[Hashable, Number] = {}
         layers = self._pooling
         pooled = [(layer.name, layer.pool(known, strides.get(layer.name))) for layer in layers]
-        self._remains.check(known)
+        self._minimum_sizes.check(known)
         return known, pooled
 
 
-def _terms(found: Resolutions, sizes: Sizes) -> dict[tuple[str, tuple[Size, ...]], float]:
+def _terms(
+    found: StrideGroups, sizes: MapSizes
+) -> dict[tuple[str, tuple[SizeExpression, ...]], float]:
     """Multiply-adds per sample and unit of size, by module and map sizes."""
     traced, terms = found.trace, {}
     for node, cost in traced.multiply_adds.items():
         total = found.cost(node)
-        if not any((total.size, *total.moved)):
+        if not any((total.size, *total.perturbed)):
             continue
-        dims = proportional(total, moving_dims(node, found), most=4) if total.shift else ()
+        dims = proportional(total, moving_dims(node, found), most=4) if total.growth else ()
         try:
             if dims is None:
-                raise LookupError(f"{total.size:,} grew to {max(total.moved):,}")
+                raise LookupError(f"{total.size:,} grew to {max(total.perturbed):,}")
             factors = tuple(sizes.read(dim) for dim in dims)
         except LookupError as error:
             raise ValueError(
@@ -250,8 +253,8 @@ def _terms(found: Resolutions, sizes: Sizes) -> dict[tuple[str, tuple[Size, ...]
     return terms
 
 
-def _check_shared(found: Resolutions) -> None:
-    for calls in found.classes():
+def _check_shared(found: StrideGroups) -> None:
+    for calls in found.members():
         names = {str(call.target) for call in calls}
         if len(names) > 1:
             raise ValueError(

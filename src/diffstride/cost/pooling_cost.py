@@ -5,9 +5,9 @@ from math import prod
 
 from torch import fx
 
-from diffstride.graph.map_sizes import Number, Sizes, number, straight_through
-from diffstride.graph.minimum_sizes import VanishedError
-from diffstride.graph.stride_groups import Resolutions
+from diffstride.graph.map_sizes import MapSizes, Number, number, straight_through
+from diffstride.graph.minimum_sizes import EmptyMapError
+from diffstride.graph.stride_groups import StrideGroups
 from diffstride.pooling.base import SizedPooling
 from diffstride.spectral.axis_plan import Axis
 
@@ -24,7 +24,7 @@ class PooledMaps:
         ValueError: if a size of the input does not follow from the strides before it.
     """
 
-    def __init__(self, found: Resolutions, sizes: Sizes, calls: list[fx.Node]) -> None:
+    def __init__(self, found: StrideGroups, sizes: MapSizes, calls: list[fx.Node]) -> None:
         self.call, self._batch = calls[0], found.trace.batch
         self.name = str(self.call.target)
         module = found.trace.module(self.call)
@@ -58,12 +58,12 @@ class PooledMaps:
                 for the layer's own.
 
         Raises:
-            VanishedError: if the input is an empty map.
+            EmptyMapError: if the input is an empty map.
         """
         inputs = [size.at(known) for size in self.inputs]
         sizes = [round(number(size)) for size in inputs]
         if min(sizes) < 1:
-            raise VanishedError(f"the map that {self.name!r} pools", min(sizes))
+            raise EmptyMapError(f"the map that {self.name!r} pools", min(sizes))
         values = self._per_axis(strides(sizes) if callable(strides) else strides)
         axes = list(self.module.plan(sizes, [number(value) for value in values]))
         for i, (axis, size, stride) in enumerate(zip(axes, inputs, values, strict=True)):

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import torch
 
 from diffstride.cost.stride_space import BEHIND, Logs, StrideSpace, as_stored, threshold
-from diffstride.graph.minimum_sizes import VanishedError
+from diffstride.graph.minimum_sizes import EmptyMapError
 from diffstride.spectral.axis_plan import CPU
 
-MapSizes = dict[tuple[str, int], int]  # by layer and axis, of a shared stride the first
+OutputSizes = dict[tuple[str, int], int]  # by layer and axis, of a shared stride the first
 
 AXES = 9  # how many axes take part in changes that are made together
 TRIES = 30
@@ -29,7 +29,7 @@ class Choice(NamedTuple):
     """Strides, the map sizes and the MACs they lead to, and their distance from those wanted."""
 
     logs: Logs
-    sizes: MapSizes
+    sizes: OutputSizes
     cost: int
     distance: float
 
@@ -37,7 +37,7 @@ class Choice(NamedTuple):
 class Change(NamedTuple):
     """One map of another size, its effect on the MACs, and how far the strides have to move."""
 
-    sizes: MapSizes
+    sizes: OutputSizes
     effect: float
     distance: float
 
@@ -47,7 +47,7 @@ class SizeSearch:
 
     def __init__(self, space: StrideSpace) -> None:
         self._space = space
-        self._last: tuple[MapSizes, MapSizes] = {}, {}
+        self._last: tuple[OutputSizes, OutputSizes] = {}, {}
 
     def use_up(self, wanted: Logs, least: float, most: float) -> Logs:
         """The strides nearest to ``wanted`` that cost from ``least`` to ``most``.
@@ -119,7 +119,7 @@ class SizeSearch:
             start = max(fitting, key=worth)
         return start
 
-    def _choice(self, wanted: Logs, sizes: MapSizes) -> Choice | None:
+    def _choice(self, wanted: Logs, sizes: OutputSizes) -> Choice | None:
         """The strides nearest to those wanted that lead to these map sizes, where they can.
 
         None if a map would be empty.
@@ -136,7 +136,7 @@ class SizeSearch:
 
         try:
             maps = self._space.cost.maps({name: partial(fit, name) for name in wanted})
-        except VanishedError:
+        except EmptyMapError:
             return None
         reached = {
             (name, i): maps[name][i].output_size
@@ -165,7 +165,7 @@ class SizeSearch:
 
 def combinations(
     options: Sequence[Sequence[Change]], least: float, most: float
-) -> Iterator[MapSizes]:
+) -> Iterator[OutputSizes]:
     """Combinations of one change or none of each option, with effects that add up as wanted.
 
     They are in order of distance.

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from math import exp, inf, log
 
 from diffstride.cost.multiply_adds import MultiplyAdds
-from diffstride.graph.minimum_sizes import VanishedError
+from diffstride.graph.minimum_sizes import EmptyMapError
 from diffstride.pooling.learnable import DiffStride
 
 Logs = dict[str, list[float]]  # logarithms of strides, by layer
@@ -44,7 +44,7 @@ class StrideSpace:
         """The MACs at these strides, or at the `runnable` ones where a map would be empty."""
         try:
             return self._value(logs)
-        except VanishedError:
+        except EmptyMapError:
             return self._value(self.runnable(logs))
 
     def _value(self, logs: Logs) -> int:
@@ -78,7 +78,7 @@ class StrideSpace:
     def _runs(self, logs: Logs) -> bool:
         try:
             self.cost.maps({name: as_stored(values) for name, values in logs.items()})
-        except VanishedError:
+        except EmptyMapError:
             return False
         return True
 

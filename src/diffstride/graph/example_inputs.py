@@ -1,4 +1,4 @@
-"""Examples of what a network takes: whether they are one, and which argument each input is."""
+"""Check the example inputs of a network, and match them to the arguments of its ``forward``."""
 
 import copy
 import inspect
@@ -16,36 +16,36 @@ WRAPPERS = {"DistributedDataParallel", "FullyShardedDataParallel"}
 
 
 class ExampleError(ValueError):
-    """The example is at fault, and no module."""
+    """The example is wrong, not a module."""
 
 
 def as_inputs(example: Any) -> tuple[Any, ...]:
-    """The inputs of a network, of which a single one need not be in a tuple."""
+    """An example as a tuple of inputs; a single input need not be in one."""
     return example if isinstance(example, tuple) else (example,)
 
 
 def check_traceable(model: nn.Module, inputs: tuple) -> None:
-    """Refuse what no network takes, and networks that no tracer can look into."""
+    """Refuse examples without a tensor or sample, and networks that cannot be traced."""
     if not has_tensor(inputs):
         got = inputs[0] if len(inputs) == 1 else inputs
         raise ExampleError(
             f"example must be an input of the network, a tensor or a tuple of several, but got "
-            f"{got!r}: pass torch.rand(1, 3, 224, 224), say"
+            f"{got!r}: pass torch.rand(1, 3, 224, 224), for instance"
         )
-    if not batch_of(inputs):
+    if not batch_size(inputs):
         shapes = [tuple(leaf.shape) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
         raise ExampleError(
             f"the example has no samples, its shape is {shapes[0]}: pass one or more"
         )
     if isinstance(model, torch.jit.ScriptModule) or is_compiled(model):
         raise ValueError(
-            f"this {type(model).__name__} is compiled already and cannot be looked into: pass the "
-            "network itself, and compile what comes out"
+            f"this {type(model).__name__} is compiled already and cannot be traced: pass the "
+            "network itself, and compile the result"
         )
     for name, module in model.named_modules():
         if is_compiled(module):
             raise ValueError(
-                f"{name!r} is compiled already and cannot be looked into: compile it in place, by "
+                f"{name!r} is compiled already and cannot be traced: compile it in place, by "
                 "its method compile(), or torch.compile the whole network afterwards"
             )
     for name, parameter in model.named_parameters():
@@ -53,76 +53,75 @@ def check_traceable(model: nn.Module, inputs: tuple) -> None:
             raise ValueError(f"{name!r} has no shape yet: call the network on an input first")
 
 
-def copied(model: Model) -> Model:
+def deep_copy(model: Model) -> Model:
     """A deep copy of a network.
 
     Raises:
-        ValueError: it cannot be copied.
+        ValueError: if it cannot be copied; says why and what to do.
     """
     try:
         return copy.deepcopy(model)
     except RuntimeError as error:
         raise ValueError(
             f"this {type(model).__name__} cannot be copied ({' '.join(str(error).split())[:80]}…): "
-            "where torch.nn.utils.weight_norm or spectral_norm is used, take that of "
-            "torch.nn.utils.parametrizations, or remove it first; a pruned weight is made a plain "
+            "replace torch.nn.utils.weight_norm or spectral_norm by those of "
+            "torch.nn.utils.parametrizations, or remove them first; make a pruned weight a plain "
             'one by torch.nn.utils.prune.remove(module, "weight")'
         ) from error
 
 
 def check_unwrapped(model: nn.Module) -> None:
-    """Refuse a network inside a wrapper for several processes, which knows its parameters already.
+    """Refuse a network inside a wrapper for distributed training.
 
-    Strides that are put in place afterwards would learn in each process alone.
+    The wrapper has collected the parameters, so strides added later would not be synchronised.
     """
     kinds = {cls.__name__ for cls in type(model).__mro__ if cls.__module__.startswith("torch.")}
     if wrappers := kinds & WRAPPERS:
         raise ValueError(
-            f"this network is inside a {wrappers.pop()}, which would not know of new layers: pass "
-            "model.module, and wrap what comes out"
+            f"this network is inside a {wrappers.pop()}, which would not synchronise new layers: "
+            "pass model.module, and wrap the result"
         )
 
 
-def batch_of(inputs: tuple) -> int:
-    """How many samples the inputs hold: the length of the first that has spatial axes.
+def batch_size(inputs: tuple) -> int:
+    """The number of samples: the length of the first input that has spatial axes.
 
-    Others may come with the maps, a step of time or a vector of classes for all.
+    Other inputs may have no batch axis, such as one time step for all samples.
 
-    >>> batch_of((torch.tensor(0.5), torch.zeros(10), torch.zeros(2, 3, 8, 8)))
+    >>> batch_size((torch.tensor(0.5), torch.zeros(10), torch.zeros(2, 3, 8, 8)))
     2
     """
-    tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
-    first = next((x for x in tensors if x.dim() > 2), None)
-    first = next((x for x in tensors if x.dim()), None) if first is None else first
-    return 1 if first is None else first.shape[0]
+    tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.dim()]
+    maps = [x for x in tensors if x.dim() > 2]
+    return next((x.shape[0] for x in maps + tensors), 1)
 
 
-def like_the_weights(x: Tensor, model: nn.Module) -> Tensor:
-    """A tensor of this shape as the network takes it, with the dtype and device of its weights."""
-    return torch.empty_like(x, **_of_the_weights(x, model))
+def empty_like_weights(x: Tensor, model: nn.Module) -> Tensor:
+    """A tensor with the shape of ``x`` and the dtype and device of the weights."""
+    return torch.empty_like(x, **_weight_options(x, model))
 
 
 def cast_to_weights(example: Any, model: nn.Module) -> tuple[Any, ...]:
-    """The inputs with the dtype and on the device of the weights, if they have one."""
+    """The inputs on the device of the weights, with their dtype; as given if they have several."""
     inputs = as_inputs(example)
     if len(set(_dtypes(model))) != 1:
         return inputs
-    return tree_map_only(Tensor, lambda x: x.to(**_of_the_weights(x, model)), inputs)
+    return tree_map_only(Tensor, lambda x: x.to(**_weight_options(x, model)), inputs)
 
 
-def _of_the_weights(x: Tensor, model: nn.Module) -> dict[str, Any]:
+def _weight_options(x: Tensor, model: nn.Module) -> dict[str, Any]:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     dtype = next(iter(_dtypes(model)), x.dtype) if x.is_floating_point() else x.dtype
     return {"device": device, "dtype": dtype}
 
 
 def _dtypes(model: nn.Module) -> list[torch.dtype]:
-    # Vectors do not count: strides and norms may be in float32 where all else is not.
+    # Vectors do not count: strides and norms may be float32 in a half-precision network.
     return [p.dtype for p in model.parameters() if p.is_floating_point() and p.dim() > 1]
 
 
-def check_batched(module: nn.Module | None, node: fx.Node, args: tuple) -> None:
-    # torch lets a convolution take a single image, whose channels would here pass for a batch.
+def check_batch_axis(module: nn.Module | None, node: fx.Node, args: tuple) -> None:
+    """Refuse single images, which convolutions take but whose channels would pass for a batch."""
     if isinstance(module, Conv) and args and isinstance(args[0], Tensor):
         shape = tuple(args[0].shape)
         if len(shape) == len(module.kernel_size) + 1:
@@ -133,12 +132,12 @@ def check_batched(module: nn.Module | None, node: fx.Node, args: tuple) -> None:
 
 
 def has_tensor(value: Any) -> bool:
-    """Whether a value is a tensor or holds one."""
+    """Whether a value is a tensor or contains one."""
     return any(isinstance(leaf, Tensor) for leaf in tree_leaves(value))
 
 
 def name_inputs(forward: Any, kind: str, inputs: tuple) -> dict[str, Any]:
-    """The inputs by the names of the arguments of ``forward`` that they are.
+    """The inputs, each under the name of its argument of ``forward``.
 
     >>> def forward(self, x, *others, scale=1.0): ...
     >>> name_inputs(forward, "Net", (4, 5, 6))
@@ -160,11 +159,11 @@ def name_inputs(forward: Any, kind: str, inputs: tuple) -> dict[str, Any]:
 
 
 def _count(signature: inspect.Signature) -> str:
-    """How many inputs a method with this signature takes, besides its object."""
+    """How many inputs a method with this signature takes, besides ``self``."""
     kinds = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
-    places = [p for p in signature.parameters.values() if p.kind in kinds][1:]
-    least = sum(place.default is inspect.Parameter.empty for place in places)
-    return _inputs(least) if least == len(places) else f"{least} to {_inputs(len(places))}"
+    parameters = [p for p in signature.parameters.values() if p.kind in kinds][1:]
+    least, most = sum(p.default is inspect.Parameter.empty for p in parameters), len(parameters)
+    return _inputs(least) if least == most else f"{least} to {_inputs(most)}"
 
 
 def _inputs(count: int) -> str:

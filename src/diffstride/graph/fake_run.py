@@ -1,4 +1,4 @@
-"""Running single calls of a network on shapes alone, and what of it must leave no trace."""
+"""Run single calls of a network on fake tensors, and restore the network afterwards."""
 
 import logging
 from collections import deque
@@ -23,13 +23,13 @@ CONTAINERS = list, deque, dict, set, tuple
 
 
 @contextmanager
-def unchanged(model: nn.Module) -> Iterator[None]:
-    """Undo what running parts of a model does to it.
+def restoring(model: nn.Module) -> Iterator[None]:
+    """Restore the buffers and attributes of a model after parts of it have run.
 
-    Its buffers are written to, the statistics of a norm say, and a ``forward`` may store what it
-    meets, which may be a fake tensor or a proxy, as an attribute or in a list or dictionary.
+    A norm updates its statistics. A ``forward`` may store a value, here a fake tensor or a proxy,
+    as an attribute or in a list or dictionary.
     """
-    with ExitStack() as stack:  # whatever one restoration raises, the others are made
+    with ExitStack() as stack:  # if one restoration raises, the others still run
         for buffer in model.buffers():
             if not buffer.is_meta:
                 stack.callback(_restore_buffer, buffer, buffer.clone())
@@ -41,7 +41,7 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 
 
 def _containers(value: Any, seen: set[int]) -> Iterator[Any]:
-    """A container and those in it, however deep, each once."""
+    """A container and all containers nested in it, each once."""
     if not isinstance(value, CONTAINERS) or id(value) in seen:
         return
     seen.add(id(value))
@@ -56,7 +56,7 @@ def _content(container: Any) -> list[Any]:
 
 
 def _restore(container: Any, content: list[Any]) -> None:
-    # What is as it was is not touched: it may be read-only.
+    # A container without changes is not written to: it may be read-only.
     if _identities(_content(container)) != _identities(content):
         container.clear()
         add = container.extend if isinstance(container, list | deque) else container.update
@@ -71,13 +71,13 @@ def _identities(content: list[Any]) -> list[Any]:
 def _restore_buffer(buffer: Tensor, value: Tensor) -> None:
     if buffer.shape != value.shape:
         buffer.data = value
-    elif not torch.equal(buffer, value):  # a norm's kernels do not count the version up
+    elif not torch.equal(buffer, value):  # its version does not show writes of norms
         buffer.copy_(value)
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Have a model in evaluation mode, and each of its modules in its own mode again afterwards."""
+    """Set a model to evaluation mode, and each of its modules back to its own mode afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -89,15 +89,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def shapes_only(model: nn.Module, fake_mode: FakeTensorMode) -> Iterator[FlopCounterMode]:
-    """Run parts of a model on fake tensors, with their cost counted and nothing changed."""
-    # torch logs errors on fake tensors with their traceback; here they are answers, or raised
-    # again in plain words.
+    """Run parts of a model on fake tensors: count their operations, restore the model."""
+    # torch logs each error on fake tensors with its traceback. Here errors are expected, or raised
+    # again with a message of our own.
     logger = logging.getLogger(FAKE_TENSOR_LOGGER)
     disabled, logger.disabled = logger.disabled, True
     counter = FlopCounterMode(display=False)
     try:
-        # Fake tensors do not keep a module from counting its batches in a buffer, say.
-        with unchanged(model), torch.no_grad(), _autocast_uncached(), fake_mode, counter:
+        # Even on fake tensors a module may write to a true buffer, such as a count of batches.
+        with restoring(model), torch.no_grad(), _autocast_uncached(), fake_mode, counter:
             yield counter
     finally:
         logger.disabled = disabled
@@ -105,28 +105,28 @@ def shapes_only(model: nn.Module, fake_mode: FakeTensorMode) -> Iterator[FlopCou
 
 @contextmanager
 def _autocast_uncached() -> Iterator[None]:
-    """Keep `torch.autocast` from remembering the fake casts of weights, for the network to meet."""
+    """Keep fake casts of weights out of the cache of `torch.autocast`, which outlives the run."""
     enabled = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:
         yield
     finally:
         torch.set_autocast_cache_enabled(enabled)
-        torch.clear_autocast_cache()  # a forward pass may have an autocast of its own
+        torch.clear_autocast_cache()  # a forward pass may enter autocast itself
 
 
-def first(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+def first_argument(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """The first argument of a call, by position or by keyword."""
     return (*args, *kwargs.values())[0]
 
 
-def execute(module: nn.Module | None, node: fx.Node, args: Any, kwargs: Any) -> Any:
-    """What a node returns for these arguments; modules are run without their hooks."""
+def run_node(module: nn.Module | None, node: fx.Node, args: Any, kwargs: Any) -> Any:
+    """Run a node on these arguments, a module without its hooks."""
     if isinstance(module, BatchNorm) or node.target is F.batch_norm:
-        # Slower on fake tensors than all the rest, and in training it refuses single values.
-        return torch.empty_like(first(args, kwargs))
+        # On fake tensors it is slower than all else, and in training it refuses single values.
+        return torch.empty_like(first_argument(args, kwargs))
     if isinstance(module, SizedPooling):
-        return _pooled(module, first(args, kwargs))
+        return _pooled(module, first_argument(args, kwargs))
     if module is not None:
         return module.forward(*args, **kwargs)
     if node.op == "call_method":
@@ -135,7 +135,7 @@ def execute(module: nn.Module | None, node: fx.Node, args: Any, kwargs: Any) -> 
 
 
 def _pooled(layer: SizedPooling, x: Tensor) -> Tensor:
-    # Never run the layer itself on fake tensors: it reads its strides and caches its matrices.
+    # The layer cannot run on fake tensors: it reads its strides and caches its matrices.
     with disable_current_modes():
         size = layer.output_size(x.shape[2:])
     return x.new_empty((*x.shape[:2], *size))

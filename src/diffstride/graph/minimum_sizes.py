@@ -1,4 +1,4 @@
-"""Which maps of a network may be left without a sample, or with too few, by large strides."""
+"""Minimum sizes of maps: at which strides a network cannot run, since a map becomes too small."""
 
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping
@@ -8,86 +8,90 @@ from typing import Any
 from torch import fx, nn
 
 from diffstride._torch_compat import CircularPad, Conv, ReflectionPad, conv_padding
-from diffstride.graph.map_sizes import Number, Size, Sizes, number
-from diffstride.graph.stride_groups import Dim, Resolutions
+from diffstride.graph.dims import Dim
+from diffstride.graph.map_sizes import MapSizes, Number, SizeExpression, number
+from diffstride.graph.stride_groups import StrideGroups
 
-MAKE_MAPS = "conv", "pool", "interpolate"  # in the names of functions
-ASKING = nn.AvgPool3d, Conv, ReflectionPad, CircularPad
-SMALLEST = 1 - 1e-6
+MAP_FUNCTIONS = "conv", "pool", "interpolate"  # in the names of functions
+BOUNDED_MODULES = nn.AvgPool3d, Conv, ReflectionPad, CircularPad
+ONE_SAMPLE = 1 - 1e-6
 
 
-class VanishedError(ValueError):
-    """Strides so large that a map is left without a sample."""
+class EmptyMapError(ValueError):
+    """Strides are so large that a map has less than one sample."""
 
-    def __init__(self, where: str, left: float) -> None:
+    def __init__(self, where: str, size: float) -> None:
         super().__init__(
-            f"at these strides {where} would have {floor(left + 1e-6)} samples along an axis, and "
-            "needs one at least: take smaller strides, or set upper_limit_stride"
+            f"at these strides {where} would have {floor(size + 1e-6)} samples along an axis, but "
+            "needs at least one: use smaller strides, or set upper_limit_stride"
         )
 
 
-class Remains:
-    """What has to remain of a network's maps for it to run: one sample of each along every axis.
+class MinimumSizes:
+    """The maps of a network that large strides can make too small, and a check of their sizes.
 
-    Or as many more as a module asks for, see `needed`. What is cut out of a map, or calculated with
-    parts of it, may be empty; what modules and functions of networks return may not.
+    Outputs of modules and of functions that return maps need one sample along every axis. Inputs of
+    some modules need more, see `minimum_size`. Slices of maps, and what is computed from them, may
+    be empty.
     """
 
-    def __init__(self, found: Resolutions, sizes: Sizes) -> None:
+    def __init__(self, groups: StrideGroups, sizes: MapSizes) -> None:
         smallest: dict[tuple[int, ...], tuple[Dim, fx.Node]] = {}
-        for node in filter(_makes_maps, found.trace.graph.nodes):
-            for dim in _needing(found, node):
-                # Of those that differ by a constant, the smallest vanishes first.
-                least, _ = smallest.setdefault(dim.shift, (dim, node))
+        for node in filter(_returns_map, groups.trace.graph.nodes):
+            for dim in _bounded_dims(groups, node):
+                # Of sizes that differ by a constant, the smallest is empty first.
+                least, _ = smallest.setdefault(dim.growth, (dim, node))
                 if dim.size < least.size:
-                    smallest[dim.shift] = dim, node
+                    smallest[dim.growth] = dim, node
         self._sizes = [
-            (size, f"the map behind {found.trace.label(node)}")
+            (size, f"the map behind {groups.trace.label(node)}")
             for dim, node in smallest.values()
             for size in _read(sizes, dim)
-            if _may_vanish(size)
+            if _may_be_empty(size)
         ]
 
     def __bool__(self) -> bool:
         return bool(self._sizes)
 
     def check(self, known: Mapping[Hashable, Number]) -> None:
-        """Refuse sizes of pooled maps at which another one has too few samples.
+        """Check that no map is too small for these sizes of pooled maps.
 
         Raises:
-            VanishedError: it has.
+            EmptyMapError: if one is.
         """
-        for size, where in self._sizes:
-            left = number(size.at(known))
-            if left < SMALLEST:
-                raise VanishedError(where, left)
+        for expression, where in self._sizes:
+            size = number(expression.at(known))
+            if size < ONE_SAMPLE:
+                raise EmptyMapError(where, size)
 
 
-def _makes_maps(node: fx.Node) -> bool:
+def _returns_map(node: fx.Node) -> bool:
     """Whether a node calls a module, or a function that returns no empty map."""
     name = getattr(node.target, "__name__", "")
-    return node.op == "call_module" or any(word in name for word in MAKE_MAPS)
+    return node.op == "call_module" or any(word in name for word in MAP_FUNCTIONS)
 
 
-def _needing(found: Resolutions, node: fx.Node) -> Iterator[Dim]:
-    """The dimensions of which a sample has to remain."""
-    module = found.trace.module(node)
-    dims = [*found.dims(node)]
-    for axis, dim in enumerate(found.input_dims(node) if isinstance(module, ASKING) else ()):
-        more = needed(module, axis) - 1
+def _bounded_dims(groups: StrideGroups, node: fx.Node) -> Iterator[Dim]:
+    """Dimensions that must stay at least 1; input sizes less what the module needs beyond 1."""
+    module = groups.trace.module(node)
+    dims = [*groups.dims(node)]
+    for axis, dim in enumerate(
+        groups.input_dims(node) if isinstance(module, BOUNDED_MODULES) else ()
+    ):
+        more = minimum_size(module, axis) - 1
         if more:
-            dims.append(Dim(dim.size - more, tuple(moved - more for moved in dim.moved)))
-    yield from (dim for dim in dims if dim.shift and dim.size > 0)
+            dims.append(Dim(dim.size - more, tuple(size - more for size in dim.perturbed)))
+    yield from (dim for dim in dims if dim.growth and dim.size > 0)
 
 
-def needed(module: Any, axis: int) -> int:
-    """How many samples a module needs along a spatial axis of its input, if not one.
+def minimum_size(module: Any, axis: int) -> int:
+    """The smallest input size of a module along a spatial axis, as far as its type tells.
 
-    >>> needed(nn.AvgPool3d(3), 0), needed(nn.ReflectionPad1d(2), 0), needed(nn.ReLU(), 0)
-    (3, 3, 1)
+    >>> minimum_size(nn.AvgPool3d(3), 0), minimum_size(nn.ReflectionPad1d(2), 0)
+    (3, 3)
     >>> conv = nn.Conv2d(1, 1, (1, 5), padding=(0, 2), padding_mode="circular")
-    >>> needed(conv, 0), needed(conv, 1)
-    (1, 2)
+    >>> minimum_size(conv, 0), minimum_size(conv, 1), minimum_size(nn.ReLU(), 0)
+    (1, 2, 1)
     """
     if isinstance(module, nn.AvgPool3d):
         kernel = module.kernel_size
@@ -105,14 +109,14 @@ def needed(module: Any, axis: int) -> int:
     return most + 1 if mode == "reflect" else max(1, most)
 
 
-def _read(sizes: Sizes, dim: Dim) -> list[Size]:
+def _read(sizes: MapSizes, dim: Dim) -> list[SizeExpression]:
     try:
         return [sizes.read(dim)]
     except LookupError:
         return []
 
 
-def _may_vanish(size: Size) -> bool:
-    """Whether a size is below one sample where pooling layers return one, which is their least."""
+def _may_be_empty(size: SizeExpression) -> bool:
+    """Whether a size is below 1 where all pooling layers return one sample, their minimum."""
     ones: Mapping[Hashable, Number] = defaultdict(lambda: 1.0)
-    return size.exact is not None or number(size.at(ones)) < SMALLEST
+    return size.exact is not None or number(size.at(ones)) < ONE_SAMPLE

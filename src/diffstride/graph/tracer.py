@@ -1,9 +1,8 @@
-"""A network as a graph of calls whose every value is known: `torch.fx` with sizes.
+"""Trace a network with `torch.fx`, and record the value and cost of every call.
 
-Plain symbolic tracing stops at the first ``if x.shape[-1] % 2``. Here each call is also evaluated
-while it is recorded, on fake tensors that have a shape and no data, so that control flow which
-depends on shapes is followed, and the graph comes out with the value and the cost of each node.
-The graph serves analysis only: nothing is ever run through it.
+Plain symbolic tracing stops at the first ``if x.shape[-1] % 2``. Here each call also runs while it
+is recorded, on fake tensors, which have a shape and no data. So control flow may depend on shapes.
+The graph is for analysis only; it never runs.
 """
 
 import os
@@ -22,16 +21,16 @@ from diffstride._torch_compat import FakeTensorMode, tree_map_only
 from diffstride.graph.example_inputs import (
     ExampleError,
     as_inputs,
-    batch_of,
-    check_batched,
+    batch_size,
+    check_batch_axis,
     check_traceable,
+    empty_like_weights,
     has_tensor,
-    like_the_weights,
     name_inputs,
 )
-from diffstride.graph.fake_run import execute, shapes_only
+from diffstride.graph.fake_run import run_node, shapes_only
 from diffstride.graph.leaf_modules import Leaf, as_leaves, is_among, recorded_leaves
-from diffstride.graph.value_proxies import KnownProxy
+from diffstride.graph.value_proxies import ValueProxy
 from diffstride.pooling.base import SizedPooling
 
 PACKAGE = os.path.dirname(os.path.dirname(__file__))
@@ -41,10 +40,14 @@ PACKAGE = os.path.dirname(os.path.dirname(__file__))
 class Trace:
     """A traced network.
 
-    ``graph`` is in order of execution; ``values`` and ``multiply_adds`` hold what each node
-    returned (fake tensors, numbers) and cost for the whole batch; ``owners`` the name of the
-    module whose ``forward`` made the call. ``numbers`` holds the nodes whose values ``forward``
-    turned into constants, with ``int()`` or an ``if`` say, each with the module that did.
+    Attributes:
+        graph: the calls, in order of execution.
+        batch: number of samples in the example.
+        values: what each node returned: a fake tensor, a number or a container of them.
+        multiply_adds: cost of each node for the whole batch.
+        owners: name of the module whose ``forward`` made the call.
+        constants: nodes whose value ``forward`` made a constant, by ``int()`` or an ``if`` for
+            instance, with the name of the module that did.
     """
 
     model: nn.Module
@@ -54,18 +57,18 @@ class Trace:
     values: dict[fx.Node, Any]
     multiply_adds: dict[fx.Node, int]
     owners: dict[fx.Node, str]
-    numbers: dict[fx.Node, str]
+    constants: dict[fx.Node, str]
     modules: dict[str, nn.Module] = field(init=False)
 
     def __post_init__(self) -> None:
         self.modules = dict(self.model.named_modules())
 
     def module(self, node: fx.Node) -> nn.Module | None:
-        """The module that a node calls, or None where it calls a function."""
+        """The module that a node calls; None if it calls a function."""
         return self.modules[str(node.target)] if node.op == "call_module" else None
 
     def label(self, node: fx.Node) -> str:
-        """What to call a node in a message: the module's name, or the function and its owner."""
+        """The node in an error message: name and class of the module, or function and owner."""
         if node.op == "call_module":
             return f"{node.target} ({type(self.module(node)).__name__})"
         name = getattr(node.target, "__name__", str(node.target))
@@ -73,22 +76,22 @@ class Trace:
 
 
 def trace(model: nn.Module, example: Any, leaf_modules: Iterable[Leaf] = ()) -> Trace:
-    """Record the calls that ``model(example)`` makes, without computing anything.
+    """Record the calls that ``model(example)`` makes, on shapes alone.
 
-    The model runs in its present mode (training or evaluation) and is not changed; its hooks do
-    not run. A module of `torch.nn`, a pooling layer, one with a ``stride`` and no children, and
-    those in ``leaf_modules`` are single nodes; all others are looked into.
+    The model runs in its current mode (training or evaluation), without its hooks, and is restored
+    afterwards. These modules are recorded as one node: those of `torch.nn`, pooling layers, modules
+    with a ``stride`` and no children, and ``leaf_modules``. All others are traced into.
 
     Args:
         model: any network.
-        example: its input, or a tuple of its inputs; only shapes matter, as floating-point tensors
-            are taken to have the dtype of the weights, and all tensors to lie where they do.
-        leaf_modules: names or classes of modules not to look into; if there are none, those that
+        example: its input, or a tuple of its inputs. Only shapes matter: floating-point tensors are
+            taken in the dtype of the weights, all tensors on their device.
+        leaf_modules: names or classes of modules to record as one node; if empty, those that
             `convert` was given.
 
     Raises:
-        ValueError: if the example is none, or the forward pass cannot be followed; names the module
-            that is at fault.
+        ValueError: if the example does not fit, or the forward pass cannot be traced; names the
+            module that caused it.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU())
     >>> traced = trace(net, torch.zeros(1, 3, 8, 8))
@@ -99,27 +102,29 @@ def trace(model: nn.Module, example: Any, leaf_modules: Iterable[Leaf] = ()) -> 
     check_traceable(model, inputs)
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
     with shapes_only(model, fake_mode) as counter:
-        fakes = tree_map_only(Tensor, partial(like_the_weights, model=model), inputs)
+        fakes = tree_map_only(Tensor, partial(empty_like_weights, model=model), inputs)
         tracer = Tracer(model, fakes, leaf_modules, counter)
         try:
             graph = tracer.trace(model)
         except ExampleError:
             raise
         except Exception as error:
-            raise ValueError(tracer.complaint(error)) from error
+            raise ValueError(tracer.describe_error(error)) from error
     return Trace(
         model,
         graph,
         fake_mode,
-        batch_of(inputs),
+        batch_size(inputs),
         tracer.values,
         tracer.multiply_adds,
         tracer.owners,
-        tracer.numbers,
+        tracer.constants,
     )
 
 
 class Tracer(fx.Tracer):
+    """Records the value, cost and owner of each node; control flow may depend on sizes."""
+
     def __init__(
         self,
         model: nn.Module,
@@ -138,14 +143,14 @@ class Tracer(fx.Tracer):
         self.values: dict[fx.Node, Any] = {}
         self.multiply_adds: dict[fx.Node, int] = {}
         self.owners: dict[fx.Node, str] = {}
-        self.numbers: dict[fx.Node, str] = {}
+        self.constants: dict[fx.Node, str] = {}
         self.stack = [""]
         self.evaluating = False
 
     def create_args_for_root(
         self, root_fn: Any, is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
-        # Not left to fx, which makes a proxy of every argument, defaults included.
+        # Unlike in fx, only tensors become proxies: other arguments and defaults stay values.
         kind = type(self.root).__name__
         self.arguments = name_inputs(root_fn, kind, self.inputs)
         proxies = [
@@ -170,9 +175,9 @@ class Tracer(fx.Tracer):
         if self.is_leaf_module(m, name):
             result = self.create_proxy("call_module", name, args, kwargs)
         else:
-            # Not through __call__: the user's hooks should not meet proxies.
+            # Not through __call__: hooks must not receive proxies.
             result = m.forward(*args, **kwargs)
-        self.stack.pop()  # left as it is by an error, to say where it arose
+        self.stack.pop()  # not after an error: `describe_error` needs it
         return result
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
@@ -186,7 +191,7 @@ class Tracer(fx.Tracer):
     def create_arg(self, a: Any) -> Any:
         if not isinstance(a, Tensor):
             return super().create_arg(a)
-        # Not left to fx, which looks through all parameters and stores constants in the model.
+        # Unlike in fx, no search through all parameters, and no constants stored on the model.
         name = self.names.setdefault(id(a), f"constant{len(self.names)}")
         self.tensors[name] = a
         return self.create_node("get_attr", name, (), {})
@@ -210,18 +215,18 @@ class Tracer(fx.Tracer):
         if node.op == "output":
             return args[0]
         module = self.root.get_submodule(str(node.target)) if node.op == "call_module" else None
-        check_batched(module, node, args)
-        return execute(module, node, args, kwargs)
+        check_batch_axis(module, node, args)
+        return run_node(module, node, args, kwargs)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return KnownProxy(node, self)
+        return ValueProxy(node, self)
 
-    def note_number(self, node: fx.Node) -> None:
-        """Take note that Python was told the value of a node."""
-        self.numbers[node] = self.stack[-1]
+    def record_constant(self, node: fx.Node) -> None:
+        """Record that ``forward`` made the value of a node a constant."""
+        self.constants[node] = self.stack[-1]
 
     def to_bool(self, obj: Any) -> bool:
-        self.note_number(obj.node)
+        self.record_constant(obj.node)
         return bool(self.values[obj.node])
 
     def iter(self, obj: Any) -> Iterator:
@@ -230,37 +235,37 @@ class Tracer(fx.Tracer):
     def keys(self, obj: Any) -> Any:
         return self.values[obj.node].keys()
 
-    def complaint(self, error: Exception) -> str:
-        """What to tell the user about an error raised while tracing."""
+    def describe_error(self, error: Exception) -> str:
+        """The message for an error raised while tracing: where, why, and what to do."""
         name = self.stack[-1]
         module = self.root.get_submodule(name)
-        kind, told = type(module).__name__, f"{_where(error)}: {_one_line(error)}"
+        kind, cause = type(module).__name__, f"{_where(error)}: {_one_line(error)}"
         if not name:
             return (
-                f"the forward pass of {kind} cannot be followed{told}; check that the example has "
+                f"the forward pass of {kind} cannot be traced{cause}; check that the example has "
                 "the shape the model expects; if it has, move that operation into a module of its "
                 "own and name it in leaf_modules"
             )
         if is_among(self.leaves, name, module):
             return (
-                f"{name!r} ({kind}) is in leaf_modules, but cannot be run on shapes alone either"
-                f"{told}; if the example is right, what it does depends on the data: give the "
+                f"{name!r} ({kind}) is in leaf_modules, but cannot run on shapes alone"
+                f"{cause}; if the example is right, the module depends on the data: pass the "
                 "network without it"
             )
         if self.is_leaf_module(module, name):
             return (
-                f"{name!r} ({kind}) cannot be run on what it is given{told}; check that the "
-                "example has the shape the model expects"
+                f"{name!r} ({kind}) cannot run on its input{cause}; check that the example has "
+                "the shape the model expects"
             )
         return (
-            f"the forward pass cannot be followed into {name!r} ({kind}){told}; if the example is "
-            f"right, exclude the module with leaf_modules=[{name!r}], its own strides then stay "
+            f"the forward pass cannot be traced into {name!r} ({kind}){cause}; if the example is "
+            f"right, exclude the module with leaf_modules=[{name!r}]: its own strides then stay "
             "as they are"
         )
 
 
 def _where(error: Exception) -> str:
-    """The line of the network at which an error arose."""
+    """The line of the network that raised an error."""
     here = tuple(os.path.join(folder, "") for folder in (PACKAGE, os.path.dirname(torch.__file__)))
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if frame.line and not frame.filename.startswith(here):
@@ -271,6 +276,8 @@ def _where(error: Exception) -> str:
 
 def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())[:300]
-    if made := re.match(r"(zeros|ones|empty|randn?)\(\) (takes 1 pos|received an invalid)", text):
-        text += f" (write the sizes as one tuple, torch.{made[1]}((…)))"
+    if factory := re.match(
+        r"(zeros|ones|empty|randn?)\(\) (takes 1 pos|received an invalid)", text
+    ):
+        text += f" (pass the sizes as one tuple, torch.{factory[1]}((…)))"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

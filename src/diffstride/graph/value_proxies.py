@@ -1,4 +1,4 @@
-"""What a network computes with while it is traced: proxies that know the values they stand for."""
+"""Proxies of `torch.fx` that know the value they stand for."""
 
 import math
 import operator
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from diffstride.graph.tracer import Tracer
 
 
-class Known:
-    """A proxy that knows the value it stands for, and answers where Python insists on one.
+class ValueProxyBase:
+    """Returns the value it stands for where Python needs a plain number, as in ``int(x)``.
 
-    An answer is a plain number, a constant from there on; the tracer takes note of it.
+    That number is a constant in the rest of the graph, so the tracer records it.
     """
 
     node: fx.Node
@@ -24,8 +24,8 @@ class Known:
     def _value(self) -> Any:
         return self.tracer.values[self.node]
 
-    def _number(self) -> Any:
-        self.tracer.note_number(self.node)
+    def _constant(self) -> Any:
+        self.tracer.record_constant(self.node)
         return self._value()
 
     def _call(self, function: Any, *args: Any) -> Any:
@@ -33,24 +33,24 @@ class Known:
 
     def __getattr__(self, name: str) -> Any:
         if name in ("device", "dtype", "ndim"):
-            return getattr(self._value(), name)  # never depends on a stride
+            return getattr(self._value(), name)  # does not depend on strides
         if name.startswith("__"):
-            raise AttributeError(name)  # torch asks whether this is an array of another library
-        return KnownAttribute(self, name)  # type: ignore[arg-type]
+            raise AttributeError(name)  # torch looks for methods of other array libraries
+        return ValueAttribute(self, name)  # type: ignore[arg-type]
 
     def __len__(self) -> int:
-        return len(self._number())
+        return len(self._constant())
 
     def __index__(self) -> int:
-        return operator.index(self._number())
+        return operator.index(self._constant())
 
     def __int__(self) -> int:
-        return int(self._number())
+        return int(self._constant())
 
     def __float__(self) -> float:
-        return float(self._number())
+        return float(self._constant())
 
-    # Unlike int(), these may return what they like: the result goes on following the size.
+    # Python lets these return any object, unlike __int__: the result stays in the graph.
 
     def __round__(self, *digits: int) -> Any:
         return self._call(round, *digits)
@@ -65,9 +65,9 @@ class Known:
         return self._call(math.trunc)
 
 
-class KnownProxy(Known, fx.Proxy):
-    """What a call returned."""
+class ValueProxy(ValueProxyBase, fx.Proxy):
+    """The result of a call."""
 
 
-class KnownAttribute(Known, Attribute):
-    """An attribute of what a call returned; a node of its own only where it is not called."""
+class ValueAttribute(ValueProxyBase, Attribute):
+    """An attribute of a result; it becomes a node only where it is used without being called."""

@@ -1,17 +1,52 @@
-"""Networks in which strides that stay, cuts and joins round: their cost is exact or refused."""
+"""Sizes behind constant strides, slices and concatenations: costs are exact or refused."""
+
+import itertools
 
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import counted
+from networks import Net, counted, strided
 from torch import nn
 
 from diffstride import DiffStride, MultiplyAdds, convert, stride_layers
+from diffstride.graph.map_sizes import MapSizes, SizeExpression
+from diffstride.graph.stride_groups import find_stride_groups
+from diffstride.graph.tracer import trace
+
+
+def test_sizes_are_rounded_down_as_by_integers():
+    for stride, added in itertools.product(range(2, 12), range(-6, 7)):
+        size = SizeExpression(("n",), 1 / stride, added / stride, rounded=True)
+        for n in range(12, 200):
+            assert size.at({"n": n}) == (n + added) // stride
+
+
+@pytest.mark.parametrize("size", [(16, 20), (17, 23)])
+def test_expressions_hold_at_other_sizes(size):
+    """Expressions found at one stride give the sizes at others, behind all kinds of operations."""
+    net = Net(
+        lambda m, x: F.interpolate(m.c(F.max_pool2d(m.b(m.a(x)), 3, 2)), scale_factor=3).flatten(2),
+        a=strided(),
+        b=nn.Conv2d(4, 4, 3),
+        c=nn.Conv2d(4, 4, 3, stride=2, padding=1),
+    )
+    traced = trace(net, torch.zeros(2, 4, *size))
+    nodes = {node.name: node for node in traced.graph.nodes}
+    call = nodes["a"]
+    groups = find_stride_groups(traced, [call])
+    sizes = MapSizes(groups)
+    for height in range(7, 24):
+        maps = F.max_pool2d(net.b(torch.zeros(1, 4, height, 15)), 3, 2)
+        rows = sizes.read(groups.dims(nodes["c"])[2]).at({(call, 0): height, (call, 1): 15})
+        assert rows == net.c(maps).shape[2]
+        tokens = sizes.read(groups.dims(nodes["flatten"])[2])
+        expected = 9 * net.c(maps).shape[2:].numel()
+        assert tokens.at({(call, 0): height, (call, 1): 15}) == expected
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 5])
 @pytest.mark.parametrize("stride", [3, 5])
-def test_strides_that_divide_all_sizes_at_first_round_at_others(stride, kernel):
+def test_constant_strides_that_divide_all_sizes_at_first_round_at_others(stride, kernel):
     for size in range(20, 50):
         net = nn.Sequential(
             DiffStride((1.5,), edge="stopband"), nn.Conv1d(2, 4, kernel, stride=stride)
@@ -23,8 +58,8 @@ def test_strides_that_divide_all_sizes_at_first_round_at_others(stride, kernel):
             assert cost.value() == counted(net, x)
 
 
-def test_sizes_that_happen_to_grow_in_proportion_are_told_apart():
-    """As 25 and 37 do that become 250 and 370, whichever are drawn: all pairs are tried."""
+def test_sizes_that_grow_in_proportion_by_chance_have_own_expressions():
+    """As 25 and 37 would if they became 250 and 370; whichever growths are drawn, a pair does."""
     conv = nn.Conv2d(1, 2, 3, padding=1)
     for height in range(20, 40):
         net = nn.Sequential(DiffStride(1.5, edge="stopband"), conv).eval()
@@ -36,7 +71,7 @@ def test_sizes_that_happen_to_grow_in_proportion_are_told_apart():
 
 
 @pytest.mark.parametrize("size", [(12, 15, 20), (12, 19, 14), (17, 19, 20), (13, 16, 14)])
-def test_axes_of_about_one_size_are_told_apart(size):
+def test_axes_of_about_equal_size_have_own_expressions(size):
     strided = nn.MaxPool3d(2), nn.Conv3d(1, 4, 2, stride=3)
     net = nn.Sequential(DiffStride((1.5,) * 3, edge="stopband"), *strided).eval()
     x = torch.zeros(1, 1, *size)
@@ -46,18 +81,11 @@ def test_axes_of_about_one_size_are_told_apart(size):
         assert cost.value() == counted(net, x)
 
 
-class Net(nn.Module):
-    """A learned pooling, some modules, and a function of them and the input."""
+class PooledNet(Net):
+    """A network with a learned pooling."""
 
     def __init__(self, forward, axes=2, **modules):
-        super().__init__()
-        self.function = forward
-        self.pool = DiffStride((2.0,) * axes, edge="stopband")
-        for name, module in modules.items():
-            self.add_module(name, module)
-
-    def forward(self, x):
-        return self.function(self, x)
+        super().__init__(forward, pool=DiffStride((2.0,) * axes, edge="stopband"), **modules)
 
 
 def conv(ins=2, outs=4, kernel=3, **options):
@@ -65,7 +93,7 @@ def conv(ins=2, outs=4, kernel=3, **options):
 
 
 def halved(m, x):
-    """What comes out at half the resolution, and at a quarter enlarged to twice that."""
+    """A map halved, and a map halved twice and upsampled by 2."""
     skip = F.max_pool2d(m.pool(x), 2)
     return skip, m.up(F.max_pool2d(skip, 2))
 
@@ -110,7 +138,7 @@ def joined(m, x):
 
 
 def two_paths(m, x):
-    """One halves the height as often as the other the width."""
+    """One path halves the height as often as the other halves the width."""
     x = m.pool(x)
     return m.out(F.max_pool2d(F.max_pool2d(x, (2, 1)), 2)).sum() + m.out(F.max_pool2d(x, (1, 4)))
 
@@ -151,10 +179,10 @@ EXACT = {
 
 
 @pytest.mark.parametrize("name", EXACT)
-def test_costs_are_those_counted_whatever_rounds(name):
+def test_costs_equal_those_counted(name):
     forward, size, modules = EXACT[name]
     torch.manual_seed(0)
-    model, x = Net(forward, **modules).eval(), torch.rand(1, 2, *size)
+    model, x = PooledNet(forward, **modules).eval(), torch.rand(1, 2, *size)
     cost = MultiplyAdds(model, x)
     for _ in range(6):
         with torch.no_grad():
@@ -197,13 +225,13 @@ def in_pieces(m, x):
         (in_pieces, (32, 32), {"out": conv()}, "into a number in the model itself"),
     ],
 )
-def test_costs_that_do_not_follow_are_refused(forward, size, modules, message):
+def test_costs_that_do_not_follow_from_strides_are_refused(forward, size, modules, message):
     with pytest.raises(ValueError, match=message):
-        MultiplyAdds(Net(forward, **modules), torch.rand(1, 2, *size))
+        MultiplyAdds(PooledNet(forward, **modules), torch.rand(1, 2, *size))
 
 
-class Beside(nn.Module):
-    """A map halved in two ways, of which one rounds up and the other down."""
+class Halved(nn.Module):
+    """A map halved in two ways; one rounds up, the other down."""
 
     def __init__(self, *before, halve=lambda x: F.max_pool2d(x, 2)):
         super().__init__()
@@ -218,30 +246,30 @@ class Beside(nn.Module):
 
 
 @pytest.mark.parametrize("up", [(), (0,), (1,), (0, 1), (1, 0), (1, 1), (0, 0), (1, 0, 1)])
-def test_no_pattern_of_roundings_hides_that_maps_disagree(up):
+def test_different_rounding_is_found_behind_every_pattern_of_halvings(up):
     before = [conv(2, 2, stride=2, padding=1) if each else nn.MaxPool2d(2) for each in up]
     with pytest.raises(ValueError, match="meets maps in"):
-        convert(Beside(*before), torch.rand(1, 2, 64, 64), filter_fn=lambda _, name: name == "stem")
+        convert(Halved(*before), torch.rand(1, 2, 64, 64), filter_fn=lambda _, name: name == "stem")
 
 
-def test_sizes_that_are_no_odd_numbers_are_tried_too():
-    model = Beside(halve=lambda x: F.avg_pool2d(x, 6, 4, 2))
+def test_different_rounding_of_even_sizes_is_found():
+    model = Halved(halve=lambda x: F.avg_pool2d(x, 6, 4, 2))
     model.conv = nn.MaxPool2d(7, 4, 2)
     with pytest.raises(ValueError, match="meets maps in"):
         convert(model, torch.rand(1, 2, 64, 64), filter_fn=lambda _, name: name == "stem")
 
 
-def test_a_window_that_a_map_only_just_fills_is_a_stride_all_the_same():
-    """Of 2,048 samples a window of 256 leaves the 8 that a linear layer takes, of more, more."""
+def test_a_window_as_large_as_the_map_is_a_stride():
+    """A window of 256 leaves 8 of 2,048 samples, which fit a linear layer, but more of more."""
     head = nn.Sequential(nn.AvgPool1d(256), nn.Flatten(), nn.Linear(16, 3))
     model = nn.Sequential(nn.Conv1d(1, 2, 3, 2, 1), *head)
     with pytest.raises(ValueError, match=r"\(Linear\) accepts maps of one size only"):
         convert(model, torch.rand(1, 1, 4096), filter_fn=lambda _, name: name == "0")
 
 
-def test_maps_that_round_alike_are_taken_and_their_cost_is_that_counted():
+def test_equal_rounding_is_accepted_and_the_cost_equals_that_counted():
     x = torch.rand(1, 2, 64, 60)
-    alike = Beside(halve=lambda x: F.max_pool2d(x, 3, 2, 1)).eval()
+    alike = Halved(halve=lambda x: F.max_pool2d(x, 3, 2, 1)).eval()
     model = convert(alike, x, filter_fn=lambda _, name: name == "stem")
     cost = MultiplyAdds(model, x)
     for stride in (1.0, 1.4, 2.7, 3.1):

@@ -1,4 +1,4 @@
-"""Networks without padding, in which strides can be so large that no sample is left of a map."""
+"""Networks without padding, in which large strides lead to empty maps."""
 
 import copy
 
@@ -9,11 +9,11 @@ from networks import counted
 from torch import nn
 
 from diffstride import CostBudget, DiffStride, MultiplyAdds, convert, stride_layers
-from diffstride.graph.minimum_sizes import VanishedError
+from diffstride.graph.minimum_sizes import EmptyMapError
 
 
 def lenet(size=32):
-    """Its last convolution takes maps of 5 x 5 at the least."""
+    """Its last convolution needs maps of at least 5 x 5."""
     net = nn.Sequential(
         nn.Conv2d(1, 6, 5),
         nn.AvgPool2d(2),
@@ -68,36 +68,36 @@ def test_strides_run_the_network_or_are_refused(name):
         except RuntimeError:
             refused += 1
             for ask in (cost, cost.value, cost.maps, cost.by_module):
-                with pytest.raises(VanishedError, match=r"behind .* would have (0|-\d+) samples"):
+                with pytest.raises(EmptyMapError, match=r"behind .* would have (0|-\d+) samples"):
                     ask()
         else:
             assert cost.value() == counted(net, x) == pytest.approx(cost().item())
     assert 0 < refused < 38
 
 
-def test_maps_that_vanish_before_they_are_pooled_are_named():
+def test_an_empty_map_before_a_pooling_layer_is_named():
     first = DiffStride(2.0, edge="stopband")
     net = nn.Sequential(first, nn.Conv2d(1, 1, 7), DiffStride(1.5), nn.Conv2d(1, 1, 1))
     cost = MultiplyAdds(net, torch.zeros(1, 1, 32, 32))
-    with pytest.raises(VanishedError, match=r"the map that '2' pools would have \S+ samples"):
+    with pytest.raises(EmptyMapError, match=r"the map that '2' pools would have \S+ samples"):
         cost.value({"0": (30.0, 30.0)})
 
 
-def test_padded_networks_lose_no_map():
+def test_padded_networks_have_no_empty_maps():
     net = nn.Sequential(DiffStride(2.0), nn.Conv2d(1, 1, 3, 2, 1), nn.Conv2d(1, 1, 3, padding=1))
     assert not MultiplyAdds(net, torch.zeros(1, 1, 32, 32)).may_vanish
 
 
 @pytest.mark.parametrize("fraction", [1.5, 0.9, 0.8, 0.7, 0.6])
-def test_budgets_are_met_where_a_network_can(fraction):
-    """From 0.8 on strides that are scaled alike would leave nothing to the last convolution."""
+def test_budgets_are_met_at_sizes_that_run(fraction):
+    """At 0.8 and less, equally scaled strides would leave no sample to the last convolution."""
     net, x = lenet()
     budget = CostBudget(net, x, fraction)
     assert 0.96 <= budget.cost.value() / budget.multiply_adds <= 1
     net(x)
 
 
-def test_budgets_are_found_although_the_way_there_leads_past_what_runs():
+def test_budgets_are_met_although_the_search_passes_strides_that_do_not_run():
     for fraction in (1.3, 0.9):
         net, x = sound()
         budget = CostBudget(net, x, fraction)
@@ -105,7 +105,7 @@ def test_budgets_are_found_although_the_way_there_leads_past_what_runs():
         net(x)
 
 
-def test_a_budget_below_all_that_run_is_refused_with_the_least_there_is():
+def test_a_budget_below_the_smallest_cost_is_refused_and_that_cost_named():
     net, x = lenet()
     with pytest.raises(ValueError, match=r"at which no map is empty the network .*") as refusal:
         CostBudget(net, x, 0.4)
@@ -114,7 +114,7 @@ def test_a_budget_below_all_that_run_is_refused_with_the_least_there_is():
     assert 0.99 * least <= budget.cost.value() <= least
 
 
-def test_a_network_runs_wherever_steps_lead():
+def test_a_network_runs_after_any_steps():
     net, x = lenet(40)
     budget = CostBudget(net, x, 0.7)
     generator, costs, smallest = torch.Generator().manual_seed(0), [], []
@@ -126,11 +126,11 @@ def test_a_network_runs_wherever_steps_lead():
         costs.append(budget.cost.value() / budget.multiply_adds)
         smallest.append(min(axis.output_size for axis in budget.cost.maps()["3.pooling"]))
     assert 0.95 <= min(costs) <= max(costs) <= 1
-    assert min(smallest) == 5  # as small as the last convolution takes them
+    assert min(smallest) == 5  # the minimum of the last convolution
 
 
 class Twice(nn.Module):
-    """A layer that is called before and behind another one."""
+    """A layer that is called before and after another one."""
 
     def __init__(self):
         super().__init__()
@@ -142,7 +142,7 @@ class Twice(nn.Module):
         return self.last(self.first(self.second(self.two(self.first(self.one(x))))))
 
 
-def test_a_layer_that_is_called_twice_goes_ahead_from_its_first_call_on():
+def test_a_layer_that_is_called_twice_has_the_order_of_its_first_call():
     net, x = Twice(), torch.zeros(1, 1, 256)
     assert MultiplyAdds(net, x).order == ["first", "second"]
     budget = CostBudget(net, x, 0.3)
@@ -150,7 +150,7 @@ def test_a_layer_that_is_called_twice_goes_ahead_from_its_first_call_on():
     net(x)
 
 
-def test_steps_from_which_no_scaling_leads_back_are_not_taken(monkeypatch):
+def test_steps_after_which_no_budget_can_be_met_are_undone(monkeypatch):
     net, x = lenet()
     budget = CostBudget(net, x, 0.8)
     before = [layer.strides.tolist() for layer in stride_layers(net).values()]
@@ -169,7 +169,7 @@ def test_steps_from_which_no_scaling_leads_back_are_not_taken(monkeypatch):
         budget.project_()
 
 
-def test_maps_of_which_no_other_size_will_do_stay():
+def test_sizes_without_an_alternative_stay():
     layers = [
         DiffStride(strides, smoothness_factor=2.5, **PUBLISHED)
         for strides in ((2, 1.3), (1.5, 1.5))
@@ -190,7 +190,7 @@ def test_maps_of_which_no_other_size_will_do_stay():
 
 
 class Differences(nn.Module):
-    """Parts of maps that may be empty, and pooling where a map is large enough."""
+    """Slices of maps, which may be empty, and pooling if a map is large enough."""
 
     def forward(self, x):
         if x.shape[-1] >= 4:
@@ -198,14 +198,14 @@ class Differences(nn.Module):
         return (x[..., 1:] - x[..., :-1]).sum((2, 3))
 
 
-def test_empty_parts_and_branches_that_keep_a_map_do_no_harm():
+def test_empty_slices_and_skipped_pooling_are_accepted():
     conv = nn.Conv2d(2, 2, 3, padding=1)
     net = nn.Sequential(DiffStride((6.5, 6.5), edge="stopband"), conv, Differences())
     x = torch.zeros(1, 2, 24, 24)
     assert MultiplyAdds(net, x).value() == counted(net.eval(), x)
 
 
-def test_later_strides_make_room_for_earlier_ones():
+def test_later_strides_shrink_so_that_earlier_ones_can_grow():
     net, x = lenet()
     for fraction in (0.8, 0.7, 0.6):
         held = copy.deepcopy(net)

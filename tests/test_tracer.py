@@ -1,0 +1,257 @@
+"""Tracing: control flow on shapes, errors, and networks that are restored afterwards."""
+
+import io
+from collections import defaultdict, deque
+
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import Net, strided
+from torch import nn
+
+from diffstride import CostBudget, DiffStride, MultiplyAdds, convert
+from diffstride.graph.fake_run import restoring
+from diffstride.graph.tracer import trace
+
+
+def test_control_flow_may_depend_on_shapes():
+    def forward(m, x):
+        if x.shape[-1] % 2 == 0 and len(x.shape) == 4:
+            x = F.pad(x, (0, 1))
+        for _ in range(x.size(1) - 2):
+            x = m.a(x)
+        return x
+
+    traced = trace(Net(forward, a=strided(stride=1)), torch.zeros(1, 4, 8, 8))
+    names = [
+        node.name for node in traced.graph.nodes if node.op in ("call_module", "call_function")
+    ]
+    assert names.count("pad") == 1
+    assert [name for name in names if name.startswith("a")] == ["a", "a_1"]
+    assert traced.values[next(reversed(traced.values))].shape == (1, 4, 8, 9)
+
+
+class ManyArguments(nn.Module):
+    """Has arguments besides its map."""
+
+    def __init__(self):
+        super().__init__()
+        self.ways = nn.ModuleDict({"a": strided(), "b": strided()})
+
+    def forward(self, x, mask=None, way="a", *more, scale=None, **options):
+        assert mask is None or mask.dim() == 3
+        for other in more:
+            x = x + other
+        x = self.ways[way](x) if mask is None else self.ways[way](x * mask)
+        return x if scale is None and not options else x * scale
+
+
+def test_arguments_missing_in_the_example_keep_their_defaults():
+    x, mask = torch.zeros(1, 4, 8, 8), torch.zeros(1, 8, 8)
+
+    def inputs_and_modules(*inputs):
+        nodes = trace(ManyArguments(), inputs).graph.nodes
+        return [str(n.target) for n in nodes if n.op in ("placeholder", "call_module")]
+
+    assert inputs_and_modules(x) == ["x", "ways.a"]
+    assert inputs_and_modules(x, mask) == ["x", "mask", "ways.a"]
+    assert inputs_and_modules(x, None, "b") == ["x", "ways.b"]
+    everything = ["x", "mask", "more_0", "more_1", "ways.b"]
+    assert inputs_and_modules(x, mask, "b", x, x) == everything
+
+
+class Pair(nn.Module):
+    def forward(self, x, y, scale=1.0):
+        return x + y * scale
+
+
+@pytest.mark.parametrize(
+    ("count", "message"),
+    [
+        (1, r"holds 1 input, but Pair.forward\(self, x, y, scale=1.0\) takes 2 to 3 inputs"),
+        (4, r"holds 4 inputs, but .* takes 2 to 3 inputs .*: pass a tuple with one for each"),
+    ],
+)
+def test_examples_with_a_wrong_number_of_inputs_are_refused(count, message):
+    with pytest.raises(ValueError, match=message):
+        trace(Pair(), (torch.zeros(1, 4, 8, 8),) * count)
+
+
+def test_tracing_does_not_change_the_model():
+    def forward(m, x):
+        m.norm.num_batches_tracked.add_(1)
+        return m.norm(m.inner(x)) * torch.tensor([0.5]) + m.norm.running_mean[0]
+
+    inner = nn.Sequential(strided(), nn.Dropout())
+    net = Net(forward, norm=nn.BatchNorm2d(4), inner=inner)
+    seen = []
+    inner.register_forward_hook(lambda *args: seen.append(args))
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    attributes, random = set(vars(net)), torch.get_rng_state()
+    trace(net, torch.zeros(1, 4, 2, 2))
+    assert set(vars(net)) == attributes
+    assert seen == []
+    assert torch.equal(random, torch.get_rng_state())
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+class ReadOnly(dict):
+    """A read-only dictionary, as some libraries use for configurations."""
+
+    def clear(self):
+        raise TypeError("read-only")
+
+    update = clear
+
+
+class Storing(nn.Module):
+    """Stores values in its forward pass, for pictures, auxiliary losses or running means."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(3))
+        self.conv, self.seen = nn.Conv2d(3, 4, 3, padding=1), []
+        self.maps, self.levels = defaultdict(list), ([[], deque(maxlen=2)],)
+        self.settings = ReadOnly({"channels": 4})
+
+    def forward(self, x):
+        self.mean = 0.9 * self.mean + 0.1 * x.detach().mean((0, 2, 3))
+        x = self.conv(x - self.mean.view(1, -1, 1, 1))
+        self.feature = x
+        self.maps["conv"].append(x)
+        for kept in (self.seen, *self.levels[0]):
+            kept.append(x.mean())
+        return x
+
+
+@pytest.mark.parametrize("analyse", [convert, MultiplyAdds])
+def test_values_that_forward_stores_are_restored_after_tracing(analyse):
+    pool = nn.MaxPool2d(2) if analyse is convert else DiffStride(2.0)
+    model, x = nn.Sequential(Storing(), pool), torch.rand(2, 3, 8, 8)
+    with torch.no_grad():
+        model(x)
+    mean = model[0].mean.clone()
+    analysed = analyse(model, x)
+    for keeping in (model[0], analysed[0] if analyse is convert else model[0]):
+        assert [type(value) for value in keeping.seen] == [torch.Tensor]
+        assert type(keeping.feature) is torch.Tensor
+        for kept in (keeping.maps["conv"], *keeping.levels[0]):
+            assert [type(value) for value in kept] == [torch.Tensor]
+        assert keeping.levels[0][1].maxlen == 2
+        assert keeping.settings == {"channels": 4}
+        assert torch.equal(keeping.mean, mean)
+    torch.save(model.state_dict(), io.BytesIO())
+    model(x)
+
+
+def test_a_buffer_that_changes_its_size_is_restored():
+    norm = nn.BatchNorm1d(3)
+    before, buffer = norm.running_mean.clone(), norm.running_mean
+    with restoring(norm):
+        buffer.resize_(5).fill_(1.0)
+    assert norm.running_mean is buffer
+    assert torch.equal(buffer, before)
+
+
+def test_a_module_with_a_method_output_size_is_no_pooling_layer():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+
+        def forward(self, x):
+            return self.conv(x)
+
+        def output_size(self, size):
+            return tuple((n + 1) // 2 for n in size)
+
+    model = convert(Block(), torch.zeros(1, 3, 8, 8))
+    assert list(model.conversion.strides) == ["conv"]
+    assert model.conversion.multiply_adds[""] == 8 * 27 * 16
+
+
+def test_tracing_does_not_fill_the_cache_of_autocast():
+    """Fake casts of the weights must not stay in the cache, which the next call reads."""
+
+    def forward(m, x):
+        with m.own:
+            return m.conv(x)
+
+    net, x = nn.Sequential(strided(), Net(forward, conv=strided())), torch.rand(1, 4, 8, 8)
+    net[1].own = torch.autocast("cpu", torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.is_autocast_cache_enabled()
+        trace(net, x)
+        assert torch.is_autocast_cache_enabled()
+        out = net(x)
+    assert type(out) is torch.Tensor
+    assert out.dtype is torch.bfloat16
+
+
+def test_multiply_adds_are_counted_by_node():
+    net = nn.Sequential(nn.Conv2d(4, 8, 3, stride=2, padding=1), nn.Flatten(2), nn.Linear(16, 5))
+    traced = trace(net, torch.zeros(2, 4, 8, 8))
+    counts = {str(node.target): count for node, count in traced.multiply_adds.items() if count}
+    assert counts == {"0": 2 * 16 * 8 * 4 * 9, "2": 2 * 8 * 16 * 5}
+
+
+class DataDependent(nn.Module):
+    def forward(self, x):
+        return x * 2 if x.mean().item() > 0 else x
+
+
+def test_a_module_that_cannot_be_traced_is_named():
+    net = nn.Sequential(strided(), nn.Sequential(DataDependent()))
+    with pytest.raises(ValueError, match=r"into '1\.0' \(DataDependent\).*leaf_modules=\['1\.0'\]"):
+        trace(net, torch.zeros(1, 4, 8, 8))
+    with pytest.raises(ValueError, match="no module named 'nowhere'"):
+        trace(net, torch.zeros(1, 4, 8, 8), leaf_modules=["nowhere"])
+    with pytest.raises(ValueError, match="check that the example has the shape"):
+        trace(strided(), torch.zeros(1, 3, 8, 8))
+
+
+def make(m, x):
+    return torch.zeros(x.shape[0], 1, *x.shape[2:])
+
+
+def insist(m, x):
+    assert isinstance(x, torch.Tensor)
+    return x
+
+
+@pytest.mark.parametrize(("forward", "line"), [(make, "return torch.zeros"), (insist, "assert")])
+def test_the_line_that_cannot_be_traced_is_quoted(forward, line):
+    net, x = Net(forward), torch.zeros(1, 4, 8, 8)
+    with pytest.raises(ValueError, match=rf"at '{line}.* line \d+\).*module of its own.*leaf_modu"):
+        trace(net, x)
+    with pytest.raises(ValueError, match=rf"at '{line}.* line \d+\).*leaf_modules=\['0'\]"):
+        trace(nn.Sequential(net), x)
+
+
+def test_leaf_modules_that_depend_on_data_are_refused():
+    net, x = nn.Sequential(strided(), DataDependent()), torch.zeros(1, 4, 8, 8)
+    for leaf in ("1", DataDependent):
+        with pytest.raises(ValueError, match=r"'1' .* is in leaf_modules, but .* on the data") as e:
+            trace(net, x, leaf_modules=[leaf])
+        assert "leaf_modules=[" not in str(e.value)
+    with pytest.raises(ValueError, match=r"'0' \(Conv2d\) cannot run .* check that the exa") as e:
+        trace(net, torch.zeros(1, 3, 8, 8))
+    assert "leaf_modules" not in str(e.value)
+
+
+def test_leaf_modules_by_name_and_class_are_one_node():
+    net = nn.Sequential(nn.Sequential(strided(), nn.ReLU()), strided())
+    for leaf in ("0", nn.Sequential):
+        nodes = trace(net, torch.zeros(1, 4, 8, 8), leaf_modules=[leaf]).graph.nodes
+        assert [node.target for node in nodes if node.op == "call_module"] == ["0", "1"]
+
+
+def test_leaf_modules_of_a_conversion_are_used_again():
+    x = torch.rand(1, 4, 16, 16)
+    converted = convert(nn.Sequential(strided(), Net(insist)), x, leaf_modules=["1"])
+    assert MultiplyAdds(converted, x).value() == CostBudget(converted, x).cost.value()
+    trace(Net(lambda m, x: m.net(x), net=converted), x)
+    assert convert(converted, x).conversion.leaf_modules == ("1",)
+    with pytest.raises(ValueError, match="cannot be traced into '1'"):
+        MultiplyAdds(converted, x, leaf_modules=["0"])
