@@ -1,9 +1,10 @@
 """Private parts of PyTorch that the library uses, collected here; no other module uses any.
 
-Tried on PyTorch 2.14.1; the oldest release that the package declares is 2.6.
+Tried on PyTorch 2.6.0, the oldest release that the package declares, and on 2.14.1: every name is
+there and does what its line says.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -92,6 +93,6 @@ def uncompiled(model: nn.Module) -> nn.Module:
     return getattr(model, "_orig_mod", model)
 
 
-def conv_padding(conv: Conv) -> list[int]:
+def conv_padding(conv: Conv) -> Sequence[int]:
     """The padding of a convolution as `torch.nn.functional.pad` takes it: last axis first."""
     return conv._reversed_padding_repeated_twice

@@ -1,7 +1,8 @@
 """Convert a network's strides into learnable ones, report what was done, and freeze the result."""
 
-from diffstride.conversion.converter import Conversion, convert
+from diffstride.conversion.converter import convert
 from diffstride.conversion.freezing import freeze
+from diffstride.conversion.record import Conversion
 from diffstride.conversion.reporting import report
 
 __all__ = ["Conversion", "convert", "freeze", "report"]

@@ -1,60 +1,28 @@
 """Convert the integer strides of a network into learnable ones."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from types import NoneType
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import nn
 
 from diffstride._arguments import check_limits, check_window
-from diffstride._torch_compat import tree_map_only
-from diffstride.conversion.pooled_module import CropPad, Pooled, attach_pooling
+from diffstride.conversion.pooled_groups import PooledGroup, group_calls
+from diffstride.conversion.pooled_module import Pooled, attach_pooling
+from diffstride.conversion.record import Conversion, record_costs
 from diffstride.conversion.strided_modules import (
     Filter,
     StridedCall,
-    common_size,
     find_strided_calls,
     stride_of,
 )
 from diffstride.graph.example_inputs import Model, check_unwrapped, deep_copy
-from diffstride.graph.leaf_modules import Leaf, LeafModulesRecord, as_leaves
-from diffstride.graph.stride_groups import StrideConflictError, StrideGroups, find_stride_groups
-from diffstride.graph.tracer import Trace, trace
+from diffstride.graph.leaf_modules import Leaf, as_leaves
+from diffstride.graph.tracer import trace
 from diffstride.pooling.learnable import DiffStride
 from diffstride.spectral.axis_plan import CPU
 from diffstride.strides import stride_layers
-
-SEVERAL = "is called several times, on maps that cannot share a stride"
-
-
-@dataclass
-class PooledGroup:
-    """Strided calls that share one pooling layer, and the crop_pads of their modules."""
-
-    calls: list[StridedCall]
-    crop_pads: dict[nn.Module, tuple[CropPad, ...]]
-    pooling: nn.Module | None
-
-
-@dataclass
-class Conversion(LeafModulesRecord):
-    """Record of what `convert` did, stored as ``model.conversion`` for `report`.
-
-    Attributes:
-        example: the example on the meta device: shapes without data.
-        leaf_modules: as given.
-        strides: the old stride of each converted module.
-        left_out: the reason for each module that strides and was not converted.
-        multiply_adds: cost of one sample before conversion, in total (``""``) and by module.
-    """
-
-    example: Any
-    leaf_modules: tuple[Leaf, ...] = ()
-    strides: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)
-    multiply_adds: dict[str, int] = field(default_factory=dict)
 
 
 @torch.inference_mode(mode=False)  # inference tensors could not be trained afterwards
@@ -127,13 +95,13 @@ def convert(
     include = (include,) if isinstance(include, str) else include
     include = tuple(name for name in include if not isinstance(modules.get(name), Pooled))
     calls, left_out = find_strided_calls(traced, filter_fn, include, patchify, leaf_modules)
-    groups = _group(traced, calls, left_out, include)
+    groups = group_calls(traced, calls, left_out, include)
     if not (groups or stride_layers(converted)):
         reasons = "".join(f"; {name}: {reason}" for name, reason in left_out.items())
         raise ValueError(f"{type(model).__name__} has no stride to convert{reasons}")
     conversion = getattr(converted, "conversion", None)
     if not isinstance(conversion, Conversion):
-        conversion = _record(traced, example, leaf_modules)
+        conversion = record_costs(traced, example, leaf_modules)
     conversion.left_out = left_out
     conversion.strides |= {call.name: call.strides for group in groups for call in group.calls}
     converted.conversion = conversion  # type: ignore[assignment]
@@ -184,115 +152,7 @@ def _new_pooling(calls: list[StridedCall], **options: Any) -> nn.Module:
         raise ValueError(message) from error
 
 
-def _group(
-    traced: Trace, calls: list[StridedCall], left_out: dict[str, str], include: tuple[str, ...]
-) -> list[PooledGroup]:
-    """Group calls that share a layer; those whose strides conflict are added to ``left_out``."""
-    pooled = set(stride_layers(traced.model).values())
-    while True:
-        by_node = {call.node: call for call in calls}
-        nodes = [n for n in traced.graph.nodes if n in by_node or traced.module(n) in pooled]
-        try:
-            return _pooled_groups(find_stride_groups(traced, nodes), by_node)
-        except StrideConflictError as error:
-            names = {by_node[node].name for node in error.calls if node in by_node}
-            if not names:
-                raise
-            if refused := names.intersection(include):
-                name = refused.pop()
-                raise ValueError(
-                    f"include: {name!r} cannot have a stride of its own: {error}"
-                ) from error
-            left_out.update(dict.fromkeys(sorted(names), str(error)))
-            calls = [call for call in calls if call.name not in names]
-
-
-def _pooled_groups(
-    stride_groups: StrideGroups, by_node: dict[fx.Node, StridedCall]
-) -> list[PooledGroup]:
-    """One group for each stride group, joined where a module is called in several of them."""
-    groups: list[PooledGroup] = []
-    for nodes in stride_groups.members():
-        group = _pooled_group(stride_groups, nodes, by_node)
-        modules = {call.module for call in group.calls}
-        for other in [other for other in groups if modules & other.crop_pads.keys()]:
-            groups.remove(other)
-            group = _join(other, group)
-        groups.append(group)
-    return [group for group in groups if group.calls]
-
-
-def _pooled_group(
-    stride_groups: StrideGroups, nodes: list[fx.Node], by_node: dict[fx.Node, StridedCall]
-) -> PooledGroup:
-    trace = stride_groups.trace
-    calls = [by_node[node] for node in nodes if node in by_node]
-    pooled = [node for node in nodes if node not in by_node]
-    if len({trace.module(node) for node in pooled}) > 1:
-        names = " and ".join(dict.fromkeys(repr(str(node.target)) for node in pooled))
-        raise StrideConflictError(f"the maps of {names} meet, but their strides are not shared")
-    if len({call.strides for call in calls}) > 1:
-        strides = ", ".join(f"{call.strides} in {call.name}" for call in calls)
-        raise StrideConflictError(f"meets maps of another stride: {strides}", nodes)
-    if pooled:
-        size = tuple(dim.size for dim in stride_groups.input_dims(pooled[0]))
-    else:
-        size = tuple(common_size(calls, axis) for axis in range(len(calls[0].strides)))
-    crop_pads = {call.module: call.crop_pad_to(size) for call in calls}
-    if any(call.crop_pad_to(size) != crop_pads[call.module] for call in calls):
-        raise StrideConflictError(SEVERAL, nodes)
-    return PooledGroup(calls, crop_pads, trace.module(pooled[0]) if pooled else None)
-
-
-def _join(one: PooledGroup, two: PooledGroup) -> PooledGroup:
-    calls = one.calls + two.calls
-    same = len({call.strides for call in calls}) == 1 and all(
-        one.crop_pads[module] == two.crop_pads[module]
-        for module in one.crop_pads.keys() & two.crop_pads.keys()
-    )
-    if not same or (one.pooling and two.pooling):
-        raise StrideConflictError(SEVERAL, [call.node for call in calls])
-    return PooledGroup(calls, one.crop_pads | two.crop_pads, one.pooling or two.pooling)
-
-
 def _attach(group: PooledGroup, pooling: nn.Module) -> None:
     first = {call.module: call for call in reversed(group.calls)}
     for module, call in first.items():
         attach_pooling(module, pooling, group.crop_pads[module], pool_first=call.pointwise)
-
-
-def _record(traced: Trace, example: Any, leaf_modules: tuple[Leaf, ...]) -> Conversion:
-    shapes = tree_map_only(Tensor, lambda x: torch.empty_like(x, device="meta"), example)
-    owners = {
-        node: str(node.target) if node.op == "call_module" else traced.owners[node]
-        for node in traced.multiply_adds
-    }
-    parts, costs = _converted_parts(traced.model), {"": 0}
-    for node, cost in traced.multiply_adds.items():
-        if any(f"{owners[node]}.".startswith(f"{prefix}.") for prefix in parts):
-            continue  # its record has the cost before conversion
-        costs[""] += cost
-        if node.op == "call_module":
-            costs[owners[node]] = costs.get(owners[node], 0) + cost
-    conversion = Conversion(shapes, leaf_modules)
-    conversion.multiply_adds = {name: cost // traced.batch for name, cost in costs.items()}
-    for prefix, part in parts.items():
-        for name, cost in part.multiply_adds.items():
-            conversion.multiply_adds[f"{prefix}.{name}" if name else prefix] = cost
-        conversion.multiply_adds[""] += part.multiply_adds[""]
-        conversion.strides |= {f"{prefix}.{name}": old for name, old in part.strides.items()}
-    return conversion
-
-
-def _converted_parts(model: nn.Module) -> dict[str, Conversion]:
-    """The records of the parts of a network that were converted before, by name.
-
-    Only outermost parts: a record includes the parts inside.
-    """
-    parts: dict[str, Conversion] = {}
-    for name, module in model.named_modules():
-        record = vars(module).get("conversion")
-        inside = any(name.startswith(f"{part}.") for part in parts)
-        if isinstance(record, Conversion) and not inside:
-            parts[name] = record
-    return parts

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from diffstride._torch_compat import uncompiled
-from diffstride.conversion.converter import Conversion
+from diffstride.conversion.record import Conversion
 from diffstride.cost.multiply_adds import MultiplyAdds
 from diffstride.strides import stride_layers
 

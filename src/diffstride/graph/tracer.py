@@ -67,6 +67,10 @@ class Trace:
         """The module that a node calls; None if it calls a function."""
         return self.modules[str(node.target)] if node.op == "call_module" else None
 
+    def module_name(self, node: fx.Node) -> str:
+        """The name of the module that a node calls, or of the one that calls the function."""
+        return str(node.target) if node.op == "call_module" else self.owners[node]
+
     def label(self, node: fx.Node) -> str:
         """The node in an error message: name and class of the module, or function and owner."""
         if node.op == "call_module":
