@@ -275,22 +275,3 @@ def test_a_network_without_strides_is_left_alone(pl):
     network[1], network[3] = nn.Identity(), nn.Identity()
     train(pl, network, [logger])
     assert logger.rows == {}
-
-
-@pytest.mark.parametrize(
-    ("strides", "names"),
-    [
-        (2.0, ["/height", "/width"]),
-        ((2.0,), [""]),
-        ((2.0, 3.0, 4.0), ["/depth", "/height", "/width"]),
-    ],
-)
-def test_names_tell_the_axes(strides, names):
-    scalars = stride_scalars(nn.ModuleDict({"pool": DiffStride(strides)}))
-    values = strides if isinstance(strides, tuple) else (strides, strides)
-    assert scalars == {f"stride/pool{name}": v for name, v in zip(names, values, strict=True)}
-
-
-def test_shared_strides_are_told_for_both_axes():
-    scalars = stride_scalars(nn.ModuleDict({"pool": DiffStride(3.0, shared_stride=True)}))
-    assert scalars == {"stride/pool/height": 3.0, "stride/pool/width": 3.0}

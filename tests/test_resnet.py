@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffstride import pooling, reference, resnet
 from diffstride.resnet import ResidualLayer, Resnet, ResnetBlock
-from diffstride.strides import parameter_groups, stride_layers
+from diffstride.strides import stride_layers
 
 POOLINGS = [
     pooling.DiffStride,
@@ -272,56 +272,6 @@ def test_batch_norm_can_be_replaced_from_outside(monkeypatch: pytest.MonkeyPatch
     assert all(norm.momentum == pytest.approx(0.01) for norm in norms)
 
 
-@pytest.mark.parametrize("pooling_cls", [pooling.DiffStride, reference.DiffStride])
-def test_parameter_groups_split_the_whole_model(pooling_cls: type) -> None:
-    network = small(pooling_cls=pooling_cls)
-    groups = parameter_groups(network, network.weight_decay)
-    names = {id(parameter): name for name, parameter in network.named_parameters()}
-    kernels, others, strides = ([names.pop(id(p)) for p in group["params"]] for group in groups)
-    assert names == {}
-    assert all("conv" in name or "shortcut" in name or "dense" in name for name in kernels)
-    assert all("norm" in name or name == "dense.bias" for name in others)
-    assert strides == [f"{name}.strides" for name in stride_layers(network)]
-    assert [group["name"] for group in groups] == ["kernels", "others", "strides"]
-
-
-def test_parameter_groups_decay_kernels_as_the_published_penalty() -> None:
-    network = small(pooling_cls=pooling.DiffStride)
-    set_random_statistics(network)
-    before = copy.deepcopy(network.state_dict())
-    penalised = copy.deepcopy(network)
-    kernels = {name: p for name, p in penalised.named_parameters() if p.ndim > 1}
-    penalty = torch.stack([0.03 * kernel.square().sum() for kernel in kernels.values()]).sum()
-    gradients = torch.autograd.grad(penalty, list(kernels.values()))
-    expected = {
-        name: kernels[name] - 0.1 * gradient
-        for name, gradient in zip(kernels, gradients, strict=True)
-    }
-    for parameter in network.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    torch.optim.SGD(parameter_groups(network, 0.03), lr=0.1).step()
-    for name, parameter in network.named_parameters():
-        torch.testing.assert_close(parameter, expected.get(name, before[name]))
-
-
-def test_strides_learn_at_their_own_rate() -> None:
-    network = small(pooling_cls=pooling.DiffStride)
-    for parameter in network.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    groups = parameter_groups(network, 0.0, stride_learning_rate=0.25)
-    torch.optim.SGD(groups, lr=0.1).step()
-    assert network.get_parameter("blocks.1.0.pooling.strides").tolist() == [1.75, 1.75]
-    assert network.dense.bias.tolist() == pytest.approx([-0.1] * 5)
-
-
-def test_parameter_groups_of_a_model_without_strides_serve_an_optimiser() -> None:
-    network = small()
-    network(torch.randn(2, 3, 8, 8)).sum().backward()
-    before = network.dense.bias.detach().clone()
-    torch.optim.SGD(parameter_groups(network, 5e-4), lr=0.1, momentum=0.9).step()
-    assert not torch.equal(network.dense.bias, before)
-
-
 @pytest.mark.parametrize(
     ("build", "message"),
     [
@@ -335,7 +285,6 @@ def test_parameter_groups_of_a_model_without_strides_serve_an_optimiser() -> Non
         (lambda: Resnet([4, 8], [1, 2], 10, id_only=[0]), "4 channels into 8; set project=True"),
         (lambda: ResnetBlock(4, 4, 1, num_layers=0), "num_layers must be at least 1, but got 0"),
         (lambda: ResidualLayer(4, 4, kernel_size=4), "kernel_size must be odd"),
-        (lambda: parameter_groups(small(), -1.0), "must be a number of at least 0, but got -1.0"),
     ],
 )
 def test_wrong_arguments_are_refused(build: Callable[[], object], message: str) -> None:

@@ -478,7 +478,7 @@ def test_number_of_threads_is_set(tmp_path):
         ),
         ({"bias_learning_rate": -1.0}, "bias_learning_rate must be a number .*got -1.0"),
         ({"weight_averaging": 1.0}, "weight_averaging must be at least 0 and below 1, got 1.0"),
-        ({"weight_decay": -1.0}, "weight_decay must be a number of at least 0, .*got -1.0"),
+        ({"weight_decay": -1.0}, "weight_decay must be a number of at least 0, got -1.0"),
         ({"stride_penalty": -1.0}, "stride_penalty must be a number of at least 0, got -1.0"),
         ({"budget": 0}, "budget must be a number above 0, or 'strided'.*got 0"),
         ({"budget": "all"}, "budget must be a number above 0, or 'strided'.*got 'all'"),

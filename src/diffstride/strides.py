@@ -60,27 +60,26 @@ def parameter_groups(
     stride_learning_rate: float | None = None,
     bias_learning_rate: float | None = None,
 ) -> list[dict[str, Any]]:
-    """Groups for an optimiser: kernels with weight decay; the rest and the strides without.
+    """Parameter groups for an optimiser: weight decay on kernels only, own learning rates.
 
-    The published penalty adds ``weight_decay * |w|^2`` to the loss, whose gradient is
-    ``2 * weight_decay * w``: that is the decay of the group. Kernels are the parameters of two and
-    more dimensions (the published penalty takes the dense layer's bias as well).
+    Kernels are the parameters of two and more dimensions. Biases, the scales of norms and the
+    strides get no weight decay.
 
     Args:
         model: any network, with or without learnable strides.
-        weight_decay: factor of the squared norm in the loss, at least 0.
-        stride_learning_rate: learning rate of the strides; that of the optimiser if None.
-        bias_learning_rate: the same of all other parameters of one dimension, biases and scales.
+        weight_decay: weight decay of the kernels, at least 0, passed to the optimiser as it is.
+        stride_learning_rate: learning rate of the strides; None for that of the optimiser.
+        bias_learning_rate: learning rate of biases and scales; None for that of the optimiser.
 
     Returns:
         Groups named ``"kernels"``, ``"others"``, ``"strides"``, in this order; each may be empty.
 
     Raises:
-        ValueError: if ``weight_decay`` or a learning rate is negative.
+        ValueError: if ``weight_decay`` or a learning rate is not a number of at least 0.
 
-    >>> groups = parameter_groups(nn.Conv2d(3, 8, 3), weight_decay=5e-4)
+    >>> groups = parameter_groups(nn.Conv2d(3, 8, 3), weight_decay=0.05)
     >>> [(group["name"], len(group["params"]), group["weight_decay"]) for group in groups]
-    [('kernels', 1, 0.001), ('others', 1, 0.0), ('strides', 0, 0.0)]
+    [('kernels', 1, 0.05), ('others', 1, 0.0), ('strides', 0, 0.0)]
     """
     rates = {"others": bias_learning_rate, "strides": stride_learning_rate}
     limited = {
@@ -99,7 +98,7 @@ def parameter_groups(
         "strides": [p for p in model.parameters() if id(p) in known],
     }
     groups: list[dict[str, Any]] = [
-        {"name": name, "params": params, "weight_decay": 2 * weight_decay * (name == "kernels")}
+        {"name": name, "params": params, "weight_decay": weight_decay * (name == "kernels")}
         for name, params in members.items()
     ]
     for group in groups:

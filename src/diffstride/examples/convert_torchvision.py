@@ -17,7 +17,7 @@ def main(dataset: str = "digits", network: str = "resnet18", epochs: str = "1") 
     example, moves = test[0][0][:2], []
     model = convert(get_model(network, num_classes=data.num_classes), example)
     budget = CostBudget(model, example)
-    optimizer = torch.optim.SGD(parameter_groups(model, 2.5e-4, 0.002), 0.02, 0.9)
+    optimizer = torch.optim.SGD(parameter_groups(model, 5e-4, 0.002), 0.02, 0.9)
     for images, labels in (batch for _ in range(int(epochs)) for batch in data.train):
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(model(images.expand(-1, 3, -1, -1)), labels).backward()

@@ -76,7 +76,10 @@ def train(
         stride_learning_rate: of the strides, at the peak of the schedule; None for the weights'.
         bias_learning_rate: of biases and of the norms' scales, likewise.
         stride_phase: shares of the steps, from 0 to 1, between which the strides learn.
-        weight_decay: L2 penalty of the kernels; None for the network's own ``weight_decay``, or 0.
+        weight_decay: factor of the squared norm of the kernels in the loss, as published, at least
+            0. The loss gets ``weight_decay * |w|^2``, whose gradient is ``2 * weight_decay * w``:
+            the optimiser's groups get twice this number. None for the network's attribute
+            ``weight_decay``, or 0 where it has none.
         label_smoothing: share of each target that is given to all classes alike, in [0, 1].
         stride_penalty: ``lambda`` of the paper's regulariser, the weight in the loss of
             `diffstride.stride_penalty`; at least 0.
@@ -133,10 +136,11 @@ def train(
     check_strides(network, stride_penalty=stride_penalty, budget=budget)
     allowed = None if budget is None else resolve_budget(budget, network, model, data)
     decay = getattr(network, "weight_decay", 0.0) if weight_decay is None else weight_decay
+    _check_range("weight_decay", decay, 0, math.inf)
 
     def build_optimizer() -> Optimizer:
         rates = stride_learning_rate, bias_learning_rate
-        built = optimizer(parameter_groups(network, decay, *rates))
+        built = optimizer(parameter_groups(network, 2 * decay, *rates))
         for group in built.param_groups:  # schedules and checkpoints take their numbers from there
             group.update({name: as_python(value) for name, value in group.items()})
         return built
