@@ -5,14 +5,11 @@ import os
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
-try:
-    import fcntl
-except ImportError:  # Windows: without locks, one process at a time
-    fcntl = None
+from filelock import FileLock, Timeout
 
 LOCK = ".lock"
 NO_LOCKS = errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK
@@ -76,38 +73,30 @@ def check_writable(folder: Path, name: str) -> None:
 
 @contextmanager
 def locked(folder: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold a folder's lock, which ends with the process at the latest; whether it was free.
+    """Hold a lock on a folder; yields whether this process got it.
 
-    The lock is on a file ``.lock`` in the folder, which stays. On a network file system it holds
-    for all machines where that system passes `flock` on, as NFS does for files, not for folders.
+    The lock is on a file ``.lock`` in the folder, which stays. The operating system releases it
+    when the process ends, also by a kill. On a network file system it holds for all machines where
+    that system supports `flock`. Where it does not, a warning says so and the block runs unlocked.
 
     Args:
         folder: an existing folder that takes files.
-        wait: whether to wait until it is free; otherwise the block runs without the lock.
+        wait: whether to wait until the lock is free; if not, the block runs without it.
     """
-    if fcntl is None:
-        yield True
-        return
-    # To be written, for NFS makes a lock on a byte range of this one, which needs that.
-    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        yield _lock(fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), handle, folder)
-    finally:
-        os.close(handle)
-
-
-def _lock(how: int, handle: int, folder: Path) -> bool:
-    assert fcntl is not None
-    try:
-        fcntl.flock(handle, how)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
-        warnings.warn(
-            f"the file system of {folder} has no locks ({error.strerror}): see to it that no two "
-            "processes work there at a time",
-            stacklevel=4,
-        )
-    return True
+    # No fallback to a file that marks the folder as taken: it would outlive a killed process.
+    lock = FileLock(folder / LOCK, timeout=-1 if wait else 0, fallback_to_soft=False)
+    with ExitStack() as stack:
+        free = True
+        try:
+            stack.enter_context(lock)
+        except Timeout:
+            free = False
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            warnings.warn(
+                f"the file system of {folder} has no locks ({error.strerror}): see to it that no "
+                "two processes work there at a time",
+                stacklevel=3,
+            )
+        yield free
