@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import re
 from functools import partial
 from itertools import pairwise
@@ -21,7 +22,7 @@ from diffstride import DiffStride, reference, stride_layers
 from diffstride.convnet import ConvNet, whiten_
 from diffstride.strides import stride_scalars
 from diffstride.training import hardware
-from diffstride.training.classifier import _correct
+from diffstride.training.classifier import _hits
 from diffstride.training.data import load_datasets
 from diffstride.training.hardware import choose_precision
 from diffstride.training.lightning_compat import SLURMEnvironment, rank_zero_only
@@ -244,6 +245,13 @@ def test_test_loss_is_that_of_the_labels_as_they_are(tmp_path):
         losses = [F.cross_entropy(network(x), y, reduction="none") for x, y in datasets().test]
     (row,) = [row for row in read_log(tmp_path).values() if "test_loss" in row]
     assert row["test_loss"] == pytest.approx(torch.cat(losses).mean().item(), rel=1e-4)
+
+
+def test_test_loss_of_a_training_that_has_diverged_is_nan(tmp_path):
+    diverging = partial(torch.optim.SGD, lr=1e30)
+    model = partial(tiny_network, pooling_cls=None)
+    train_tiny(tmp_path, num_epochs=1, schedule=None, optimizer=diverging, model=model)
+    assert math.isnan(read_log(tmp_path)[STEPS_PER_EPOCH]["test_loss"])
 
 
 def small_network(num_output_classes, in_channels):
@@ -645,7 +653,8 @@ def test_figures_of_the_training_in_the_log_are_means_over_its_batches(tmp_path)
     assert row["train_loss"] == pytest.approx(sum(watch.losses) / STEPS_PER_EPOCH, rel=1e-4)
 
 
-def test_answers_are_counted_against_labels_and_probabilities():
+def test_hits_are_those_of_labels_and_of_probabilities():
     logits = torch.tensor([[0.1, 0.9, 0.0], [0.9, 0.0, 0.1]])
-    assert _correct(logits, torch.tensor([1, 2])) == 1
-    assert _correct(logits, torch.tensor([[0.3, 0.7, 0.0], [0.2, 0.8, 0.0]])) == 1
+    assert _hits(logits, torch.tensor([1, 2])).tolist() == [1.0, 0.0]
+    targets = torch.tensor([[0.3, 0.7, 0.0], [0.2, 0.8, 0.0]])
+    assert _hits(logits, targets).tolist() == [1.0, 0.0]

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torchmetrics import MeanMetric
 
 from diffstride.strides import stride_penalty, stride_scalars
 from diffstride.training.augment import seeded_generator
@@ -52,6 +53,9 @@ class Classifier(pl.LightningModule):
         self.label_smoothing = label_smoothing
         self.stride_penalty = stride_penalty
         self.record = record
+        # "disable": the loss of a training that has diverged is nan, and not left out.
+        self.test_loss = MeanMetric(nan_strategy="disable")
+        self.test_accuracy = MeanMetric(nan_strategy="disable")
 
     def configure_optimizers(self) -> Any:
         # Here and not before: the number of processes, hence of steps, is known only now.
@@ -82,8 +86,7 @@ class Classifier(pl.LightningModule):
         loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
         if self.stride_penalty:
             loss = loss + self.stride_penalty * stride_penalty(self.network)
-        accuracy = _correct(logits, targets) / len(images)
-        step = {"loss": loss.detach(), "accuracy": accuracy}
+        step = {"loss": loss.detach(), "accuracy": _hits(logits, targets).mean()}
         self.log_dict(step, on_step=True, on_epoch=False, prog_bar=True, logger=False)
         epoch = {f"train_{name}": value for name, value in step.items()}
         self.log_dict(
@@ -99,18 +102,12 @@ class Classifier(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         # Every process loads all test images and takes its share: none counts twice, as it would
         # with a distributed sampler, which fills shares up to equal size.
-        world_size, size = self.trainer.world_size, len(batch[0])
-        images, targets = (part[self.global_rank :: world_size] for part in batch)
+        images, targets = (part[self.global_rank :: self.trainer.world_size] for part in batch)
         logits = self._logits(images)
-        loss = F.cross_entropy(logits, targets, reduction="sum")
-        scalars = {"test_loss": loss, "test_accuracy": _correct(logits, targets)}
-        self.log_dict(
-            {name: value * world_size / size for name, value in scalars.items()},
-            prog_bar=True,
-            logger=False,
-            sync_dist=True,
-            batch_size=size,
-        )
+        self.test_loss.update(F.cross_entropy(logits, targets, reduction="none"))
+        self.test_accuracy.update(_hits(logits, targets))
+        self.log("test_loss", self.test_loss, prog_bar=True, logger=False)
+        self.log("test_accuracy", self.test_accuracy, prog_bar=True, logger=False)
 
     def _logits(self, images: Tensor) -> Tensor:
         return self.network(images.contiguous(memory_format=self.layout))
@@ -181,6 +178,7 @@ class Classifier(pl.LightningModule):
             logger.save()
 
 
-def _correct(logits: Tensor, targets: Tensor) -> Tensor:
+def _hits(logits: Tensor, targets: Tensor) -> Tensor:
+    """1 where the largest logit is that of the target, 0 elsewhere: ``(B,)``."""
     labels = targets.argmax(1) if targets.is_floating_point() else targets
-    return (logits.argmax(1) == labels).float().sum()
+    return (logits.argmax(1) == labels).float()
