@@ -172,8 +172,8 @@ class BudgetCallback(pl.Callback):
 
     @property
     def state_key(self) -> str:
-        """Another for each network: there may be several, each with a budget of its own."""
-        return self._generate_state_key(network=self.network)
+        """Key of the state in checkpoints, one for each network."""
+        return type(self).__qualname__ + repr({"network": self.network})
 
     def setup(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str | None = None

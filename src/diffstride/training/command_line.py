@@ -5,21 +5,20 @@ python3 -m diffstride.examples.main --gin_config=cifar10.gin \
 """
 
 import difflib
-import logging
 import os
 import re
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import gin.config
+import gin
 from absl import app, flags
 
 from diffstride.training import gin_registry
+from diffstride.training.gin_compat import search_path
 from diffstride.training.lightning_compat import exceptions
 
 PACKAGED = Path(__file__).parent / "configs"
@@ -66,7 +65,7 @@ def configure(
     if configs_folder and not Path(configs_folder).is_dir():
         raise FileNotFoundError(f"configs_folder is {configs_folder!r}: there is no such folder")
     gin.clear_config()
-    with _search(folders):
+    with search_path(folders):
         gin.parse_config_files_and_bindings(
             [_find_config(name, folders) for name in gin_config],
             gin_bindings,
@@ -76,25 +75,6 @@ def configure(
         if value is not None:
             gin.bind_parameter(f"train.train.{name}", value)
     gin.finalize()
-
-
-@contextmanager
-def _search(folders: Sequence[Path]) -> Iterator[None]:
-    """Have Gin look for included files in these folders, without a word on each that has none."""
-
-    def is_of_interest(record: logging.LogRecord) -> bool:
-        return not str(record.msg).startswith("Path not found")
-
-    prefixes = gin.config._LOCATION_PREFIXES  # which Gin lets nobody take from
-    before = list(prefixes)
-    # Whole paths: of a relative one, Gin takes its folder for a package of Python.
-    prefixes[:] = [str(folder.resolve()) for folder in folders]
-    logging.getLogger().addFilter(is_of_interest)
-    try:
-        yield
-    finally:
-        prefixes[:] = before
-        logging.getLogger().removeFilter(is_of_interest)
 
 
 def _find_config(name: str, folders: Sequence[Path]) -> str:

@@ -18,7 +18,7 @@ from diffstride.training.checkpoints import CHECKPOINTS
 from diffstride.training.classifier import Classifier
 from diffstride.training.data import Datasets, load_datasets
 from diffstride.training.hardware import choose_precision, keep_freed_memory
-from diffstride.training.lightning_compat import is_alone, say, train_alone
+from diffstride.training.lightning_compat import is_single_process, print_once, set_main_process
 from diffstride.training.network import (
     build_network,
     check_strides,
@@ -125,8 +125,8 @@ def train(
     if weight_averaging is not None:
         _check_averaging(weight_averaging, str(precision))
     keep_freed_memory()
-    if is_alone(devices, strategy):
-        train_alone()
+    if is_single_process(devices, strategy):
+        set_main_process()
     if threads is not None:
         _check_range("threads", threads, 1, math.inf, Integral)
         torch.set_num_threads(threads)
@@ -175,7 +175,7 @@ def train(
         checkpoint, record, step = find_checkpoint(workdir / CHECKPOINTS, network, settings)
         save_config(workdir)
         size = f"{count_parameters(network):,} parameters"
-        say(f"{data.name}: {size}, precision {precision}, in {workdir}")
+        print_once(f"{data.name}: {size}, precision {precision}, in {workdir}")
         setup = (data.image_shape, label_smoothing, stride_penalty, channels_last, record)
         module = Classifier(network, build_optimizer(), schedule, *setup)
         trainer = build_trainer(

@@ -12,7 +12,7 @@ from torch import nn
 from diffstride.training.checkpoints import CHECKPOINTS, newest_checkpoint, weights
 from diffstride.training.classifier import Classifier
 from diffstride.training.files import atomic_file, check_writable, locked, writing
-from diffstride.training.lightning_compat import rank_zero_only, say
+from diffstride.training.lightning_compat import print_once, rank_zero_only
 from diffstride.training.network import count_parameters
 from diffstride.training.run_settings import as_python, check_settings
 from diffstride.training.run_summary import (
@@ -41,7 +41,7 @@ def find_finished(
         check_settings(workdir, summary.get("settings"), settings)
         if network is not None:
             network.load_state_dict(weights(workdir / CHECKPOINTS, network))
-        say(f"{workdir} holds this run, finished:\n{format_summary(summary)}", flush=True)
+        print_once(f"{workdir} holds this run, finished:\n{format_summary(summary)}", flush=True)
     return summary
 
 
@@ -68,7 +68,7 @@ def find_checkpoint(
     path, checkpoint = found
     record = checkpoint["run"]
     check_settings(folder.parent, record["settings"], settings)
-    say(f"continuing after epoch {record['epochs']} from {path}")
+    print_once(f"continuing after epoch {record['epochs']} from {path}")
     return path, record, checkpoint["global_step"]
 
 
@@ -133,5 +133,5 @@ def finish(workdir: Path, module: Classifier, facts: dict[str, Any]) -> dict[str
     summary = as_python(summary)
     if module.trainer.is_global_zero:
         save_summary(workdir, summary, module.network, module.image_shape)
-    say(format_summary(summary), flush=True)
+    print_once(format_summary(summary), flush=True)
     return summary

@@ -13,11 +13,12 @@ from diffstride.training.checkpoints import CHECKPOINTS, AtomicCheckpointIO, Che
 from diffstride.training.data import Datasets
 from diffstride.training.lightning_compat import (
     LightningEnvironment,
-    MultiProcessingLauncher,
     SLURMEnvironment,
-    is_alone,
+    forks_processes,
+    is_single_process,
     loggers,
     pl,
+    stop_between_batches,
 )
 from diffstride.training.metrics_log import MetricsFile
 
@@ -37,9 +38,9 @@ def build_trainer(
     Raises:
         ValueError: the strategy forks or spawns its processes, see `check_strategy`.
     """
-    # Alone, a process needs to know nothing of the tasks that a job engine has started beside it.
-    alone = is_alone(options.get("devices"), options.get("strategy"))
-    environment = [LightningEnvironment()] * alone
+    # A single process ignores the other tasks that a job engine has started.
+    single = is_single_process(options.get("devices"), options.get("strategy"))
+    environment = [LightningEnvironment()] * single
     # Epochs that will be run again leave both logs: TensorBoard drops events from purge_step on.
     board = loggers.TensorBoardLogger(
         workdir,
@@ -59,32 +60,13 @@ def build_trainer(
         use_distributed_sampler=False,  # the data sets deal out their own batches
         **options,
     )
-    forks = isinstance(trainer.strategy.launcher, MultiProcessingLauncher)  # "auto" in a notebook
-    check_strategy(options.get("strategy"), forks)
-    _stop_between_batches(trainer)
+    check_strategy(options.get("strategy"), forks_processes(trainer))
+    stop_between_batches(trainer)
     environment = getattr(trainer.strategy, "cluster_environment", None)
     if isinstance(environment, SLURMEnvironment):
         # It would save in the midst of an epoch, and go on from there past all checks of this run.
         environment.auto_requeue = False
     return trainer
-
-
-def _stop_between_batches(trainer: pl.Trainer) -> None:
-    """Have the processes of a run told to end by a note that they look at before each batch.
-
-    Lightning's own handler broadcasts at once, in the midst of what else the processes exchange,
-    which hangs them, see https://github.com/Lightning-AI/pytorch-lightning/issues/20806. The note
-    is broadcast by the training loop.
-    """
-    connector = trainer._signal_connector
-
-    def note(number: int, frame: Any) -> None:
-        launcher = trainer.strategy.launcher
-        if launcher is not None and not connector.received_sigterm:
-            launcher.kill(number)  # pyright: ignore[reportArgumentType]
-        connector.received_sigterm = True
-
-    connector._sigterm_notifier_fn = note  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def check_strategy(strategy: Any, forks: bool = False) -> None:

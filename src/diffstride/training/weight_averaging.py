@@ -1,33 +1,28 @@
-"""A moving average of a network's weights: Lightning's, and what learnable strides need."""
+"""Exponential moving average of a network's weights, for networks with learnable strides."""
 
 from typing import Any
 
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from diffstride.strides import project_strides
-from diffstride.training.lightning_compat import callbacks
+from diffstride.training.lightning_compat import WeightAveraging
 
 
-class MovingAverage(callbacks.WeightAveraging):
-    """The average ``w <- decay w + (1 - decay) w'`` of weights, statistics and strides by steps.
+class MovingAverage(WeightAveraging):
+    """Averages weights, statistics of norms and strides: ``w <- decay w + (1 - decay) w'``.
 
-    The network is tested by the average, and has it when training ends; checkpoints hold it as
-    ``state_dict``.
+    The average is updated after every step. The network is tested with it and has it when training
+    ends; checkpoints hold it as ``state_dict``.
 
-    Arguments:
+    Args:
         decay: from 0 to below 1.
     """
 
     def __init__(self, decay: float) -> None:
         super().__init__(multi_avg_fn=get_ema_multi_avg_fn(decay))
 
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        # The module itself is moved to its device only later.
-        self._device = trainer.strategy.root_device
-        super().setup(trainer, pl_module, stage)
-
-    # Weights are exchanged through `.data`, of which a layer on an accelerator learns nothing: it
-    # would go on with the sizes of the other network's strides. Projecting reads them anew.
+    # Weights are exchanged through `.data`, which a layer on an accelerator does not notice: it
+    # would keep the map sizes of the other network's strides. Projecting reads the strides again.
 
     def on_validation_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         super().on_validation_epoch_start(trainer, pl_module)
@@ -38,6 +33,6 @@ class MovingAverage(callbacks.WeightAveraging):
         project_strides(pl_module)
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        # Not only at the end of training: a run that was killed after its last checkpoint has none.
-        self._copy_average_to_current(pl_module)
+        # A run that was killed after its last checkpoint is resumed without an end of training.
+        self.on_train_end(trainer, pl_module)
         project_strides(pl_module)
