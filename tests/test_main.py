@@ -193,6 +193,10 @@ def test_a_folder_of_configs_may_include_packaged_ones():
         (["--gin_bindings=data.load_datasets.name = 'cifra10'"], "unknown data set 'cifra10'"),
         (["--gin_bindings=resnet.resnet18.strides = [1, 2]"], r"\[1, 2\]"),
         (
+            ["--gin_bindings=resnet.resnet18.strides = '1, 1, two'"],
+            r"as \[1, 1, 2, 2, 2\] or as '1, 1, 2, 2, 2', but got '1, 1, two'",
+        ),
+        (
             ["--gin_bindings=resnet.resnet18.stride = [1, 2]"],
             "unexpected keyword argument 'stride'",
         ),
@@ -275,8 +279,9 @@ def test_pooling_is_chosen_by_name(binding, kinds):
     assert kinds_of_pooling(build_network(binding)) == kinds
 
 
-def test_strides_of_the_readme():
-    network = build_network("resnet.resnet18.strides = [1, 1, 3, 2, 3]")
+@pytest.mark.parametrize("strides", ["[1, 1, 3, 2, 3]", "'1, 1, 3, 2, 3'", "'1,1,3.0,2,3'"])
+def test_strides_of_the_readme(strides):
+    network = build_network(f"resnet.resnet18.strides = {strides}")
     strides = [layer.stride_values() for layer in stride_layers(network).values()]
     assert strides == [(1, 1), (3, 3), (2, 2), (3, 3)]
 

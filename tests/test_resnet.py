@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffstride import pooling, reference, resnet
+from diffstride.convnet import ConvNet
 from diffstride.resnet import ResidualLayer, Resnet, ResnetBlock
 from diffstride.strides import stride_layers
 
@@ -272,10 +273,29 @@ def test_batch_norm_can_be_replaced_from_outside(monkeypatch: pytest.MonkeyPatch
     assert all(norm.momentum == pytest.approx(0.01) for norm in norms)
 
 
+@pytest.mark.parametrize("pooling_cls", [None, pooling.FixedSpectralPooling])
+@pytest.mark.parametrize(
+    ("build", "strides"),
+    [
+        (partial(resnet.resnet18, width=4), [1, 1, 2, 3, 2]),
+        (partial(resnet.resnet56, width=2), [1, 2, 3, 1]),
+        (partial(Resnet, [4, 8]), [2, 3]),
+        (partial(ConvNet, [4, 8]), [3, 2]),
+    ],
+)
+def test_strides_may_be_a_string(build, strides, pooling_cls) -> None:
+    options = {"num_output_classes": 3, "pooling_cls": pooling_cls}
+    text = ", ".join(map(str, strides))
+    assert repr(build(strides=text, **options)) == repr(build(strides=strides, **options))
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
         (lambda: small(strides=[1, 2, 2]), "[4, 4, 8, 16, 32] and [1, 2, 2]"),
+        (lambda: small(strides="1, 2, 2"), "[4, 4, 8, 16, 32] and [1.0, 2.0, 2.0]"),
+        (lambda: small(strides="[1, 1]"), "or as '1, 1, 2, 2, 2', but got '[1, 1]'"),
+        (lambda: small(strides="1, 1, 1.5, 2, 2"), "whole strides, but got (1.5, 1.5)"),
         (lambda: small(strides=[1, 1, 1.5, 2, 2]), "whole strides, but got (1.5, 1.5)"),
         (lambda: small(strides=[1, 1, 0.5, 2, 2]), "at least 1, but got 0.5"),
         (lambda: small(strides=[1, 1, (2, 2, 2), 2, 2]), "one number or (height, width)"),

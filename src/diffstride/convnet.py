@@ -16,6 +16,7 @@ from diffstride.resnet import (
     check_num_layers,
     check_order,
     downsampling,
+    parse_strides,
 )
 
 
@@ -155,7 +156,8 @@ class ConvNet(nn.Module):
 
     Args:
         filters: channels of each block.
-        strides: strides of the same, each one number or (height, width), at least 1.
+        strides: strides of the same, each one number or (height, width), at least 1; or a string
+            of numbers such as ``"2, 2, 2"``.
         num_output_classes: number of outputs.
         num_layers, pooling_cls, order: as for `ConvBlock`.
         weight_decay: for `parameter_groups`; kept as an attribute.
@@ -176,7 +178,7 @@ class ConvNet(nn.Module):
     def __init__(
         self,
         filters: Sequence[int] = (64, 256, 256),
-        strides: Sequence[Stride] = (2, 2, 2),
+        strides: str | Sequence[Stride] = (2, 2, 2),
         num_output_classes: int = 10,
         num_layers: int = 2,
         pooling_cls: PoolingFactory | None = None,
@@ -185,6 +187,7 @@ class ConvNet(nn.Module):
         order: str = "after",
     ) -> None:
         super().__init__()
+        strides = parse_strides(strides)
         check_filters(filters, strides)
         self.weight_decay = weight_decay
         patch = 4 * in_channels

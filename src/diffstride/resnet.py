@@ -84,6 +84,23 @@ def check_num_layers(num_layers: int) -> None:
         raise ValueError(f"num_layers must be at least 1, but got {num_layers}")
 
 
+def parse_strides(strides: str | Sequence[Stride]) -> Sequence[Stride]:
+    """The strides of a network's stages, also from a string, as published Gin files write them.
+
+    >>> parse_strides("1, 1, 2, 1.5")
+    [1.0, 1.0, 2.0, 1.5]
+    """
+    if not isinstance(strides, str):
+        return strides
+    try:
+        return [float(number) for number in strides.split(",")]
+    except ValueError:
+        raise ValueError(
+            "strides must be numbers, as [1, 1, 2, 2, 2] or as '1, 1, 2, 2, 2', "
+            f"but got {strides!r}"
+        ) from None
+
+
 def check_filters(filters: Sequence[int], strides: Sequence[Stride]) -> None:
     """Refuse a network whose stages have not one number of channels and one stride each."""
     if not len(filters) == len(strides) > 0:
@@ -207,7 +224,8 @@ class Resnet(nn.Module):
 
     Args:
         filters: channels of the first convolution, then of each block.
-        strides: strides of the same, each one number or (height, width), at least 1.
+        strides: strides of the same, each one number or (height, width), at least 1; or a string
+            of numbers such as ``"1, 1, 2, 2, 2"``.
         num_output_classes: number of outputs.
         output_activation: None, ``"softmax"`` or a callable on the outputs.
         id_only: indices of the blocks, from 0, that do not project.
@@ -234,7 +252,7 @@ class Resnet(nn.Module):
     def __init__(
         self,
         filters: Sequence[int],
-        strides: Sequence[Stride],
+        strides: str | Sequence[Stride],
         num_output_classes: int,
         output_activation: str | Activation | None = None,
         id_only: Sequence[int] = (),
@@ -247,6 +265,7 @@ class Resnet(nn.Module):
         pool_stem: bool = True,
     ) -> None:
         super().__init__()
+        strides = parse_strides(strides)
         check_filters(filters, strides)
         activation = ACTIVATIONS.get(output_activation, output_activation)
         if not callable(activation):
@@ -282,7 +301,9 @@ class Resnet(nn.Module):
         return self.output_activation(self.dense(features.mean(dim=(-2, -1))))
 
 
-def resnet18(strides: Sequence[Stride] | None = None, width: int = 64, **kwargs: Any) -> Resnet:
+def resnet18(
+    strides: str | Sequence[Stride] | None = None, width: int = 64, **kwargs: Any
+) -> Resnet:
     """ResNet-18 of the published system: 5 strides, by default 1, 1, 2, 2, 2.
 
     Filters are ``width`` times 1, 1, 2, 4, 8, two layers a block; the first block has no
@@ -296,7 +317,9 @@ def resnet18(strides: Sequence[Stride] | None = None, width: int = 64, **kwargs:
     return Resnet(filters, strides, id_only=(0,), num_layers=2, kernel_size=3, **kwargs)
 
 
-def resnet56(strides: Sequence[Stride] | None = None, width: int = 16, **kwargs: Any) -> Resnet:
+def resnet56(
+    strides: str | Sequence[Stride] | None = None, width: int = 16, **kwargs: Any
+) -> Resnet:
     """ResNet-56 of the published system: 4 strides, by default 1, 1, 2, 2.
 
     Filters are ``width`` times 1, 1, 2, 4, nine layers a block. ``kwargs`` go to `Resnet`.
