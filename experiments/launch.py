@@ -12,7 +12,7 @@ from gin.config import ConfigurableReference
 
 from diffstride.training import gin_registry
 from diffstride.training.command_line import configure
-from diffstride.training.run_summary import measure_cost
+from diffstride.training.network_cost import measure_cost
 from experiments.allowed_bindings import check_overrides
 from experiments.file_locations import Places
 from experiments.grid import Plan, Run, grid

@@ -10,7 +10,7 @@ from tiny_runs import EPOCHS, STEPS_PER_EPOCH, At, read_log, tiny_network, train
 from diffstride import DiffStride, stride_layers
 from diffstride.strides import stride_scalars
 from diffstride.training.data import load_datasets
-from diffstride.training.run_summary import measure_cost
+from diffstride.training.network_cost import measure_cost
 
 DECAY = 0.95
 OPTIONS = {"stride_learning_rate": 1.0, "weight_averaging": DECAY}

@@ -430,7 +430,7 @@ def test_a_corrupt_image_is_named(tmp_path, keep):
     root = folder_of_images(tmp_path / "pets")
     damaged = root / "train" / "dog" / "2.png"
     damaged.write_bytes(damaged.read_bytes()[:keep])
-    reason = "" if keep else "none of WEBP, PNG"
+    reason = "" if keep else "not one of the formats WEBP, PNG"
     place = rf"cannot decode row \d+ \('.*dog/2\.png'\) of the train split of 'pets' \({reason}"
     refused(place, "pets", tmp_path, 2)
 
@@ -445,10 +445,14 @@ def test_a_class_that_one_split_lacks_is_named(tmp_path):
     root = folder_of_images(tmp_path / "pets", classes=("cat", "dog", "emu"))
     for path in (root / "test" / "emu").glob("*"):
         path.unlink()
-    refused(r"no images of class 'emu' to test on in the test split", "pets", tmp_path, 2)
+    refused(
+        r"the test split of 'pets' has no images of class 'emu' to test on", "pets", tmp_path, 2
+    )
     write(root / "test" / "emu" / "0.png", pixels(0))
     write(root / "test" / "yak" / "0.png", pixels(1))
-    refused(r"no images of class 'yak' to train on in the train split", "pets", tmp_path, 2)
+    refused(
+        r"the train split of 'pets' has no images of class 'yak' to train on", "pets", tmp_path, 2
+    )
 
 
 def test_a_missing_test_split_suggests_holdout(tmp_path):
@@ -462,7 +466,7 @@ def test_a_missing_train_split_is_named(tmp_path):
     table = datasets.Dataset.from_dict({"label": [0]})
     (tmp_path / "pets").mkdir()
     table.to_parquet(tmp_path / "pets" / "test.parquet")
-    refused(r"no train split in 'pets', only 'test'", "pets", tmp_path)
+    refused(r"'pets' has no train split, only 'test'", "pets", tmp_path)
 
 
 def test_a_missing_folder_says_what_to_put_there(tmp_path):
@@ -473,7 +477,7 @@ def test_an_empty_folder_and_one_class_alone_say_what_is_expected(tmp_path):
     (tmp_path / "empty").mkdir()
     refused(r"cannot read '.*empty' \(.*\): expected train\.parquet", "empty", tmp_path)
     folder_of_images(tmp_path / "single", classes=("cat",))
-    refused(r"no column of labels in 'single'.*two or more classes", "single", tmp_path)
+    refused(r"'single' has no column of labels.*two or more classes", "single", tmp_path)
 
 
 # Parquet and the Hub
@@ -508,7 +512,7 @@ def test_files_that_number_their_classes_differently_are_refused(tmp_path):
     save(tmp_path / "own", table(12), swapped)
     refused(
         r"the classes of column 'label' are 'x', 'y', 'z' in .*train\.parquet, "
-        r"but 'y', 'x', 'z' in .*test\.parquet: write both with the same class names",
+        r"but 'y', 'x', 'z' in .*test\.parquet: write both files with the same class names",
         "own",
         tmp_path,
     )
@@ -530,7 +534,7 @@ def test_settings_tell_what_the_images_are_and_show(tmp_path):
 def test_labels_may_be_words_in_a_column_of_any_name(tmp_path):
     words = {"column": "kind", "feature": datasets.Value("string")}
     save(tmp_path / "own", table(4, list("baba"), **words), table(2, list("ba"), **words))
-    refused(r"no column of labels in 'own', only 'img', 'kind'", "own", tmp_path)
+    refused(r"'own' has no column of labels, only 'img', 'kind'", "own", tmp_path)
     data = load_datasets("own", tmp_path, 2, label_column="kind")
     assert data.class_names == ("a", "b")
     assert data.train.dataset.labels.tolist() == [1, 0, 1, 0]
@@ -608,7 +612,7 @@ def test_an_unknown_name_lists_the_known_ones():
 def test_a_set_without_images_is_refused(monkeypatch):
     words = datasets.DatasetDict(train=datasets.Dataset.from_dict({"text": ["a"], "label": [0]}))
     monkeypatch.setattr(datasets, "load_dataset", lambda path: words)
-    refused(r"no column of images in 'a/b', only 'text', 'label'", "a/b")
+    refused(r"'a/b' has no column of images, only 'text', 'label'", "a/b")
 
 
 # Arguments
@@ -617,18 +621,21 @@ def test_a_set_without_images_is_refused(monkeypatch):
 @pytest.mark.parametrize(
     ("kwargs", "match"),
     [
-        ({"batch_size": 0}, "batch_size is 0: expected 1 or more"),
-        ({"image_size": -8}, "image_size is -8: expected 1 or more"),
-        ({"train_examples": 0}, "train_examples is 0: expected 1 or more"),
-        ({"test_examples": 0}, "test_examples is 0: expected 1 or more"),
-        ({"mixup_alpha": -0.1}, "mixup_alpha is -0.1: expected 0"),
-        ({"mixup_alpha": float("nan")}, "mixup_alpha is nan: expected 0"),
-        ({"holdout": -1}, "holdout is -1: expected 0 to 1436"),
-        ({"holdout": 1437}, "holdout is 1437: expected 0 to 1436"),
-        ({"augment_fn": "rotate"}, "augment_fn is 'rotate': expected None.*'crop_flip'"),
-        ({"batch_size": 1438}, "reads 1438 images a step, 'digits' has 1437 .*smaller batch_size"),
-        ({"batch_size": 720, "mixup_alpha": 0.2}, "reads 1440 images a step"),
-        ({"holdout": 5}, "no images of class .* to test on.*choose another holdout"),
+        ({"batch_size": 0}, "batch_size must be 1 or more, but got 0"),
+        ({"image_size": -8}, "image_size must be 1 or more, but got -8"),
+        ({"train_examples": 0}, "train_examples must be 1 or more, but got 0"),
+        ({"test_examples": 0}, "test_examples must be 1 or more, but got 0"),
+        ({"mixup_alpha": -0.1}, "mixup_alpha must be 0, .* but got -0.1"),
+        ({"mixup_alpha": float("nan")}, "mixup_alpha must be 0, .* but got nan"),
+        ({"holdout": -1}, "holdout must be 0 to 1436, but got -1"),
+        ({"holdout": 1437}, "holdout must be 0 to 1436, but got 1437"),
+        ({"augment_fn": "rotate"}, "augment_fn must be None.*'crop_flip'.*but got 'rotate'"),
+        (
+            {"batch_size": 1438},
+            "needs 1438 images per step, but 'digits' has 1437 .*smaller batch_size",
+        ),
+        ({"batch_size": 720, "mixup_alpha": 0.2}, "needs 1440 images per step"),
+        ({"holdout": 5}, "has no images of class .* to test on: choose another holdout"),
     ],
 )
 def test_arguments_out_of_range_are_refused(kwargs, match):

@@ -37,7 +37,7 @@ def test_two_processes_learn_the_strides_of_one(tmp_path):
 
 def test_a_signal_to_stop_ends_all_processes_between_two_steps(tmp_path):
     stopped = run_script(tmp_path, "--processes", 2, "--terminate", STEPS_PER_EPOCH + 2)
-    assert "stopped; started again, this run continues" in stopped.stdout, stopped.stderr
+    assert "stopped; the same command resumes this run" in stopped.stdout, stopped.stderr
     assert "Traceback" not in stopped.stderr
     assert "epoch   2/3" not in stopped.stdout
     with locked(tmp_path / "checkpoints", wait=False) as free:

@@ -205,19 +205,19 @@ def test_a_folder_of_configs_may_include_packaged_ones():
         (["--gin_bindings=train.accelerator = 'abacus'"], "abacus"),
         (
             ["--gin_bindings=train.num_epochs = 0"],
-            "num_epochs must be a whole number of at least 1, got 0",
+            "num_epochs must be a whole number of at least 1, but got 0",
         ),
         (["--gin_bindings=train.label_smoothing = 'a'"], "label_smoothing must be a number.*'a'"),
-        (["--gin_bindings=train.threads = 0"], "threads must be a whole number .*got 0"),
+        (["--gin_bindings=train.threads = 0"], "threads must be a whole number .*but got 0"),
         (
             ["--gin_bindings=resnet.Resnet.output_activation = 'softmax'"],
-            "leave output_activation of the network None",
+            "applies the softmax, but output_activation is .*: set it to None",
         ),
         (
             ["--gin_bindings=train.num_epochs = %FOO"],
             r"No bindings specified for 'FOO/gin\.macro'",
         ),
-        (["--configs_folder=nowhere"], "configs_folder is 'nowhere': there is no such folder"),
+        (["--configs_folder=nowhere"], "configs_folder='nowhere' does not exist"),
         (["--workdir=tiny.gin"], "cannot write to workdir 'tiny.gin' .Not a directory.: choose"),
         (["--workdir=/dev/null/run"], "cannot write to workdir '/dev/null/run' .Not a dir"),
     ],

@@ -10,7 +10,7 @@ import pytest
 from conftest import PUBLISHED
 
 from diffstride import plots, pooling, resnet
-from diffstride.training.run_summary import measure_cost
+from diffstride.training.network_cost import measure_cost
 from experiments import markdown_tables, pages, pictures, published_results, table
 from experiments.file_locations import Places
 from experiments.pictures import COSTS, STRIDES, draw

@@ -96,7 +96,7 @@ def test_killed_run_loses_its_epoch_and_nothing_else(unbroken, tmp_path, capsys)
     assert "epoch   2/3" not in killed.stdout
     summary = train_tiny(tmp_path)
     printed = capsys.readouterr().out
-    assert "continuing after epoch 1 from" in printed
+    assert "resuming after epoch 1 from" in printed
     assert "epoch   1/3" not in printed
     assert_same_end(summary, unbroken[1])
     assert_same_log(tmp_path, unbroken[0])
@@ -139,7 +139,7 @@ def test_kill_while_a_checkpoint_is_saved(
             train_tiny(tmp_path)
     capsys.readouterr()
     assert_same_end(train_tiny(tmp_path), unbroken[1])
-    assert "continuing after epoch 1 from" in capsys.readouterr().out
+    assert "resuming after epoch 1 from" in capsys.readouterr().out
     assert_same_log(tmp_path, unbroken[0])
 
 
@@ -157,7 +157,7 @@ def test_a_signal_to_stop_says_how_to_continue(unbroken, tmp_path, capsys, numbe
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, handler)
-    assert "stopped; started again, this run continues" in capsys.readouterr().out
+    assert "stopped; the same command resumes this run" in capsys.readouterr().out
     assert_same_end(train_tiny(tmp_path), unbroken[1])
 
 
@@ -265,7 +265,7 @@ def test_falls_back_to_the_checkpoint_before_a_bad_one(
     summary = train_tiny(workdir)
     printed = capsys.readouterr().out
     assert f"{last} {complaint}" in printed
-    assert "continuing after epoch 1 from" in printed
+    assert "resuming after epoch 1 from" in printed
     assert_same_end(summary, unbroken[1])
     assert_same_log(workdir, unbroken[0])
     assert last.with_suffix(".unusable").exists()
@@ -289,7 +289,7 @@ class Keeps(pl.Callback):
 def test_what_could_not_be_read_back_is_told_at_the_first_checkpoint(tmp_path):
     epochs = []
     note = At(STEPS_PER_EPOCH + 1, epochs.append)
-    message = r"ckpt holds what cannot be read back, fractions\.Fraction: .* state_dict hold "
+    message = r"holds objects that cannot be read back, fractions\.Fraction: .* state_dict of callb"
     with pytest.raises(ValueError, match=message):
         train_tiny(tmp_path, callbacks=[note, Keeps(Fraction(1, 2))])
     assert not epochs
@@ -416,19 +416,23 @@ def test_two_starts_in_one_folder_are_kept_apart(unbroken, tmp_path):
 def test_another_number_of_steps_is_refused(interrupted, workdir, monkeypatch):
     """As by other numbers of processes, each with batches of the same size."""
     monkeypatch.setattr(pl.Trainer, "estimated_stepping_batches", 6)
-    with pytest.raises(ValueError, match=r"one of 15 steps .* as one of 6: .* as many devices"):
+    with pytest.raises(
+        ValueError, match=r"started with 15 steps, .* make it 6: .* same number of devices"
+    ):
         train_tiny(workdir)
 
 
 def test_processes_that_get_no_batch_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(pl.Trainer, "estimated_stepping_batches", 0)
-    with pytest.raises(ValueError, match=r"too few for one step of 1 process.*smaller batch_size"):
+    with pytest.raises(
+        ValueError, match=r"too few images for one step of 1 process: use a smaller batch_size"
+    ):
         train_tiny(tmp_path)
 
 
 def test_a_log_that_is_none_is_named(tmp_path):
     (tmp_path / "metrics.csv").write_text("name,value\na,1\n")
-    with pytest.raises(ValueError, match=r"metrics\.csv is no log of a run.*move it away"):
+    with pytest.raises(ValueError, match=r"metrics\.csv is not the log of a run.*move it away"):
         train_tiny(tmp_path)
     assert (tmp_path / "metrics.csv").read_text() == "name,value\na,1\n"
 

@@ -487,7 +487,7 @@ def test_a_file_system_without_locks_is_told_and_works(tmp_path, monkeypatch):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr("fcntl.flock", flock)
-    message = r"has no locks .Function not implemented.: see to it"
+    message = r"has no locks .Function not implemented.: make sure"
     with pytest.warns(UserWarning, match=message), locked(tmp_path, wait=False) as free:
         assert free
 

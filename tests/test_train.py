@@ -26,9 +26,9 @@ from diffstride.training.classifier import _hits
 from diffstride.training.data import load_datasets
 from diffstride.training.hardware import choose_precision
 from diffstride.training.lightning_compat import SLURMEnvironment, rank_zero_only
-from diffstride.training.run_summary import measure_cost
+from diffstride.training.network_cost import measure_cost
 from diffstride.training.schedules import build_schedule, multi_step
-from diffstride.training.trainer import build_trainer, without_advice
+from diffstride.training.trainer import build_trainer, quiet_lightning
 
 STEPS = EPOCHS * STEPS_PER_EPOCH
 
@@ -404,7 +404,7 @@ def test_a_network_has_the_weights_of_its_run_when_that_is_finished_already(tmp_
         torch.testing.assert_close(value, trained[name], rtol=0, atol=0)
     assert summary["strides"]["stem.pooling"] == list(second.stem.pooling.stride_values())
     (tmp_path / "checkpoints" / "last.ckpt").unlink()
-    with pytest.raises(ValueError, match=r"has no checkpoint to give the network its weights"):
+    with pytest.raises(ValueError, match=r"has no checkpoint with the weights of the network"):
         train_tiny(tmp_path, model=tiny_network(10, 1), num_epochs=1)
 
 
@@ -459,46 +459,46 @@ def test_number_of_threads_is_set(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_epochs": 0}, "num_epochs must be a whole number of at least 1, got 0"),
-        ({"num_epochs": 1.0}, "num_epochs must be a whole number of at least 1, got 1.0"),
-        ({"seed": 10**20}, "seed must be a whole number from 0 to 9223372036854775807, got 10"),
-        ({"seed": 0.5}, "seed must be a whole number .*got 0.5"),
-        ({"threads": 1.5}, "threads must be a whole number of at least 1, got 1.5"),
+        ({"num_epochs": 0}, "num_epochs must be a whole number of at least 1, but got 0"),
+        ({"num_epochs": 1.0}, "num_epochs must be a whole number of at least 1, but got 1.0"),
+        ({"seed": 10**20}, "seed must be a whole number from 0 to 9223372036854775807, but got 10"),
+        ({"seed": 0.5}, "seed must be a whole number .*but got 0.5"),
+        ({"threads": 1.5}, "threads must be a whole number of at least 1, but got 1.5"),
         ({"stride_phase": 0.5}, r"stride_phase must be two shares .* got 0.5"),
         ({"stride_phase": ("a", 1)}, "start <= stop <= 1, but got 'a' and 1"),
         ({"stride_learning_rate": "0.1"}, "stride_learning_rate must be a number .* got '0.1'"),
-        ({"weight_averaging": "a"}, "weight_averaging must be at least 0 and below 1, got 'a'"),
+        ({"weight_averaging": "a"}, "weight_averaging must be at least 0 and below 1, but got 'a'"),
         ({"stride_phase": (0.1, 0.2, 0.3)}, r"stride_phase must be two .* got \(0.1, 0.2, 0"),
-        ({"strategy": "ddp_spawn", "devices": 2}, "'ddp_spawn' trains in processes .*use 'ddp'"),
+        ({"strategy": "ddp_spawn", "devices": 2}, "'ddp_spawn' trains in forked .*use 'ddp'"),
         (
             {"optimizer": partial(torch.optim.AdamW, lr=0.1, weight_decay=0.3)},
-            "weight_decay of its own, which would not count.*give the training its weight_decay",
+            "weight_decay of the optimizer would have no effect.*weight_decay of the training",
         ),
-        ({"label_smoothing": 1.5}, "label_smoothing must be a number from 0 to 1, got 1.5"),
+        ({"label_smoothing": 1.5}, "label_smoothing must be a number from 0 to 1, but got 1.5"),
         ({"stride_phase": (0.5, 0.2)}, "start <= stop <= 1, but got 0.5 and 0.2"),
         (
             {"weight_averaging": 0.9, "precision": "bf16-true"},
-            "weight_averaging=0.9 needs weights in float32.*'bf16-true': take 'bf16-mixed'",
+            "weight_averaging=0.9 needs weights in float32.*'bf16-true': use 'bf16-mixed'",
         ),
         (
             {"weight_averaging": 0.9, "precision": "64-true"},
-            "weight_averaging=0.9 needs weights in float32.*'64-true': take '32-true'",
+            "weight_averaging=0.9 needs weights in float32.*'64-true': use '32-true'",
         ),
         ({"bias_learning_rate": -1.0}, "bias_learning_rate must be a number .*got -1.0"),
-        ({"weight_averaging": 1.0}, "weight_averaging must be at least 0 and below 1, got 1.0"),
-        ({"weight_decay": -1.0}, "weight_decay must be a number of at least 0, got -1.0"),
-        ({"stride_penalty": -1.0}, "stride_penalty must be a number of at least 0, got -1.0"),
+        ({"weight_averaging": 1.0}, "weight_averaging must be at least 0 and below 1, but got 1.0"),
+        ({"weight_decay": -1.0}, "weight_decay must be a number of at least 0, but got -1.0"),
+        ({"stride_penalty": -1.0}, "stride_penalty must be a number of at least 0, but got -1.0"),
         ({"budget": 0}, "budget must be a number above 0, or 'strided'.*got 0"),
         ({"budget": "all"}, "budget must be a number above 0, or 'strided'.*got 'all'"),
-        ({"budget": "strided", "model": tiny_network(10, 1)}, "a model that is built"),
-        ({"budget": "strided", "model": small_network_of}, "needs a model with pooling_cls"),
+        ({"budget": "strided", "model": tiny_network(10, 1)}, "a model that takes pooling_cls"),
+        ({"budget": "strided", "model": small_network_of}, "needs a model that takes pooling_cls"),
         (
             {"budget": "strided", "model": partial(tiny_network, strides=(1.5, 2))},
             r"strided convolutions, which cannot be built \(.*\): start from whole strides, or",
         ),
         ({"budget": 0.5, "model": partial(tiny_network, pooling_cls=None)}, "budget=0.5 needs"),
         ({"stride_penalty": 1.0, "model": partial(tiny_network, pooling_cls=None)}, "=1.0 needs"),
-        ({"stride_penalty": 1.0, "model": with_fixed_strides}, "=1.0 needs strides that learn"),
+        ({"stride_penalty": 1.0, "model": with_fixed_strides}, "=1.0 needs learnable strides"),
         ({"budget": "strided", "model": as_published}, "'strided' needs .* reference.DiffStride"),
     ],
 )
@@ -510,7 +510,9 @@ def test_values_out_of_range_are_refused_before_anything_is_written(tmp_path, op
 
 def test_several_devices_in_a_notebook_are_refused_before_they_train(tmp_path, monkeypatch):
     monkeypatch.setattr(accelerator_connector, "_IS_INTERACTIVE", True)
-    with pytest.raises(ValueError, match=r"'auto' trains in processes that take .* or one device"):
+    with pytest.raises(
+        ValueError, match=r"'auto' trains in forked or spawned processes.* or one device"
+    ):
         train_tiny(tmp_path, devices=2)
     assert not (tmp_path / "metrics.csv").exists()
 
@@ -545,7 +547,7 @@ def rates_of(schedule, steps):
 def test_logs_of_lightning_are_as_loud_afterwards_as_before():
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "pytorch_lightning")]
     before = [logger.level for logger in loggers]
-    with without_advice():
+    with quiet_lightning():
         assert {logger.level for logger in loggers} == {logging.WARNING}
     assert [logger.level for logger in loggers] == before
 
@@ -616,7 +618,7 @@ def test_cost_is_that_of_the_layers_and_leaves_the_network_as_it_was():
 def test_precision_is_what_the_machine_is_fast_at(monkeypatch, cuda, cpu, accelerator, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: cuda)
-    monkeypatch.setattr(hardware, "_cpu_multiplies_bfloat16", lambda: cpu)
+    monkeypatch.setattr(hardware, "_cpu_has_bfloat16", lambda: cpu)
     assert choose_precision("auto", accelerator) == expected
     assert choose_precision("16-mixed", accelerator) == "16-mixed"
 
@@ -626,7 +628,7 @@ def test_cpu_is_fast_at_bfloat16_only_with_the_instructions():
     if not cpuinfo.exists():
         pytest.skip("only Linux tells the instructions of its CPU in /proc/cpuinfo")
     flags = cpuinfo.read_text().split()
-    assert hardware._cpu_multiplies_bfloat16() == ("avx512_bf16" in flags or "amx_tile" in flags)
+    assert hardware._cpu_has_bfloat16() == ("avx512_bf16" in flags or "amx_tile" in flags)
 
 
 class Watch(pl.Callback):

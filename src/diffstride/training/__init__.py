@@ -1,1 +1,1 @@
-"""Training on images as a Gin configuration says: data, loop, checkpoints, logs, command line."""
+"""Training of image classifiers by Gin configuration: data, loop, checkpoints, logs, command."""

@@ -1,7 +1,7 @@
-"""Augmentation of whole batches: crop, flip and mixup, each drawn from a given generator.
+"""Data augmentation of whole batches with a given random generator: crop, flip and mixup.
 
-The transforms of `torchvision.transforms.v2` draw once per call, so a batch would be shifted and
-flipped as one image, and they draw from the global state, which a resumed run cannot return to.
+The transforms of `torchvision.transforms.v2` draw once per call, so they would shift and flip all
+images of a batch alike. They also use the global random state, which a resumed run cannot restore.
 """
 
 import hashlib
@@ -16,13 +16,13 @@ Augmentation = Callable[[Tensor, Generator], Tensor]
 
 
 def seeded_generator(*words: int) -> Generator:
-    """A generator that depends on all the given integers and on their order.
+    """A random generator seeded by all given integers and their order.
 
     >>> first, second = seeded_generator(0, 1), seeded_generator(1, 0)
     >>> first.initial_seed() == second.initial_seed()
     False
     """
-    # Hashed, not added up: seed 0 in epoch 1 must not be seed 1 in epoch 0.
+    # A hash, not a sum: seed 0 in epoch 1 must not equal seed 1 in epoch 0.
     digest = hashlib.blake2b(np.asarray(words, dtype=np.int64).tobytes(), digest_size=8).digest()
     return Generator().manual_seed(int.from_bytes(digest, "little"))
 
@@ -30,11 +30,11 @@ def seeded_generator(*words: int) -> Generator:
 def random_crop(
     images: Tensor, generator: Generator, padding: int = 4, padding_mode: str = "constant"
 ) -> Tensor:
-    """Pad every image and cut its original size out at a place of its own.
+    """Pad every image, then crop it to its original size at a random position.
 
     Arguments:
         images: batch `(B, C, H, W)`, usually uint8.
-        generator: where the shifts are drawn from.
+        generator: draws the shifts.
         padding: pixels added on every side, 0 or more; shifts are uniform in ±padding.
         padding_mode: `"constant"` (zeros), `"reflect"`, `"edge"` or `"symmetric"`.
 
@@ -48,13 +48,13 @@ def random_crop(
     count, _, height, width = images.shape
     padded = vision.pad(images, [padding], padding_mode=padding_mode)
     down, right = torch.randint(0, 2 * padding + 1, (2, count), generator=generator)
-    # A view of every possible crop: indexing it copies the chosen ones and nothing else.
+    # A view of all possible crops: indexing it copies only the chosen ones.
     crops = padded.unfold(2, height, 1).unfold(3, width, 1)
     return crops[torch.arange(count), :, down, right]
 
 
 def flip(images: Tensor, generator: Generator) -> Tensor:
-    """Mirror every image left to right with probability 1/2.
+    """Flip every image horizontally with probability 1/2.
 
     >>> flip(torch.tensor([[[[1, 2]]], [[[3, 4]]]]), seeded_generator(5)).flatten().tolist()
     [2, 1, 3, 4]
@@ -66,7 +66,7 @@ def flip(images: Tensor, generator: Generator) -> Tensor:
 def crop_and_flip(
     images: Tensor, generator: Generator, padding: int = 4, padding_mode: str = "constant"
 ) -> Tensor:
-    """`random_crop`, then `flip`: the usual augmentation of CIFAR.
+    """`random_crop`, then `flip`: the usual data augmentation of CIFAR.
 
     >>> crop_and_flip(torch.ones(2, 3, 8, 8), seeded_generator(0), padding=0).mean()
     tensor(1.)
@@ -82,7 +82,7 @@ AUGMENTATIONS: dict[str, Augmentation] = {
 
 
 def find_augmentation(augment_fn: str | Augmentation | None) -> Augmentation | None:
-    """The augmentation of that name; a callable and None are returned as they are.
+    """The augmentation of a name; a callable and None are returned as they are.
 
     >>> find_augmentation("flip").__name__
     'flip'
@@ -92,15 +92,16 @@ def find_augmentation(augment_fn: str | Augmentation | None) -> Augmentation | N
     if augment_fn in AUGMENTATIONS:
         return AUGMENTATIONS[augment_fn]
     raise ValueError(
-        f"augment_fn is {augment_fn!r}: expected None, a function (images, generator), or one of "
-        f"{', '.join(map(repr, AUGMENTATIONS))}"
+        f"augment_fn must be None, a function (images, generator) or one of "
+        f"{', '.join(map(repr, AUGMENTATIONS))}, but got {augment_fn!r}"
     )
 
 
 def describe_augmentation(augment: Augmentation, images: Tensor) -> str:
-    """Its name and, if it draws from its generator alone, a digest of what it makes of images.
+    """Name of an augmentation, with a digest of its results on a few images.
 
-    By the name alone two augmentations with other arguments, bound by whatever means, are one.
+    The digest differs where the arguments differ, however they were bound. It is left out if the
+    results do not depend on the generator alone.
 
     >>> images = torch.arange(32).reshape(2, 1, 4, 4)
     >>> describe_augmentation(flip, images) == describe_augmentation(flip, images)
@@ -109,15 +110,16 @@ def describe_augmentation(augment: Augmentation, images: Tensor) -> str:
     name = getattr(augment, "__name__", type(augment).__name__)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        made = [augment(images.clone(), seeded_generator(seed)) for seed in (0, 1, 2, 0, 1, 2)]
-    first, again = (torch.stack(each).double().numpy().tobytes() for each in (made[:3], made[3:]))
+        results = [augment(images.clone(), seeded_generator(seed)) for seed in (0, 1, 2, 0, 1, 2)]
+    halves = results[:3], results[3:]
+    first, again = (torch.stack(half).double().numpy().tobytes() for half in halves)
     return f"{name} {hashlib.sha256(first).hexdigest()[:12]}" if first == again else name
 
 
 def mixup(
     images: Tensor, targets: Tensor, alpha: float, generator: Generator
 ) -> tuple[Tensor, Tensor]:
-    """Blend consecutive pairs of images, and of their targets, into one each.
+    """Mixup: blend consecutive pairs of images, and their targets, into one each.
 
     `x_i = w_i x_{2i} + (1 - w_i) x_{2i+1}` with a weight `w_i ~ Beta(alpha, alpha)` for every pair.
 
@@ -125,9 +127,9 @@ def mixup(
 
     Arguments:
         images: floating-point batch `(2 B, C, H, W)`.
-        targets: class probabilities `(2 B, classes)`, one-hot to begin with.
-        alpha: above 0; small values leave most pairs close to one of the two images.
-        generator: where the weights are drawn from.
+        targets: class probabilities `(2 B, classes)`, usually one-hot.
+        alpha: above 0; with small values most results are close to one of the two images.
+        generator: draws the weights.
 
     Returns:
         Images `(B, C, H, W)` and class probabilities `(B, classes)`.
@@ -137,7 +139,7 @@ def mixup(
     >>> bool(blend.item() == probabilities[0, 1])
     True
     """
-    # torch's own Beta takes no generator, so numpy's is seeded from it.
+    # torch's Beta distribution takes no generator, NumPy's does: seed it from the generator.
     draws = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
     weights = torch.from_numpy(draws.beta(alpha, alpha, len(images) // 2)).to(images)
     return (

@@ -1,4 +1,4 @@
-"""Checkpoints that a killed run continues from."""
+"""Checkpoints of a run: save them, find the newest one, resume from it."""
 
 import os
 from contextlib import suppress
@@ -11,16 +11,15 @@ from diffstride.training.files import atomic_file
 from diffstride.training.lightning_compat import callbacks, exceptions, pl, plugins, rank_zero_only
 from diffstride.training.run_settings import as_python
 
-CHECKPOINTS = "checkpoints"  # their folder in that of the run
+CHECKPOINTS = "checkpoints"  # subfolder of the run folder
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 
 
 class AtomicCheckpointIO(plugins.TorchCheckpointIO):
-    """Writes checkpoints through `atomic_file` and keeps the last but one.
+    """Writes checkpoints through `atomic_file` and keeps the one before the last.
 
-    They are read as data alone, never as code. So the first one is read at once: what a callback
-    or a schedule has put into it that is not data is told in the first epoch, not where the run is
-    to go on.
+    Checkpoints are read with ``weights_only=True``. The first one is read back at once, so that a
+    state which cannot be read raises in the first epoch, not when the run is resumed.
     """
 
     def __init__(self) -> None:
@@ -43,31 +42,32 @@ class AtomicCheckpointIO(plugins.TorchCheckpointIO):
 
 
 def load(path: Path) -> Any:
-    """What a checkpoint holds, on the CPU.
+    """Read a checkpoint to the CPU, with ``weights_only=True``.
 
     Raises:
-        ValueError: it is truncated or no checkpoint, or it holds something else than data.
+        ValueError: the file is truncated or no checkpoint, or it holds objects other than data.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load promises no type: zip, pickle, OS and runtime errors
-        raise ValueError(f"{path} {_trouble(path)}") from error
+    except Exception as error:  # torch.load raises many types: zip, pickle, OS, runtime
+        raise ValueError(f"{path} {_read_problem(path)}") from error
 
 
-def _trouble(path: Path) -> str:
+def _read_problem(path: Path) -> str:
     foreign: list[str] = []
     with suppress(Exception):
         foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     if not foreign:
-        return "cannot be read, truncated or no checkpoint"
+        return "cannot be read: it is truncated or no checkpoint"
     return (
-        f"holds what cannot be read back, {', '.join(foreign)}: give the schedule plain numbers, "
-        "and have each callback's state_dict hold numbers, strings, tensors, lists and dicts alone"
+        f"holds objects that cannot be read back, {', '.join(foreign)}: give the schedule plain "
+        "numbers, and keep only numbers, strings, tensors, lists and dicts in the state_dict of "
+        "callbacks"
     )
 
 
 class Checkpoints(callbacks.Checkpoint):
-    """Saves ``last.ckpt`` after every epoch, and ``best.ckpt`` where that one is the best."""
+    """Saves ``last.ckpt`` after every epoch, and ``best.ckpt`` at the best value so far."""
 
     def __init__(self, folder: Path, monitor: str = "test_accuracy") -> None:
         self.folder = folder
@@ -83,7 +83,7 @@ class Checkpoints(callbacks.Checkpoint):
     def on_train_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         value = float(trainer.callback_metrics[self.monitor])
         is_best, self.best = value > self.best, max(value, self.best)
-        # The best first: a run killed in between goes on from the epoch before, and finds it again.
+        # The best first: a run killed between the two repeats the epoch and saves it again.
         for name in (BEST, LAST) if is_best else (LAST,):
             trainer.save_checkpoint(self.folder / name, weights_only=False)
 
@@ -91,21 +91,21 @@ class Checkpoints(callbacks.Checkpoint):
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException
     ) -> None:
         if isinstance(exception, KeyboardInterrupt | exceptions.SIGTERMException):
-            pl_module.print("stopped; started again, this run continues after its last whole epoch")
+            pl_module.print("stopped; the same command resumes this run after its last whole epoch")
 
 
 def newest_checkpoint(folder: Path, network: torch.nn.Module) -> tuple[Path, dict[str, Any]] | None:
     """The newest checkpoint in ``folder`` that can be read and belongs to ``network``.
 
     Arguments:
-        folder: where `Checkpoints` saved them; need not exist.
-        network: what is to be trained, held by a `LightningModule` as ``network``.
+        folder: folder of the checkpoints; need not exist.
+        network: the network to train, attribute ``network`` of the `LightningModule`.
 
     Returns:
-        Path and content, or None where there are no checkpoints yet.
+        Path and content, or None if there are no checkpoints yet.
 
     Raises:
-        ValueError: there are checkpoints, and none is of use.
+        ValueError: there are checkpoints, but none can be used.
     """
     problems = []
     for path in filter(Path.exists, (folder / LAST, folder / PREVIOUS)):
@@ -117,22 +117,22 @@ def newest_checkpoint(folder: Path, network: torch.nn.Module) -> tuple[Path, dic
             _set_aside(path, problems)
             return path, checkpoint
     if problems:
-        advice = "remove the folder to start anew, or choose another workdir"
-        raise ValueError(f"{'; '.join(problems)}; no older checkpoint is of use: {advice}")
+        advice = "remove the folder to train again from the start, or choose another workdir"
+        raise ValueError(f"{'; '.join(problems)}; there is no other checkpoint: {advice}")
     return None
 
 
 def weights(folder: Path, network: torch.nn.Module) -> dict[str, Any]:
-    """The state of ``network`` in the newest checkpoint, see `newest_checkpoint`.
+    """The ``state_dict`` of ``network`` in the newest checkpoint, see `newest_checkpoint`.
 
     Raises:
-        ValueError: there is none, or none is of use.
+        ValueError: there is no checkpoint, or none can be used.
     """
     found = newest_checkpoint(folder, network)
     if found is None:
         raise ValueError(
-            f"{folder} has no checkpoint to give the network its weights: put {LAST} back, or "
-            "remove the folder of the run to train anew"
+            f"{folder} has no checkpoint with the weights of the network: put {LAST} back, or "
+            "remove the run folder to train again from the start"
         )
     states = found[1]["state_dict"].items()
     return {name.removeprefix("network."): state for name, state in states}
@@ -151,8 +151,8 @@ def _read(path: Path, network: torch.nn.Module) -> dict[str, Any]:
 
 @rank_zero_only
 def _set_aside(path: Path, problems: list[str]) -> None:
-    # Left in place, a broken last.ckpt would replace the good one before it at the next save.
+    # Otherwise the next save would replace the good previous.ckpt by the broken last.ckpt.
     if problems:
         last = path.with_name(LAST)
         os.replace(last, last.with_suffix(".unusable"))
-        print(f"{problems[0]}; moved to {last.stem}.unusable, continuing from {path}", flush=True)
+        print(f"{problems[0]}; moved to {last.stem}.unusable, resuming from {path}", flush=True)

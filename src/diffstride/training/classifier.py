@@ -1,4 +1,4 @@
-"""The training step, what is logged of it, and the record a run keeps of itself."""
+"""The `LightningModule` of a run: training and test steps, logging, and the record of the run."""
 
 import sys
 import time
@@ -13,24 +13,25 @@ from torchmetrics import MeanMetric
 from diffstride.strides import stride_penalty, stride_scalars
 from diffstride.training.augment import seeded_generator
 from diffstride.training.lightning_compat import pl
-from diffstride.training.run_summary import layer_strides, measure_cost
+from diffstride.training.network_cost import measure_cost
+from diffstride.training.run_summary import layer_strides
 from diffstride.training.schedules import build_schedule
 
 Batch = tuple[Tensor, Tensor]
 
 
 class Classifier(pl.LightningModule):
-    """Trains ``network`` to tell classes apart.
+    """Trains an image classifier with cross-entropy and logs losses, accuracies, costs and strides.
 
     Arguments:
         network: from images ``(B, C, H, W)`` to logits ``(B, classes)``.
-        optimizer: of the network's parameters.
-        schedule: as for `build_schedule`, advanced every step; None for a constant learning rate.
+        optimizer: optimiser of the network's parameters.
+        schedule: as for `build_schedule`, one step per batch; None for a constant learning rate.
         image_shape: channels, height, width.
-        label_smoothing: share of the target given to all classes alike, in [0, 1].
-        stride_penalty: weight in the loss of `diffstride.stride_penalty`, at least 0.
-        channels_last: whether maps are kept with their channels innermost in memory.
-        record: what is known of the run so far; saved with every checkpoint.
+        label_smoothing: share of the target spread evenly over all classes, in [0, 1].
+        stride_penalty: weight of `diffstride.stride_penalty` in the loss, at least 0.
+        channels_last: whether feature maps use the memory format `torch.channels_last`.
+        record: facts of the run so far, saved with every checkpoint.
     """
 
     def __init__(
@@ -53,12 +54,12 @@ class Classifier(pl.LightningModule):
         self.label_smoothing = label_smoothing
         self.stride_penalty = stride_penalty
         self.record = record
-        # "disable": the loss of a training that has diverged is nan, and not left out.
+        # "disable" keeps nan, the loss of a training that has diverged.
         self.test_loss = MeanMetric(nan_strategy="disable")
         self.test_accuracy = MeanMetric(nan_strategy="disable")
 
     def configure_optimizers(self) -> Any:
-        # Here and not before: the number of processes, hence of steps, is known only now.
+        # The number of steps depends on the number of processes, which is known only now.
         total_steps = int(self.trainer.estimated_stepping_batches)
         self._check_steps(total_steps)
         if self.schedule is None:
@@ -70,14 +71,14 @@ class Classifier(pl.LightningModule):
         processes = self.trainer.world_size
         if not total_steps:
             raise ValueError(
-                f"the images are too few for one step of {processes} processes: use a smaller "
-                "batch_size, or fewer devices"
+                f"there are too few images for one step of {processes} "
+                f"process{'es' * (processes > 1)}: use a smaller batch_size or fewer devices"
             )
         if self.record.setdefault("steps", total_steps) != total_steps:
             raise ValueError(
-                f"this run began as one of {self.record['steps']} steps and would go on, by "
-                f"{processes} process{'es' * (processes > 1)}, as one of {total_steps}: go on with "
-                "as many devices as before"
+                f"this run was started with {self.record['steps']} steps, but {processes} "
+                f"process{'es' * (processes > 1)} would make it {total_steps}: resume it with the "
+                "same number of devices"
             )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -100,8 +101,8 @@ class Classifier(pl.LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        # Every process loads all test images and takes its share: none counts twice, as it would
-        # with a distributed sampler, which fills shares up to equal size.
+        # Every process loads all test images and takes its share. A distributed sampler would
+        # repeat images, to make the shares equal, and count them twice.
         images, targets = (part[self.global_rank :: self.trainer.world_size] for part in batch)
         logits = self._logits(images)
         self.test_loss.update(F.cross_entropy(logits, targets, reduction="none"))
@@ -116,8 +117,8 @@ class Classifier(pl.LightningModule):
         self.clock = time.perf_counter()
 
     def on_validation_epoch_start(self) -> None:
-        # Here and not later: a callback that averages weights has put the averages in their place
-        # for the time of the test, strides included.
+        # Measured now, as a callback that averages weights swaps the averages in, strides included,
+        # only for the test.
         cost = measure_cost(self.network, self.image_shape)
         self.tested = cost.scalars() | stride_scalars(self.network)
 
@@ -129,8 +130,7 @@ class Classifier(pl.LightningModule):
             self._log(cost.scalars() | self._learning_rates())
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        # Whatever the network itself draws is the same in a run that was resumed, of which the
-        # loaders have drawn less before.
+        # Seeded per batch, so that dropout and the like draw the same numbers in a resumed run.
         words = self.record["settings"]["seed"], self.current_epoch, batch_idx, self.global_rank
         torch.manual_seed(seeded_generator(*words).initial_seed())
 
@@ -156,7 +156,7 @@ class Classifier(pl.LightningModule):
             f"  test accuracy {100 * metrics['test_accuracy']:.2f} %"
             f"  multiply-adds {self.tested['multiply_adds'] / 1e6:.2f} M  {seconds:.1f} s"
         )
-        sys.stdout.flush()  # not by print: a progress bar takes its place, and no such argument
+        sys.stdout.flush()  # progress bars replace self.print, and take no argument flush
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["run"] = self.record
@@ -171,8 +171,8 @@ class Classifier(pl.LightningModule):
         return {names[each["name"]]: each["lr"] for each in groups if each["name"] in names}
 
     def _log(self, scalars: dict[str, float]) -> None:
-        # Not through self.log: these rows have to be on the disk before the checkpoint is, or a
-        # run killed in between would lack them; and `step` counts the steps taken.
+        # Not by self.log: these rows must be on the disk before the checkpoint, or a run killed
+        # between the two would lack them. Here `step` is the number of steps taken.
         for logger in self.loggers:
             logger.log_metrics(scalars, step=self.global_step)
             logger.save()

@@ -1,4 +1,4 @@
-"""The command: train as a Gin configuration says.
+"""The training command: flags, Gin configuration and one-line error messages.
 
 python3 -m diffstride.examples.main --gin_config=cifar10.gin \
     --gin_bindings="train.workdir = 'runs/resnet18'"
@@ -24,22 +24,20 @@ from diffstride.training.lightning_compat import exceptions
 PACKAGED = Path(__file__).parent / "configs"
 USAGE_ERROR = 2
 MISCONFIGURED = exceptions.MisconfigurationException  # pyright: ignore[reportPrivateImportUsage]
-FATAL = -3  # what absl logs at least
-KILLED_BY = 128  # plus the signal: how a shell reports the end of a program
+FATAL = -3  # verbosity of absl that logs nothing else
+KILLED_BY = 128  # plus the number of the signal: exit code of a killed program, as in shells
 
 FLAGS = flags.FLAGS
 flags.DEFINE_multi_string(
     "gin_config",
     ["digits.gin"],
-    "Gin file, looked up in the working folder, then in --configs_folder, then among the packaged "
-    "ones; may be repeated.",
+    "Gin file; looked up in the working folder, in --configs_folder and among the packaged files; "
+    "may be repeated.",
 )
-flags.DEFINE_multi_string(
-    "gin_bindings", [], "Gin binding that overrides the files, may be repeated."
-)
-flags.DEFINE_string("workdir", None, "Folder of the run; overrides train.workdir where given.")
-flags.DEFINE_integer("seed", None, "Overrides train.seed where given.")
-flags.DEFINE_string("configs_folder", None, "Folder with Gin files.")
+flags.DEFINE_multi_string("gin_bindings", [], "Gin binding, overrides the files; may be repeated.")
+flags.DEFINE_string("workdir", None, "Run folder; overrides train.workdir if given.")
+flags.DEFINE_integer("seed", None, "Random seed; overrides train.seed if given.")
+flags.DEFINE_string("configs_folder", None, "Folder with your own Gin files.")
 OWN_FLAGS = ("gin_config", "gin_bindings", "workdir", "seed", "configs_folder")
 
 
@@ -51,19 +49,21 @@ def configure(
     configs_folder: str | None = None,
     more_folders: Sequence[Path] = (),
 ) -> None:
-    """Load Gin files and bindings, as the flags of the same names ask for.
+    """Load Gin files and bindings; the arguments are those of the flags.
 
-    Files are looked up in the working folder, then in ``configs_folder``, in ``more_folders`` and
-    among the packaged ones.
+    Files are looked up in the working folder, in ``configs_folder``, in ``more_folders`` and among
+    the packaged files, in this order.
 
     Raises:
-        FileNotFoundError: there is no such file, or no such folder.
-        Exception: of many types, for whatever Gin cannot parse or does not know.
+        FileNotFoundError: a file or ``configs_folder`` does not exist.
+        Exception: Gin cannot parse a file or does not know a name; it raises many types.
     """
     given = [Path(configs_folder)] if configs_folder else []
     folders = [Path(), *given, *more_folders, PACKAGED]
     if configs_folder and not Path(configs_folder).is_dir():
-        raise FileNotFoundError(f"configs_folder is {configs_folder!r}: there is no such folder")
+        raise FileNotFoundError(
+            f"configs_folder={configs_folder!r} does not exist: give an existing folder"
+        )
     gin.clear_config()
     with search_path(folders):
         gin.parse_config_files_and_bindings(
@@ -84,7 +84,7 @@ def _find_config(name: str, folders: Sequence[Path]) -> str:
     packaged = sorted(path.name for path in PACKAGED.glob("*.gin"))
     raise FileNotFoundError(
         f"there is no Gin file {name!r} in {', '.join(str(folder) for folder in folders)}"
-        f"{_suggest(name, packaged)}; packaged are {', '.join(packaged)}"
+        f"{_suggest(name, packaged)}; packaged files are {', '.join(packaged)}"
     )
 
 
@@ -94,7 +94,7 @@ def _suggest(name: str, known: Sequence[str]) -> str:
 
 
 def explain(error: BaseException) -> str:
-    """What went wrong in one line, with what may have been meant.
+    """An error as one line, with a suggestion for a misspelt name.
 
     >>> try:
     ...     configure([], ["resnet.resnet81.strides = None"])
@@ -103,15 +103,15 @@ def explain(error: BaseException) -> str:
     No configurable matching 'resnet.resnet81'...; did you mean 'resnet.resnet18'?
     """
     message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-    message, _, _ = message.partition(" in config string:")  # the whole configuration follows
+    message, _, _ = message.partition(" in config string:")  # then follows the configuration
     lines = [line.strip(" ^") for line in message.splitlines()]
-    # Gin adds the calls an error came through, with the addresses of the functions.
-    told = [line for line in lines if line and not line.startswith("In call to configurable")]
-    return " ".join(told or [type(error).__name__]) + _meant(message)
+    # Gin adds the calls that led to the error, with addresses in memory.
+    kept = [line for line in lines if line and not line.startswith("In call to configurable")]
+    return " ".join(kept or [type(error).__name__]) + _suggest_name(message)
 
 
-def _meant(message: str) -> str:
-    # In messages, Gin shortens the names it knows; the users may do so in theirs.
+def _suggest_name(message: str) -> str:
+    # Names may lack their first words, both in Gin's messages and in what users write.
     if match := re.search(r"matching (?:reference )?'@?([^']+?)(?:\(\))?'", message):
         names = [*gin_registry.NAMES, *(name.rpartition(".")[2] for name in gin_registry.NAMES)]
         return _suggest(match[1], names)
@@ -133,27 +133,27 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     except flags.Error as error:
         sys.exit(_fail(explain(error)))
     if FLAGS["verbosity"].using_default_value:
-        FLAGS.verbosity = FATAL  # Gin logs an error for each folder an included file is not in
+        FLAGS.verbosity = FATAL  # Gin logs an error for every folder that lacks an included file
     return rest
 
 
-def _keep_data_quiet() -> None:
-    """Have `datasets`, not imported yet, leave errors to us and its bars out of log files."""
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # it tells of every retry, twice
+def _silence_datasets() -> None:
+    """Keep warnings and, in log files, progress bars of `datasets` out; call before its import."""
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # it logs every retry, twice
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Train as the flags say; returns the exit code."""
+    """Train as the flags say, and return the exit code."""
     if len(argv) > 1:
         return _fail(f"unexpected argument {argv[1]!r}: flags start with --")
     try:
         given: dict[str, Any] = {name: FLAGS[name].value for name in OWN_FLAGS}
         configure(**given)
-    except Exception as error:  # Gin raises what its parser happens to: any of it is the user's
+    except Exception as error:  # Gin raises many types, all for mistakes of the user
         return _fail(explain(error))
-    _keep_data_quiet()
+    _silence_datasets()
     try:
         gin_registry.train()
     except KeyboardInterrupt:
@@ -169,5 +169,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run() -> None:
-    """Run the command with the arguments of this process, and exit."""
+    """Run the command with the arguments of this process, then exit."""
     app.run(main, flags_parser=_parse_flags)

@@ -1,4 +1,4 @@
-"""Image data sets by name, from a folder or embedded, as loaders of normalised batches."""
+"""Image data sets in memory as `DataLoader` of normalised batches; by name or from a folder."""
 
 import hashlib
 import json
@@ -22,12 +22,12 @@ from diffstride.training.augment import (
 from diffstride.training.image_decoding import read_images
 from diffstride.training.image_sources import DataError, Rows, Source, read_source
 
-PROBED = 4  # images, by which an augmentation is told from others
+PROBE_IMAGES = 4  # images whose augmentation tells two settings apart
 
 
 @dataclass(frozen=True)
 class Datasets:
-    """What `load_datasets` returns: two loaders and the facts a network has to know."""
+    """Training and test loader, with the number of classes and the shape of an image."""
 
     train: DataLoader[Any]
     test: DataLoader[Any]
@@ -37,15 +37,15 @@ class Datasets:
     mean: Tensor
     std: Tensor
     settings: dict[str, Any] = field(default_factory=dict)
-    """What tells these data sets from others of the name: a run is resumed with the same alone."""
+    """Facts that must be the same when a run is resumed, such as the number of images."""
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are."""
+        """Number of classes."""
         return len(self.class_names)
 
     def sample(self, count: int) -> Tensor:
-        """The first training images, normalised, not augmented: `(B, C, H, W)`."""
+        """The first training images `(B, C, H, W)`, normalised but not augmented."""
         dataset: Any = self.train.dataset
         indices = list(range(min(count, len(dataset))))
         return Collate(self.mean, self.std)(dataset.__getitems__(indices))[0]
@@ -64,40 +64,40 @@ def load_datasets(
     train_examples: int | None = None,
     test_examples: int | None = None,
 ) -> Datasets:
-    """Read a data set into memory and serve it as normalised float32 batches `(B, C, H, W)`.
+    """Load an image data set into memory, as loaders of normalised float32 batches `(B, C, H, W)`.
 
-    Images become `(x / 255 - mean) / std` with the mean and standard deviation of every channel
-    over the training images. A training epoch is a fixed number of full batches, whose content
-    depends on `seed` and the epoch alone: call `train.sampler.set_epoch(epoch)` before each one, as
-    Lightning does. With several processes each reads its own part, in batches of `batch_size`.
+    Images become `(x / 255 - mean) / std`, with the mean and standard deviation of each channel
+    over the training images. A training epoch is a fixed number of full batches. They depend on
+    `seed` and the epoch only: call `train.sampler.set_epoch(epoch)` before each one, as Lightning
+    does. With several processes each gets its own share, in batches of `batch_size`.
 
     Arguments:
         name: `"digits"` (8 x 8, grey, embedded), `"cifar10"`, `"cifar100"`, `"fashion_mnist"` or
-            `"owner/name"` of a data set on the Hugging Face Hub; with `root`, that of a folder.
-        root: folder that holds the folder `name`, with `train.parquet` and `test.parquet` or
-            images as `train/CLASS/*.png` and `test/CLASS/*.png`. Without it the environment
-            variable `DIFFSTRIDE_DATA` counts. `"digits"` needs neither.
-        batch_size: images a step and process learn from, 1 or more.
+            `"owner/name"` of a data set on the Hugging Face Hub; with `root`, name of a folder.
+        root: folder that contains the folder `name`, with `train.parquet` and `test.parquet` or
+            images as `train/CLASS/*.png` and `test/CLASS/*.png`. The default is the environment
+            variable `DIFFSTRIDE_DATA`. `"digits"` needs neither.
+        batch_size: images per step and process, 1 or more.
         augment_fn: `"crop_flip"`, `"crop"`, `"flip"` or a function of a uint8 batch and a
-            `torch.Generator` that returns the changed batch, on the same scale of 0 to 255.
-        mixup_alpha: 0 for none. Above 0, a step reads 2 `batch_size` images and blends them in
+            `torch.Generator` that returns the augmented batch, in the same range of 0 to 255.
+        mixup_alpha: 0 for no mixup. Above 0, a step reads 2 `batch_size` images and blends them in
             pairs, so an epoch has half the steps and its targets are class probabilities.
-        seed: of the order, the augmentation and mixup.
-        image_size: resize the shorter side to this many pixels and keep the central square.
-        label_column: of Parquet and Hub data, where the labels are; without it `fine_label`,
+        seed: seed of the order, the augmentation and mixup.
+        image_size: resize the shorter side to this many pixels and crop the central square.
+        label_column: column of the labels in Parquet and Hub data; by default `fine_label`,
             `label` or `labels`.
-        holdout: above 0, test on this many of the last training rows and leave the test split
-            unread: for choices that the test images must have no part in.
-        train_examples: read only the first so many training images.
+        holdout: above 0, test on this many of the last training images instead of the test split,
+            which is not read: for choices that must not depend on the test images.
+        train_examples: use only this many of the first training images.
         test_examples: the same for the test images.
 
     Returns:
-        `Datasets`. Targets are int64 labels `(B,)`, or float32 probabilities `(B, classes)` in
-        training with mixup. Grey images have one channel.
+        `Datasets`. Targets are int64 labels `(B,)`; in training with mixup they are float32
+        probabilities `(B, classes)`. Grey images have one channel.
 
     Raises:
         ValueError: an argument is out of its range.
-        DataError: the data set cannot be found, read or used.
+        DataError: the data set cannot be found or read, or does not fit the arguments.
 
     >>> data = load_datasets("digits", batch_size=32)
     >>> data.image_shape, data.num_classes, len(data.train)
@@ -109,15 +109,15 @@ def load_datasets(
     _check_positive(batch_size=batch_size, image_size=image_size)
     _check_positive(train_examples=train_examples, test_examples=test_examples)
     if not 0 <= mixup_alpha < float("inf"):
-        raise ValueError(f"mixup_alpha is {mixup_alpha}: expected 0 for no mixup, or more")
+        raise ValueError(f"mixup_alpha must be 0, for no mixup, or more, but got {mixup_alpha}")
     augment = find_augmentation(augment_fn)
     source = read_source(name, root, label_column)
     train, test = _split(source, holdout, train_examples, test_examples)
     step_size = batch_size * (2 if mixup_alpha else 1)
     if step_size > len(train.rows):
         raise DataError(
-            f"batch_size={batch_size} with mixup_alpha={mixup_alpha} reads {step_size} images a "
-            f"step, {name!r} has {len(train.rows)} to train on: use a smaller batch_size"
+            f"batch_size={batch_size} with mixup_alpha={mixup_alpha} needs {step_size} images per "
+            f"step, but {name!r} has {len(train.rows)} training images: use a smaller batch_size"
         )
     images, test_images = read_images(train, test, image_size)
     mean, std = _statistics(images)
@@ -135,7 +135,7 @@ def load_datasets(
         mean,
         std,
         {
-            "augment_fn": augment and describe_augmentation(augment, images[:PROBED]),
+            "augment_fn": augment and describe_augmentation(augment, images[:PROBE_IMAGES]),
             "mixup_alpha": mixup_alpha,
             "images": [*images.shape],
             "test_images": len(test_images),
@@ -148,7 +148,7 @@ def load_datasets(
 
 
 def _digest(class_names: Sequence[str], *labels: np.ndarray) -> str:
-    """The names of the classes and what each image shows, in 16 hexadecimal digits."""
+    """Hash of the class names and of all labels, 16 hexadecimal digits."""
     digest = hashlib.sha256(json.dumps(class_names).encode())
     for each in labels:
         digest.update(each.astype("<i8").tobytes())
@@ -158,7 +158,7 @@ def _digest(class_names: Sequence[str], *labels: np.ndarray) -> str:
 def _check_positive(**values: int | None) -> None:
     for name, value in values.items():
         if value is not None and value < 1:
-            raise ValueError(f"{name} is {value}: expected 1 or more")
+            raise ValueError(f"{name} must be 1 or more, but got {value}")
 
 
 def _split(
@@ -166,22 +166,24 @@ def _split(
 ) -> tuple[Rows, Rows]:
     train, test = source.train, source.test
     if not 0 <= holdout < len(train.rows):
-        raise ValueError(f"holdout is {holdout}: expected 0 to {len(train.rows) - 1} training rows")
+        raise ValueError(f"holdout must be 0 to {len(train.rows) - 1}, but got {holdout}")
     if holdout:
         train, test = train.take(slice(-holdout)), train.take(slice(-holdout, None))
     if test is None:
-        raise DataError(f"no test split beside {train.title}: add one, or pass holdout=ROWS")
+        raise DataError(
+            f"there is no test split beside {train.title}: add one, or pass holdout=IMAGES"
+        )
     for part, use in ((train, "train"), (test, "test")):
         empty = set(range(len(source.class_names))) - set(part.labels.tolist())
         if empty:
             names = ", ".join(repr(source.class_names[label]) for label in sorted(empty))
             advice = "choose another holdout" if holdout else "add some, or remove the class"
-            raise DataError(f"no images of class {names} to {use} on in {part.title}: {advice}")
+            raise DataError(f"{part.title} has no images of class {names} to {use} on: {advice}")
     return train.take(slice(train_examples)), test.take(slice(test_examples))
 
 
 class Batch(NamedTuple):
-    """Raw images `(B, C, H, W)`, their labels, and the rows they come from."""
+    """Raw images `(B, C, H, W)`, their labels and their indices in the data set."""
 
     images: Tensor
     labels: Tensor
@@ -189,7 +191,7 @@ class Batch(NamedTuple):
 
 
 class ImageSet(Dataset[Batch]):
-    """Images in memory, fetched a batch at a time."""
+    """A `Dataset` of images in memory that is indexed by whole batches."""
 
     def __init__(self, images: Tensor, labels: np.ndarray) -> None:
         self.images = images
@@ -206,10 +208,10 @@ class ImageSet(Dataset[Batch]):
 
 
 class EpochSampler(DistributedSampler[int]):
-    """Shuffles by seed and epoch alone and deals the rows of each batch out to all processes.
+    """Shuffles by seed and epoch, and splits every batch over the processes.
 
-    Lightning would wrap any other sampler and shuffle once more, and the batches of several
-    processes would no longer add up to those of a single one.
+    It is a `DistributedSampler` because Lightning wraps any other sampler and shuffles again: the
+    batches of several processes would no longer add up to those of a single process.
     """
 
     def __init__(self, images: ImageSet, seed: int) -> None:
@@ -226,7 +228,7 @@ class EpochSampler(DistributedSampler[int]):
 
 
 def _processes() -> tuple[int, int]:
-    # Asked anew every time: loaders are made before Lightning starts the process group.
+    # Read at every call: loaders are built before Lightning starts the process group.
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_world_size(), distributed.get_rank()
     return 1, 0
@@ -234,10 +236,10 @@ def _processes() -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Collate:
-    """Augments, normalises and blends a batch, drawing from a seed that its rows decide.
+    """Augments, normalises and mixes a batch, with random numbers seeded by its indices.
 
-    Shuffled batches differ from epoch to epoch, hence so do the draws, and a run resumed between
-    two epochs repeats them without any state to restore.
+    Batches differ from epoch to epoch, so the random numbers differ too. A resumed run draws the
+    same ones without any state to restore.
     """
 
     mean: Tensor
@@ -262,17 +264,17 @@ class Collate:
     def _generator(self, indices: list[int]) -> torch.Generator:
         if self.sampler is None:
             return seeded_generator(0)
-        # A batch of one image has the same rows in every epoch.
+        # A batch of one image has the same index in every epoch.
         epoch = [self.sampler.epoch] * (len(indices) == 1)
         return seeded_generator(self.sampler.seed, *epoch, *indices)
 
 
 def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
-    # Counting the 256 levels is exact and needs no copy of the images in floating point.
+    # Counts of the 256 values are exact and need no floating-point copy of the images.
     counts = [torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]
     shares = torch.stack(counts).double() * (images.shape[1] / images.numel())
-    levels = torch.arange(256, dtype=torch.float64) / 255
-    mean = shares @ levels
-    std = (shares * (levels - mean[:, None]) ** 2).sum(1).sqrt()
-    std[std < 1e-6] = 1.0  # a channel that never changes becomes 0 rather than a division by 0
+    values = torch.arange(256, dtype=torch.float64) / 255
+    mean = shares @ values
+    std = (shares * (values - mean[:, None]) ** 2).sum(1).sqrt()
+    std[std < 1e-6] = 1.0  # a constant channel becomes 0 instead of a division by 0
     return mean.float(), std.float()

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and folders that one process works in at a time."""
+"""Atomic writing of files, and locks on folders for one process at a time."""
 
 import errno
 import os
@@ -17,11 +17,11 @@ NO_LOCKS = errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK
 
 @contextmanager
 def atomic_file(path: Path, backup: Path | None = None) -> Iterator[IO[bytes]]:
-    """Open a file to write that replaces ``path`` once it is complete and on the disk.
+    """Open a file for writing that replaces ``path`` once it is complete and on the disk.
 
     Arguments:
-        path: the file to replace; its folder is made.
-        backup: where the file that is replaced goes, if there is one.
+        path: the file to replace; its folder is created.
+        backup: new path of the file that is replaced, if there is one.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "numbers"
@@ -46,27 +46,31 @@ def atomic_file(path: Path, backup: Path | None = None) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def writing(folder: Path, name: str) -> Iterator[None]:
-    """Have errors while writing to a folder say which it is, and by what name it was given.
+def explain_write_errors(folder: Path, name: str) -> Iterator[None]:
+    """Raise errors of writing to a folder with the folder and the option that names it.
 
     Raises:
-        OSError: it takes no files.
+        OSError: the folder cannot be written to.
     """
     try:
         yield
     except OSError as error:
         raise OSError(
-            f"cannot write to {name} {str(folder)!r} ({error.strerror}): choose another one"
+            f"cannot write to {name} {str(folder)!r} ({error.strerror}): choose another folder"
         ) from error
 
 
 def check_writable(folder: Path, name: str) -> None:
-    """Make a folder where there is none, and refuse it if it takes no files.
+    """Create a folder if it is missing, and refuse one that cannot be written to.
+
+    Args:
+        folder: the folder.
+        name: the option that names it, for the error message.
 
     Raises:
-        OSError: it takes none; says which folder, and by what name it was given.
+        OSError: the folder cannot be written to.
     """
-    with writing(folder, name):
+    with explain_write_errors(folder, name):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
 
@@ -80,7 +84,7 @@ def locked(folder: Path, wait: bool = True) -> Iterator[bool]:
     that system supports `flock`. Where it does not, a warning says so and the block runs unlocked.
 
     Args:
-        folder: an existing folder that takes files.
+        folder: an existing folder that can be written to.
         wait: whether to wait until the lock is free; if not, the block runs without it.
     """
     # No fallback to a file that marks the folder as taken: it would outlive a killed process.
@@ -95,8 +99,8 @@ def locked(folder: Path, wait: bool = True) -> Iterator[bool]:
             if error.errno not in NO_LOCKS:
                 raise
             warnings.warn(
-                f"the file system of {folder} has no locks ({error.strerror}): see to it that no "
-                "two processes work there at a time",
+                f"the file system of {folder} has no locks ({error.strerror}): make sure that only "
+                "one process works there at a time",
                 stacklevel=3,
             )
         yield free

@@ -1,7 +1,7 @@
-"""The names that Gin knows: importing this module makes the library configurable.
+"""Registers networks, layers, data, optimisers and schedules with Gin, when it is imported.
 
-The library itself does not know of Gin. What it builds inside a call, such as the `Resnet` that
-`resnet18` returns and its batch norms, takes part by replacement for the time of the call.
+The library itself does not use Gin. Parts that it builds inside a call, such as the `Resnet` that
+`resnet18` returns and its batch norms, are replaced by their registered versions during the call.
 """
 
 import functools
@@ -18,15 +18,15 @@ from diffstride.training import augment, data, schedules
 from diffstride.training.run import train as _train
 
 NAMES: dict[str, list[str]] = {}
-"""What Gin knows, ``module.name`` of each, and the arguments that may be bound."""
+"""Registered names, as ``module.name``, with the arguments that may be bound."""
 
 
 def register(
     target: Callable[..., Any], module: str, *, name: str = "", given: Iterable[str] = ()
 ) -> Callable[..., Any]:
-    """Make ``target`` known to Gin, except for arguments ``given`` by the program."""
+    """Register ``target`` with Gin; the arguments ``given`` by the program cannot be bound."""
     name = name or target.__name__
-    # Of a class only the constructor: some of torch's have wrappers that hide the arguments.
+    # The constructor of a class: wrappers of some torch classes hide the arguments.
     signature = inspect.signature(target.__init__ if isinstance(target, type) else target)
     arguments = [argument for argument in signature.parameters if argument != "self"]
     denied = [argument for argument in given if argument in arguments]
@@ -47,22 +47,23 @@ def _replaced(module: Any, replacements: dict[str, Any]) -> Iterator[None]:
 def _register_network(
     build: Callable[..., Any], space: Any = resnet, **inner: Any
 ) -> Callable[..., Any]:
-    """Register ``build``, during whose calls ``inner`` replaces what ``space`` has of that name."""
+    """Register ``build``; during its calls ``inner`` replaces these names in module ``space``."""
 
     @functools.wraps(build)
     def call(*args: Any, **kwargs: Any) -> Any:
         with _replaced(space, inner):
             return build(*args, **kwargs)
 
-    # Gin checks names of arguments against this, and does not look behind a wrapper by itself.
+    # Gin checks argument names against this signature, not against that of the wrapped function.
     vars(call)["__signature__"] = inspect.signature(build)
     return register(call, space.__name__.rpartition(".")[2])
 
 
-def _register_all(space: Any, base: type, given: Iterable[str], unsuited: Iterable[str]) -> None:
+def _register_all(space: Any, base: type, given: Iterable[str], unsupported: Iterable[str]) -> None:
+    """Register all public subclasses of ``base`` in module ``space``."""
     for name, member in vars(space).items():
         own = isinstance(member, type) and issubclass(member, base) and not name.startswith("_")
-        if own and name not in unsuited:
+        if own and name not in unsupported:
             more = ["total_iters"] * schedules.is_polynomial(member)
             register(member, space.__name__, given=[*given, *more])
 
@@ -83,23 +84,23 @@ for layer in (
 for layer in (reference.DiffStride, reference.FixedSpectralPooling):
     register(layer, "reference")
 
-load_datasets = register(data.load_datasets, "data", given=["seed"])  # that of the training
+load_datasets = register(data.load_datasets, "data", given=["seed"])  # the seed of the training
 for augmentation in (augment.crop_and_flip, augment.random_crop, augment.flip):
     register(augmentation, "augment", given=["images", "generator"])
 
 register(schedules.multi_step, "schedules", given=["optimizer"])
-# The decay is train.weight_decay, of the kernels alone.
+# Weight decay is that of train.weight_decay, on kernels only.
 _register_all(
     torch.optim,
     torch.optim.Optimizer,
     ["params", "weight_decay"],
-    ["LBFGS", "Muon", "SparseAdam"],  # which take no groups, matrices alone, or sparse gradients
+    ["LBFGS", "Muon", "SparseAdam"],  # need one group, only matrices, sparse gradients
 )
 _register_all(
     torch.optim.lr_scheduler,
     torch.optim.lr_scheduler.LRScheduler,
-    ["optimizer", *schedules.KNOWN],
-    schedules.UNSUITED,
+    ["optimizer", *schedules.FROM_RUN],
+    schedules.UNSUPPORTED,
 )
 
 train = register(

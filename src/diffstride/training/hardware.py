@@ -1,4 +1,4 @@
-"""What makes a machine fast: its number format, and memory that is not given back every step."""
+"""Settings for the speed of a machine: numerical precision, and memory kept by malloc."""
 
 import ctypes
 import platform
@@ -9,7 +9,7 @@ CPU_BFLOAT16 = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
 
 
 def choose_precision(precision: str | int, accelerator: str = "auto") -> str | int:
-    """Replace ``"auto"`` by what the hardware is fast at: ``"bf16-mixed"`` or ``"32-true"``.
+    """Replace ``"auto"`` by the fast precision of the hardware, ``"bf16-mixed"`` or ``"32-true"``.
 
     A CPU without bf16 instructions emulates them, ten times slower than float32.
 
@@ -25,15 +25,15 @@ def choose_precision(precision: str | int, accelerator: str = "auto") -> str | i
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        fast = accelerator in ("auto", "cpu") and _cpu_multiplies_bfloat16()
+        fast = accelerator in ("auto", "cpu") and _cpu_has_bfloat16()
     return "bf16-mixed" if fast else "32-true"
 
 
 def keep_freed_memory() -> bool:
-    """Have glibc keep the memory of freed tensors for the next ones; whether it could be told.
+    """Make glibc keep the memory of freed tensors for later ones; returns whether it could be set.
 
-    By default it returns every block of over 32 MiB to the system at once, and the page faults of
-    getting it back take longer than most layers do. The like of jemalloc and tcmalloc keep it.
+    By default glibc returns every block above 32 MiB to the system at once. The page faults of
+    getting it back take longer than most layers. jemalloc and tcmalloc keep the memory anyway.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
@@ -42,9 +42,9 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(mmap_threshold, 1 << 30) and mallopt(trim_threshold, (1 << 31) - 1))
 
 
-def _cpu_multiplies_bfloat16() -> bool:
-    # torch shows what the CPU can do in public functions only from 2.9 on, under these names since
-    # long before; where it does not, float32 is the safe answer.
+def _cpu_has_bfloat16() -> bool:
+    # Public functions for this exist from torch 2.9 on, these private ones since long before. If
+    # torch lacks them, float32 is the safe answer.
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return False
     return any(getattr(torch.cpu, name, bool)() for name in CPU_BFLOAT16)

@@ -1,4 +1,4 @@
-"""Encoded images as uint8 tensors."""
+"""Decodes image files into uint8 tensors."""
 
 import io
 from pathlib import Path
@@ -13,16 +13,16 @@ from torchvision.transforms.v2 import functional as vision
 
 from diffstride.training.image_sources import DataError, Rows, first_line
 
-# Named, for Pillow otherwise tries dozens on every image; and it stays, while torchvision's
-# decoders, faster by half, are deprecated.
+# Without this list Pillow tries dozens of formats on every image. torchvision's decoders are faster
+# by half, but deprecated.
 FORMATS = ("WEBP", "PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF")
 
 
 def read_images(train: Rows, test: Rows, image_size: int | None) -> tuple[Tensor, Tensor]:
-    """Decode both splits into uint8 tensors `(N, C, H, W)`, with one channel if all is grey.
+    """Decode both splits to uint8 tensors `(N, C, H, W)`, with one channel if all images are grey.
 
     Raises:
-        DataError: an image is damaged, or its size is not that of the first one.
+        DataError: an image cannot be decoded, or its size differs from that of the first one.
 
     >>> from diffstride.training.image_sources import read_source
     >>> source = read_source("digits")
@@ -31,7 +31,7 @@ def read_images(train: Rows, test: Rows, image_size: int | None) -> tuple[Tensor
     """
     train_images = _read(train, image_size)
     test_images = _read(test, image_size, train_images.shape[1:])
-    # Compared as colours, for grey images are often stored with three equal channels.
+    # Grey images are often stored with three equal channels.
     if all(bool((images == images[:, :1]).all()) for images in (train_images, test_images)):
         return train_images[:, :1].clone(), test_images[:, :1].clone()
     return train_images, test_images
@@ -46,8 +46,9 @@ def _read(split: Rows, image_size: int | None, shape: torch.Size | None = None) 
             image = vision.center_crop(image, [image_size])
         if image.shape != (shape := shape or image.shape):
             raise DataError(
-                f"{_place(item, row, split.title)} has {image.shape[1]} x {image.shape[2]} pixels, "
-                f"others have {shape[1]} x {shape[2]}: pass image_size=PIXELS to resize them all"
+                f"{_name_image(item, row, split.title)} has {image.shape[1]} x {image.shape[2]} "
+                f"pixels, others have {shape[1]} x {shape[2]}: pass image_size=PIXELS to resize "
+                "all images"
             )
         if images is None:
             images = torch.empty(len(split.rows), *shape, dtype=torch.uint8)
@@ -62,21 +63,23 @@ def _decode(item: Any, row: int, title: str) -> Tensor:
         return _pixels(Path(item["path"]).read_bytes() if encoded is None else encoded)
     except (OSError, SyntaxError, TypeError, ValueError) as error:
         reason = first_line(error)
-        if isinstance(error, PIL.UnidentifiedImageError):  # which tells an address in memory
-            reason = f"none of {', '.join(FORMATS)}"
+        if isinstance(error, PIL.UnidentifiedImageError):  # its text has an address in memory
+            reason = f"not one of the formats {', '.join(FORMATS)}"
         raise DataError(
-            f"cannot decode {_place(item, row, title)} ({reason}): replace or remove it"
+            f"cannot decode {_name_image(item, row, title)} ({reason}): replace or remove it"
         ) from error
 
 
 def _pixels(encoded: bytes) -> Tensor:
     with PIL.Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
-        if image.mode.startswith(("I", "F")):  # which Pillow would clip at 255, not scale
-            raise ValueError(f"more than 8 bits a pixel, mode {image.mode!r}")
+        if image.mode.startswith(
+            ("I", "F")
+        ):  # Pillow would clip these at 255 instead of scaling them
+            raise ValueError(f"more than 8 bits per pixel, mode {image.mode!r}")
         PIL.ImageOps.exif_transpose(image, in_place=True)
         return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
-def _place(item: Any, row: int, title: str) -> str:
+def _name_image(item: Any, row: int, title: str) -> str:
     path = item.get("path") if isinstance(item, dict) else None
     return f"row {row} ({path!r}) of {title}" if path else f"row {row} of {title}"

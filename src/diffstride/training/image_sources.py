@@ -1,4 +1,4 @@
-"""Where images and their labels come from: embedded, a folder, the Hub."""
+"""Finds image data sets and reads their labels: scikit-learn digits, folders, Hugging Face Hub."""
 
 import glob
 import os
@@ -30,7 +30,7 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of one split: how to fetch their images, not yet decoded, and what they show."""
+    """Rows of one split: their labels, and a function that fetches their encoded images."""
 
     fetch: Callable[[np.ndarray], Iterable[Any]]
     labels: np.ndarray
@@ -38,12 +38,12 @@ class Rows:
     title: str
 
     def take(self, chosen: slice | np.ndarray) -> "Rows":
-        """A part of these rows, or the same in another order."""
+        """A selection of these rows, also in another order."""
         return replace(self, labels=self.labels[chosen], rows=self.rows[chosen])
 
 
 class Source(NamedTuple):
-    """A data set whose images are not read yet."""
+    """A data set whose images are not decoded yet."""
 
     train: Rows
     test: Rows | None
@@ -53,10 +53,10 @@ class Source(NamedTuple):
 def read_source(
     name: str, root: str | os.PathLike[str] | None = None, label_column: str | None = None
 ) -> Source:
-    """Find a data set by its name and read its labels; the arguments are `load_datasets`'.
+    """Find a data set by name and read its labels; arguments as for `load_datasets`.
 
     Raises:
-        DataError: it is nowhere to be found, or cannot be read.
+        DataError: the data set cannot be found or read.
 
     >>> read_source("digits").class_names[:3]
     ('0', '1', '2')
@@ -66,7 +66,9 @@ def read_source(
     root = root or os.environ.get("DIFFSTRIDE_DATA")
     splits = _from_folder(name, Path(root).expanduser()) if root else _from_hub(name)
     if "train" not in splits:
-        raise DataError(f"no train split in {name!r}, only {_quoted(map(str, splits))}")
+        raise DataError(
+            f"{name!r} has no train split, only {_quoted(map(str, splits))}: add one as train"
+        )
     features = splits["train"].features
     image, label = _image_column(features, name), _label_column(features, label_column, name)
     found = {split: splits[split][label][:] for split in ("train", "test") if split in splits}
@@ -96,12 +98,12 @@ def _from_folder(name: str, root: Path) -> "DatasetDict":
     folder = root / name
     if not folder.is_dir():
         raise DataError(
-            f"no folder {str(folder)!r}: put {LAYOUT} there, give another root (or "
-            f"DIFFSTRIDE_DATA), or neither to fetch {name!r} from the Hugging Face Hub"
+            f"there is no folder {str(folder)!r}: put {LAYOUT} there, set another root (or "
+            f"DIFFSTRIDE_DATA), or set neither to load {name!r} from the Hugging Face Hub"
         )
     try:
         if any(each.is_dir() for each in (folder / "train").glob("*")):
-            # Said outright, for `datasets` takes a class called "test" or "val" for a split.
+            # Explicit files, as `datasets` takes a class named "test" or "val" for a split.
             parts = [part for part in ("train", "test") if (folder / part).is_dir()]
             files = {part: f"{glob.escape(str(folder / part))}/**" for part in parts}
             return load_dataset("imagefolder", data_files=files)
@@ -109,17 +111,17 @@ def _from_folder(name: str, root: Path) -> "DatasetDict":
         return load_dataset(str(folder))
     except DataError:
         raise
-    except Exception as error:  # every format's reader raises errors of its own
+    except Exception as error:  # the readers of the formats raise many types
         raise DataError(
             f"cannot read {str(folder)!r} ({first_line(error)}): expected {LAYOUT}"
         ) from error
 
 
 def _check_class_names(folder: Path) -> None:
-    """Refuse files that number their classes differently: `datasets` takes the first one's names.
+    """Refuse files with different class names: `datasets` would use those of the first file.
 
     Raises:
-        DataError: two do.
+        DataError: two files have different class names, or another order of them.
     """
     from datasets import ClassLabel, Features
     from pyarrow import parquet
@@ -131,13 +133,13 @@ def _check_class_names(folder: Path) -> None:
                 other, names = first.setdefault(column, (file, feature.names))
                 if names != feature.names:
                     raise DataError(
-                        f"the classes of column {column!r} are {_some(feature.names)} in {file}, "
-                        f"but {_some(names)} in {other}: write both with the same class names, in "
-                        "one order"
+                        f"the classes of column {column!r} are {_abridged(feature.names)} in "
+                        f"{file}, but {_abridged(names)} in {other}: write both files with the "
+                        "same class names in the same order"
                     )
 
 
-def _some(names: Sequence[str]) -> str:
+def _abridged(names: Sequence[str]) -> str:
     return _quoted(names[:5]) + (", …" if len(names) > 5 else "")
 
 
@@ -148,7 +150,7 @@ def _from_hub(name: str) -> "DatasetDict":
     if "/" not in hub_name:
         raise DataError(
             f"unknown data set {name!r}: expected {_quoted(('digits', *HUB_NAMES))}, 'owner/name' "
-            f"on the Hugging Face Hub, or a folder name together with root or DIFFSTRIDE_DATA"
+            "on the Hugging Face Hub, or a folder name together with root or DIFFSTRIDE_DATA"
         )
     try:
         return load_dataset(hub_name)
@@ -156,12 +158,12 @@ def _from_hub(name: str) -> "DatasetDict":
         raise DataError(
             f"cannot reach the Hugging Face Hub for {hub_name!r} ({first_line(error)}): without "
             f"a network put {LAYOUT} into FOLDER/{name} and pass root='FOLDER' or set "
-            f"DIFFSTRIDE_DATA=FOLDER, or bring a filled cache of `datasets` (HF_HOME)"
+            "DIFFSTRIDE_DATA=FOLDER, or copy a filled cache of `datasets` (HF_HOME)"
         ) from error
-    except Exception as error:  # the Hub's client, and every format's reader, raise their own
+    except Exception as error:  # the Hub's client and the readers raise many types
         raise DataError(
             f"cannot load {hub_name!r} from the Hugging Face Hub ({first_line(error)}): check the "
-            f"name at https://huggingface.co/datasets, or give a local copy with root='FOLDER'"
+            "name at https://huggingface.co/datasets, or use a local copy with root='FOLDER'"
         ) from error
 
 
@@ -171,7 +173,7 @@ def _image_column(features: "Features", name: str) -> str:
     for column, feature in features.items():
         if isinstance(feature, Image) or (isinstance(feature, dict) and "bytes" in feature):
             return column
-    raise DataError(f"no column of images in {name!r}, only {_quoted(features)}")
+    raise DataError(f"{name!r} has no column of images, only {_quoted(features)}: add one")
 
 
 def _label_column(features: "Features", asked: str | None, name: str) -> str:
@@ -181,8 +183,8 @@ def _label_column(features: "Features", asked: str | None, name: str) -> str:
         if isinstance(features.get(column), ClassLabel | Value):
             return column
     raise DataError(
-        f"no column of labels in {name!r}, only {_quoted(features)}: pass label_column=NAME, or in "
-        f"a folder of images keep a folder for each of two or more classes"
+        f"{name!r} has no column of labels, only {_quoted(features)}: pass label_column=NAME; a "
+        "folder of images needs a subfolder for each of two or more classes"
     )
 
 
@@ -202,16 +204,16 @@ def _rows(
     positions = {value: position for position, value in enumerate(classes)}
     for row, value in enumerate(values):
         if value not in positions:
-            raise DataError(f"row {row} of {title} has the label {value!r}: remove it, or label it")
+            raise DataError(f"row {row} of {title} has the label {value!r}: correct or remove it")
     labels = np.array([positions[value] for value in values], dtype=np.int64)
     encoded = split.select_columns(column).cast_column(column, Image(decode=False))
     order = np.arange(len(labels))
     if (np.diff(labels) >= 0).all():
-        # Folders come class by class: their first or last rows alone would show one class.
+        # Folders are sorted by class: a few first or last rows would show a single class.
         order = np.random.default_rng(0).permutation(order)
 
     def fetch(rows: np.ndarray) -> Iterator[Any]:
-        # In batches: row by row `datasets` takes as long as the decoding does.
+        # In batches: row by row, `datasets` would take as long as the decoding.
         batches: Any = encoded.select(rows).iter(batch_size=1000)
         return chain.from_iterable(batch[column] for batch in batches)
 

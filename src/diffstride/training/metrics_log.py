@@ -1,4 +1,4 @@
-"""A CSV log that a resumed run continues: one row a step, none twice."""
+"""A Lightning logger to a CSV file that a resumed run continues, with one row per step."""
 
 import csv
 import io
@@ -10,13 +10,13 @@ from diffstride.training.lightning_compat import loggers, rank_zero_only
 
 
 class MetricsFile(loggers.Logger):
-    """Collects what is logged for a step in one row of a CSV file.
+    """Logs to a CSV file with one row per step.
 
-    Lightning's own logger deletes the file when a run starts again in the same folder.
+    Lightning's `CSVLogger` deletes the file when a run starts again in the same folder.
 
     Arguments:
-        path: the file; rows it holds up to ``step`` are kept.
-        step: number of steps the run has taken so far, 0 for a new one.
+        path: the file; its rows up to ``step`` are kept.
+        step: number of steps the run has taken so far, 0 for a new run.
     """
 
     def __init__(self, path: Path, step: int = 0) -> None:
@@ -29,8 +29,8 @@ class MetricsFile(loggers.Logger):
                     rows = {int(row["step"]): row for row in csv.DictReader(file)}
                 except (KeyError, TypeError, ValueError) as error:
                     raise ValueError(
-                        f"{path} is no log of a run, whose rows have a step each: move it away, "
-                        "or choose another workdir"
+                        f"{path} is not the log of a run, it needs a whole number as step in every "
+                        "row: move it away, or choose another workdir"
                     ) from error
             self.rows = {key: row for key, row in rows.items() if key <= step}
 
@@ -44,7 +44,7 @@ class MetricsFile(loggers.Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the operative configuration is saved beside the file."""
+        """Do nothing: the operative configuration is saved beside the file."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:

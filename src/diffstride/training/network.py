@@ -1,4 +1,4 @@
-"""The network of a run: built for its data, and the multiply-adds that it may have."""
+"""Builds the network of a run, checks its strides and resolves its budget."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,20 +13,20 @@ from diffstride.convnet import ConvNet
 from diffstride.resnet import identity
 from diffstride.strides import stride_layers
 from diffstride.training.data import Datasets
-from diffstride.training.run_summary import measure_cost
+from diffstride.training.network_cost import measure_cost
 
 STRIDED = "strided"
-WHITENED = 2_048_000
-"""Pixels that a whitening is taken from: 2,000 images of 32 x 32."""
+WHITENING_PIXELS = 2_048_000
+"""Number of pixels that the whitening is computed from: 2,000 images of 32 x 32."""
 
 
 def build_network(model: Callable[..., nn.Module], data: Datasets, seed: int) -> nn.Module:
-    """What ``model`` builds for these data from a seed; a network is taken as it is.
+    """Build the network with ``model`` from a seed; a network in place of ``model`` is returned.
 
-    A `ConvNet` gets its whitening from the first training images.
+    The whitening of a `ConvNet` is computed from the first training images.
 
     Raises:
-        ValueError: its output has an activation, where the loss needs logits.
+        ValueError: the network has an output activation, but the loss needs logits.
     """
     if isinstance(model, nn.Module):
         return model
@@ -34,45 +34,47 @@ def build_network(model: Callable[..., nn.Module], data: Datasets, seed: int) ->
     network = model(num_output_classes=data.num_classes, in_channels=data.image_shape[0])
     if getattr(network, "output_activation", identity) is not identity:
         raise ValueError(
-            "the loss applies the softmax itself: leave output_activation of the network None"
+            f"the loss applies the softmax, but output_activation is "
+            f"{network.output_activation!r}: set it to None"
         )
     if isinstance(network, ConvNet):
-        network.whiten_(data.sample(max(1, WHITENED // prod(data.image_shape[1:]))))
+        network.whiten_(data.sample(max(1, WHITENING_PIXELS // prod(data.image_shape[1:]))))
     return network
 
 
 def check_strides(network: nn.Module, **options: Any) -> None:
-    """Refuse options that are set, by name, where there are no strides for them to act on.
+    """Refuse options for learnable strides if the network has none.
 
     Raises:
-        ValueError: one is set, and no layer of the network has strides that learn; or a budget, and
-            they are those of the published layer, whose cost nobody can foresee.
+        ValueError: an option is set, but the network has no learnable strides; or a budget is set,
+            but the layers are the published ones, whose cost is not known as a function of strides.
     """
     layers = [each for each in stride_layers(network).values() if each.strides.requires_grad]  # pyright: ignore
     published = [each for each in layers if isinstance(each, reference.DiffStride)]
     for name, value in options.items():
         if value and (not layers or (name == "budget" and published)):
-            found = "those of reference.DiffStride cannot keep" if layers else "the network has not"
+            found = "only those of reference.DiffStride" if layers else "none"
             raise ValueError(
-                f"{name}={value!r} needs strides that learn, which {found}: set its pooling to "
-                "pooling.DiffStride with trainable=True, or leave the option out"
+                f"{name}={value!r} needs learnable strides, but the network has {found}: set its "
+                "pooling to pooling.DiffStride with trainable=True, or leave the option out"
             )
 
 
 def resolve_budget(
     budget: float | str, network: nn.Module, model: Callable[..., nn.Module], data: Datasets
 ) -> float:
-    """The multiply-adds of one image that a budget stands for.
+    """A budget as a number of multiply-adds per image.
 
     Arguments:
-        budget: up to 100 a fraction of the network's own, above that their number; `STRIDED` for
-            those of the same network with strided convolutions.
-        network: at the strides it starts from.
-        model: what built it, called again with ``pooling_cls=None`` for `STRIDED`.
-        data: whose images it is for.
+        budget: up to 100 a fraction of the network's multiply-adds, above 100 their number;
+            `STRIDED` for those of the same network with strided convolutions.
+        network: the network at its initial strides.
+        model: built the network; called again with ``pooling_cls=None`` for `STRIDED`.
+        data: data sets of the run.
 
     Raises:
-        ValueError: not above 0, another word, or `STRIDED` of a model without ``pooling_cls``.
+        ValueError: the budget is not above 0 or another word, or the budget is `STRIDED` and the
+            strided network cannot be built.
     """
     if isinstance(budget, (int, float)) and budget > 0:
         if budget > 100:
@@ -80,21 +82,23 @@ def resolve_budget(
         return budget * measure_cost(network, data.image_shape).multiply_adds
     if budget != STRIDED or isinstance(model, nn.Module):
         raise ValueError(
-            "budget must be a number above 0, or 'strided' with a model that is built from "
-            f"pooling_cls, but got {budget!r}"
+            "budget must be a number above 0, or 'strided' with a model that takes pooling_cls, "
+            f"but got {budget!r}"
         )
     try:
         strided = build_network(partial(model, pooling_cls=None), data, seed=0)
     except TypeError as error:
-        raise ValueError(f"budget='strided' needs a model with pooling_cls: {error}") from error
+        raise ValueError(
+            f"budget='strided' needs a model that takes pooling_cls ({error}): give a number"
+        ) from error
     except ValueError as error:
         raise ValueError(
-            "budget='strided' stands for the same network with strided convolutions, which cannot "
-            f"be built ({error}): start from whole strides, or give a number"
+            "budget='strided' needs the same network with strided convolutions, which cannot be "
+            f"built ({error}): start from whole strides, or give a number"
         ) from error
     return measure_cost(strided, data.image_shape).multiply_adds
 
 
 def count_parameters(network: nn.Module) -> int:
-    """How many parameters are trained."""
+    """Number of trainable parameters."""
     return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)

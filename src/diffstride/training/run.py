@@ -1,4 +1,4 @@
-"""Train a network on images and learn its strides: the main job, with or without Gin."""
+"""`train`: trains a network and its strides on images, with or without Gin."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -25,9 +25,15 @@ from diffstride.training.network import (
     count_parameters,
     resolve_budget,
 )
-from diffstride.training.run_folder import find_checkpoint, find_finished, finish, held, save_config
+from diffstride.training.run_folder import (
+    find_checkpoint,
+    find_finished,
+    finish,
+    hold_folder,
+    save_config,
+)
 from diffstride.training.run_settings import as_python, describe_run
-from diffstride.training.trainer import build_trainer, check_strategy, fit, without_advice
+from diffstride.training.trainer import build_trainer, check_strategy, fit, quiet_lightning
 from diffstride.training.weight_averaging import MovingAverage
 
 
@@ -56,59 +62,62 @@ def train(
     callbacks: Iterable[Any] = (),
     progress_bar: bool | None = None,
 ) -> dict[str, Any]:
-    """Train a network to tell images apart, and leave all there is to know of it in ``workdir``.
+    """Train an image classifier with learnable strides, and save the run in ``workdir``.
 
-    ``workdir`` gets checkpoints after every epoch (the last two and the best), ``metrics.csv`` and
-    ``tensorboard/``, the operative Gin configuration, and in the end ``summary.json``,
-    ``strides.png`` and ``windows.png``. Called again with the same arguments it continues after the
-    last whole epoch, or returns the summary of a run that is finished. The accuracy reported is
-    that of the last epoch: the test images take no part in any choice.
+    ``workdir`` gets checkpoints after every epoch (the last two and the best), ``metrics.csv``,
+    ``tensorboard/`` and the operative Gin configuration, and at the end ``summary.json``,
+    ``strides.png`` and ``windows.png``. The same call resumes a run after its last whole epoch, or
+    returns the summary of a finished run. The reported accuracy is that of the last epoch: nothing
+    is chosen by test accuracy.
 
     Arguments:
-        workdir: folder of this run, made where missing.
-        model: builds the network from ``num_output_classes`` and ``in_channels``; or a network, in
-            which the trained weights are afterwards, those of a run finished before too.
+        workdir: run folder, created if missing.
+        model: builds the network from ``num_output_classes`` and ``in_channels``; or a network. A
+            network has the trained weights afterwards, also if the run was finished before.
         datasets: builds the data sets from ``seed``, as `load_datasets` does.
         num_epochs: passes over the training images, a whole number of at least 1.
-        optimizer: builds the optimiser from the groups of `parameter_groups`, each of which has a
-            ``weight_decay``: one of the optimiser's own would not count.
-        schedule: builds a schedule by step, see `build_schedule`; None keeps the learning rate.
-        stride_learning_rate: of the strides, at the peak of the schedule; None for the weights'.
-        bias_learning_rate: of biases and of the norms' scales, likewise.
-        stride_phase: shares of the steps, from 0 to 1, between which the strides learn.
+        optimizer: builds the optimiser from the groups of `parameter_groups`. Each group has a
+            ``weight_decay``, so one given to the optimiser would have no effect.
+        schedule: builds a schedule per step, see `build_schedule`; None for a constant rate.
+        stride_learning_rate: peak learning rate of the strides; None for that of the weights.
+        bias_learning_rate: peak learning rate of biases and scales; None for that of the weights.
+        stride_phase: first and last share of the steps in which strides learn, from 0 to 1.
         weight_decay: factor of the squared norm of the kernels in the loss, as published, at least
             0. The loss gets ``weight_decay * |w|^2``, whose gradient is ``2 * weight_decay * w``:
             the optimiser's groups get twice this number. None for the network's attribute
             ``weight_decay``, or 0 where it has none.
-        label_smoothing: share of each target that is given to all classes alike, in [0, 1].
-        stride_penalty: ``lambda`` of the paper's regulariser, the weight in the loss of
-            `diffstride.stride_penalty`; at least 0.
-        budget: multiply-adds that the strides are held to after every step, see
-            `diffstride.CostBudget`: up to 100 a fraction of those of the network at the start,
-            above that their number for one image; ``"strided"`` for those of the same network with
-            strided convolutions (``model`` is called with ``pooling_cls=None``). None for no limit.
-        weight_averaging: decay per step, from 0 to below 1, of a moving average of all weights,
-            norms' statistics and strides, by which the network is tested and which it ends with;
-            None for none. A budget is kept by the strides in training, and by their average about.
-        precision: of Lightning's `Trainer`, or ``"auto"`` for what this machine is fast at.
-        channels_last: whether maps are kept with their channels innermost in memory.
-        accelerator: of the `Trainer`, as are ``devices`` and ``strategy``.
-        devices: number of processes, each with a batch of its own, so that an epoch has as many
-            times fewer steps.
-        strategy: how they work together, for instance ``"ddp"``; not one that forks or spawns
-            them, as the summary would be lost with them.
-        threads: of the CPU in each process; None for torch's choice. Small maps are fastest on one.
-        seed: of the initial weights and the order of the images.
+        label_smoothing: share of each target spread evenly over all classes, in [0, 1].
+        stride_penalty: weight ``lambda`` of the paper's regulariser in the loss, at least 0; see
+            `diffstride.stride_penalty`.
+        budget: multiply-adds per image that the strides keep after every step, see
+            `diffstride.CostBudget`. Up to 100 it is a fraction of the network's multiply-adds at
+            the start, above 100 their number. ``"strided"`` stands for those of the same network
+            with strided convolutions: ``model`` is called with ``pooling_cls=None``. None for no
+            budget.
+        weight_averaging: decay per step, from 0 to below 1, of a moving average of weights,
+            statistics of norms and strides. The network is tested with the average and ends with
+            it. The strides in training keep a budget, their average about keeps it. None for no
+            average.
+        precision: precision of Lightning's `Trainer`, or ``"auto"`` for the fast one of the
+            machine.
+        channels_last: whether feature maps use the memory format `torch.channels_last`.
+        accelerator: accelerator of the `Trainer`.
+        devices: devices of the `Trainer`. Each process has its own batches, so an epoch has fewer
+            steps in proportion.
+        strategy: strategy of the `Trainer`, such as ``"ddp"``; not one that forks or spawns
+            processes, as the summary would be lost with them.
+        threads: CPU threads per process; None for torch's choice. Small maps are fastest on one.
+        seed: seed of the initial weights and the order of the images.
         callbacks: further Lightning callbacks.
-        progress_bar: whether to show one; None does so in a terminal.
+        progress_bar: whether to show a progress bar; None shows it in a terminal.
 
     Returns:
-        What ``summary.json`` holds: ``test_accuracy`` in percent, ``strides`` by layer,
-        ``multiply_adds_start`` and ``multiply_adds_end`` per image, ``epochs``, ``seconds``, ….
-        The start is that of the training: where there is a budget, the strides keep to it already.
+        The content of ``summary.json``: ``test_accuracy`` in percent, ``strides`` by layer,
+        ``multiply_adds_start`` and ``multiply_adds_end`` per image, ``epochs``, ``seconds``, …
+        With a budget, ``multiply_adds_start`` is counted after the strides were moved onto it.
 
     Raises:
-        ValueError: an argument is out of range, or ``workdir`` holds a run with other settings.
+        ValueError: an argument is out of its range, or ``workdir`` holds a run with other settings.
 
     >>> summary = train("runs/first", num_epochs=1)  # doctest: +SKIP
     """
@@ -118,7 +127,9 @@ def train(
     _check_range("label_smoothing", label_smoothing, 0, 1)
     _check_range("stride_penalty", stride_penalty, 0, math.inf)
     if not isinstance(stride_phase, Sequence) or len(stride_phase) != 2:
-        raise ValueError(f"stride_phase must be two shares such as (0, 0.5), got {stride_phase!r}")
+        raise ValueError(
+            f"stride_phase must be two shares such as (0, 0.5), but got {stride_phase!r}"
+        )
     phase = StridePhase(*stride_phase, network="network")
     check_strategy(strategy)
     _check_optimizer(optimizer)
@@ -141,7 +152,7 @@ def train(
     def build_optimizer() -> Optimizer:
         rates = stride_learning_rate, bias_learning_rate
         built = optimizer(parameter_groups(network, 2 * decay, *rates))
-        for group in built.param_groups:  # schedules and checkpoints take their numbers from there
+        for group in built.param_groups:  # schedules and checkpoints read numbers from there
             group.update({name: as_python(value) for name, value in group.items()})
         return built
 
@@ -164,14 +175,14 @@ def train(
         return finished
     precision = choose_precision(precision, accelerator)
     callbacks = [StrideMonitor("network"), *callbacks]
-    if allowed is not None:  # before all others, so that they see and log what is used
+    if allowed is not None:  # before all others, which log the projected strides
         example = torch.zeros(1, *data.image_shape)
         callbacks.insert(0, BudgetCallback(example, allowed, "network", log=None))
     if tuple(stride_phase) != (0, 1):
         callbacks.insert(0, phase)
-    if weight_averaging is not None:  # after the others, so that it averages what they project
+    if weight_averaging is not None:  # after all others, to average the projected strides
         callbacks.append(MovingAverage(weight_averaging))
-    with without_advice(), held(workdir):
+    with quiet_lightning(), hold_folder(workdir):
         checkpoint, record, step = find_checkpoint(workdir / CHECKPOINTS, network, settings)
         save_config(workdir)
         size = f"{count_parameters(network):,} parameters"
@@ -202,23 +213,23 @@ def _check_range(
         return
     what = "a whole number" if kind is Integral else "a number"
     limits = f"of at least {lowest}" if highest == math.inf else f"from {lowest} to {highest}"
-    raise ValueError(f"{name} must be {what} {limits}, got {value!r}")
+    raise ValueError(f"{name} must be {what} {limits}, but got {value!r}")
 
 
 def _check_averaging(decay: float, precision: str) -> None:
     if not (isinstance(decay, Real) and 0 <= decay < 1):
-        raise ValueError(f"weight_averaging must be at least 0 and below 1, got {decay!r}")
+        raise ValueError(f"weight_averaging must be at least 0 and below 1, but got {decay!r}")
     if precision in ("bf16-true", "16-true", "64-true", "64"):
         other = "32-true" if "64" in precision else precision.replace("true", "mixed")
         raise ValueError(
             f"weight_averaging={decay!r} needs weights in float32, but precision is "
-            f"{precision!r}: take {other!r}"
+            f"{precision!r}: use {other!r}"
         )
 
 
 def _check_optimizer(optimizer: Any) -> None:
     if "weight_decay" in getattr(optimizer, "keywords", {}):
         raise ValueError(
-            "the optimizer has a weight_decay of its own, which would not count, since every group "
-            "of parameters has one: give the training its weight_decay instead"
+            "the weight_decay of the optimizer would have no effect, as every parameter group has "
+            "its own: set the weight_decay of the training instead"
         )

@@ -1,4 +1,4 @@
-"""The folder of a run: what an earlier start left in it, and what this one leaves."""
+"""The run folder: find a finished run or a checkpoint, lock the folder, save the summary."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from torch import nn
 
 from diffstride.training.checkpoints import CHECKPOINTS, newest_checkpoint, weights
 from diffstride.training.classifier import Classifier
-from diffstride.training.files import atomic_file, check_writable, locked, writing
+from diffstride.training.files import atomic_file, check_writable, explain_write_errors, locked
 from diffstride.training.lightning_compat import print_once, rank_zero_only
 from diffstride.training.network import count_parameters
 from diffstride.training.run_settings import as_python, check_settings
@@ -26,15 +26,15 @@ from diffstride.training.run_summary import (
 def find_finished(
     workdir: Path, settings: dict[str, Any], network: nn.Module | None = None
 ) -> dict[str, Any] | None:
-    """The summary of this run if ``workdir`` holds it finished, which is then printed.
+    """Print and return the summary of this run if ``workdir`` holds it finished; else None.
 
     Arguments:
-        workdir: the folder of the run; need not exist.
-        settings: of the run, as `describe_run` gives them.
-        network: what the caller wants trained: it gets the weights that the run ended with.
+        workdir: the run folder; need not exist.
+        settings: settings of the run, from `describe_run`.
+        network: gets the weights of the last checkpoint; None to leave them out.
 
     Raises:
-        ValueError: the run it holds has other settings, or no checkpoint that the network can have.
+        ValueError: the folder holds a run with other settings, or no checkpoint that fits.
     """
     summary = read_summary(workdir)
     if summary is not None:
@@ -48,19 +48,19 @@ def find_finished(
 def find_checkpoint(
     folder: Path, network: nn.Module, settings: dict[str, Any]
 ) -> tuple[Path | None, dict[str, Any], int]:
-    """What a run of these settings continues from.
+    """Find the checkpoint that a run resumes from.
 
     Arguments:
-        folder: of the checkpoints, in that of the run; need not exist.
-        network: what is to be trained.
-        settings: of the run, as `describe_run` gives them.
+        folder: folder of the checkpoints; need not exist.
+        network: the network to train.
+        settings: settings of the run, from `describe_run`.
 
     Returns:
-        The checkpoint, the record the run has kept of itself, and the steps it has taken; where
-        there is none yet, None, a record of the settings alone, and 0.
+        Path of the checkpoint, record of the run and number of steps taken. Without a checkpoint:
+        None, a record with the settings only, and 0.
 
     Raises:
-        ValueError: the checkpoints are of a run with other settings, or none is of use.
+        ValueError: the checkpoints belong to a run with other settings, or none can be used.
     """
     found = newest_checkpoint(folder, network)
     if found is None:
@@ -68,22 +68,22 @@ def find_checkpoint(
     path, checkpoint = found
     record = checkpoint["run"]
     check_settings(folder.parent, record["settings"], settings)
-    print_once(f"continuing after epoch {record['epochs']} from {path}")
+    print_once(f"resuming after epoch {record['epochs']} from {path}")
     return path, record, checkpoint["global_step"]
 
 
 @contextmanager
-def held(workdir: Path) -> Iterator[None]:
-    """Have the folder, which is made, to this run alone.
+def hold_folder(workdir: Path) -> Iterator[None]:
+    """Create the run folder and lock it for this run.
 
     Raises:
-        OSError: it takes no files; names the folder.
+        OSError: the folder cannot be written to.
         ValueError: another process is training in it.
     """
-    if getattr(rank_zero_only, "rank", 0):  # the first process of the run holds it for all
+    if getattr(rank_zero_only, "rank", 0):  # the main process holds the lock for all
         yield
         return
-    with writing(workdir, "workdir"):
+    with explain_write_errors(workdir, "workdir"):
         (workdir / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     check_writable(workdir, "workdir")
     with locked(workdir / CHECKPOINTS, wait=False) as free:
@@ -97,23 +97,24 @@ def held(workdir: Path) -> Iterator[None]:
 
 @rank_zero_only
 def save_config(workdir: Path) -> None:
-    """Save the Gin configuration, if there is one, in the folder of the run.
+    """Save the operative Gin configuration, if there is one, in the run folder.
 
     Raises:
-        OSError: it takes no files; names the folder.
+        OSError: the folder cannot be written to.
     """
     if config := gin.operative_config_str():
-        with writing(workdir, "workdir"), atomic_file(workdir / "operative_config.gin") as file:
+        path = workdir / "operative_config.gin"
+        with explain_write_errors(workdir, "workdir"), atomic_file(path) as file:
             file.write(config.encode())
 
 
 def finish(workdir: Path, module: Classifier, facts: dict[str, Any]) -> dict[str, Any]:
-    """Save and print the summary of a run that has come to its end, and return it.
+    """Save, print and return the summary of a finished run.
 
     Arguments:
-        workdir: the folder of the run.
-        module: what was trained, with its record.
-        facts: what the summary says besides.
+        workdir: the run folder.
+        module: the trained module with its record.
+        facts: further entries of the summary.
     """
     record, settings = module.record, module.record["settings"]
     measured = ("test_accuracy", "multiply_adds_start", "multiply_adds_end", "epochs")

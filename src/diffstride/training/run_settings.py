@@ -1,4 +1,4 @@
-"""What tells one run from another: its settings, described and compared."""
+"""Describes the settings of a run and compares them with those of a run folder."""
 
 from collections.abc import Callable
 from itertools import zip_longest
@@ -13,8 +13,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from diffstride.training.data import Datasets
 from diffstride.training.schedules import build_schedule
 
-NOTED_SINCE = ("labels", "mean", "std", "strides", "scheduled")
-"""Facts that runs did not note at first: one that has not is not held to them."""
+OPTIONAL = ("labels", "mean", "std", "strides", "scheduled")
+"""Settings that old runs did not save: a run without them is not compared in them."""
 
 
 def describe_run(
@@ -31,10 +31,10 @@ def describe_run(
     weight_averaging: float | None,
     stride_phase: tuple[float, float],
 ) -> dict[str, Any]:
-    """The settings that decide how a run ends, as JSON can hold them.
+    """The settings that determine the result of a run, as values for JSON.
 
-    Network, optimiser and schedule as they describe themselves. Precision, accelerator and the like
-    take no part: a run may go on on another machine.
+    Network, optimiser and schedule are described by their ``repr``. Precision, accelerator and
+    devices are left out, as a run may be resumed on another machine.
     """
     settings = {
         "dataset": data.name,
@@ -44,7 +44,7 @@ def describe_run(
         "label_smoothing": label_smoothing,
         "seed": seed,
         "network": repr(network),
-        "strides": _all_strides(network),  # the description rounds them
+        "strides": _all_strides(network),  # repr(network) rounds them
         **({"budget": budget} if budget else {}),
         **({"stride_penalty": stride_penalty} if stride_penalty else {}),
         **({"weight_averaging": weight_averaging} if weight_averaging is not None else {}),
@@ -55,7 +55,7 @@ def describe_run(
 
 
 def as_python(value: Any) -> Any:
-    """Numbers of NumPy, of a sweep for instance, as those of Python, in containers too.
+    """Convert NumPy numbers to Python numbers, also in dicts, lists and tuples.
 
     >>> as_python({"lr": np.float64(0.1), "strides": [np.int64(2), 1.5]})
     {'lr': 0.1, 'strides': [2, 1.5]}
@@ -70,15 +70,15 @@ def as_python(value: Any) -> Any:
 
 
 def check_settings(workdir: Path, found: Any, expected: dict[str, Any]) -> None:
-    """Refuse to go on in a folder whose run was made with other settings.
+    """Refuse to resume a run with other settings.
 
     Arguments:
-        workdir: the folder, to be named.
-        found: the settings of the run it holds, as read.
-        expected: those that were asked for.
+        workdir: the run folder, for the error message.
+        found: the settings saved in the folder.
+        expected: the settings asked for.
 
     Raises:
-        ValueError: they differ; names each that does, with both values.
+        ValueError: the settings differ; the message has both values of each.
 
     >>> check_settings(Path("runs/a"), {"seed": 0, "budget": 0.5}, {"seed": 1})
     Traceback (most recent call last):
@@ -87,7 +87,7 @@ def check_settings(workdir: Path, found: Any, expected: dict[str, Any]) -> None:
     None asked for): choose another workdir, or remove this one
     """
     found = found if isinstance(found, dict) else {}
-    names = [name for name in [*expected, *found] if name in found or name not in NOTED_SINCE]
+    names = [name for name in [*expected, *found] if name in found or name not in OPTIONAL]
     pairs = {name: (found.get(name), expected.get(name)) for name in names}
     different = [
         f"{name} ({_first_difference(there, asked)})"
@@ -102,7 +102,7 @@ def check_settings(workdir: Path, found: Any, expected: dict[str, Any]) -> None:
 
 
 def _first_difference(there: Any, asked: Any) -> str:
-    """Both values; of two descriptions of many lines the first ones that differ."""
+    """Both values as text; for descriptions of many lines, the first lines that differ."""
     if isinstance(there, str) and isinstance(asked, str):
         lines = zip_longest(there.splitlines(), asked.splitlines(), fillvalue="")
         pairs = ((one.strip(), two.strip()) for one, two in lines)
@@ -115,13 +115,13 @@ def _describe_optimization(
     schedule: Callable[..., LRScheduler] | None,
     total_steps: int,
 ) -> dict[str, str]:
-    # On an optimiser to throw away: a schedule rewrites the learning rates of the one it is given.
+    # On an optimiser of its own, as building a schedule changes the learning rates.
     optimizer = build_optimizer()
     description = {"optimizer": repr(optimizer), "schedule": "constant"}
     if schedule is not None:
         state = build_schedule(schedule, optimizer, total_steps).state_dict()
         description["schedule"] = "\n".join(f"{name}: {state[name]!r}" for name in sorted(state))
-        # Some keep what they were given there: the least rate, the momentum's limits.
+        # Some schedules store arguments in the optimiser, such as min_lr or base_momentum.
         description["scheduled"] = repr(optimizer)
     return description
 

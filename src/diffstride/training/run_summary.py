@@ -1,70 +1,19 @@
-"""What a network costs at its current strides, and what a finished run has to say."""
+"""The summary of a finished run: ``summary.json``, pictures and text."""
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from diffstride.graph.fake_run import evaluating
 from diffstride.plots import plot_stride_trajectories, plot_windows, read_trajectories
 from diffstride.pooling.fixed import FixedSpectralPooling
 from diffstride.pooling.learnable import DiffStride
-from diffstride.strides import AXES, stride_layers
+from diffstride.strides import stride_layers
 from diffstride.training.files import atomic_file
 
 SUMMARY = "summary.json"
-
-
-@dataclass(frozen=True)
-class NetworkCost:
-    """Multiply-adds of one image, and the size of the map each layer with strides puts out."""
-
-    multiply_adds: int
-    map_sizes: dict[str, tuple[int, ...]]
-
-    def scalars(self) -> dict[str, float]:
-        """The same as named numbers for a logger."""
-        maps = {
-            f"map/{name}{axis}": size
-            for name, sizes in self.map_sizes.items()
-            for axis, size in zip(AXES[len(sizes)], sizes, strict=True)
-        }
-        return {"multiply_adds": self.multiply_adds, **maps}
-
-
-@torch.no_grad()
-def measure_cost(network: nn.Module, image_shape: tuple[int, ...]) -> NetworkCost:
-    """Count multiply-adds and map sizes by passing one blank image through ``network``.
-
-    Products counted by torch's `FlopCounterMode`, which knows matrix products and convolutions
-    but not the FFTs of `diffstride.reference`. The network is in evaluation mode meanwhile.
-
-    >>> measure_cost(nn.Conv2d(3, 8, 3, padding=1), (3, 32, 32)).multiply_adds
-    221184
-    """
-    image = next(network.parameters()).new_zeros(1, *image_shape)
-    sizes: dict[str, tuple[int, ...]] = {}
-
-    def note_size(name: str, layer: nn.Module, inputs: Any, output: Any) -> None:
-        sizes[name] = tuple(output.shape[2:])
-
-    hooks = [
-        layer.register_forward_hook(partial(note_size, name))
-        for name, layer in stride_layers(network).items()
-    ]
-    with evaluating(network):
-        network(image)  # forms the pooling matrices, which are kept: no cost of an image
-        with FlopCounterMode(display=False) as counter:
-            network(image)
-    for hook in hooks:
-        hook.remove()
-    return NetworkCost(counter.get_total_flops() // 2, sizes)
 
 
 def layer_strides(network: nn.Module) -> dict[str, list[float]]:
@@ -76,7 +25,7 @@ def layer_strides(network: nn.Module) -> dict[str, list[float]]:
 def save_summary(
     workdir: Path, summary: Mapping[str, Any], network: nn.Module, image_shape: tuple[int, ...]
 ) -> None:
-    """Write ``summary.json`` and the pictures of the strides' trajectories and of the windows."""
+    """Write ``summary.json`` and the pictures of stride trajectories and windows."""
     trajectories = read_trajectories(workdir / "metrics.csv")
     if trajectories:
         plot_stride_trajectories(trajectories, workdir / "strides.png")
@@ -88,7 +37,11 @@ def save_summary(
 
 
 def read_summary(workdir: Path) -> dict[str, Any] | None:
-    """The summary of the finished run in ``workdir``, if there is one."""
+    """Read the summary of the finished run in ``workdir``; None if there is none.
+
+    Raises:
+        ValueError: the file is not a summary.
+    """
     path = workdir / SUMMARY
     if not path.exists():
         return None
@@ -96,12 +49,14 @@ def read_summary(workdir: Path) -> dict[str, Any] | None:
         summary = json.loads(path.read_bytes())
         format_summary(summary)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a summary of this program: move it away") from error
+        raise ValueError(
+            f"{path} is not a summary of a run: move it away, or choose another workdir"
+        ) from error
     return summary
 
 
 def format_summary(summary: Mapping[str, Any]) -> str:
-    """The summary as text for people.
+    """A summary as text to print.
 
     >>> print(format_summary(dict(test_accuracy=91.5, strides={"stem.pooling": [1.21, 1.3]},
     ...     multiply_adds_start=36_000_000, multiply_adds_end=63_400_000, epochs=5, seconds=75.2)))

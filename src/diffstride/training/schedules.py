@@ -1,4 +1,4 @@
-"""Learning-rate schedules by step that scale every parameter group alike."""
+"""Learning-rate schedules per step, the same for all parameter groups."""
 
 import inspect
 from bisect import bisect_left
@@ -8,13 +8,15 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, PolynomialLR
 
-KNOWN = ("total_steps", "T_max", "max_lr")
-UNSUITED = ("ChainedScheduler", "ReduceLROnPlateau", "SequentialLR")
-"""Those of torch that are not made from an optimiser and numbers, or not advanced by steps."""
+FROM_RUN = ("total_steps", "T_max", "max_lr")
+"""Arguments of schedules that the run sets."""
+
+UNSUPPORTED = ("ChainedScheduler", "ReduceLROnPlateau", "SequentialLR")
+"""Schedules of torch that need more than an optimiser and numbers, or are not stepped per batch."""
 
 
 class Multiples:
-    """``factors[i]`` where ``i`` boundaries are smaller than the step."""
+    """A function of the step: ``factors[i]`` if ``i`` boundaries are smaller than the step."""
 
     def __init__(self, boundaries: Sequence[int], factors: Sequence[float]) -> None:
         self.boundaries = list(boundaries)
@@ -29,15 +31,15 @@ def multi_step(
     boundaries: Sequence[int] = (400, 18_000, 32_000),
     factors: Sequence[float] = (0.1, 1.0, 0.1, 0.01),
 ) -> LambdaLR:
-    """Constant multiples of the learning rate between given steps; by default as published.
+    """Piecewise constant schedule of factors of the learning rate; by default the published one.
 
     Arguments:
-        optimizer: its groups' learning rates are what gets multiplied.
-        boundaries: the last step of each multiple but the last one, increasing.
-        factors: one more than boundaries.
+        optimizer: optimiser, the learning rates of whose groups are multiplied.
+        boundaries: the last step of each factor except the last one, increasing.
+        factors: factors of the learning rate, one more than boundaries.
 
     Raises:
-        ValueError: the lengths do not fit, or the boundaries do not increase.
+        ValueError: the lengths do not match, or the boundaries do not increase.
 
     >>> import torch
     >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
@@ -46,7 +48,7 @@ def multi_step(
     """
     if len(factors) != len(boundaries) + 1 or sorted(set(boundaries)) != list(boundaries):
         raise ValueError(
-            "multi_step needs increasing boundaries and one factor more than boundaries, "
+            "multi_step needs increasing boundaries and one factor more than boundaries, but "
             f"got boundaries={list(boundaries)} and factors={list(factors)}"
         )
     return LambdaLR(optimizer, Multiples(boundaries, factors))
@@ -55,21 +57,21 @@ def multi_step(
 def build_schedule(
     schedule: Callable[..., LRScheduler], optimizer: Optimizer, total_steps: int
 ) -> LRScheduler:
-    """Call a schedule, ours or one of torch, with what it asks for and only the run knows.
+    """Build a schedule, ours or one of torch, with the arguments that only the run knows.
 
     ``total_steps`` and ``T_max``, and ``total_iters`` of `torch.optim.lr_scheduler.PolynomialLR`,
-    are the length of the training, ``max_lr`` the learning rates of the parameter groups:
-    `torch.optim.lr_scheduler.OneCycleLR` peaks at them.
+    become the number of training steps. ``max_lr``, the peak of
+    `torch.optim.lr_scheduler.OneCycleLR`, becomes the learning rates of the parameter groups.
     """
     rates = [group["lr"] for group in optimizer.param_groups]
-    known: dict[str, Any] = dict(zip(KNOWN, (total_steps, total_steps, rates), strict=True))
-    # Of a class wrapped by Gin only the constructor shows its arguments.
+    known: dict[str, Any] = dict(zip(FROM_RUN, (total_steps, total_steps, rates), strict=True))
+    # Only the constructor of a class wrapped by Gin shows its arguments.
     signature = inspect.signature(schedule.__init__ if isinstance(schedule, type) else schedule)
-    if is_polynomial(schedule):  # of others it is the length of a part of the training
+    if is_polynomial(schedule):  # in others it is the length of a part of the training
         known["total_iters"] = total_steps
     return schedule(optimizer, **{k: v for k, v in known.items() if k in signature.parameters})
 
 
 def is_polynomial(schedule: object) -> bool:
-    """Whether it is `torch.optim.lr_scheduler.PolynomialLR`, as it is or wrapped by Gin."""
+    """Whether it is `torch.optim.lr_scheduler.PolynomialLR`, also if wrapped by Gin."""
     return isinstance(schedule, type) and issubclass(schedule, PolynomialLR)

@@ -1,4 +1,4 @@
-"""The Lightning `Trainer` of a run: its logs, its checkpoints, and none of its advice."""
+"""Builds the Lightning `Trainer` of a run, with logs and checkpoints, and runs it."""
 
 import logging
 import signal
@@ -26,13 +26,13 @@ from diffstride.training.metrics_log import MetricsFile
 def build_trainer(
     workdir: Path, step: int, callbacks: Iterable[Any], progress_bar: bool | None, **options: Any
 ) -> pl.Trainer:
-    """A trainer that leaves in ``workdir`` what a killed run continues from.
+    """Build a `Trainer` that logs and saves checkpoints in ``workdir``.
 
     Arguments:
-        workdir: the folder of the run.
-        step: number of steps the run has taken so far, 0 for a new one; logs keep what is up to it.
-        callbacks: called before the checkpoints are saved.
-        progress_bar: whether to show one; None does so in a terminal.
+        workdir: the run folder.
+        step: number of steps the run has taken so far, 0 for a new run; logs keep rows up to it.
+        callbacks: callbacks, called before the checkpoints are saved.
+        progress_bar: whether to show a progress bar; None shows it in a terminal.
         options: further arguments of Lightning's `Trainer`.
 
     Raises:
@@ -41,7 +41,7 @@ def build_trainer(
     # A single process ignores the other tasks that a job engine has started.
     single = is_single_process(options.get("devices"), options.get("strategy"))
     environment = [LightningEnvironment()] * single
-    # Epochs that will be run again leave both logs: TensorBoard drops events from purge_step on.
+    # Rows of epochs that are repeated are removed: TensorBoard drops events from purge_step on.
     board = loggers.TensorBoardLogger(
         workdir,
         name="tensorboard",
@@ -57,36 +57,36 @@ def build_trainer(
         num_sanity_val_steps=0,
         enable_model_summary=False,
         enable_progress_bar=sys.stdout.isatty() if progress_bar is None else progress_bar,
-        use_distributed_sampler=False,  # the data sets deal out their own batches
+        use_distributed_sampler=False,  # the sampler splits batches itself
         **options,
     )
     check_strategy(options.get("strategy"), forks_processes(trainer))
     stop_between_batches(trainer)
     environment = getattr(trainer.strategy, "cluster_environment", None)
     if isinstance(environment, SLURMEnvironment):
-        # It would save in the midst of an epoch, and go on from there past all checks of this run.
+        # Requeueing saves in the middle of an epoch and resumes from there without our checks.
         environment.auto_requeue = False
     return trainer
 
 
 def check_strategy(strategy: Any, forks: bool = False) -> None:
-    """Refuse a strategy whose processes end with the results that they alone have.
+    """Refuse strategies that fork or spawn processes: the results would be lost with them.
 
     Raises:
-        ValueError: ``forks``, or the strategy's name says that it forks or spawns.
+        ValueError: ``forks`` is set, or the name of the strategy says that it forks or spawns.
     """
     if forks or any(word in str(strategy) for word in ("spawn", "fork", "notebook")):
         raise ValueError(
-            f"strategy={strategy!r} trains in processes that take the results with them: use 'ddp' "
-            "in a script, or one device"
+            f"strategy={strategy!r} trains in forked or spawned processes, which cannot return the "
+            "results: use 'ddp' in a script, or one device"
         )
 
 
 def fit(trainer: pl.Trainer, module: pl.LightningModule, data: Datasets, checkpoint: Any) -> None:
-    """Train, from the checkpoint if there is one.
+    """Train, from a checkpoint if there is one.
 
     Raises:
-        KeyboardInterrupt: by the user, for which Lightning would end the whole program.
+        KeyboardInterrupt: the user pressed Ctrl+C; Lightning itself would exit the program.
     """
     handler = signal.getsignal(signal.SIGINT)
     try:
@@ -94,23 +94,23 @@ def fit(trainer: pl.Trainer, module: pl.LightningModule, data: Datasets, checkpo
     except SystemExit as error:
         if not isinstance(error.__context__, KeyboardInterrupt):
             raise
-        signal.signal(signal.SIGINT, handler)  # which Lightning ignores from then on
+        signal.signal(signal.SIGINT, handler)  # Lightning ignores the signal from then on
         raise KeyboardInterrupt from error
 
 
 @contextmanager
-def without_advice() -> Iterator[None]:
-    """Without the notes of Lightning that nobody using this program can act on."""
+def quiet_lightning() -> Iterator[None]:
+    """Silence those logs and warnings of Lightning that do not apply to these trainings."""
     names = ("lightning.pytorch", "lightning.fabric", "pytorch_lightning")
     levels = {logging.getLogger(name): logging.getLogger(name).level for name in names}
     with warnings.catch_warnings(), ExitStack() as stack:
         for logger, level in levels.items():
             logger.setLevel(logging.WARNING)  # no tips, no list of absent hardware
             stack.callback(logger.setLevel, level)
-        # The images lie decoded in memory: a worker would only copy them to another process.
+        # The images are decoded in memory: workers would only copy them between processes.
         warnings.filterwarnings("ignore", ".*does not have many workers")
-        # Several processes share the steps of an epoch; its end is logged in any case.
+        # With several processes an epoch has fewer steps; its end is logged in any case.
         warnings.filterwarnings("ignore", ".*smaller than the logging interval")
-        # Lightning 2.6 calls what newer releases of torch have renamed.
+        # Lightning 2.6 uses a name that newer releases of torch have changed.
         warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
         yield

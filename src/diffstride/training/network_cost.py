@@ -1,0 +1,58 @@
+"""Counts the multiply-adds and map sizes of a network at its current strides."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from diffstride.graph.fake_run import evaluating
+from diffstride.strides import AXES, stride_layers
+
+
+@dataclass(frozen=True)
+class NetworkCost:
+    """Multiply-adds of one image, and the output size of each layer with learnable strides."""
+
+    multiply_adds: int
+    map_sizes: dict[str, tuple[int, ...]]
+
+    def scalars(self) -> dict[str, float]:
+        """The same as named numbers for a logger."""
+        maps = {
+            f"map/{name}{axis}": size
+            for name, sizes in self.map_sizes.items()
+            for axis, size in zip(AXES[len(sizes)], sizes, strict=True)
+        }
+        return {"multiply_adds": self.multiply_adds, **maps}
+
+
+@torch.no_grad()
+def measure_cost(network: nn.Module, image_shape: tuple[int, ...]) -> NetworkCost:
+    """Count multiply-adds and map sizes with one blank image.
+
+    torch's `FlopCounterMode` counts matrix products and convolutions, but not the FFTs of
+    `diffstride.reference`. The network runs in evaluation mode.
+
+    >>> measure_cost(nn.Conv2d(3, 8, 3, padding=1), (3, 32, 32)).multiply_adds
+    221184
+    """
+    image = next(network.parameters()).new_zeros(1, *image_shape)
+    sizes: dict[str, tuple[int, ...]] = {}
+
+    def note_size(name: str, layer: nn.Module, inputs: Any, output: Any) -> None:
+        sizes[name] = tuple(output.shape[2:])
+
+    hooks = [
+        layer.register_forward_hook(partial(note_size, name))
+        for name, layer in stride_layers(network).items()
+    ]
+    with evaluating(network):
+        network(image)  # builds the pooling matrices, which are cached: not part of the cost
+        with FlopCounterMode(display=False) as counter:
+            network(image)
+    for hook in hooks:
+        hook.remove()
+    return NetworkCost(counter.get_total_flops() // 2, sizes)
