@@ -1,4 +1,4 @@
-"""`StrideMonitor` in a training that knows nothing of this project."""
+"""The Lightning callbacks in trainings of plain LightningModules."""
 
 import importlib
 from types import SimpleNamespace
@@ -37,7 +37,7 @@ def batches():
 
 
 def loss_of(network, batch):
-    # Pulls the strides of the two axes to their opposite ends.
+    # Pulls the strides of the two axes to opposite limits.
     strides = [layer.strides for layer in stride_layers(network).values()]
     return network(batch).square().mean() + sum(s[0] - s[1] for s in strides)
 
@@ -87,7 +87,7 @@ def recorder(pl):
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    # Lightning calls what newer releases of torch have renamed.
+    # Lightning uses a name that newer releases of torch have changed.
     pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
 ]
 
@@ -99,27 +99,27 @@ def test_a_single_leaf_module_is_one_name():
 
 def test_phase_needs_a_known_end(pl):
     if not issubclass(StridePhase, pl.Callback):
-        pytest.skip("our callbacks are those of the other package")
+        pytest.skip("the callbacks subclass those of the other package")
     with pytest.raises(ValueError, match="give the trainer max_epochs or max_steps"):
         train(pl, build_network(), False, callbacks=[StridePhase(0.1)], max_epochs=-1)
 
 
 def test_phase_refuses_several_optimizers(pl):
     if not issubclass(StridePhase, pl.Callback):
-        pytest.skip("our callbacks are those of the other package")
+        pytest.skip("the callbacks subclass those of the other package")
     trainer = SimpleNamespace(estimated_stepping_batches=10, optimizers=[1, 2])
-    with pytest.raises(ValueError, match=r"counts the steps of one optimiser.* has 2"):
+    with pytest.raises(ValueError, match=r"needs one optimiser, but this training has 2"):
         StridePhase(0.1).on_train_start(trainer, build_network())
 
 
 def test_several_networks_have_budgets_of_their_own(pl):
     if not issubclass(BudgetCallback, pl.Callback):
-        pytest.skip("our callbacks are those of the other package")
+        pytest.skip("the callbacks subclass those of the other package")
     budgets = [BudgetCallback(torch.zeros(1, 1, 8, 8), network=name) for name in ("a", "b")]
     assert len({budget.state_key for budget in budgets}) == 2
     options = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
     trainer = pl.Trainer(callbacks=budgets, **options)
-    with pytest.raises(ValueError, match=r"logged as 'multiply_adds', .* a name of its own by log"):
+    with pytest.raises(ValueError, match=r"logged as 'multiply_adds', .* another log="):
         budgets[0].setup(trainer, pl.LightningModule(), "fit")
     budgets[1].name = "multiply_adds/b"
     budgets[0].setup(trainer, pl.LightningModule(), "fit")
@@ -127,7 +127,7 @@ def test_several_networks_have_budgets_of_their_own(pl):
 
 def budgeted(pl):
     if not issubclass(BudgetCallback, pl.Callback):
-        pytest.skip("our callbacks are those of the other package")
+        pytest.skip("the callbacks subclass those of the other package")
     task, logged = pl.LightningModule(), {}
     task.network = nn.Sequential(
         DiffStride((2.0,), edge="stopband"),
@@ -141,7 +141,7 @@ def budgeted(pl):
     return task, callback, logged
 
 
-def test_a_budget_levels_gradients_before_each_step(pl):
+def test_a_budget_projects_gradients_before_each_step(pl):
     task, callback, _ = budgeted(pl)
     first, second = task.network[0].strides, task.network[2].strides
     first.grad, second.grad = torch.ones(1), torch.ones(1)
@@ -156,9 +156,9 @@ def test_a_budget_logs_the_cost_under_its_name(pl):
 
 
 @pytest.mark.parametrize("stage", ["validation", "test", "predict"])
-def test_strides_are_read_anew_before_a_stage_begins(pl, stage):
+def test_strides_are_read_again_before_each_stage(pl, stage):
     if not issubclass(StrideMonitor, pl.Callback):
-        pytest.skip("our callbacks are those of the other package")
+        pytest.skip("the callbacks subclass those of the other package")
     task = pl.LightningModule()
     task.network = nn.Sequential(DiffStride(2.0, upper_limit_stride=3.0))
     task.network[0].strides.data = torch.tensor([9.0, 9.0])
@@ -167,7 +167,7 @@ def test_strides_are_read_anew_before_a_stage_begins(pl, stage):
 
 
 @pytest.mark.parametrize("shares", [(-0.1, 1), (0.1, 1.1), (0.6, 0.5)])
-def test_phase_refuses_what_are_no_shares(shares):
+def test_phase_refuses_shares_out_of_range(shares):
     with pytest.raises(ValueError, match=f"stop <= 1, but got {shares[0]} and {shares[1]}"):
         StridePhase(*shares)
 
@@ -187,7 +187,7 @@ def test_training_equals_the_two_lines_of_a_plain_loop(pl):
     train(pl, network, loggers=False, seen=seen)
     assert seen == expected
     raw = [value for layer in stride_layers(network).values() for value in layer.strides.tolist()]
-    # Where the limits took hold, the parameter itself was moved, not just what is used of it.
+    # At the limits the parameter itself was moved, not just the stride in use.
     assert raw == pytest.approx([1.0, 2.3, 1.4, 1.6])
 
 
@@ -220,8 +220,8 @@ def test_steps_of_several_batches_are_logged_once(pl):
     assert list(logger.rows) == [0, 1, 2]
 
 
-def test_weights_that_are_swapped_for_validation_are_read_anew(pl, monkeypatch):
-    """As by Lightning's averages of weights, through ``.data``, on an accelerator."""
+def test_weights_swapped_for_validation_are_read_again(pl, monkeypatch):
+    """Swapped through ``.data`` on an accelerator, as Lightning averages weights."""
 
     monkeypatch.setattr(DiffStride, "_is_on_cpu", lambda self: False)
     network, used = build_network(), []
@@ -237,7 +237,7 @@ def test_weights_that_are_swapped_for_validation_are_read_anew(pl, monkeypatch):
             used.append(network[1].stride_values() == tuple(network[1].strides.tolist()))
 
     if not issubclass(StrideMonitor, pl.Callback):
-        pytest.skip("our callbacks are those of the other package")
+        pytest.skip("the callbacks subclass those of the other package")
     seen = []
     train(
         pl,
@@ -251,9 +251,9 @@ def test_weights_that_are_swapped_for_validation_are_read_anew(pl, monkeypatch):
     assert all(used)
 
 
-def test_a_fraction_is_taken_once_whatever_is_trained_after(pl):
+def test_a_budget_fraction_is_applied_once_over_several_fits(pl):
     if not issubclass(BudgetCallback, pl.Callback):
-        pytest.skip("our callbacks are those of the other package")
+        pytest.skip("the callbacks subclass those of the other package")
     network = build_network()
     callback = BudgetCallback(torch.zeros(1, 1, 64, 48), 0.9, "body")
     spent = []

@@ -1,4 +1,4 @@
-"""Lightning callbacks for networks with learnable strides, for anybody's own training."""
+"""Lightning callbacks for networks with learnable strides."""
 
 from collections.abc import Iterable
 from numbers import Real
@@ -20,21 +20,21 @@ else:
 
 
 class StrideMonitor(pl.Callback):
-    """Keeps learnable strides within their limits after each step, and logs them.
+    """Projects learnable strides onto their limits after each step, and logs them.
 
-    The strides go to whatever loggers the trainer has, as ``stride/LAYER/AXIS``, once before the
-    first step and then every ``log_every_n_steps`` of the trainer; ``step`` counts the steps of the
-    optimiser that led to them. It needs nothing of the `LightningModule` but the layers inside.
+    The strides go to all loggers of the trainer as ``stride/LAYER/AXIS``, once before the first
+    step and then every ``log_every_n_steps`` of the trainer. ``step`` is the number of optimiser
+    steps taken. It works with any `LightningModule` that contains the layers.
 
-    In a plain loop these two lines do the same::
+    In a plain loop these lines do the same::
 
         optimizer.step()
-        project_strides(model)  # from diffstride.callbacks
-        print(stride_scalars(model))
+        project_strides(model)  # from diffstride
+        print(stride_scalars(model))  # from diffstride
 
     Arguments:
-        network: attribute of the `LightningModule` that holds the network, left out of the names;
-            ``""`` names layers from the `LightningModule` on, those of several networks, too.
+        network: attribute of the `LightningModule` that contains the network, left out of the
+            logged names; with ``""`` names start at the `LightningModule`.
 
     >>> trainer = pl.Trainer(callbacks=[StrideMonitor()])  # doctest: +SKIP
     """
@@ -56,8 +56,8 @@ class StrideMonitor(pl.Callback):
         if every and trainer.global_step % every == 0:
             self._log(trainer, pl_module)
 
-    # Weights that are swapped for their averages change behind the back of the layers, which on an
-    # accelerator would go on with the strides that they have read.
+    # Callbacks that average weights swap them through `.data`. Layers on an accelerator do not
+    # notice and would keep the strides they have read; projecting reads them again.
 
     def on_validation_batch_start(
         self,
@@ -76,7 +76,7 @@ class StrideMonitor(pl.Callback):
     on_test_batch_start = on_predict_batch_start = on_validation_batch_start
 
     def _log(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        # Batches whose gradients are accumulated end with the same step.
+        # With accumulated gradients several batches belong to one step.
         if not trainer.loggers or not trainer.is_global_zero or trainer.global_step == self._logged:
             return
         self._logged = trainer.global_step
@@ -86,20 +86,20 @@ class StrideMonitor(pl.Callback):
 
 
 class StridePhase(pl.Callback):
-    """Has learnable strides learn in one phase of the training alone.
+    """Trains learnable strides during one phase of the training only.
 
-    The gradients of the strides are dropped before each step of the optimiser outside the phase.
-    Before it kernels get to know their maps; after it they learn on maps that stay as they are.
+    Outside the phase the gradients of the strides are set to None before each optimiser step. So
+    kernels can train on fixed map sizes before and after the phase.
 
     Arguments:
-        start: share of the training's steps after which strides begin to learn, from 0 to 1.
-        stop: the same after which they stay, from ``start`` to 1. All steps are those of the
-            trainer's ``max_epochs`` or ``max_steps``, wherever training stops.
-        network: attribute of the `LightningModule` that holds the network; ``""`` for itself.
+        start: share of the training steps after which strides start to learn, from 0 to 1.
+        stop: share after which they stop to learn, from ``start`` to 1. Shares refer to the steps
+            of the trainer's ``max_epochs`` or ``max_steps``, even if training stops earlier.
+        network: attribute of the `LightningModule` that contains the network; ``""`` for the
+            module itself.
 
     Raises:
-        ValueError: a share is out of its range; training starts without an end, or with several
-            optimisers.
+        ValueError: a share is out of its range; or the training has no end or several optimisers.
 
     >>> trainer = pl.Trainer(callbacks=[StridePhase(0.1, 0.6)])  # doctest: +SKIP
     """
@@ -108,7 +108,7 @@ class StridePhase(pl.Callback):
         are_numbers = isinstance(start, Real) and isinstance(stop, Real)
         if not are_numbers or not 0 <= start <= stop <= 1:
             raise ValueError(
-                f"a phase needs shares 0 <= start <= stop <= 1, but got {start!r} and {stop!r}"
+                f"StridePhase needs shares 0 <= start <= stop <= 1, but got {start!r} and {stop!r}"
             )
         self.start, self.stop, self.network = start, stop, network
 
@@ -116,14 +116,14 @@ class StridePhase(pl.Callback):
         steps = trainer.estimated_stepping_batches
         if steps == float("inf"):
             raise ValueError(
-                f"StridePhase({self.start}, {self.stop}) are shares of a training without end: "
-                "give the trainer max_epochs or max_steps"
+                f"StridePhase({self.start}, {self.stop}) needs the number of training steps, but "
+                "the training has no end: give the trainer max_epochs or max_steps"
             )
         if len(trainer.optimizers) > 1:
             raise ValueError(
-                f"StridePhase({self.start}, {self.stop}) counts the steps of one optimiser, but "
-                f"this training has {len(trainer.optimizers)}: drop the gradients of the strides "
-                "in the module itself"
+                f"StridePhase({self.start}, {self.stop}) needs one optimiser, but this training "
+                f"has {len(trainer.optimizers)}: set the gradients of the strides to None in the "
+                "module itself"
             )
         self.first, self.last = self.start * steps, self.stop * steps
 
@@ -134,25 +134,29 @@ class StridePhase(pl.Callback):
             return
         for layer in stride_layers(pl_module.get_submodule(self.network)).values():
             parameter: Any = layer.strides
-            parameter.grad = None  # not zero: no decay, and momentum stays as it is
+            parameter.grad = None  # not zero: optimisers skip it, without decay and momentum
 
 
 class BudgetCallback(pl.Callback):
-    """Holds the network's multiply-adds to a budget after each step: `diffstride.CostBudget`.
+    """Keeps the multiply-adds of a network at a budget with `diffstride.CostBudget`.
 
-    The state is saved with the trainer's checkpoints, so that a resumed training keeps its budget.
-    Add it before `StrideMonitor`: that one then logs the strides in use, and the budget sees by how
-    much a step would have left the limits.
+    It projects the strides after each step. Its state is saved in checkpoints, so a resumed
+    training keeps its budget. Add it before `StrideMonitor`: the budget then sees how far a step
+    leaves the limits, and the projected strides are logged.
 
     Arguments:
         example: an input of the network, or a tuple of inputs; only shapes matter.
-        budget: up to 100 a fraction of the multiply-adds when training first starts, above that
-            their number for one sample. A training that goes on, from a checkpoint or by another
-            ``fit`` of the same network, keeps what the first came to.
-        network: attribute of the `LightningModule` that holds the network; ``""`` for itself.
-        log: name under which the cost is logged at the end of each epoch; None for not at all.
-            Of several such callbacks each needs one of its own.
+        budget: up to 100 a fraction of the network's multiply-adds when training first starts,
+            above 100 their number per sample. A training that is resumed, from a checkpoint or by
+            another ``fit`` of the same network, keeps the number of the first one.
+        network: attribute of the `LightningModule` that contains the network; ``""`` for the
+            module itself.
+        log: name of the cost that is logged at the end of each epoch; None to log nothing. Several
+            budgets need different names.
         leaf_modules: as for `convert`.
+
+    Raises:
+        ValueError: several budgets of a trainer have the same ``log``.
 
     >>> trainer = pl.Trainer(callbacks=[BudgetCallback(images, 0.5)])  # doctest: +SKIP
     """
@@ -183,19 +187,19 @@ class BudgetCallback(pl.Callback):
         if self.name is not None and names.count(self.name) > 1:
             raise ValueError(
                 f"several budgets are logged as {self.name!r}, which would average their costs: "
-                "give each a name of its own by log="
+                "give each callback another log="
             )
 
     def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
         network = pl_module.get_submodule(self.network)
-        budget = self._saved.get("multiply_adds", self._spent_before(network))
+        budget = self._saved.get("multiply_adds", self._earlier_budget(network))
         self.budget = CostBudget(network, self.example, budget, self.leaf_modules)
         if self._saved:
             self.budget.load_state_dict(self._saved)
         self._saved = {}
 
-    def _spent_before(self, network: nn.Module) -> float:
-        """The budget of an earlier training of the same network: no fraction is taken twice."""
+    def _earlier_budget(self, network: nn.Module) -> float:
+        """The budget of an earlier ``fit`` of this network: the fraction is not applied again."""
         if self.budget is None:
             return self.fraction
         known, present = self.budget.cost.layers.values(), stride_layers(network).values()

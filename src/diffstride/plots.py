@@ -1,4 +1,4 @@
-"""Pictures of what a training run learned."""
+"""Plots of learned strides, windows, and accuracy against cost."""
 
 import csv
 import os
@@ -30,11 +30,10 @@ Trajectories = dict[str, tuple[list[int], list[float]]]
 
 
 def read_trajectories(metrics: str | os.PathLike[str]) -> Trajectories:
-    """The strides in a run's ``metrics.csv``.
+    """Read stride trajectories from the ``metrics.csv`` of a run.
 
     Arguments:
-        metrics: a CSV file with a column ``step`` and columns ``stride/LAYER/AXIS``; cells may be
-            empty.
+        metrics: CSV file with columns ``step`` and ``stride/LAYER/AXIS``; cells may be empty.
 
     Returns:
         Steps and strides by ``LAYER/AXIS``, ordered by step.
@@ -51,10 +50,10 @@ def read_trajectories(metrics: str | os.PathLike[str]) -> Trajectories:
 
 
 def trajectories_of(history: Sequence[Mapping[str, float]]) -> Trajectories:
-    """Strides noted after each step of a plain loop, to be drawn.
+    """Stride trajectories from the `diffstride.stride_scalars` of each training step.
 
     Arguments:
-        history: what `diffstride.callbacks.stride_scalars` returned after steps 1, 2, ….
+        history: the scalars after steps 1, 2, …
 
     >>> trajectories_of([{"stride/pool/height": 2.0}, {"stride/pool/height": 1.9}])
     {'pool/height': ([1, 2], [2.0, 1.9])}
@@ -67,19 +66,19 @@ def trajectories_of(history: Sequence[Mapping[str, float]]) -> Trajectories:
 
 
 def plot_stride_trajectories(trajectories: Trajectories, path: str | os.PathLike[str]) -> Figure:
-    """Draw strides over the steps of training: a colour per layer, a line style per axis.
+    """Plot strides over training steps, with a colour per layer and a line style per axis.
 
     Arguments:
         trajectories: steps and strides by ``LAYER/AXIS``, as `read_trajectories` returns them.
-        path: picture to write, its ending names the format (``.png``, ``.svg``, ``.pdf``).
+        path: file to write; its ending sets the format (``.png``, ``.svg``, ``.pdf``).
 
     Returns:
-        The figure, for changes of one's own.
+        The figure, to change it further.
 
     >>> _ = plot_stride_trajectories({"pool/height": ([0, 9], [2.0, 1.7])}, "strides.png")
     ... # doctest: +SKIP
     """
-    # A Figure of its own: pyplot would keep state and look for a display.
+    # Not by pyplot, which keeps global state and looks for a display.
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot(xlabel="step", ylabel="stride", title="Learned strides")
     layers = list(dict.fromkeys(name.rpartition("/")[0] or name for name in trajectories))
@@ -95,22 +94,21 @@ def plot_stride_trajectories(trajectories: Trajectories, path: str | os.PathLike
 
 
 def plot_windows(model: nn.Module, example: Any, path: str | os.PathLike[str]) -> Figure:
-    """Draw the windows of a network: the gain over frequency, a panel for each pooling layer.
+    """Plot the windows of a network, as gain over frequency with a panel per pooling layer.
 
-    Frequencies are in cycles per sample of the map that comes in; dots are its bins that are kept.
-    A vertical line marks the cutoff, above which the gain is 0, and the legend tells the strides in
-    use.
+    Frequencies are in cycles per sample of the layer's input. Dots are the bins that are kept. A
+    vertical line marks the cutoff, where the gain reaches 0. The legend has the strides in use.
 
     Arguments:
-        model: a network with `DiffStride` or `FixedSpectralPooling` layers, learned or not.
-        example: an input, or a tuple of inputs; the model is run on it, in evaluation mode.
-        path: picture to write, its ending names the format (``.png``, ``.svg``, ``.pdf``).
+        model: a network with `DiffStride` or `FixedSpectralPooling` layers, trained or not.
+        example: an input, or a tuple of inputs; the model runs on it in evaluation mode.
+        path: file to write; its ending sets the format (``.png``, ``.svg``, ``.pdf``).
 
     Returns:
-        The figure, for changes of one's own.
+        The figure, to change it further.
 
     Raises:
-        ValueError: if no such layer is run.
+        ValueError: the model runs no such layer.
 
     >>> from diffstride import DiffStride
     >>> _ = plot_windows(DiffStride(2.0), torch.zeros(1, 1, 32, 32), "windows.png")
@@ -119,8 +117,8 @@ def plot_windows(model: nn.Module, example: Any, path: str | os.PathLike[str]) -
     windows = _pooled_axes(model, example)
     if not windows:
         raise ValueError(
-            f"{type(model).__name__} runs no DiffStride or FixedSpectralPooling, whose windows "
-            "could be drawn"
+            f"{type(model).__name__} runs no DiffStride or FixedSpectralPooling layer on this "
+            "example, so it has no windows to plot: convert it first"
         )
     columns = min(5, ceil(sqrt(len(windows))))
     rows = ceil(len(windows) / columns)
@@ -138,7 +136,7 @@ def plot_windows(model: nn.Module, example: Any, path: str | os.PathLike[str]) -
 
 @torch.no_grad()
 def _pooled_axes(model: nn.Module, example: Any) -> dict[str, tuple[Axis, ...]]:
-    """How each layer pools the axes of the first map it meets, in order of execution."""
+    """The axes of each pooling layer for its first input, in order of execution."""
     axes: dict[str, tuple[Axis, ...]] = {}
 
     def note(name: str, layer: Any, inputs: tuple[Tensor, ...]) -> None:
@@ -175,7 +173,7 @@ def _draw_windows(panel: Any, name: str, axes: Sequence[Axis]) -> None:
 
 
 def _last_bin(axis: Axis) -> float:
-    """Where a window ends, in bins: at its cutoff, or where the spectrum is cropped."""
+    """The last bin of a window: its cutoff, or where the spectrum is cropped."""
     return min(_cutoff(axis), axis.output_size / 2)
 
 
@@ -193,10 +191,11 @@ def _curve(axis: Axis) -> tuple[list[float], list[float]]:
 
 
 class CostPoint(NamedTuple):
-    """An accuracy in percent at its multiply-adds, with the spread over the seeds if known.
+    """A point of accuracy against cost: mean accuracy in percent and multiply-adds.
 
-    Points of one ``label`` share a colour, those of one ``start`` a marker. ``cost_range`` holds
-    the multiply-adds of the cheapest and of the dearest network that the point is the mean of.
+    ``spread`` is the spread of the accuracy over seeds. ``cost_range`` is the least and the largest
+    number of multiply-adds over seeds. Points with the same ``label`` share a colour, points with
+    the same ``start`` a marker.
     """
 
     panel: str
@@ -209,7 +208,7 @@ class CostPoint(NamedTuple):
 
     @property
     def cost_bar(self) -> list[list[float]] | None:
-        """How far the bar of the costs reaches to the left and to the right, in millions."""
+        """Lengths of the horizontal error bar to the left and right, in millions."""
         if self.cost_range is None or self.cost_range[0] == self.cost_range[1]:
             return None
         low, high = self.cost_range
@@ -217,7 +216,7 @@ class CostPoint(NamedTuple):
 
 
 class LearnedStrides(NamedTuple):
-    """The strides that one network learned: for each layer those of its axes."""
+    """Learned strides of one network: those of its axes for each layer."""
 
     panel: str
     label: str
@@ -225,7 +224,7 @@ class LearnedStrides(NamedTuple):
 
 
 def pareto_front(points: Sequence[CostPoint]) -> list[CostPoint]:
-    """The points that no other one beats at no higher cost, by rising cost.
+    """The Pareto front: points that no other point beats at the same or lower cost, by cost.
 
     >>> points = [CostPoint("", name, "", cost, accuracy) for name, cost, accuracy in
     ...           [("a", 2, 80.0), ("b", 3, 79.0), ("c", 4, 81.0)]]
@@ -240,14 +239,14 @@ def pareto_front(points: Sequence[CostPoint]) -> list[CostPoint]:
 
 
 def plot_accuracy_against_cost(points: Sequence[CostPoint], path: str | os.PathLike[str]) -> Figure:
-    """Draw accuracy over multiply-adds, a panel for each data set, with its Pareto front.
+    """Plot accuracy against multiply-adds, with a panel and a Pareto front per data set.
 
     Arguments:
-        points: what was measured.
-        path: picture to write, its ending names the format (``.png``, ``.svg``, ``.pdf``).
+        points: the measured points.
+        path: file to write; its ending sets the format (``.png``, ``.svg``, ``.pdf``).
 
     Returns:
-        The figure, for changes of one's own.
+        The figure, to change it further.
     """
     figure, panels = _panels([point.panel for point in points], "Accuracy against cost")
     colours = _colours([point.label for point in points])
@@ -272,7 +271,7 @@ def plot_accuracy_against_cost(points: Sequence[CostPoint], path: str | os.PathL
         axes.set(xlabel="multiply-adds per image in millions", ylabel="test accuracy in %")
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-        axes.xaxis.set_major_formatter("{x:g}")  # and not as powers of ten
+        axes.xaxis.set_major_formatter("{x:g}")  # not powers of ten
         axes.xaxis.set_minor_formatter("")
     _legend(figure)
     figure.savefig(path, dpi=120)
@@ -280,14 +279,14 @@ def plot_accuracy_against_cost(points: Sequence[CostPoint], path: str | os.PathL
 
 
 def plot_learned_strides(runs: Sequence[LearnedStrides], path: str | os.PathLike[str]) -> Figure:
-    """Draw the strides that networks learned over their layers: height solid, width dashed.
+    """Plot learned strides over the layers of networks, with height solid and width dashed.
 
     Arguments:
-        runs: the networks; a panel for each ``panel``, a colour for each ``label``.
-        path: picture to write, its ending names the format (``.png``, ``.svg``, ``.pdf``).
+        runs: strides of networks; each ``panel`` has a panel, each ``label`` a colour.
+        path: file to write; its ending sets the format (``.png``, ``.svg``, ``.pdf``).
 
     Returns:
-        The figure, for changes of one's own.
+        The figure, to change it further.
     """
     figure, panels = _panels(
         [run.panel for run in runs], "Learned strides, height solid and width dashed"
@@ -324,7 +323,7 @@ def _colours(labels: Sequence[str]) -> dict[str, tuple[float, ...]]:
 
 
 def _legend(figure: Figure) -> None:
-    """One legend for all panels, below them; each label once."""
+    """One legend below all panels, with each label once."""
     found = {}
     for axes in figure.axes:
         handles, labels = axes.get_legend_handles_labels()

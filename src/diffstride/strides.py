@@ -1,4 +1,4 @@
-"""The learnable strides of any network: find, project, log, regularise, group for an optimiser."""
+"""Helpers for networks with learnable strides: list, project, log, penalise, parameter groups."""
 
 from collections.abc import Sequence
 from numbers import Real
@@ -11,7 +11,7 @@ AXES = {1: ("",), 2: ("/height", "/width"), 3: ("/depth", "/height", "/width")}
 
 
 def stride_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers of ``model`` that hold strides as a parameter, by name.
+    """The layers with learnable strides of a model, by name.
 
     >>> from diffstride import DiffStride
     >>> list(stride_layers(nn.Sequential(nn.ReLU(), DiffStride())))
@@ -26,7 +26,7 @@ def stride_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def project_strides(model: nn.Module) -> None:
-    """Move all learnable strides of ``model`` back into their limits: to follow every step.
+    """Clamp all learnable strides of a model to their limits; call after every optimiser step.
 
     >>> from diffstride import DiffStride
     >>> pool = DiffStride((2.0, 2.0), upper_limit_stride=3.0)
@@ -40,7 +40,7 @@ def project_strides(model: nn.Module) -> None:
 
 
 def stride_scalars(model: nn.Module) -> dict[str, float]:
-    """Every learnable stride of ``model`` as one number with a name.
+    """All learnable strides of a model as named numbers, for a logger.
 
     >>> from diffstride import DiffStride
     >>> stride_scalars(nn.Sequential(DiffStride((2.0, 3.0))))
@@ -108,16 +108,16 @@ def parameter_groups(
 
 
 def stride_penalty(model: nn.Module) -> Tensor:
-    """The regulariser of the DiffStride paper, to be added to the loss with a weight ``lambda``.
+    """The regulariser of the DiffStride paper, to add to the loss with a weight ``lambda``.
 
-    ``sum over layers l of the product over i <= l of 1 / (S_h^i S_w^i)``, layers in the order of
-    the model's modules: a measure of the memory of all maps, the input's being 1.
+    ``sum over layers l of the product over i <= l of 1 / (S_h^i S_w^i)``, with the layers in the
+    order of the model's modules. It measures the memory of all feature maps relative to the input.
 
     Reference: *Learning Strides in Convolutional Neural Networks*, ICLR 2022, equation 6,
     https://arxiv.org/abs/2202.01653.
 
     Returns:
-        A float32 scalar, differentiable in the strides; 0 for a model without any.
+        A float32 scalar, differentiable in the strides; 0 for a model without learnable strides.
 
     >>> from diffstride import DiffStride
     >>> stride_penalty(nn.Sequential(DiffStride((2.0, 2.0)), DiffStride((2.0, 4.0)))).item()
@@ -131,7 +131,7 @@ def stride_penalty(model: nn.Module) -> Tensor:
     for layer in layers:
         values: Sequence[float] = layer.stride_values()  # type: ignore[operator]
         strides = layer.strides.expand(len(values))  # type: ignore[operator]
-        # Those in use, within their limits, with the gradient straight through.
+        # The clamped strides, with a straight-through gradient.
         area = area / (strides + (strides.new_tensor(values) - strides.detach())).prod()
         total = total + area
     return total

@@ -1,1 +1,1 @@
-"""The training command and short scripts to read."""
+"""The training command, and short scripts to read and run."""

@@ -1,4 +1,4 @@
-"""A torchvision network converted, trained, frozen, exported and run: DATASET NETWORK EPOCHS."""
+"""Convert a torchvision network, train, freeze, export and run it: DATASET NETWORK EPOCHS."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The command: train as a Gin configuration says.
+"""The training command: trains a network by a Gin configuration.
 
 python3 -m diffstride.examples.main --gin_config=cifar10.gin \
     --gin_bindings="train.workdir = 'runs/resnet18'"
