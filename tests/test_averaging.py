@@ -1,4 +1,4 @@
-"""The average of a training's weights: what it is, and that it is what is tested and reported."""
+"""Moving average of weights: its value, and that it is tested, saved and reported."""
 
 from functools import partial
 
@@ -18,7 +18,7 @@ STEPS = EPOCHS * STEPS_PER_EPOCH
 
 
 class Average(pl.Callback):
-    """The moving average of a network, computed the slow way; its statistics too."""
+    """Computes the moving average of a network, with statistics, in plain float64."""
 
     def __init__(self):
         self.state = None
@@ -32,7 +32,7 @@ class Average(pl.Callback):
 
 
 class OnAccelerator(DiffStride):
-    """Reads its strides as on an accelerator: when the version of the parameter has changed."""
+    """Reads its strides as on an accelerator, when the version of the parameter has changed."""
 
     def _is_on_cpu(self):
         return False
@@ -83,13 +83,13 @@ def test_strides_and_cost_are_those_of_the_average(run):
 def test_checkpoints_hold_the_average(run):
     saved = torch.load(run[0] / "checkpoints" / "last.ckpt")["state_dict"]
     for name, value in run[2].state.items():
-        if name.endswith("num_batches_tracked"):  # whole numbers, which nothing here makes use of
+        if name.endswith("num_batches_tracked"):  # integers that are not used here
             continue
         torch.testing.assert_close(saved[f"network.{name}"].double(), value, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("layer", [DiffStride, OnAccelerator])
-def test_averaging_leaves_the_training_as_it_is(run, tmp_path, layer):
+def test_averaging_does_not_change_the_training(run, tmp_path, layer):
     model = partial(
         tiny_network, pooling_cls=partial(layer, edge="stopband", straight_through=False)
     )
@@ -105,22 +105,22 @@ def test_averaging_leaves_the_training_as_it_is(run, tmp_path, layer):
 
 
 def test_a_resumed_run_keeps_its_average(run, tmp_path):
-    with pytest.raises(RuntimeError, match="broken off"):
-        train_tiny(tmp_path, callbacks=[At(STEPS_PER_EPOCH + 2, break_off)], **OPTIONS)
+    with pytest.raises(RuntimeError, match="interrupted"):
+        train_tiny(tmp_path, callbacks=[At(STEPS_PER_EPOCH + 2, interrupt)], **OPTIONS)
     assert_same(train_tiny(tmp_path, **OPTIONS), run[1])
 
 
-def break_off(trainer):
-    raise RuntimeError("broken off")
+def interrupt(trainer):
+    raise RuntimeError("interrupted")
 
 
-def test_a_run_that_lost_its_summary_alone_ends_with_the_average(tmp_path):
+def test_a_run_without_summary_ends_with_the_average(tmp_path):
     expected = train_tiny(tmp_path, **OPTIONS)
     (tmp_path / "summary.json").unlink()
     assert_same(train_tiny(tmp_path, **OPTIONS), expected)
 
 
-def test_what_is_averaged_keeps_to_the_budget(tmp_path):
+def test_the_average_keeps_about_the_budget(tmp_path):
     average = Average()
     summary = train_tiny(tmp_path, budget=0.8, callbacks=[average], **OPTIONS)
     for name, layer in stride_layers(network_of(average.state)).items():

@@ -1,4 +1,4 @@
-"""The data sets: what a batch holds, that it can be repeated, and that mistakes are named."""
+"""Data sets: content of batches, reproducibility, and errors."""
 
 import io
 import json
@@ -28,7 +28,7 @@ needs_cifar = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
-    """No test reads the user's folders and variables, or leaves anything there."""
+    """Keep tests away from the user's folders and environment variables."""
     monkeypatch.delenv("DIFFSTRIDE_DATA", raising=False)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
@@ -89,7 +89,7 @@ def refused(match, *args, error=DataError, **kwargs):
 # The embedded digits: contents, order, repetition
 
 
-def test_digits_are_all_there_and_split_by_class():
+def test_digits_are_complete_and_split_by_class():
     data = load_datasets("digits", seed=3)
     train, test = data.train.dataset, data.test.dataset
     scaled = np.round(load_digits().images * 255 / 16).astype(np.uint8)
@@ -122,7 +122,7 @@ def test_a_channel_that_never_changes_becomes_zero(tmp_path):
     assert images.isfinite().all()
 
 
-def test_an_epoch_is_a_shuffle_without_repetition_and_the_next_is_another():
+def test_epochs_are_different_shuffles_without_repetition():
     data = load_datasets("digits", batch_size=32)
     first, second = epoch(data, 0), epoch(data, 1)
     assert len(first) == len(data.train) == 1437 // 32
@@ -145,11 +145,11 @@ def test_images_keep_their_labels():
 
 
 @pytest.mark.parametrize("mixup_alpha", [0.0, 0.2])
-def test_a_resumed_run_sees_the_batches_of_the_unbroken_one(mixup_alpha):
+def test_a_resumed_run_has_the_batches_of_an_uninterrupted_one(mixup_alpha):
     kwargs = {"batch_size": 100, "augment_fn": "crop_flip", "mixup_alpha": mixup_alpha, "seed": 7}
-    unbroken = load_datasets("digits", **kwargs)
-    history = [epoch(unbroken, number) for number in range(3)]
-    torch.manual_seed(123)  # whatever else draws numbers has no say
+    uninterrupted = load_datasets("digits", **kwargs)
+    history = [epoch(uninterrupted, number) for number in range(3)]
+    torch.manual_seed(123)  # the global state has no effect
     assert same(epoch(load_datasets("digits", **kwargs), 2), history[2])
     assert not same(epoch(load_datasets("digits", **kwargs | {"seed": 8}), 2), history[2])
 
@@ -177,19 +177,19 @@ def test_a_batch_of_one_image_is_augmented_differently_in_another_epoch():
     assert (first != second).flatten(1).any(1).float().mean() > 0.8
 
 
-def test_a_sample_is_neither_augmented_nor_blended():
+def test_a_sample_is_neither_augmented_nor_mixed():
     drawn = load_datasets("digits", batch_size=32, augment_fn="crop_flip", mixup_alpha=0.2)
     assert torch.equal(load_datasets("digits").sample(16), drawn.sample(16))
 
 
-def test_another_seed_augments_the_very_same_batch_differently():
+def test_another_seed_augments_the_same_batch_differently():
     one, other = (load_datasets("digits", augment_fn="crop", seed=seed).train for seed in (0, 1))
     batch = one.dataset.__getitems__(list(range(64)))
     assert same([one.collate_fn(batch)], [one.collate_fn(batch)])
     assert not same([one.collate_fn(batch)], [other.collate_fn(batch)])
 
 
-def test_seed_and_epoch_are_not_added_up():
+def test_seed_and_epoch_are_not_summed():
     one = load_datasets("digits", seed=0)
     other = load_datasets("digits", seed=1)
     one.train.sampler.set_epoch(1)
@@ -212,11 +212,11 @@ def test_batches_of_several_processes_add_up_to_those_of_one(monkeypatch):
 
 
 def test_lightning_leaves_the_training_sampler_alone():
-    # Anything but a DistributedSampler it would wrap, and shuffle a second time.
+    # Lightning would wrap any other sampler and shuffle a second time.
     assert isinstance(load_datasets("digits").train.sampler, torch.utils.data.DistributedSampler)
 
 
-def test_the_test_set_is_whole_in_order_and_untouched():
+def test_the_test_set_is_complete_in_order_and_not_augmented():
     data = load_datasets("digits", batch_size=100, augment_fn="crop_flip", mixup_alpha=0.2)
     batches = list(data.test)
     assert [len(labels) for _, labels in batches] == [100, 100, 100, 60]
@@ -285,7 +285,7 @@ def test_crop_and_flip_crops_and_flips():
     assert inside[:, 0, 0].unique().numel() > 20
 
 
-def test_a_function_of_ones_own_augments():
+def test_a_custom_function_augments():
     data = load_datasets("digits", augment_fn=lambda images, generator: torch.zeros_like(images))
     images, _ = next(iter(data.train))
     expected = (-data.mean / data.std).expand(128)
@@ -295,7 +295,7 @@ def test_a_function_of_ones_own_augments():
 # Mixup
 
 
-def test_mixup_blends_consecutive_pairs_with_a_weight_of_their_own():
+def test_mixup_blends_each_consecutive_pair_with_its_own_weight():
     plain = load_datasets("digits", batch_size=64, seed=2)
     mixed = load_datasets("digits", batch_size=32, mixup_alpha=0.2, seed=2)
     assert len(mixed.train) == len(plain.train) == 1437 // 64
@@ -343,13 +343,13 @@ def test_a_folder_of_images_is_read_pixel_by_pixel(tmp_path):
         assert any(np.array_equal(image.permute(1, 2, 0), array) for array in shown)
 
 
-def test_the_environment_variable_stands_in_for_root(tmp_path, monkeypatch):
+def test_the_environment_variable_replaces_root(tmp_path, monkeypatch):
     folder_of_images(tmp_path / "pets")
     monkeypatch.setenv("DIFFSTRIDE_DATA", str(tmp_path))
     assert load_datasets("pets", batch_size=2).class_names == ("cat", "dog")
 
 
-def test_a_class_may_be_called_like_a_split(tmp_path):
+def test_a_class_may_have_the_name_of_a_split(tmp_path):
     root = folder_of_images(tmp_path / "odd [1]", classes=("test", "train", "val"))
     data = load_folder(root)
     assert data.class_names == ("test", "train", "val")
@@ -357,7 +357,7 @@ def test_a_class_may_be_called_like_a_split(tmp_path):
     assert not rows(data.train.dataset.images) & rows(data.test.dataset.images)
 
 
-def test_the_first_and_last_rows_of_a_folder_show_all_its_classes(tmp_path):
+def test_the_first_and_last_rows_of_a_folder_have_all_classes(tmp_path):
     root = folder_of_images(tmp_path / "pets", classes=("a", "b", "c"), train=40)
     data = load_folder(root, train_examples=30, holdout=30)
     assert len(data.train.dataset.labels.unique()) == 3
@@ -402,11 +402,11 @@ def test_other_formats_are_read_too(tmp_path, suffix):
     assert any(bool((image.int() - 120).abs().max() <= 2) for image in images)
 
 
-def test_photographs_stand_upright(tmp_path):
+def test_exif_orientation_is_applied(tmp_path):
     root = folder_of_images(tmp_path / "pets")
     turned = Image.fromarray(pixels(9))
     exif = turned.getexif()
-    exif[0x0112] = 6  # the camera was turned by a quarter
+    exif[0x0112] = 6  # the camera was turned by 90 degrees
     turned.save(root / "test" / "cat" / "0.png", exif=exif)
     upright = np.rot90(pixels(9), -1).transpose(2, 0, 1)
     assert rows(load_folder(root).test.dataset.images)[upright.tobytes()] == 1
@@ -426,7 +426,7 @@ def test_images_of_different_sizes_ask_for_image_size(tmp_path):
 
 
 @pytest.mark.parametrize("keep", [0, 20, 60])
-def test_a_corrupt_image_is_named(tmp_path, keep):
+def test_the_error_of_a_corrupt_image_names_it(tmp_path, keep):
     root = folder_of_images(tmp_path / "pets")
     damaged = root / "train" / "dog" / "2.png"
     damaged.write_bytes(damaged.read_bytes()[:keep])
@@ -441,7 +441,7 @@ def test_sixteen_bits_a_pixel_are_refused_rather_than_clipped(tmp_path):
     refused(r"dog/2\.png.*more than 8 bits", "pets", tmp_path, 2)
 
 
-def test_a_class_that_one_split_lacks_is_named(tmp_path):
+def test_the_error_of_a_class_missing_in_a_split_names_it(tmp_path):
     root = folder_of_images(tmp_path / "pets", classes=("cat", "dog", "emu"))
     for path in (root / "test" / "emu").glob("*"):
         path.unlink()
@@ -462,18 +462,18 @@ def test_a_missing_test_split_suggests_holdout(tmp_path):
     assert (len(data.train.dataset), len(data.test.dataset)) == (20, 20)
 
 
-def test_a_missing_train_split_is_named(tmp_path):
+def test_a_missing_train_split_is_refused(tmp_path):
     table = datasets.Dataset.from_dict({"label": [0]})
     (tmp_path / "pets").mkdir()
     table.to_parquet(tmp_path / "pets" / "test.parquet")
     refused(r"'pets' has no train split, only 'test'", "pets", tmp_path)
 
 
-def test_a_missing_folder_says_what_to_put_there(tmp_path):
+def test_the_error_of_a_missing_folder_says_what_to_put_there(tmp_path):
     refused(r"no folder '.*pets': put train\.parquet and .* there", "pets", tmp_path)
 
 
-def test_an_empty_folder_and_one_class_alone_say_what_is_expected(tmp_path):
+def test_an_empty_folder_and_a_single_class_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     refused(r"cannot read '.*empty' \(.*\): expected train\.parquet", "empty", tmp_path)
     folder_of_images(tmp_path / "single", classes=("cat",))
@@ -518,7 +518,7 @@ def test_files_that_number_their_classes_differently_are_refused(tmp_path):
     )
 
 
-def test_settings_tell_what_the_images_are_and_show(tmp_path):
+def test_settings_depend_on_images_and_labels(tmp_path):
     first, other = table(12), table(12, [0, 1, 2, 2, 1, 0] * 2)
     darker = first.map(lambda row: {"img": row["img"].point(lambda level: level // 2)})
     found = []
@@ -531,7 +531,7 @@ def test_settings_tell_what_the_images_are_and_show(tmp_path):
     assert json.loads(json.dumps(found[0])) == found[0]
 
 
-def test_labels_may_be_words_in_a_column_of_any_name(tmp_path):
+def test_labels_may_be_strings_in_a_column_of_any_name(tmp_path):
     words = {"column": "kind", "feature": datasets.Value("string")}
     save(tmp_path / "own", table(4, list("baba"), **words), table(2, list("ba"), **words))
     refused(r"'own' has no column of labels, only 'img', 'kind'", "own", tmp_path)
@@ -541,14 +541,14 @@ def test_labels_may_be_words_in_a_column_of_any_name(tmp_path):
     assert data.test.dataset.labels.tolist() == [1, 0]
 
 
-def test_a_row_without_a_label_is_named(tmp_path):
+def test_the_error_of_a_row_without_label_names_it(tmp_path):
     save(tmp_path / "own", table(3, [0, None, 2]), table(3))
     refused(r"row 1 of the train split of 'own' has the label None", "own", tmp_path)
     save(tmp_path / "hidden", table(3), table(3, [-1, -1, -1]))
     refused(r"row 0 of the test split of 'hidden' has the label -1", "hidden", tmp_path)
 
 
-def test_a_corrupt_image_in_parquet_is_named_by_its_row(tmp_path):
+def test_the_error_of_a_corrupt_image_in_parquet_names_its_row(tmp_path):
     good = io.BytesIO()
     Image.fromarray(pixels(0)).save(good, "png")
     cells = [{"bytes": good.getvalue(), "path": None} for _ in range(6)]
@@ -560,7 +560,7 @@ def test_a_corrupt_image_in_parquet_is_named_by_its_row(tmp_path):
     assert load_datasets("own", tmp_path, 2, train_examples=4).num_classes == 2
 
 
-def test_corrupt_parquet_is_named(tmp_path):
+def test_the_error_of_corrupt_parquet_names_its_folder(tmp_path):
     save(tmp_path / "own", table(3), table(3))
     (tmp_path / "own" / "train.parquet").write_bytes(b"not parquet")
     refused(r"cannot read '.*own' \(.*\): expected train\.parquet", "own", tmp_path)
@@ -575,7 +575,7 @@ def test_corrupt_parquet_is_named(tmp_path):
         ("someone/images", "someone/images", "label"),
     ],
 )
-def test_known_names_and_all_others_come_from_the_hub(monkeypatch, name, hub_name, column):
+def test_known_and_other_names_are_loaded_from_the_hub(monkeypatch, name, hub_name, column):
     asked = []
 
     def load_dataset(path):
@@ -589,15 +589,15 @@ def test_known_names_and_all_others_come_from_the_hub(monkeypatch, name, hub_nam
     assert data.train.dataset.labels.tolist() == [0, 1, 2] * 4
 
 
-def test_an_unreachable_hub_says_how_to_do_without(monkeypatch):
-    # The same error as without a network, but at once: retrying takes the client 23 seconds.
+def test_the_error_of_an_unreachable_hub_says_how_to_load_without_it(monkeypatch):
+    # The same error as without a network, but without 23 seconds of retries.
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", True)
     advice = r"cannot reach the Hugging Face Hub for 'uoft-cs/cifar10'.*FOLDER/cifar10.*root=.*"
     refused(advice + "DIFFSTRIDE_DATA=FOLDER.*HF_HOME", "cifar10")
 
 
-def test_a_name_the_hub_does_not_know_is_quoted(monkeypatch):
+def test_the_error_of_a_name_unknown_to_the_hub_quotes_it(monkeypatch):
     def load_dataset(path):
         raise datasets.exceptions.DatasetNotFoundError(f"Dataset '{path}' doesn't exist\non it")
 
@@ -605,7 +605,7 @@ def test_a_name_the_hub_does_not_know_is_quoted(monkeypatch):
     refused(r"cannot load 'no/thing' from the Hugging Face Hub \(Dataset .* exist\)", "no/thing")
 
 
-def test_an_unknown_name_lists_the_known_ones():
+def test_the_error_of_an_unknown_name_lists_the_known_ones():
     refused(r"unknown data set 'cifar11': expected 'digits', 'cifar10'.*root", "cifar11")
 
 
@@ -647,7 +647,7 @@ def test_arguments_out_of_range_are_refused(kwargs, match):
 
 @needs_cifar
 @pytest.mark.parametrize(("name", "classes"), [("cifar10", 10), ("cifar100", 100)])
-def test_a_prefix_of_cifar_decodes_nothing_else(name, classes, monkeypatch):
+def test_only_the_rows_asked_for_are_decoded(name, classes, monkeypatch):
     decoded = []
     decode = image_decoding._decode
     monkeypatch.setattr(
@@ -675,7 +675,7 @@ def test_the_training_means_of_cifar10_are_the_published_ones():
     assert data.train.dataset.labels.bincount().tolist() == [5000] * 10
 
 
-def test_the_number_held_out_tells_data_sets_apart():
+def test_settings_depend_on_the_number_held_out():
     sizes = {"batch_size": 32, "train_examples": 320, "test_examples": 100}
     one, other = (load_datasets("digits", holdout=held, **sizes) for held in (200, 300))
     assert one.settings != other.settings

@@ -1,4 +1,4 @@
-"""Two processes on halves of a batch do what one does on the whole of it."""
+"""Two processes with half batches train as one process with whole batches."""
 
 import json
 
@@ -28,7 +28,7 @@ def test_two_processes_learn_the_strides_of_one(tmp_path):
         assert ranks[0][step] == pytest.approx(strides, abs=1e-6)
     assert max(abs(stride - 2.0) for stride in alone[-1].values()) > 1e-3
 
-    # 101 test images do not halve: each must count once.
+    # 101 test images are odd, and each must count once.
     summary = read(tmp_path / "pair" / "summary.json")
     assert summary["test_accuracy"] == pytest.approx(single["test_accuracy"], abs=1e-3)
     assert summary["multiply_adds_end"] == single["multiply_adds_end"]

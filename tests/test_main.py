@@ -1,4 +1,4 @@
-"""The command, its flags, the names Gin knows, and the packaged configurations."""
+"""The training command: flags, Gin names, error messages and packaged configurations."""
 
 import os
 import re
@@ -33,7 +33,7 @@ data.load_datasets.test_examples = 20
 
 @pytest.fixture(autouse=True)
 def own_folder(gin_folder, monkeypatch):
-    """Each test has a working folder with one configuration, and no data but those it names."""
+    """Each test has its own working folder with one configuration."""
     monkeypatch.delenv("DIFFSTRIDE_DATA", raising=False)
     (gin_folder / "tiny.gin").write_text(TINY)
 
@@ -71,7 +71,7 @@ def test_published_command_trains(tmp_path):
     assert {"summary.json", "metrics.csv", "tensorboard", "operative_config.gin"} <= files
 
 
-def test_nothing_else_is_told_where_nobody_watches(tmp_path):
+def test_stderr_is_empty_without_a_terminal(tmp_path):
     for number, path in enumerate(("train/a", "train/b", "test/a", "test/b")):
         folder = tmp_path / "own" / path
         folder.mkdir(parents=True)
@@ -126,7 +126,7 @@ def test_operative_config_makes_the_same_run_again(capsys):
     assert "run holds this run, finished" in capsys.readouterr().out
 
 
-def test_operative_config_holds_what_is_called_while_training(capsys):
+def test_operative_config_has_the_arguments_of_augmentations(capsys):
     bindings = ["data.load_datasets.augment_fn = @augment.crop_and_flip"]
     bindings.append("augment.crop_and_flip.padding = 1")
     train_tiny(*bindings, flags=["--workdir=run"])
@@ -145,7 +145,7 @@ def test_several_configs_are_read_in_order():
     assert '"seed": 7' in Path("more/summary.json").read_text()
 
 
-def test_configs_are_found_here_then_in_the_folder_then_among_the_packaged():
+def test_configs_are_looked_up_here_then_in_the_folder_then_among_packaged_ones():
     folder = Path("configs")
     folder.mkdir()
 
@@ -162,13 +162,13 @@ def test_configs_are_found_here_then_in_the_folder_then_among_the_packaged():
 
 
 def test_a_folder_of_configs_may_include_packaged_ones():
-    """In a process of its own: there Python takes any folder for a package."""
+    """In a separate process, where Python may take the folder for a package."""
     Path("configs").mkdir()
     Path("configs/mine.gin").write_text("include 'digits.gin'\ntrain.num_epochs = 0")
     flags = ["--gin_config=mine.gin", "--configs_folder=configs", "--workdir=run"]
     started = [sys.executable, "-m", "diffstride.examples.main", *flags]
     run = subprocess.run(started, capture_output=True, text=True, check=False)
-    # Which is told once the files have been read.
+    # This error comes only after the files have been read.
     assert re.fullmatch(r"error: num_epochs must be .* got 0\n", run.stderr), run.stderr
 
 
@@ -222,7 +222,7 @@ def test_a_folder_of_configs_may_include_packaged_ones():
         (["--workdir=/dev/null/run"], "cannot write to workdir '/dev/null/run' .Not a dir"),
     ],
 )
-def test_a_mistake_is_told_in_one_line(capsys, arguments, message):
+def test_a_mistake_gives_an_error_of_one_line(capsys, arguments, message):
     arguments = ["--gin_config=tiny.gin", "--workdir=run", *arguments]
     if arguments[-1].startswith("--gin_config"):
         del arguments[0]
@@ -230,15 +230,15 @@ def test_a_mistake_is_told_in_one_line(capsys, arguments, message):
         code = command(*arguments)
     except SystemExit as exit:
         code = exit.code
-    told = capsys.readouterr().err
+    printed = capsys.readouterr().err
     assert code == 2
-    assert re.fullmatch(rf"error: .*(?:{message}).*\n", told), told
+    assert re.fullmatch(rf"error: .*(?:{message}).*\n", printed), printed
 
 
 @pytest.mark.parametrize(
     ("reason", "code"), [(KeyboardInterrupt, 130), (exceptions.SIGTERMException, 143)]
 )
-def test_a_program_that_was_stopped_says_so_by_its_exit_code(monkeypatch, capsys, reason, code):
+def test_exit_code_of_a_stopped_program_is_that_of_its_signal(monkeypatch, capsys, reason, code):
     def stop():
         raise reason
 
@@ -247,7 +247,7 @@ def test_a_program_that_was_stopped_says_so_by_its_exit_code(monkeypatch, capsys
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_traceback_is_shown_on_demand(capsys):
+def test_traceback_is_shown_with_verbosity(capsys):
     arguments = ["--gin_config=tiny.gin", "--gin_bindings=train.num_epochs = 0"]
     assert command(*arguments, "--verbosity=1") == 2
     assert "Traceback" in capsys.readouterr().err
@@ -286,7 +286,7 @@ def test_strides_of_the_readme(strides):
     assert strides == [(1, 1), (3, 3), (2, 2), (3, 3)]
 
 
-def test_options_reach_what_is_built_inside():
+def test_bindings_reach_the_parts_built_inside_a_network():
     network = build_network(
         "batch_norm.momentum = 0.75",
         "batch_norm.epsilon = 0.5",
@@ -310,7 +310,7 @@ def test_options_reach_what_is_built_inside():
         assert not layer.strides.requires_grad
 
 
-def test_options_reach_the_norms_of_the_plain_network():
+def test_bindings_reach_the_norms_of_convnet():
     command_line.configure(["cifar10_fast.gin"])
     network = gin_registry.ConvNet(num_output_classes=10)
     norms = [each for each in network.modules() if isinstance(each, torch.nn.BatchNorm2d)]
@@ -318,7 +318,7 @@ def test_options_reach_the_norms_of_the_plain_network():
     assert all(layer.smoothness_factor == 1.0 for layer in stride_layers(network).values())
 
 
-def test_resnet56_and_a_resnet_of_ones_own():
+def test_bindings_reach_resnet56_and_resnet():
     command_line.configure(
         [],
         [
@@ -334,7 +334,7 @@ def test_resnet56_and_a_resnet_of_ones_own():
         assert 0 < len(stride_layers(network)) <= count
 
 
-def test_library_itself_is_not_configured():
+def test_bindings_do_not_change_the_library_itself():
     builders = resnet.Resnet, resnet.batch_norm
     command_line.configure([], ["batch_norm.epsilon = 0.5"])
     assert gin_registry.resnet18(width=4, num_output_classes=2) is not None
@@ -343,7 +343,7 @@ def test_library_itself_is_not_configured():
     assert next(each for each in norms if isinstance(each, torch.nn.BatchNorm2d)).eps != 0.5
 
 
-def test_optimisers_and_schedules_go_by_their_names_in_torch():
+def test_optimisers_and_schedules_have_their_names_in_torch():
     for name in ("torch.optim.SGD", "torch.optim.Adam", "torch.optim.AdamW"):
         assert "lr" in gin_registry.NAMES[name]
     for name in ("OneCycleLR", "MultiStepLR", "CosineAnnealingLR"):
@@ -389,7 +389,7 @@ def test_packaged_config_opens_with_command_machine_time_and_accuracy(path):
 
 
 @pytest.mark.parametrize("path", PACKAGED, ids=lambda path: path.name)
-def test_packaged_config_runs_for_a_moment(path, capsys):
+def test_packaged_config_trains_for_one_epoch(path, capsys):
     bindings = [
         "train.num_epochs = 1",
         "data.load_datasets.holdout = 0",

@@ -1,4 +1,4 @@
-"""Pictures show the numbers of the log."""
+"""Plots show the numbers they are given."""
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def test_trajectories_are_read_in_order_of_steps(trajectories):
     }
 
 
-def test_picture_has_a_line_for_each_stride(trajectories, tmp_path):
+def test_plot_has_a_line_for_each_stride(trajectories, tmp_path):
     figure = plot_stride_trajectories(trajectories, tmp_path / "strides.png")
     lines = figure.axes[0].get_lines()
     assert len(lines) == len(trajectories)
@@ -55,7 +55,7 @@ def test_picture_has_a_line_for_each_stride(trajectories, tmp_path):
     assert (tmp_path / "strides.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_log_without_strides_gives_an_empty_picture(tmp_path):
+def test_a_log_without_strides_gives_an_empty_plot(tmp_path):
     figure = plot_stride_trajectories({}, tmp_path / "strides.svg")
     assert not figure.axes[0].get_lines()
     assert b"<svg" in (tmp_path / "strides.svg").read_bytes()
@@ -72,7 +72,7 @@ def pooled_network(number, edge="stopband"):
 
 
 @pytest.mark.parametrize("edge", ["stopband", "passband"])
-def test_windows_are_those_of_the_layers_at_the_maps_they_meet(edge, tmp_path):
+def test_windows_are_those_of_the_layers_for_their_inputs(edge, tmp_path):
     model = pooled_network(2, edge).train()
     figure = plot_windows(model, torch.zeros(1, 2, 64, 48), tmp_path / "windows.png")
     assert all(module.training for module in model.modules())
@@ -91,15 +91,15 @@ def test_windows_are_those_of_the_layers_at_the_maps_they_meet(edge, tmp_path):
             bins = np.arange(axis.output_size // 2 + 1) / axis.size
             np.testing.assert_allclose(dots.get_xdata(), bins)
             np.testing.assert_allclose(dots.get_ydata(), window(axis))
-            # The curve leads through the dots.
+            # The curve goes through the dots.
             through = np.interp(bins - 1e-9, curve.get_xdata(), curve.get_ydata())
             np.testing.assert_allclose(through, window(axis), atol=1e-6)
-            last = min(axis.cutoff, axis.size / 2)  # a passband edge near stride 1 lies beyond
+            last = min(axis.cutoff, axis.size / 2)  # beyond N / 2 for a passband edge near stride 1
             assert cutoff.get_xdata()[0] == pytest.approx(last / axis.size)
         size = after
 
 
-def test_a_narrow_window_and_one_without_a_ramp_keep_their_corners(tmp_path):
+def test_a_narrow_window_and_one_without_transition_keep_their_corners(tmp_path):
     def drawn(pool):
         figure = plot_windows(pool, torch.zeros(1, 1, 24), tmp_path / "window.png")
         return figure.axes[0].get_lines()
@@ -131,14 +131,14 @@ def test_every_layer_has_a_panel_large_enough_to_read(number, tmp_path):
         assert box.height * height > 90
 
 
-def test_a_wrong_example_leaves_no_hook_behind(tmp_path):
+def test_a_wrong_example_leaves_no_hooks(tmp_path):
     network = nn.Sequential(nn.Conv2d(3, 4, 3), DiffStride(2.0))
     with pytest.raises(RuntimeError):
         plot_windows(network, torch.zeros(1, 2, 8, 8), tmp_path / "windows.png")
     assert not network[1]._forward_pre_hooks
 
 
-def test_an_example_has_the_dtype_of_the_weights(tmp_path):
+def test_an_example_is_cast_to_the_dtype_of_the_weights(tmp_path):
     network = nn.Sequential(nn.Conv2d(3, 4, 3), DiffStride(2.0)).bfloat16()
     plot_windows(network, torch.zeros(1, 3, 8, 8), tmp_path / "windows.png")
 
@@ -156,7 +156,7 @@ POINTS = [
 ]
 
 
-def test_pareto_front_has_what_nothing_beats_at_no_higher_cost():
+def test_pareto_front_has_the_points_that_no_cheaper_point_beats():
     front = pareto_front([point for point in POINTS if point.panel == "CIFAR-10"])
     assert front == [POINTS[2]]
     assert pareto_front(POINTS) == [POINTS[2]]
@@ -176,7 +176,7 @@ def points_in(axes):
 def assert_drawn(path):
     pixels = imread(path)
     assert min(pixels.shape[:2]) > 300
-    assert 0.005 < (pixels[..., :3] < 0.9).any(-1).mean() < 0.5  # neither blank nor all ink
+    assert 0.005 < (pixels[..., :3] < 0.9).any(-1).mean() < 0.5  # neither blank nor full
 
 
 def test_accuracy_is_drawn_over_cost_for_each_data_set(tmp_path):

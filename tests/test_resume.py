@@ -1,4 +1,4 @@
-"""A run that was broken off continues, and ends where an unbroken one does."""
+"""Checkpoints and resuming: an interrupted run ends as an uninterrupted one."""
 
 import itertools
 import os
@@ -26,18 +26,18 @@ from tiny_runs import (
 )
 
 from diffstride import reference
-from diffstride.training import classifier as classifier
+from diffstride.training import classifier
 from diffstride.training.checkpoints import Checkpoints, atomic_file, newest_checkpoint
 from diffstride.training.run_settings import as_python, check_settings
 from diffstride.training.run_summary import SUMMARY, save_summary
 
 
-class BrokenOff(BaseException):
-    """What no handler of errors catches, as no handler sees a kill."""
+class Interrupted(BaseException):
+    """Like a kill, not caught by any handler of errors."""
 
 
-def break_off(*args, **kwargs):
-    raise BrokenOff
+def interrupt(*args, **kwargs):
+    raise Interrupted
 
 
 def count_rows(workdir):
@@ -62,24 +62,24 @@ def assert_same_log(workdir, expected):
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("unbroken")
+def uninterrupted(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("uninterrupted")
     return workdir, train_tiny(workdir)
 
 
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory):
-    """Broken off in the middle of the third epoch, of which the logs have got a row."""
+    """Interrupted in the middle of the third epoch, after it has logged a row."""
     workdir = tmp_path_factory.mktemp("interrupted")
 
-    def log_and_break_off(trainer):
+    def log_and_interrupt(trainer):
         for logger in trainer.loggers:
             logger.log_metrics({"loss": 42.0}, step=trainer.global_step)
             logger.save()
-        break_off()
+        interrupt()
 
-    with pytest.raises(BrokenOff):
-        train_tiny(workdir, callbacks=[At(2 * STEPS_PER_EPOCH + 2, log_and_break_off)])
+    with pytest.raises(Interrupted):
+        train_tiny(workdir, callbacks=[At(2 * STEPS_PER_EPOCH + 2, log_and_interrupt)])
     assert 42.0 in [row.get("loss") for row in read_log(workdir).values()]
     return workdir
 
@@ -89,7 +89,7 @@ def workdir(interrupted, tmp_path):
     return shutil.copytree(interrupted, tmp_path / "copy")
 
 
-def test_killed_run_loses_its_epoch_and_nothing_else(unbroken, tmp_path, capsys):
+def test_a_killed_run_loses_only_its_last_epoch(uninterrupted, tmp_path, capsys):
     killed = run_script(tmp_path, "--kill", STEPS_PER_EPOCH + 3)
     assert killed.returncode == -9, killed.stderr
     assert "epoch   1/3" in killed.stdout
@@ -98,31 +98,31 @@ def test_killed_run_loses_its_epoch_and_nothing_else(unbroken, tmp_path, capsys)
     printed = capsys.readouterr().out
     assert "resuming after epoch 1 from" in printed
     assert "epoch   1/3" not in printed
-    assert_same_end(summary, unbroken[1])
-    assert_same_log(tmp_path, unbroken[0])
+    assert_same_end(summary, uninterrupted[1])
+    assert_same_log(tmp_path, uninterrupted[0])
 
 
 def half_a_file(original, calls, checkpoint, file):
     calls.extend([file] * ("last.ckpt" in file.name))
     if len(calls) == 2:
         file.write(b"half of it")
-        break_off()
+        interrupt()
     original(checkpoint, file)
 
 
 def rename_fewer(allowed):
     def rename(original, calls, source, target):
-        # One rename in the first epoch; in the second the old file's, then the new one's.
+        # The first epoch renames once; the second renames the old file, then the new one.
         calls.extend([source] * ("last.ckpt" in str(source)))
         if len(calls) > allowed:
-            break_off()
+            interrupt()
         original(source, target)
 
     return rename
 
 
 @pytest.mark.parametrize(
-    ("module", "name", "breaks_off"),
+    ("module", "name", "interruption"),
     [
         (torch, "save", half_a_file),
         (os, "replace", rename_fewer(1)),
@@ -131,20 +131,20 @@ def rename_fewer(allowed):
     ids=["writing", "before renaming", "between renaming"],
 )
 def test_kill_while_a_checkpoint_is_saved(
-    unbroken, tmp_path, monkeypatch, capsys, module, name, breaks_off
+    uninterrupted, tmp_path, monkeypatch, capsys, module, name, interruption
 ):
     with monkeypatch.context() as patch:
-        patch.setattr(module, name, partial(breaks_off, getattr(module, name), []))
-        with pytest.raises(BrokenOff):
+        patch.setattr(module, name, partial(interruption, getattr(module, name), []))
+        with pytest.raises(Interrupted):
             train_tiny(tmp_path)
     capsys.readouterr()
-    assert_same_end(train_tiny(tmp_path), unbroken[1])
+    assert_same_end(train_tiny(tmp_path), uninterrupted[1])
     assert "resuming after epoch 1 from" in capsys.readouterr().out
-    assert_same_log(tmp_path, unbroken[0])
+    assert_same_log(tmp_path, uninterrupted[0])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_stop_says_how_to_continue(unbroken, tmp_path, capsys, number):
+def test_a_signal_to_stop_prints_how_to_resume(uninterrupted, tmp_path, capsys, number):
     def send(trainer):
         signal.raise_signal(number)
 
@@ -158,7 +158,7 @@ def test_a_signal_to_stop_says_how_to_continue(unbroken, tmp_path, capsys, numbe
     finally:
         signal.signal(signal.SIGINT, handler)
     assert "stopped; the same command resumes this run" in capsys.readouterr().out
-    assert_same_end(train_tiny(tmp_path), unbroken[1])
+    assert_same_end(train_tiny(tmp_path), uninterrupted[1])
 
 
 def test_seconds_of_all_parts_add_up(workdir):
@@ -170,10 +170,10 @@ def test_seconds_of_all_parts_add_up(workdir):
     assert summary["seconds"] == pytest.approx(total, abs=0.051)
 
 
-def test_tensorboard_shows_each_step_once(workdir, unbroken):
+def test_tensorboard_shows_each_step_once(workdir, uninterrupted):
     train_tiny(workdir)
     boards = [
-        EventAccumulator(str(each / "tensorboard")).Reload() for each in (workdir, unbroken[0])
+        EventAccumulator(str(each / "tensorboard")).Reload() for each in (workdir, uninterrupted[0])
     ]
     assert boards[0].Tags()["scalars"] == boards[1].Tags()["scalars"]
     for tag in ("test_accuracy", "loss", "multiply_adds", "stride/stem.pooling/height"):
@@ -183,8 +183,8 @@ def test_tensorboard_shows_each_step_once(workdir, unbroken):
         assert [value for _, value in points] == pytest.approx(values, abs=1e-5)
 
 
-def test_finished_run_says_so_and_trains_no_more(unbroken, capsys):
-    workdir, summary = unbroken
+def test_a_finished_run_prints_its_summary_and_does_not_train(uninterrupted, capsys):
+    workdir, summary = uninterrupted
     before = (workdir / "checkpoints" / "last.ckpt").stat().st_mtime_ns
     assert train_tiny(workdir) == summary
     printed = capsys.readouterr().out
@@ -193,14 +193,14 @@ def test_finished_run_says_so_and_trains_no_more(unbroken, capsys):
     assert (workdir / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before
 
 
-def test_run_killed_before_its_summary_was_written_still_gets_one(unbroken, tmp_path):
-    workdir = shutil.copytree(unbroken[0], tmp_path / "copy")
+def test_a_run_killed_before_its_summary_was_written_gets_one(uninterrupted, tmp_path):
+    workdir = shutil.copytree(uninterrupted[0], tmp_path / "copy")
     (workdir / "summary.json").unlink()
-    assert train_tiny(workdir) == unbroken[1]
+    assert train_tiny(workdir) == uninterrupted[1]
 
 
-def test_best_and_last_checkpoints_are_kept(unbroken):
-    workdir, summary = unbroken
+def test_best_and_last_checkpoints_are_kept(uninterrupted):
+    workdir, summary = uninterrupted
     folder = workdir / "checkpoints"
     paths = list(folder.glob("*.ckpt"))
     assert {path.name for path in paths} == {"last.ckpt", "previous.ckpt", "best.ckpt"}
@@ -213,7 +213,7 @@ def test_best_and_last_checkpoints_are_kept(unbroken):
     assert summary["test_accuracy"] == pytest.approx(100 * accuracies[-1], abs=1e-3)
 
 
-def test_best_stays_that_of_the_highest_accuracy_over_a_restart(tmp_path):
+def test_best_checkpoint_is_kept_over_a_restart(tmp_path):
     def end_of_epoch(callback, accuracy):
         trainer = SimpleNamespace(
             callback_metrics={"test_accuracy": torch.tensor(accuracy)},
@@ -229,21 +229,21 @@ def test_best_stays_that_of_the_highest_accuracy_over_a_restart(tmp_path):
     assert [end_of_epoch(second, accuracy) for accuracy in (0.4, 0.6)] == ["0.5", "0.6"]
 
 
-def test_best_is_not_lost_where_a_run_breaks_off_between_the_two(unbroken, tmp_path):
+def test_best_checkpoint_is_kept_if_a_run_is_killed_between_two_saves(uninterrupted, tmp_path):
     def rename(source, target):
         if str(target).endswith("previous.ckpt"):  # as last.ckpt of the second epoch goes there
-            break_off()
+            interrupt()
         replace(source, target)
 
     replace = os.replace
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "replace", rename)
-        with pytest.raises(BrokenOff):
+        with pytest.raises(Interrupted):
             train_tiny(tmp_path)
     train_tiny(tmp_path)
     best, expected = (
         torch.load(folder / "checkpoints" / "best.ckpt")["run"]["epochs"]
-        for folder in (tmp_path, unbroken[0])
+        for folder in (tmp_path, uninterrupted[0])
     )
     assert best == expected
 
@@ -257,8 +257,8 @@ def test_best_is_not_lost_where_a_run_breaks_off_between_the_two(unbroken, tmp_p
         (lambda path: torch.save([1], path), "is not a checkpoint of this program"),
     ],
 )
-def test_falls_back_to_the_checkpoint_before_a_bad_one(
-    workdir, unbroken, capsys, damage, complaint
+def test_a_damaged_checkpoint_is_replaced_by_the_previous_one(
+    workdir, uninterrupted, capsys, damage, complaint
 ):
     last = workdir / "checkpoints" / "last.ckpt"
     damage(last)
@@ -266,12 +266,12 @@ def test_falls_back_to_the_checkpoint_before_a_bad_one(
     printed = capsys.readouterr().out
     assert f"{last} {complaint}" in printed
     assert "resuming after epoch 1 from" in printed
-    assert_same_end(summary, unbroken[1])
-    assert_same_log(workdir, unbroken[0])
+    assert_same_end(summary, uninterrupted[1])
+    assert_same_log(workdir, uninterrupted[0])
     assert last.with_suffix(".unusable").exists()
 
 
-def test_no_usable_checkpoint_is_an_error_that_names_the_files(workdir):
+def test_the_error_without_usable_checkpoint_names_the_files(workdir):
     for name in ("last.ckpt", "previous.ckpt"):
         os.truncate(workdir / "checkpoints" / name, 100)
     with pytest.raises(ValueError, match=r"last\.ckpt.*previous\.ckpt.*choose another workdir"):
@@ -286,7 +286,7 @@ class Keeps(pl.Callback):
         return {"kept": self.value}
 
 
-def test_what_could_not_be_read_back_is_told_at_the_first_checkpoint(tmp_path):
+def test_unreadable_state_raises_at_the_first_checkpoint(tmp_path):
     epochs = []
     note = At(STEPS_PER_EPOCH + 1, epochs.append)
     message = r"holds objects that cannot be read back, fractions\.Fraction: .* state_dict of callb"
@@ -295,7 +295,7 @@ def test_what_could_not_be_read_back_is_told_at_the_first_checkpoint(tmp_path):
     assert not epochs
 
 
-def test_a_sweep_over_numbers_of_numpy_goes_on_where_it_was_broken_off(tmp_path):
+def test_a_run_with_numpy_numbers_is_resumed(tmp_path):
     one = np.float64(1.0)
     options = {
         "seed": np.arange(2)[1],
@@ -310,13 +310,13 @@ def test_a_sweep_over_numbers_of_numpy_goes_on_where_it_was_broken_off(tmp_path)
         "schedule": partial(torch.optim.lr_scheduler.OneCycleLR, pct_start=0.3 * one),
         "callbacks": [Keeps([one])],
     }
-    with pytest.raises(BrokenOff):
-        train_tiny(tmp_path, **options | {"callbacks": [At(STEPS_PER_EPOCH + 1, break_off)]})
+    with pytest.raises(Interrupted):
+        train_tiny(tmp_path, **options | {"callbacks": [At(STEPS_PER_EPOCH + 1, interrupt)]})
     assert torch.load(tmp_path / "checkpoints" / "last.ckpt")["run"]["epochs"] == 1
     assert train_tiny(tmp_path, **options)["epochs"] == 2
     plain = as_python({name: value for name, value in options.items() if name != "callbacks"})
     plain["optimizer"] = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
-    assert train_tiny(tmp_path, **plain)["seed"] == 1  # which are the same settings
+    assert train_tiny(tmp_path, **plain)["seed"] == 1  # the same settings
 
 
 def test_checkpoints_of_another_network_are_refused(workdir):
@@ -330,7 +330,7 @@ def test_checkpoints_of_another_network_are_refused(workdir):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"num_epochs": 4}, "num_epochs (3 there, 4 asked for)"),
         ({"seed": 1}, "seed (0 there, 1 asked for)"),
@@ -363,15 +363,15 @@ def test_checkpoints_of_another_network_are_refused(workdir):
         ({"budget": 0.5}, "budget (None there, "),
     ],
 )
-def test_workdir_of_other_settings_is_refused(unbroken, workdir, change, told):
-    for folder in (unbroken[0], workdir):
-        with pytest.raises(ValueError, match=f"holds a run that differs in .*{re.escape(told)}"):
+def test_workdir_of_other_settings_is_refused(uninterrupted, workdir, change, message):
+    for folder in (uninterrupted[0], workdir):
+        with pytest.raises(ValueError, match=f"holds a run that differs in .*{re.escape(message)}"):
             train_tiny(folder, **change)
 
 
-def test_other_labels_are_told_where_the_run_has_noted_its_own(tmp_path):
+def test_other_labels_are_refused_if_the_run_has_saved_its_own(tmp_path):
     asked = {"seed": 0, "labels": "b", "mean": [0.5]}
-    check_settings(tmp_path, {"seed": 0}, asked)  # of a run made before they were noted
+    check_settings(tmp_path, {"seed": 0}, asked)  # of an old run, which did not save them
     message = re.escape("differs in labels ('a' there, 'b' asked for): ")
     with pytest.raises(ValueError, match=message):
         check_settings(tmp_path, asked | {"labels": "a"}, asked)
@@ -396,25 +396,25 @@ def shifted(images, generator, shift=2):
     ],
     ids=["augmentation", "published layer", "one stride for both axes"],
 )
-def test_runs_that_differ_in_an_argument_of_a_part_are_not_taken_for_the_same(tmp_path, variants):
+def test_another_argument_of_an_augmentation_or_layer_is_refused(tmp_path, variants):
     options, others = variants
     train_tiny(tmp_path, num_epochs=1, **options)
     with pytest.raises(ValueError, match=r"differs in (augment_fn|network) \("):
         train_tiny(tmp_path, num_epochs=1, **others)
 
 
-def test_two_starts_in_one_folder_are_kept_apart(unbroken, tmp_path):
+def test_a_second_run_in_a_folder_is_refused(uninterrupted, tmp_path):
     def start_again(trainer):
         with pytest.raises(ValueError, match=r"another process is training in .*another workdir"):
             train_tiny(tmp_path)
 
     summary = train_tiny(tmp_path, callbacks=[At(STEPS_PER_EPOCH + 1, start_again)])
-    assert_same_end(summary, unbroken[1])
-    assert_same_log(tmp_path, unbroken[0])
+    assert_same_end(summary, uninterrupted[1])
+    assert_same_log(tmp_path, uninterrupted[0])
 
 
 def test_another_number_of_steps_is_refused(interrupted, workdir, monkeypatch):
-    """As by other numbers of processes, each with batches of the same size."""
+    """As with another number of processes, each with batches of the same size."""
     monkeypatch.setattr(pl.Trainer, "estimated_stepping_batches", 6)
     with pytest.raises(
         ValueError, match=r"started with 15 steps, .* make it 6: .* same number of devices"
@@ -430,14 +430,14 @@ def test_processes_that_get_no_batch_are_refused(tmp_path, monkeypatch):
         train_tiny(tmp_path)
 
 
-def test_a_log_that_is_none_is_named(tmp_path):
+def test_a_foreign_log_is_refused(tmp_path):
     (tmp_path / "metrics.csv").write_text("name,value\na,1\n")
     with pytest.raises(ValueError, match=r"metrics\.csv is not the log of a run.*move it away"):
         train_tiny(tmp_path)
     assert (tmp_path / "metrics.csv").read_text() == "name,value\na,1\n"
 
 
-def test_settings_that_a_run_had_must_be_given_again(tmp_path):
+def test_a_setting_left_out_is_refused(tmp_path):
     train_tiny(tmp_path, num_epochs=1, stride_penalty=0.5)
     with pytest.raises(ValueError, match=r"differs in stride_penalty .0\.5 there, None .*:"):
         train_tiny(tmp_path, num_epochs=1)
@@ -449,7 +449,7 @@ def test_foreign_summary_is_refused(tmp_path):
         train_tiny(tmp_path)
 
 
-def test_atomic_file_keeps_the_old_content_until_the_new_one_is_whole(tmp_path):
+def test_atomic_file_keeps_the_old_content_until_the_new_one_is_complete(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"old")
     with pytest.raises(ZeroDivisionError), atomic_file(path) as file:
@@ -461,7 +461,7 @@ def test_atomic_file_keeps_the_old_content_until_the_new_one_is_whole(tmp_path):
     assert (path.read_bytes(), (tmp_path / "backup").read_bytes()) == (b"new", b"old")
 
 
-def test_shapes_tell_networks_apart(tmp_path):
+def test_a_checkpoint_with_other_shapes_is_refused(tmp_path):
     layer = torch.nn.Linear(2, 3)
     states = {f"network.{name}": value for name, value in layer.state_dict().items()}
     torch.save({"state_dict": states, "run": {}, "loops": {}}, tmp_path / "last.ckpt")
@@ -476,11 +476,11 @@ def with_dropout(**options):
     return network
 
 
-def test_what_a_network_draws_is_the_same_in_a_run_that_goes_on(tmp_path):
+def test_dropout_is_the_same_in_a_resumed_run(tmp_path):
     options = {"model": with_dropout, "num_epochs": 2}
     whole = train_tiny(tmp_path / "whole", **options)
-    with pytest.raises(BrokenOff):
-        train_tiny(tmp_path / "run", callbacks=[At(STEPS_PER_EPOCH + 2, break_off)], **options)
+    with pytest.raises(Interrupted):
+        train_tiny(tmp_path / "run", callbacks=[At(STEPS_PER_EPOCH + 2, interrupt)], **options)
     torch.manual_seed(99)
     assert_same_end(train_tiny(tmp_path / "run", **options), whole)
 
@@ -491,8 +491,8 @@ def test_seconds_are_those_of_all_epochs(tmp_path, monkeypatch):
     assert train_tiny(tmp_path)["seconds"] == 10 * EPOCHS
 
 
-def test_a_summary_is_whole_or_absent(workdir, monkeypatch):
-    monkeypatch.setattr(os, "replace", break_off)
-    with pytest.raises(BrokenOff):
+def test_a_summary_is_complete_or_absent(workdir, monkeypatch):
+    monkeypatch.setattr(os, "replace", interrupt)
+    with pytest.raises(Interrupted):
         save_summary(workdir, {"epochs": 1}, torch.nn.Conv2d(1, 1, 1), (1, 8, 8))
     assert not (workdir / SUMMARY).exists()

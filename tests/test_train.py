@@ -121,7 +121,7 @@ def test_summary_is_printed(tmp_path, capsys):
         assert words in printed
 
 
-def test_progress_bar_shows_accuracy_and_the_lines_of_the_epochs_go_above_it(tmp_path, capsys):
+def test_progress_bar_shows_accuracy_below_the_lines_of_the_epochs(tmp_path, capsys):
     train_tiny(tmp_path, num_epochs=2, progress_bar=True)
     printed = re.split("[\r\n]+", capsys.readouterr().out)
     bars = [line for line in printed if "/5 [" in line]
@@ -181,7 +181,7 @@ def test_pictures_are_drawn(run, picture):
     ("label_smoothing", "mixup_alpha", "penalty"),
     [(0.0, 0.0, 0.0), (0.3, 0.0, 0.0), (0.0, 0.5, 0.0), (0.3, 0.5, 0.0), (0.0, 0.0, 2.0)],
 )
-def test_first_steps_are_that_of_a_plain_loop(tmp_path, label_smoothing, mixup_alpha, penalty):
+def test_first_steps_equal_those_of_a_plain_loop(tmp_path, label_smoothing, mixup_alpha, penalty):
     datasets = partial(load_datasets, batch_size=32, train_examples=64, mixup_alpha=mixup_alpha)
     options = {"lr": 0.1, "momentum": 0.9}
     train_tiny(
@@ -222,8 +222,8 @@ def test_first_steps_are_that_of_a_plain_loop(tmp_path, label_smoothing, mixup_a
         torch.testing.assert_close(trained[f"network.{name}"], value, rtol=1e-4, atol=1e-6)
 
 
-def test_a_task_that_trains_alone_is_the_first_whatever_its_number(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(rank_zero_only, "rank", 1)  # as read from the task's number
+def test_a_single_process_is_the_main_one_whatever_its_slurm_rank(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(rank_zero_only, "rank", 1)  # as read from the rank of the task
     for name in ("PROCID", "LOCALID", "NODEID"):
         monkeypatch.setenv(f"SLURM_{name}", "1" if name != "NODEID" else "0")
     monkeypatch.setenv("SLURM_NTASKS", "2")
@@ -234,8 +234,8 @@ def test_a_task_that_trains_alone_is_the_first_whatever_its_number(tmp_path, mon
     assert read_log(tmp_path)
 
 
-def test_test_loss_is_that_of_the_labels_as_they_are(tmp_path):
-    # Label smoothing shapes what is learned; losses of runs with and without have to compare.
+def test_test_loss_ignores_label_smoothing(tmp_path):
+    # So that test losses of runs with and without label smoothing are comparable.
     datasets = partial(load_datasets, batch_size=32, train_examples=64, test_examples=101)
     train_tiny(tmp_path, datasets=datasets, num_epochs=1, label_smoothing=0.3, model=small_network)
     network = small_network(10, 1).eval()
@@ -277,7 +277,7 @@ def test_stride_penalty_pushes_strides_up(tmp_path):
 
 
 class WatchCost(pl.Callback):
-    """The multiply-adds after every step."""
+    """Records the multiply-adds after every step."""
 
     def __init__(self):
         self.costs = []
@@ -290,7 +290,7 @@ SHAPE = (1, 64, 64)
 
 
 def budget_run(workdir, budget, *callbacks, **options):
-    """At 64 x 64 pixels, where one row more or less is a small part of the cost."""
+    """A run on 64 x 64 pixels, where one row is a small part of the cost."""
     options |= {"stride_learning_rate": 0.1, "callbacks": callbacks, "budget": budget}
     data = partial(
         load_datasets, batch_size=64, train_examples=320, test_examples=20, image_size=64
@@ -325,14 +325,14 @@ def test_a_resumed_run_keeps_its_budget(tmp_path):
 
     whole = budget_run(tmp_path / "whole", 0.8)
     with pytest.raises(KeyError, match="stop"):
-        budget_run(tmp_path / "broken", 0.8, At(7, stop))
-    resumed = budget_run(tmp_path / "broken", 0.8)
+        budget_run(tmp_path / "interrupted", 0.8, At(7, stop))
+    resumed = budget_run(tmp_path / "interrupted", 0.8)
     for name in ("strides", "multiply_adds_end", "test_accuracy"):
         assert resumed[name] == whole[name]
 
 
 @pytest.mark.parametrize("phase", [(0.4, 1.0), (0.2, 0.6), (0.0, 0.8)])
-def test_strides_learn_in_their_phase_alone(tmp_path, phase):
+def test_strides_learn_in_their_phase_only(tmp_path, phase):
     note = History()
     options = {"stride_learning_rate": 0.05, "schedule": None, "callbacks": [note]}
     summary = train_tiny(tmp_path, stride_phase=phase, **options)
@@ -346,7 +346,7 @@ def test_strides_learn_in_their_phase_alone(tmp_path, phase):
     assert moved == [start <= step < stop for step in range(STEPS)]
 
 
-def test_strides_of_a_budget_stay_where_it_puts_them_outside_the_phase(tmp_path):
+def test_a_budget_moves_strides_once_if_they_do_not_learn(tmp_path):
     options = {"stride_learning_rate": 0.05, "stride_phase": (1.0, 1.0)}
     summary = train_tiny(tmp_path, budget=0.8, **options)
     for name, strides in summary["strides"].items():
@@ -355,7 +355,7 @@ def test_strides_of_a_budget_stay_where_it_puts_them_outside_the_phase(tmp_path)
 
 
 class History(pl.Callback):
-    """The strides after every step."""
+    """Records the strides after every step."""
 
     def __init__(self):
         self.strides = []
@@ -364,7 +364,7 @@ class History(pl.Callback):
         self.strides.append(stride_scalars(pl_module.network))
 
 
-def test_biases_have_a_rate_of_their_own(tmp_path):
+def test_biases_have_their_own_learning_rate(tmp_path):
     seen = []
     note = At(1, lambda trainer: seen.extend(trainer.optimizers[0].param_groups))
     train_tiny(tmp_path, num_epochs=1, schedule=None, bias_learning_rate=0.7, callbacks=[note])
@@ -375,7 +375,7 @@ def test_biases_have_a_rate_of_their_own(tmp_path):
     }
 
 
-def test_convnet_is_shown_training_images(tmp_path):
+def test_whitening_of_a_convnet_is_computed_from_training_images(tmp_path):
     network = []
     note = At(1, lambda trainer: network.append(trainer.lightning_module.network))
     model = partial(ConvNet, [8], [2], pooling_cls=POOLING)
@@ -387,7 +387,7 @@ def test_convnet_is_shown_training_images(tmp_path):
     torch.testing.assert_close(network[0].whitening.weight.detach(), expected)
 
 
-def test_a_network_in_place_of_a_builder(tmp_path):
+def test_a_network_in_place_of_a_builder_is_trained(tmp_path):
     network = tiny_network(10, 1)
     before = network.dense.weight.clone()
     summary = train_tiny(tmp_path, model=network, num_epochs=1)
@@ -395,7 +395,7 @@ def test_a_network_in_place_of_a_builder(tmp_path):
     assert not torch.equal(network.dense.weight, before)
 
 
-def test_a_network_has_the_weights_of_its_run_when_that_is_finished_already(tmp_path):
+def test_a_network_gets_the_weights_of_a_finished_run(tmp_path):
     first, second = tiny_network(10, 1), tiny_network(10, 1)
     summary = train_tiny(tmp_path, model=first, num_epochs=1)
     assert train_tiny(tmp_path, model=second, num_epochs=1) == summary
@@ -417,7 +417,7 @@ def test_same_seed_same_run_other_seed_another(tmp_path):
     assert one != other
 
 
-def test_memory_format_changes_nothing_but_speed(tmp_path):
+def test_memory_format_does_not_change_the_strides(tmp_path):
     runs = [
         train_tiny(tmp_path / str(flag), num_epochs=1, channels_last=flag)["strides"]
         for flag in (False, True)
@@ -426,14 +426,14 @@ def test_memory_format_changes_nothing_but_speed(tmp_path):
         assert strides == pytest.approx(runs[1][name], abs=1e-5)
 
 
-def test_bfloat16_learns_much_the_same_strides(tmp_path):
+def test_bfloat16_learns_nearly_the_same_strides(tmp_path):
     exact, mixed = (
         train_tiny(tmp_path / precision, num_epochs=1, precision=precision)
         for precision in ("32-true", "bf16-mixed")
     )
     assert mixed["precision"] == "bf16-mixed"
-    # With eight bits to a number two trainings drift apart, on a processor that multiplies bf16
-    # itself by some 0.005 of the 0.02 that strides move here; they still move the same way.
+    # Rounding to 8 bits makes the trainings drift apart: on a CPU with bf16 instructions by about
+    # 0.005 of the 0.02 that strides move here. The direction stays the same.
     moves = [
         torch.tensor([*run["strides"].values()]) - torch.tensor([*run["strides_start"].values()])
         for run in (exact, mixed)
@@ -517,7 +517,7 @@ def test_several_devices_in_a_notebook_are_refused_before_they_train(tmp_path, m
     assert not (tmp_path / "metrics.csv").exists()
 
 
-def test_slurm_is_not_asked_to_save_in_the_midst_of_an_epoch(tmp_path, monkeypatch):
+def test_slurm_requeueing_does_not_save_in_the_middle_of_an_epoch(tmp_path, monkeypatch):
     task = dict.fromkeys(("PROCID", "LOCALID", "NODEID"), "0")
     task |= {"NTASKS": "2", "NTASKS_PER_NODE": "2", "JOB_NAME": "train"}
     for name, value in task.items():
@@ -544,7 +544,7 @@ def rates_of(schedule, steps):
     return rates
 
 
-def test_logs_of_lightning_are_as_loud_afterwards_as_before():
+def test_log_levels_of_lightning_are_restored():
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "pytorch_lightning")]
     before = [logger.level for logger in loggers]
     with quiet_lightning():
@@ -555,7 +555,7 @@ def test_logs_of_lightning_are_as_loud_afterwards_as_before():
 def test_multi_step_is_the_published_schedule():
     schedule = multi_step(optimizer_of(0.1, 0.02))
     factor = schedule.lr_lambdas[0]
-    # A boundary is the last step of its multiple, as in Keras.
+    # A boundary is the last step of its factor, as in Keras.
     expected = {0: 0.1, 400: 0.1, 401: 1.0, 18_000: 1.0, 18_001: 0.1, 32_000: 0.1, 32_001: 0.01}
     assert {step: factor(step) for step in expected} == expected
     assert rates_of(schedule, 402)[400:] == [pytest.approx([0.01, 0.002]), [0.1, 0.02]]
@@ -564,12 +564,12 @@ def test_multi_step_is_the_published_schedule():
 @pytest.mark.parametrize(
     ("boundaries", "factors"), [([1], [1.0]), ([2, 1], [1.0, 1.0, 1.0]), ([1, 1], [1.0, 1.0, 1.0])]
 )
-def test_multi_step_refuses_what_does_not_fit(boundaries, factors):
+def test_multi_step_refuses_wrong_boundaries_and_factors(boundaries, factors):
     with pytest.raises(ValueError, match="increasing boundaries and one factor more"):
         multi_step(optimizer_of(0.1), boundaries, factors)
 
 
-def test_polynomial_decay_ends_with_the_run():
+def test_polynomial_decay_ends_with_the_training():
     optimizer = torch.optim.SGD([{"params": [torch.zeros(1)], "lr": 0.2}])
     schedule = build_schedule(torch.optim.lr_scheduler.PolynomialLR, optimizer, total_steps=8)
     rates = rates_of(schedule, 8)
@@ -594,7 +594,7 @@ def test_cost_is_that_of_the_layers_and_leaves_the_network_as_it_was():
         nn.Conv2d(3, 5, 3, padding=1), DiffStride(2.0, edge="stopband"), nn.BatchNorm2d(5)
     )
     network[2].eval()
-    for _ in range(2):  # matrices that are already known must not make it cheaper
+    for _ in range(2):  # cached matrices must not change the cost
         cost = measure_cost(network, (3, 8, 12))
         convolution = 5 * 3 * 9 * 8 * 12
         pooling = 5 * min(4 * 8 * 12 + 6 * 12 * 4, 6 * 12 * 8 + 4 * 8 * 6)
@@ -615,7 +615,7 @@ def test_cost_is_that_of_the_layers_and_leaves_the_network_as_it_was():
         (False, False, "auto", "32-true"),
     ],
 )
-def test_precision_is_what_the_machine_is_fast_at(monkeypatch, cuda, cpu, accelerator, expected):
+def test_auto_precision_is_that_of_the_machine(monkeypatch, cuda, cpu, accelerator, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: cuda)
     monkeypatch.setattr(hardware, "_cpu_has_bfloat16", lambda: cpu)
@@ -623,16 +623,16 @@ def test_precision_is_what_the_machine_is_fast_at(monkeypatch, cuda, cpu, accele
     assert choose_precision("16-mixed", accelerator) == "16-mixed"
 
 
-def test_cpu_is_fast_at_bfloat16_only_with_the_instructions():
+def test_cpu_has_bfloat16_only_with_the_instructions():
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists():
-        pytest.skip("only Linux tells the instructions of its CPU in /proc/cpuinfo")
+        pytest.skip("needs /proc/cpuinfo, which only Linux has")
     flags = cpuinfo.read_text().split()
     assert hardware._cpu_has_bfloat16() == ("avx512_bf16" in flags or "amx_tile" in flags)
 
 
 class Watch(pl.Callback):
-    """What the network makes of each batch before it learns from it."""
+    """Records accuracy and loss of each batch before its step."""
 
     def __init__(self):
         self.right, self.losses = [], []
@@ -642,12 +642,12 @@ class Watch(pl.Callback):
         state = {name: value.clone() for name, value in module.network.state_dict().items()}
         with torch.no_grad():
             logits = module.network(images)
-        module.network.load_state_dict(state)  # norms have counted the batch
+        module.network.load_state_dict(state)  # restore the statistics of the norms
         self.right.append((logits.argmax(1) == labels).float().mean().item())
         self.losses.append(F.cross_entropy(logits, labels).item())
 
 
-def test_figures_of_the_training_in_the_log_are_means_over_its_batches(tmp_path):
+def test_logged_training_accuracy_and_loss_are_means_over_batches(tmp_path):
     watch = Watch()
     train_tiny(tmp_path, num_epochs=1, callbacks=[watch])
     row = read_log(tmp_path)[STEPS_PER_EPOCH]
@@ -655,7 +655,7 @@ def test_figures_of_the_training_in_the_log_are_means_over_its_batches(tmp_path)
     assert row["train_loss"] == pytest.approx(sum(watch.losses) / STEPS_PER_EPOCH, rel=1e-4)
 
 
-def test_hits_are_those_of_labels_and_of_probabilities():
+def test_hits_compare_with_labels_and_with_probabilities():
     logits = torch.tensor([[0.1, 0.9, 0.0], [0.9, 0.0, 0.1]])
     assert _hits(logits, torch.tensor([1, 2])).tolist() == [1.0, 0.0]
     targets = torch.tensor([[0.3, 0.7, 0.0], [0.2, 0.8, 0.0]])

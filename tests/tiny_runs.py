@@ -1,4 +1,4 @@
-"""Trainings of a few seconds that several test modules share; run as a script, one in a process.
+"""Trainings of a few seconds for several test modules; as a script, one in its own process.
 
 python tests/tiny_runs.py WORKDIR [--kill STEP] [--terminate STEP] [--processes N]
     [--strides FOLDER]
@@ -44,7 +44,7 @@ def tiny_network(
     )
     norms = [each for each in network.modules() if isinstance(each, nn.BatchNorm2d)]
     for norm in norms if frozen_norms else []:
-        norm.eval().train = lambda mode=True, norm=norm: norm  # whoever asks for training mode
+        norm.eval().train = lambda mode=True, norm=norm: norm  # ignores a request for training mode
     return network
 
 
@@ -90,14 +90,14 @@ def kill(trainer):
 
 
 class Terminate(pl.Callback):
-    """Ends the first process by a signal after a step, while the others exchange gradients."""
+    """Sends SIGTERM to the main process after a step, while the others exchange gradients."""
 
     def __init__(self, step):
         self.step = step
 
     def on_before_backward(self, trainer, *args):
         if trainer.global_step == self.step and trainer.is_global_zero:
-            time.sleep(1)  # until they wait for those of this one
+            time.sleep(1)  # until they wait for the gradients of this process
             os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -117,7 +117,7 @@ class WriteStrides(pl.Callback):
 
 
 def run_script(*arguments):
-    """This file with the given arguments, in a process of its own."""
+    """Run this file with the given arguments in its own process."""
     command = [sys.executable, __file__, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
