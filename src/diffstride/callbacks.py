@@ -32,7 +32,7 @@ class StrideMonitor(pl.Callback):
         project_strides(model)  # from diffstride
         print(stride_scalars(model))  # from diffstride
 
-    Arguments:
+    Args:
         network: attribute of the `LightningModule` that contains the network, left out of the
             logged names; with ``""`` names start at the `LightningModule`.
 
@@ -91,7 +91,7 @@ class StridePhase(pl.Callback):
     Outside the phase the gradients of the strides are set to None before each optimiser step. So
     kernels can train on fixed map sizes before and after the phase.
 
-    Arguments:
+    Args:
         start: share of the training steps after which strides start to learn, from 0 to 1.
         stop: share after which they stop to learn, from ``start`` to 1. Shares refer to the steps
             of the trainer's ``max_epochs`` or ``max_steps``, even if training stops earlier.
@@ -141,10 +141,10 @@ class BudgetCallback(pl.Callback):
     """Keeps the multiply-adds of a network at a budget with `diffstride.CostBudget`.
 
     It projects the strides after each step. Its state is saved in checkpoints, so a resumed
-    training keeps its budget. Add it before `StrideMonitor`: the budget then sees how far a step
-    leaves the limits, and the projected strides are logged.
+    training keeps its budget. Add it before `StrideMonitor`: the budget then knows how far a
+    step leaves the limits, and the projected strides are logged.
 
-    Arguments:
+    Args:
         example: an input of the network, or a tuple of inputs; only shapes matter.
         budget: up to 100 a fraction of the network's multiply-adds when training first starts,
             above 100 their number per sample. A training that is resumed, from a checkpoint or by

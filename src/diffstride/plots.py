@@ -32,7 +32,7 @@ Trajectories = dict[str, tuple[list[int], list[float]]]
 def read_trajectories(metrics: str | os.PathLike[str]) -> Trajectories:
     """Read stride trajectories from the ``metrics.csv`` of a run.
 
-    Arguments:
+    Args:
         metrics: CSV file with columns ``step`` and ``stride/LAYER/AXIS``; cells may be empty.
 
     Returns:
@@ -52,7 +52,7 @@ def read_trajectories(metrics: str | os.PathLike[str]) -> Trajectories:
 def trajectories_of(history: Sequence[Mapping[str, float]]) -> Trajectories:
     """Stride trajectories from the `diffstride.stride_scalars` of each training step.
 
-    Arguments:
+    Args:
         history: the scalars after steps 1, 2, …
 
     >>> trajectories_of([{"stride/pool/height": 2.0}, {"stride/pool/height": 1.9}])
@@ -68,7 +68,7 @@ def trajectories_of(history: Sequence[Mapping[str, float]]) -> Trajectories:
 def plot_stride_trajectories(trajectories: Trajectories, path: str | os.PathLike[str]) -> Figure:
     """Plot strides over training steps, with a colour per layer and a line style per axis.
 
-    Arguments:
+    Args:
         trajectories: steps and strides by ``LAYER/AXIS``, as `read_trajectories` returns them.
         path: file to write; its ending sets the format (``.png``, ``.svg``, ``.pdf``).
 
@@ -99,7 +99,7 @@ def plot_windows(model: nn.Module, example: Any, path: str | os.PathLike[str]) -
     Frequencies are in cycles per sample of the layer's input. Dots are the bins that are kept. A
     vertical line marks the cutoff, where the gain reaches 0. The legend has the strides in use.
 
-    Arguments:
+    Args:
         model: a network with `DiffStride` or `FixedSpectralPooling` layers, trained or not.
         example: an input, or a tuple of inputs; the model runs on it in evaluation mode.
         path: file to write; its ending sets the format (``.png``, ``.svg``, ``.pdf``).
@@ -241,7 +241,7 @@ def pareto_front(points: Sequence[CostPoint]) -> list[CostPoint]:
 def plot_accuracy_against_cost(points: Sequence[CostPoint], path: str | os.PathLike[str]) -> Figure:
     """Plot accuracy against multiply-adds, with a panel and a Pareto front per data set.
 
-    Arguments:
+    Args:
         points: the measured points.
         path: file to write; its ending sets the format (``.png``, ``.svg``, ``.pdf``).
 
@@ -281,7 +281,7 @@ def plot_accuracy_against_cost(points: Sequence[CostPoint], path: str | os.PathL
 def plot_learned_strides(runs: Sequence[LearnedStrides], path: str | os.PathLike[str]) -> Figure:
     """Plot learned strides over the layers of networks, with height solid and width dashed.
 
-    Arguments:
+    Args:
         runs: strides of networks; each ``panel`` has a panel, each ``label`` a colour.
         path: file to write; its ending sets the format (``.png``, ``.svg``, ``.pdf``).
 

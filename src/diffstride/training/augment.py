@@ -32,7 +32,7 @@ def random_crop(
 ) -> Tensor:
     """Pad every image, then crop it to its original size at a random position.
 
-    Arguments:
+    Args:
         images: batch `(B, C, H, W)`, usually uint8.
         generator: draws the shifts.
         padding: pixels added on every side, 0 or more; shifts are uniform in ±padding.
@@ -125,7 +125,7 @@ def mixup(
 
     Reference: *mixup: Beyond Empirical Risk Minimization*, 2018, https://arxiv.org/abs/1710.09412
 
-    Arguments:
+    Args:
         images: floating-point batch `(2 B, C, H, W)`.
         targets: class probabilities `(2 B, classes)`, usually one-hot.
         alpha: above 0; with small values most results are close to one of the two images.

@@ -97,7 +97,7 @@ class Checkpoints(callbacks.Checkpoint):
 def newest_checkpoint(folder: Path, network: torch.nn.Module) -> tuple[Path, dict[str, Any]] | None:
     """The newest checkpoint in ``folder`` that can be read and belongs to ``network``.
 
-    Arguments:
+    Args:
         folder: folder of the checkpoints; need not exist.
         network: the network to train, attribute ``network`` of the `LightningModule`.
 

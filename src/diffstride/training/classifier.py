@@ -23,7 +23,7 @@ Batch = tuple[Tensor, Tensor]
 class Classifier(pl.LightningModule):
     """Trains an image classifier with cross-entropy and logs losses, accuracies, costs and strides.
 
-    Arguments:
+    Args:
         network: from images ``(B, C, H, W)`` to logits ``(B, classes)``.
         optimizer: optimiser of the network's parameters.
         schedule: as for `build_schedule`, one step per batch; None for a constant learning rate.
@@ -130,7 +130,7 @@ class Classifier(pl.LightningModule):
             self._log(cost.scalars() | self._learning_rates())
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        # Seeded per batch, so that dropout and the like draw the same numbers in a resumed run.
+        # Seeded per batch, so that dropout draws the same numbers in a resumed run.
         words = self.record["settings"]["seed"], self.current_epoch, batch_idx, self.global_rank
         torch.manual_seed(seeded_generator(*words).initial_seed())
 

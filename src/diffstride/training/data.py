@@ -22,7 +22,7 @@ from diffstride.training.augment import (
 from diffstride.training.image_decoding import read_images
 from diffstride.training.image_sources import DataError, Rows, Source, read_source
 
-PROBE_IMAGES = 4  # images whose augmentation tells two settings apart
+PROBE_IMAGES = 4  # images by whose augmentation settings are compared
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def load_datasets(
     `seed` and the epoch only: call `train.sampler.set_epoch(epoch)` before each one, as Lightning
     does. With several processes each gets its own share, in batches of `batch_size`.
 
-    Arguments:
+    Args:
         name: `"digits"` (8 x 8, grey, embedded), `"cifar10"`, `"cifar100"`, `"fashion_mnist"` or
             `"owner/name"` of a data set on the Hugging Face Hub; with `root`, name of a folder.
         root: folder that contains the folder `name`, with `train.parquet` and `test.parquet` or

@@ -19,7 +19,7 @@ NO_LOCKS = errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK
 def atomic_file(path: Path, backup: Path | None = None) -> Iterator[IO[bytes]]:
     """Open a file for writing that replaces ``path`` once it is complete and on the disk.
 
-    Arguments:
+    Args:
         path: the file to replace; its folder is created.
         backup: new path of the file that is replaced, if there is one.
 

@@ -1,6 +1,5 @@
-"""What the project uses of Gin beyond its public functions, in one place.
+"""What the project uses of Gin beyond its public functions: search path, parser, references.
 
-Gin reads files with a parser and from folders that are not part of its public interface.
 Tried with gin-config 0.5.0, the only release from 0.5 on so far.
 """
 
@@ -24,18 +23,18 @@ __all__ = [
 
 @contextmanager
 def search_path(folders: Sequence[Path]) -> Iterator[None]:
-    """Have Gin look for included files in these folders alone, without a log line for each miss."""
+    """Have Gin look for included files in these folders only, without a log line per miss."""
     prefixes = gin.config._LOCATION_PREFIXES  # the public function only adds to this list
     before = list(prefixes)
     # Absolute paths: Gin takes the folder of a relative one for a Python package.
     prefixes[:] = [str(folder.resolve()) for folder in folders]
-    logging.getLogger().addFilter(_is_no_miss)
+    logging.getLogger().addFilter(_is_not_about_missing_path)
     try:
         yield
     finally:
         prefixes[:] = before
-        logging.getLogger().removeFilter(_is_no_miss)
+        logging.getLogger().removeFilter(_is_not_about_missing_path)
 
 
-def _is_no_miss(record: logging.LogRecord) -> bool:
+def _is_not_about_missing_path(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith("Path not found")

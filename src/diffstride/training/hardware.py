@@ -13,7 +13,7 @@ def choose_precision(precision: str | int, accelerator: str = "auto") -> str | i
 
     A CPU without bf16 instructions emulates them, ten times slower than float32.
 
-    Arguments:
+    Args:
         precision: ``"auto"``, or a precision of Lightning's `Trainer`, returned as it is.
         accelerator: as for the `Trainer`.
 

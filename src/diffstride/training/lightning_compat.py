@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 print_once = rank_zero_only(print)
-"""`print` in the main process alone, however many train together."""
+"""`print` in the main process only."""
 
 
 class WeightAveraging(callbacks.WeightAveraging):

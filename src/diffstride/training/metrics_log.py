@@ -14,7 +14,7 @@ class MetricsFile(loggers.Logger):
 
     Lightning's `CSVLogger` deletes the file when a run starts again in the same folder.
 
-    Arguments:
+    Args:
         path: the file; its rows up to ``step`` are kept.
         step: number of steps the run has taken so far, 0 for a new run.
     """

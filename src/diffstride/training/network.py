@@ -21,7 +21,7 @@ WHITENING_PIXELS = 2_048_000
 
 
 def build_network(model: Callable[..., nn.Module], data: Datasets, seed: int) -> nn.Module:
-    """Build the network with ``model`` from a seed; a network in place of ``model`` is returned.
+    """Build the network with ``model`` from a seed; if ``model`` is a network, return it.
 
     The whitening of a `ConvNet` is computed from the first training images.
 
@@ -65,7 +65,7 @@ def resolve_budget(
 ) -> float:
     """A budget as a number of multiply-adds per image.
 
-    Arguments:
+    Args:
         budget: up to 100 a fraction of the network's multiply-adds, above 100 their number;
             `STRIDED` for those of the same network with strided convolutions.
         network: the network at its initial strides.

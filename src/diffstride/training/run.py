@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def train(
     returns the summary of a finished run. The reported accuracy is that of the last epoch: nothing
     is chosen by test accuracy.
 
-    Arguments:
+    Args:
         workdir: run folder, created if missing.
         model: builds the network from ``num_output_classes`` and ``in_channels``; or a network. A
             network has the trained weights afterwards, also if the run was finished before.
@@ -130,7 +131,7 @@ def train(
         raise ValueError(
             f"stride_phase must be two shares such as (0, 0.5), but got {stride_phase!r}"
         )
-    phase = StridePhase(*stride_phase, network="network")
+    StridePhase(*stride_phase)  # raises if a share is out of its range
     check_strategy(strategy)
     _check_optimizer(optimizer)
     if weight_averaging is not None:
@@ -148,14 +149,8 @@ def train(
     allowed = None if budget is None else resolve_budget(budget, network, model, data)
     decay = getattr(network, "weight_decay", 0.0) if weight_decay is None else weight_decay
     _check_range("weight_decay", decay, 0, math.inf)
-
-    def build_optimizer() -> Optimizer:
-        rates = stride_learning_rate, bias_learning_rate
-        built = optimizer(parameter_groups(network, 2 * decay, *rates))
-        for group in built.param_groups:  # schedules and checkpoints read numbers from there
-            group.update({name: as_python(value) for name, value in group.items()})
-        return built
-
+    rates = stride_learning_rate, bias_learning_rate
+    build_optimizer = partial(_build_optimizer, optimizer, network, decay, *rates)
     settings = describe_run(
         data,
         network,
@@ -174,14 +169,8 @@ def train(
     if finished is not None:
         return finished
     precision = choose_precision(precision, accelerator)
-    callbacks = [StrideMonitor("network"), *callbacks]
-    if allowed is not None:  # before all others, which log the projected strides
-        example = torch.zeros(1, *data.image_shape)
-        callbacks.insert(0, BudgetCallback(example, allowed, "network", log=None))
-    if tuple(stride_phase) != (0, 1):
-        callbacks.insert(0, phase)
-    if weight_averaging is not None:  # after all others, to average the projected strides
-        callbacks.append(MovingAverage(weight_averaging))
+    own = _build_callbacks(data.image_shape, stride_phase, allowed)
+    average = [] if weight_averaging is None else [MovingAverage(weight_averaging)]
     with quiet_lightning(), hold_folder(workdir):
         checkpoint, record, step = find_checkpoint(workdir / CHECKPOINTS, network, settings)
         save_config(workdir)
@@ -192,7 +181,7 @@ def train(
         trainer = build_trainer(
             workdir,
             step,
-            callbacks,
+            [*own, *callbacks, *average],  # the average last, to include the projected strides
             progress_bar,
             accelerator=accelerator,
             devices=devices,
@@ -204,6 +193,33 @@ def train(
         fit(trainer, module, data, checkpoint)
         facts = {"budget": allowed, "stride_penalty": stride_penalty, "precision": precision}
         return finish(workdir, module, facts)
+
+
+def _build_optimizer(
+    optimizer: Callable[..., Optimizer],
+    network: nn.Module,
+    weight_decay: float,
+    stride_learning_rate: float | None,
+    bias_learning_rate: float | None,
+) -> Optimizer:
+    """Build the optimiser; weight decay is twice the factor of the squared norm in the loss."""
+    rates = stride_learning_rate, bias_learning_rate
+    built = optimizer(parameter_groups(network, 2 * weight_decay, *rates))
+    for group in built.param_groups:  # schedules and checkpoints read numbers from the groups
+        group.update({name: as_python(value) for name, value in group.items()})
+    return built
+
+
+def _build_callbacks(
+    image_shape: tuple[int, ...], stride_phase: tuple[float, float], budget: float | None
+) -> list[Any]:
+    """Callbacks of the strides, in order: phase, budget, and the monitor of the result."""
+    callbacks: list[Any] = [StrideMonitor("network")]
+    if budget is not None:
+        callbacks.insert(0, BudgetCallback(torch.zeros(1, *image_shape), budget, "network", None))
+    if tuple(stride_phase) != (0, 1):
+        callbacks.insert(0, StridePhase(*stride_phase, network="network"))
+    return callbacks
 
 
 def _check_range(

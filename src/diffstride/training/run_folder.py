@@ -28,7 +28,7 @@ def find_finished(
 ) -> dict[str, Any] | None:
     """Print and return the summary of this run if ``workdir`` holds it finished; else None.
 
-    Arguments:
+    Args:
         workdir: the run folder; need not exist.
         settings: settings of the run, from `describe_run`.
         network: gets the weights of the last checkpoint; None to leave them out.
@@ -50,7 +50,7 @@ def find_checkpoint(
 ) -> tuple[Path | None, dict[str, Any], int]:
     """Find the checkpoint that a run resumes from.
 
-    Arguments:
+    Args:
         folder: folder of the checkpoints; need not exist.
         network: the network to train.
         settings: settings of the run, from `describe_run`.
@@ -111,7 +111,7 @@ def save_config(workdir: Path) -> None:
 def finish(workdir: Path, module: Classifier, facts: dict[str, Any]) -> dict[str, Any]:
     """Save, print and return the summary of a finished run.
 
-    Arguments:
+    Args:
         workdir: the run folder.
         module: the trained module with its record.
         facts: further entries of the summary.

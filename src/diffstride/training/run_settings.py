@@ -72,7 +72,7 @@ def as_python(value: Any) -> Any:
 def check_settings(workdir: Path, found: Any, expected: dict[str, Any]) -> None:
     """Refuse to resume a run with other settings.
 
-    Arguments:
+    Args:
         workdir: the run folder, for the error message.
         found: the settings saved in the folder.
         expected: the settings asked for.
@@ -115,7 +115,7 @@ def _describe_optimization(
     schedule: Callable[..., LRScheduler] | None,
     total_steps: int,
 ) -> dict[str, str]:
-    # On an optimiser of its own, as building a schedule changes the learning rates.
+    # On a separate optimiser, as building a schedule changes its learning rates.
     optimizer = build_optimizer()
     description = {"optimizer": repr(optimizer), "schedule": "constant"}
     if schedule is not None:

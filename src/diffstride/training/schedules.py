@@ -33,7 +33,7 @@ def multi_step(
 ) -> LambdaLR:
     """Piecewise constant schedule of factors of the learning rate; by default the published one.
 
-    Arguments:
+    Args:
         optimizer: optimiser, the learning rates of whose groups are multiplied.
         boundaries: the last step of each factor except the last one, increasing.
         factors: factors of the learning rate, one more than boundaries.

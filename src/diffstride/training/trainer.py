@@ -28,7 +28,7 @@ def build_trainer(
 ) -> pl.Trainer:
     """Build a `Trainer` that logs and saves checkpoints in ``workdir``.
 
-    Arguments:
+    Args:
         workdir: the run folder.
         step: number of steps the run has taken so far, 0 for a new run; logs keep rows up to it.
         callbacks: callbacks, called before the checkpoints are saved.
