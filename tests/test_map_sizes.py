@@ -260,7 +260,7 @@ def test_different_rounding_of_even_sizes_is_found():
 
 
 def test_a_window_as_large_as_the_map_is_a_stride():
-    """A window of 256 leaves 8 of 2,048 samples, which fit a linear layer, but more of more."""
+    """A window of 256 turns 2,048 samples into the 8 that the linear layer takes."""
     head = nn.Sequential(nn.AvgPool1d(256), nn.Flatten(), nn.Linear(16, 3))
     model = nn.Sequential(nn.Conv1d(1, 2, 3, 2, 1), *head)
     with pytest.raises(ValueError, match=r"\(Linear\) accepts maps of one size only"):

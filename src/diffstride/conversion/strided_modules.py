@@ -1,67 +1,23 @@
-"""Find the modules of a network whose stride can be learned.
-
-Those are modules whose stride can be replaced by pooling their output at stride 1. That is
-measured, not looked up: the strided output must be the output at stride 1, sampled. So modules of
-any library are accepted.
-"""
+"""Find the calls of a network whose stride can be learned, and why others are left out."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from itertools import product
-from math import ceil
-from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from diffstride._torch_compat import Conv, ConvTranspose
-from diffstride.conversion.pooled_module import CropPad, Pooled, set_stride
-from diffstride.graph.fake_run import restoring
+from diffstride.conversion.pooled_module import Pooled
+from diffstride.conversion.strided_call import (
+    StridedCall,
+    measure_call,
+    per_axis,
+    source_of,
+    stride_of,
+)
 from diffstride.graph.leaf_modules import Leaf, is_among
 from diffstride.graph.tracer import Trace
 from diffstride.pooling.base import SizedPooling
 
 Filter = Callable[[nn.Module, str], bool]
-
-
-@dataclass
-class StridedCall:
-    """One call of a module whose stride can be learned. Strides and sizes are per spatial axis.
-
-    Attributes:
-        node: the call.
-        name, module: the module that it calls.
-        strides: the stride to replace.
-        input_size: size of the input map.
-        full_size: size of the output at stride 1, without its first ``crop`` samples.
-        crop: how many samples the output at stride 1 has before the first strided one.
-        strided_size: size of the strided output.
-    """
-
-    node: fx.Node
-    name: str
-    module: nn.Module
-    strides: tuple[int, ...]
-    input_size: tuple[int, ...]
-    full_size: tuple[int, ...]
-    crop: tuple[int, ...]
-    strided_size: tuple[int, ...]
-
-    @property
-    def pointwise(self) -> bool:
-        """Whether the module is a convolution that may be called after the pooling."""
-        return (
-            isinstance(self.module, Conv)
-            and max(self.module.kernel_size) == 1
-            and self.full_size == self.input_size
-        )
-
-    def crop_pad_to(self, size: Sequence[int]) -> tuple[CropPad, ...]:
-        """How to crop or pad the output at stride 1 to this size."""
-        return tuple(
-            CropPad(crop, new - old)
-            for crop, old, new in zip(self.crop, self.full_size, size, strict=True)
-        )
 
 
 def find_strided_calls(
@@ -89,7 +45,7 @@ def find_strided_calls(
         ):
             reason = "in leaf_modules" if is_among(leaf_modules, name, module) else None
             reason = reason or _reason_to_skip(trace, node, module, filter_fn, patchify)
-            result = reason or _measure(trace, node, module)
+            result = reason or measure_call(trace, node, module)
             if isinstance(result, StridedCall):
                 calls.append(result)
             elif name in included:
@@ -101,35 +57,17 @@ def find_strided_calls(
     return calls, left_out | _never_called(trace)
 
 
-def stride_of(module: nn.Module, axes: int = 1) -> tuple[int, ...]:
-    """The integer stride of a module per axis; ones if it has none or upsamples.
-
-    >>> stride_of(nn.MaxPool2d(2), axes=2), stride_of(nn.ReLU(), axes=2)
-    ((2, 2), (1, 1))
-    """
-    values = _per_axis(module, "stride", axes)
-    integers = bool(values) and all(isinstance(value, int) for value in values)
-    return values if integers and not isinstance(module, ConvTranspose) else (1,) * axes
-
-
 def _has_fixed_strides(module: SizedPooling) -> bool:
     """Whether a pooling layer of this library has strides that cannot learn."""
     strides = getattr(module, "strides", ())
     return isinstance(strides, tuple) and max(strides, default=1) > 1
 
 
-def _per_axis(module: nn.Module, name: str, axes: int) -> tuple[int, ...]:
-    value: Any = getattr(module, name, 1)
-    if value is None:  # pooling layers stride by their window
-        value = getattr(module, "kernel_size", None) or 1
-    return tuple(value) if isinstance(value, (tuple, list)) else (value,) * axes
-
-
 def _reason_to_skip(
     trace: Trace, node: fx.Node, module: nn.Module, filter_fn: Filter | None, patchify: bool
 ) -> str | None:
     """Why a module is left out, as far as known without measuring."""
-    value, source = trace.values[node], _source(trace, node)
+    value, source = trace.values[node], source_of(trace, node)
     maps = isinstance(source, Tensor) and isinstance(value, Tensor)
     if node.kwargs and not node.args:
         return "is given its map by keyword: pass it by position"
@@ -144,7 +82,7 @@ def _reason_to_skip(
     if isinstance(module, ConvTranspose) and max(module.stride) > 1:
         return "upsamples its input"
     sizes = source.shape[2:]
-    kernels, strides = _per_axis(module, "kernel_size", len(sizes)), stride_of(module, len(sizes))
+    kernels, strides = per_axis(module, "kernel_size", len(sizes)), stride_of(module, len(sizes))
     if not len(kernels) == len(strides) == len(sizes):
         return f"strides along {len(strides)} axes, but its maps have {len(sizes)}"
     pairs = zip(kernels, strides, strict=True)
@@ -162,7 +100,7 @@ def _takes_whole_maps(trace: Trace, node: fx.Node, kernels: Sequence[int]) -> bo
     One pooling module may be called on several maps, the last as small as its window.
     """
     calls = [call for call in trace.graph.nodes if trace.module(call) is trace.module(node)]
-    sources = [source for call in calls if (source := _source(trace, call)) is not None]
+    sources = [source for call in calls if (source := source_of(trace, call)) is not None]
     pairs = [pair for source in sources for pair in zip(kernels, source.shape[2:], strict=False)]
     return all(kernel >= size for kernel, size in pairs)
 
@@ -175,7 +113,7 @@ def _strided_function(trace: Trace, node: fx.Node) -> str | None:
         )
     if node.op != "call_function" or not ("pool" in name or "conv" in name) or "adaptive" in name:
         return None
-    source, value = _source(trace, node), trace.values[node]
+    source, value = source_of(trace, node), trace.values[node]
     if source is None or not isinstance(value, Tensor) or value.dim() != source.dim():
         return None
     pairs = zip(source.shape[2:], value.shape[2:], strict=True)
@@ -186,7 +124,7 @@ def _strided_function(trace: Trace, node: fx.Node) -> str | None:
 
 def _skips_samples(trace: Trace, node: fx.Node) -> bool:
     """Whether an index takes every second sample, or fewer, along each spatial axis of a map."""
-    source, value, index = _source(trace, node), trace.values[node], node.args[1]
+    source, value, index = source_of(trace, node), trace.values[node], node.args[1]
     parts = index if isinstance(index, tuple) else (index,)
     if source is None or not any(isinstance(p, slice) and p.step not in (None, 1) for p in parts):
         return False
@@ -196,13 +134,6 @@ def _skips_samples(trace: Trace, node: fx.Node) -> bool:
     return all(new <= (old + 1) // 2 for old, new in pairs)
 
 
-def _source(trace: Trace, node: fx.Node) -> Tensor | None:
-    """The first argument of a call, if it is a tensor."""
-    first = node.args[0] if node.args else None
-    value = trace.values[first] if isinstance(first, fx.Node) else None
-    return value if isinstance(value, Tensor) else None
-
-
 def _never_called(trace: Trace) -> dict[str, str]:
     called = {str(node.target) for node in trace.graph.nodes if node.op == "call_module"}
     return {
@@ -210,74 +141,3 @@ def _never_called(trace: Trace) -> dict[str, str]:
         for name, module in trace.modules.items()
         if name not in called and not any(module.children()) and max(stride_of(module)) > 1
     }
-
-
-@torch.no_grad()
-def _measure(trace: Trace, node: fx.Node, module: nn.Module) -> StridedCall | str:
-    """Compare a module's strided output with its output at stride 1, on noise."""
-    source = _source(trace, node)
-    assert source is not None
-    strides = stride_of(module, source.dim() - 2)
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.rand((1, *source.shape[1:]), generator=generator, device=generator.device)
-    noise = noise.to(source.device, source.dtype)
-    args, kwargs = fx.map_arg((node.args[1:], node.kwargs), lambda n: trace.values[n])
-    if any(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
-        return "takes more than one tensor"
-    with restoring(module), torch.random.fork_rng(devices=[]):
-        strided = full = module.forward(noise, *args, **kwargs)
-        # Without a stride, nothing to compare; dropout would not return the same twice.
-        if hasattr(module, "stride"):
-            full = _at_stride_1(module, noise, args, kwargs)
-    crop = _first_sample(strided, full, strides)
-    if crop is None:
-        return "its output is not its output at stride 1, sampled"
-    return StridedCall(
-        node,
-        str(node.target),
-        module,
-        strides,
-        input_size=tuple(source.shape[2:]),
-        full_size=tuple(size - c for size, c in zip(full.shape[2:], crop, strict=True)),
-        crop=crop,
-        strided_size=tuple(strided.shape[2:]),
-    )
-
-
-def _at_stride_1(module: nn.Module, x: Tensor, args: Any, kwargs: Any) -> Tensor:
-    attributes = dict(vars(module))
-    set_stride(module, 1)
-    try:
-        return module.forward(x, *args, **kwargs)
-    finally:
-        vars(module).clear()  # removes a stride that only the class had
-        vars(module).update(attributes)
-
-
-def _first_sample(strided: Tensor, full: Tensor, strides: Sequence[int]) -> tuple[int, ...] | None:
-    """The index of the first strided sample in the output at stride 1; None if samples differ.
-
-    Extra samples at the end, due to ``ceil_mode``, are not compared.
-    """
-    tolerance = 1e-4 if strided.dtype in (torch.float32, torch.float64) else 2e-2
-    largest = strided.abs().max().item()  # weights may be tiny
-    for start in product(*map(range, strides)):
-        window = [slice(first, None, step) for first, step in zip(start, strides, strict=True)]
-        sampled = full[(..., *window)]
-        common = [slice(min(sizes)) for sizes in zip(sampled.shape, strided.shape, strict=True)]
-        one, other = sampled[tuple(common)], strided[tuple(common)]
-        if one.numel() and torch.allclose(one, other, rtol=tolerance, atol=tolerance * largest):
-            return start
-    return None
-
-
-def common_size(calls: Sequence[StridedCall], axis: int) -> int:
-    """The size to which the outputs of calls that share a layer are cropped or padded before it.
-
-    It must give the strided size after pooling. Of the input and output sizes that do, the one
-    closest to stride times that size keeps samples in their places best.
-    """
-    stride, wanted = calls[0].strides[axis], calls[0].strided_size[axis]
-    sizes = [size[axis] for call in calls for size in (call.input_size, call.full_size)]
-    fitting = [size for size in sizes if ceil(size / stride) == wanted]
-    return min(fitting, key=lambda n: abs(n - stride * wanted), default=(wanted - 1) * stride + 1)

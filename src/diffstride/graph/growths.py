@@ -7,9 +7,10 @@ from typing import TypeVar
 
 DIVISOR = 96
 REMAINDERS = (1, 11, 19, 95, 66, 6)
-"""Remainders of perturbed sizes by `DIVISOR`, one for each run. In four halvings in a row, each is
-seen to round up or down at one of 1, 11, 19 and 95 (that is -1), however those before it round. 66
-and 6 are 2 and 6 modulo 8 and multiples of three, which the others are not."""
+"""Remainders of the perturbed sizes modulo `DIVISOR`, one for each run. In four halvings in a row,
+each has an odd input for one of 1, 11, 19 and 95 (-1), however those before it round: there,
+rounding up and down differ. 66 and 6 are 2 and 6 modulo 8, and multiples of three, unlike the
+others."""
 FACTORS = (1, 2, 3, 4, 6, 8, 16)  # between the sizes of maps in one network
 
 Key = TypeVar("Key", bound=Hashable)
@@ -20,8 +21,8 @@ def draw_growths(
 ) -> dict[Key, int]:
     """Draw a growth for each size, at least as large as the size itself.
 
-    So what strides leave of a map grows, too. No growth can be mistaken for what strides or
-    upsampling make of another one.
+    So a map behind strides grows, too. Growths differ so much that neither strides nor upsampling
+    make two of them equal.
 
     Args:
         sizes: sizes before growing.

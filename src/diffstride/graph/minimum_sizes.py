@@ -31,7 +31,7 @@ class MinimumSizes:
     """The maps of a network that large strides can make too small, and a check of their sizes.
 
     Outputs of modules and of functions that return maps need one sample along every axis. Inputs of
-    some modules need more, see `minimum_size`. Slices of maps, and what is computed from them, may
+    some modules need more, see `minimum_size`. Slices of maps, and values computed from them, may
     be empty.
     """
 
@@ -44,7 +44,7 @@ class MinimumSizes:
                 if dim.size < least.size:
                     smallest[dim.growth] = dim, node
         self._sizes = [
-            (size, f"the map behind {groups.trace.label(node)}")
+            (size, f"the output of {groups.trace.label(node)}")
             for dim, node in smallest.values()
             for size in _read(sizes, dim)
             if _may_be_empty(size)
@@ -72,7 +72,7 @@ def _returns_map(node: fx.Node) -> bool:
 
 
 def _bounded_dims(groups: StrideGroups, node: fx.Node) -> Iterator[Dim]:
-    """Dimensions that must stay at least 1; input sizes less what the module needs beyond 1."""
+    """Dimensions that must stay at least 1; input sizes are reduced by minimum size - 1."""
     module = groups.trace.module(node)
     dims = [*groups.dims(node)]
     for axis, dim in enumerate(
@@ -85,7 +85,7 @@ def _bounded_dims(groups: StrideGroups, node: fx.Node) -> Iterator[Dim]:
 
 
 def minimum_size(module: Any, axis: int) -> int:
-    """The smallest input size of a module along a spatial axis, as far as its type tells.
+    """The smallest input size of a module along a spatial axis; 1 for most modules.
 
     >>> minimum_size(nn.AvgPool3d(3), 0), minimum_size(nn.ReflectionPad1d(2), 0)
     (3, 3)
