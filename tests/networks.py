@@ -101,6 +101,37 @@ class Outcome:
     cost: float
 
 
+IMAGE = (2, 3, 32, 32)
+
+
+class Block(nn.Module):
+    """A stem and a residual block with a strided shortcut, named as in most libraries."""
+
+    def __init__(self, shortcut: nn.Module | None = None, body: nn.Module | None = None):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv = body or nn.Conv2d(8, 8, 3, stride=2, padding=1)
+        self.shortcut = shortcut or nn.Conv2d(8, 8, 1, stride=2)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.relu(self.norm(self.stem(x)))
+        return self.head((self.conv(x) + self.shortcut(x)).mean((2, 3)))
+
+
+class Several(nn.Module):
+    """One pooling module called on two sizes of maps."""
+
+    def __init__(self, pool):
+        super().__init__()
+        self.pool = pool
+
+    def forward(self, x):
+        return self.pool(self.pool(x))
+
+
 def strided(kernel_size=3, stride=2, channels=4, in_channels=4):
     """A padded convolution."""
     return nn.Conv2d(in_channels, channels, kernel_size, stride, padding=kernel_size // 2)

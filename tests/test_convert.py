@@ -1,79 +1,23 @@
-"""Conversion: what is kept, shared and refused, and the networks it works on."""
+"""Conversion: which modules share strides, what is refused, and the networks it works on."""
 
 import copy
-import io
 import math
-import pickle
 import re
 from pathlib import Path
 
 import networks
 import pytest
 import torch
-import torch.nn.functional as F
+from networks import IMAGE, Block, Several
 from torch import nn
-from torch.nn.utils import parametrize, prune
-from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils import prune
 
-from diffstride import (
-    BlurPooling,
-    DiffStride,
-    FixedSpectralPooling,
-    MaxPooling,
-    SpatialPooling,
-    diff_stride,
-    spectral_pool,
-)
+from diffstride import DiffStride
 from diffstride.conversion.converter import convert
 from diffstride.conversion.freezing import freeze
-from diffstride.conversion.pooled_module import CropPad, Pooled, crop_or_pad
 from diffstride.conversion.reporting import report
 from diffstride.cost.budget import CostBudget
-from diffstride.cost.multiply_adds import MultiplyAdds
 from diffstride.strides import stride_layers
-
-IMAGE = (2, 3, 32, 32)
-
-
-class Block(nn.Module):
-    """A stem and a residual block with a strided shortcut, named as in most libraries."""
-
-    def __init__(self, shortcut: nn.Module | None = None, body: nn.Module | None = None):
-        super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(8)
-        self.relu = nn.ReLU(inplace=True)
-        self.conv = body or nn.Conv2d(8, 8, 3, stride=2, padding=1)
-        self.shortcut = shortcut or nn.Conv2d(8, 8, 1, stride=2)
-        self.head = nn.Linear(8, 5)
-
-    def forward(self, x):
-        x = self.relu(self.norm(self.stem(x)))
-        return self.head((self.conv(x) + self.shortcut(x)).mean((2, 3)))
-
-
-@pytest.mark.parametrize("straight_through", [True, False])
-def test_a_converted_module_runs_at_stride_1_and_pools(straight_through):
-    """Each converted module equals the module at stride 1 followed by diff_stride."""
-    x = torch.rand(2, 4, 16, 20)
-    modules = {
-        "conv": nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2),
-        "dilated": nn.Conv2d(4, 6, 3, stride=(2, 1), padding=2, dilation=2),
-        "max": nn.MaxPool2d(3, 2, padding=1),
-        "average": nn.AvgPool2d(3, stride=(2, 4), padding=1),
-        "power": nn.LPPool2d(2, 3),
-    }
-    for module in modules.values():
-        converted = convert(nn.Sequential(module), x, straight_through=straight_through)[0]
-        stride = module.stride or module.kernel_size
-        strides = torch.broadcast_to(torch.tensor(stride), (2,)).tolist()
-        assert converted.pooling.stride_values() == tuple(strides)
-        full = copy.deepcopy(module)
-        full.stride = type(module.stride)((1, 1)) if isinstance(module.stride, tuple) else 1
-        options = {"edge": "stopband", "straight_through": straight_through}
-        expected = diff_stride(full(x), [float(s) for s in strides], **options)
-        torch.testing.assert_close(converted(x), expected)
-        assert converted(x).shape == module(x).shape
 
 
 def test_smooth_maps_give_the_output_of_the_strided_network():
@@ -99,14 +43,6 @@ def test_even_kernels_and_same_padding_keep_their_samples_in_place(weight):
         middle = (..., slice(8, 24), slice(8, 24))  # away from the borders, padded with zeros
         difference = (convert(nn.Sequential(conv), x)(x) - conv(x))[middle].abs().max()
         assert difference < 0.05 * conv(x)[middle].abs().max()
-
-
-def test_pointwise_convolution_is_pooled_first_and_costs_less():
-    conv, x = nn.Conv2d(8, 64, 1, stride=2), torch.rand(1, 8, 16, 16)
-    converted = convert(nn.Sequential(conv), x)
-    assert converted[0].pool_first
-    conv.stride = (1, 1)
-    torch.testing.assert_close(converted(x), spectral_pool(conv(x), 2.0))
 
 
 BRANCHES = {
@@ -145,41 +81,6 @@ def test_branches_agree_at_every_stride(kind, size):
         networks.step(model, x)
 
 
-def test_modules_parameters_and_hooks_are_kept():
-    model = Block().to(memory_format=torch.channels_last).eval()
-    model.stem.weight.requires_grad_(False)
-    seen = []
-    model.conv.register_forward_hook(lambda module, args, out: seen.append(out.shape))
-    before = copy.deepcopy(model)
-    converted = convert(model, torch.rand(IMAGE))
-    assert type(model.conv) is nn.Conv2d
-    assert model.conv.stride == (2, 2)
-    assert seen == []
-    assert type(converted) is Block
-    assert isinstance(converted.conv, nn.Conv2d)
-    assert isinstance(converted.conv, Pooled)
-    assert not any(module.training for module in converted.modules())
-    names = dict(converted.named_parameters())
-    for name, parameter in before.named_parameters():
-        assert torch.equal(parameter, names[name])
-        assert parameter.requires_grad == names[name].requires_grad
-        assert parameter.stride() == names[name].stride()
-    assert [name for name in names if name not in dict(before.named_parameters())] == [
-        "conv.pooling.strides"
-    ]
-    converted(torch.rand(IMAGE))
-    assert seen == [(2, 8, 16, 16)]
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_dtype_is_kept(dtype):
-    x = torch.rand(1, 3, 8, 8, dtype=dtype)
-    model = convert(Block().to(dtype), x)
-    assert model.conv.weight.dtype == dtype
-    assert model.conv.pooling.strides.dtype == torch.float32
-    assert model(x).dtype == dtype
-
-
 def test_checkpoints_of_both_networks_load():
     plain, x = Block(), torch.rand(IMAGE)
     converted = convert(Block(), x)
@@ -190,24 +91,6 @@ def test_checkpoints_of_both_networks_load():
     other = convert(Block(), x)
     other.load_state_dict(converted.state_dict())
     assert torch.equal(other.eval()(x), converted.eval()(x))
-
-
-def test_copies_share_what_the_original_shares():
-    x = torch.rand(IMAGE)
-    model = convert(Block(), x).eval()
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    copies = [
-        copy.deepcopy(model),
-        pickle.loads(pickle.dumps(model)),
-        torch.load(file, weights_only=False),
-    ]
-    for other in copies:
-        assert type(other.conv) is type(model.conv)
-        assert other.conv.pooling is other.shortcut.pooling
-        assert other.conv.pooling is not model.conv.pooling
-        assert torch.equal(other(x), model(x))
 
 
 def test_shared_strides_are_one_parameter_with_both_gradients():
@@ -241,32 +124,6 @@ def test_filter_leaves_out_a_module_and_those_it_meets():
         "1.conv": "meets maps in add in 1 whose size does not follow its stride",
     }
     assert type(model[1].conv) is nn.Conv2d
-
-
-def test_patchifying_convolutions_are_left_out_unless_asked_for():
-    model = nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.Conv2d(8, 8, 3, stride=2, padding=1))
-    x = torch.rand(IMAGE)
-    converted = convert(model, x)
-    assert converted.conversion.strides == {"1": (2, 2)}
-    assert "patchifying" in converted.conversion.left_out["0"]
-    every = convert(model, x, patchify=True)
-    assert every.conversion.strides == {"0": (4, 4), "1": (2, 2)}
-    assert every[0](x).shape == model[0](x).shape
-
-
-def test_include_adds_a_layer_at_stride_1():
-    x = torch.rand(IMAGE)
-    model = convert(Block(), x, include=["stem"])
-    assert model.stem.pooling.stride_values() == (1.0, 1.0)
-    assert model.stem.stride == (1, 1)
-    networks.move_strides(model)
-    networks.step(model, x)
-    norm = convert(Block(), x, include=["norm"])
-    assert isinstance(norm.norm, nn.BatchNorm2d)
-    assert norm.norm.pooling.stride_values() == (1.0, 1.0)
-    # The module was run to measure its output, in training mode as well.
-    assert norm.norm.running_mean.eq(0).all()
-    assert norm.norm.num_batches_tracked == 0
 
 
 class Identity(nn.Module):
@@ -318,30 +175,6 @@ def test_a_branch_converted_later_joins_the_existing_layer():
     networks.step(joined, x)
 
 
-@pytest.mark.parametrize("axes", [1, 2, 3])
-def test_crop_or_pad_drops_and_repeats_samples_of_its_axis(axes):
-    x = torch.arange(5.0).expand(1, 1, *(5,) * axes)
-    others = [CropPad()] * (axes - 1)
-    for crop_pad, expected in [
-        (CropPad(), [0, 1, 2, 3, 4]),
-        (CropPad(crop=2, pad=1), [2, 3, 4, 4]),
-        (CropPad(crop=1, pad=-2), [1, 2]),
-    ]:
-        got = crop_or_pad(x, [*others, crop_pad])
-        assert torch.equal(got, torch.tensor(expected).float().expand(*x.shape[:-1], -1))
-
-
-class Several(nn.Module):
-    """One pooling module called on two sizes of maps."""
-
-    def __init__(self, pool):
-        super().__init__()
-        self.pool = pool
-
-    def forward(self, x):
-        return self.pool(self.pool(x))
-
-
 def test_a_module_called_twice_has_one_stride_or_is_refused():
     x = torch.rand(IMAGE)
     model = convert(Several(nn.MaxPool2d(3, 2, padding=1)), x)
@@ -350,60 +183,6 @@ def test_a_module_called_twice_has_one_stride_or_is_refused():
     assert model(x).shape[2:] == (13, 13)
     with pytest.raises(ValueError, match="called several times, on maps that cannot share"):
         convert(Several(nn.MaxPool2d(3, 2, ceil_mode=True)), torch.rand(1, 3, 30, 30))
-
-
-class Functional(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 3, 3, stride=2)
-        self.last = nn.Conv2d(6, 6, 3, stride=2, padding=1)
-
-    def forward(self, x):
-        return self.last(torch.cat([self.conv(x), F.max_pool2d(x, 3, 2)], 1))
-
-
-def test_strides_of_functions_stay_and_are_reported():
-    x = torch.rand(IMAGE)
-    model = convert(Functional(), x)
-    assert model.conversion.left_out == {
-        "max_pool2d in the model itself": "a function, whose stride stays: call a module "
-        "instead to convert it",
-        "conv": "meets maps in cat in the model itself whose size does not follow its stride",
-    }
-    networks.move_strides(model)
-    networks.step(model, x)
-
-
-class Subsampled(nn.Module):
-    """The shortcut without parameters of the original ResNets for CIFAR."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.down = nn.Conv2d(3, 8, 3, 2, 1), nn.AvgPool2d(1, 2)
-
-    def forward(self, x):
-        shortcut = x[:, :, ::2, ::2] if self.down is None else self.down(x)
-        return self.conv(x) + F.pad(shortcut, (0, 0, 0, 0, 0, 5))
-
-
-def test_a_slice_that_skips_samples_is_named_with_its_replacement():
-    x, model = torch.rand(IMAGE), Subsampled()
-    assert set(convert(model, x).conversion.strides) == {"conv", "down"}
-    model.down = None
-    with pytest.raises(
-        ValueError, match=r"getitem in the model itself: a slice.*nn.AvgPool2d\(1, 2"
-    ):
-        convert(model, x)
-
-
-def test_slices_of_channels_and_of_the_batch_are_no_strides():
-    class Gated(nn.Module):
-        def forward(self, x):
-            x = x[:, 0::2] * x[:, 1::2]
-            return torch.cat([x[::2], x[1::2]])
-
-    net = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), Gated())
-    assert convert(net, torch.rand(IMAGE)).conversion.left_out == {}
 
 
 @pytest.mark.parametrize("make", [torch.zeros, torch.randn])
@@ -416,40 +195,6 @@ def test_sizes_passed_to_a_factory_one_by_one_are_refused(make):
     message = rf"the sizes as one tuple, torch.{make.__name__}\(\(…\)\)"
     with pytest.raises(ValueError, match=message):
         convert(nn.Sequential(nn.MaxPool2d(2), Padded()), torch.rand(IMAGE))
-
-
-def test_padded_maps_keep_their_dtype_under_autocast():
-    model = convert(
-        nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.MaxPool2d(2)), torch.rand(IMAGE)
-    )
-    with torch.autocast("cpu", torch.bfloat16):
-        assert model(torch.rand(IMAGE)).dtype == torch.bfloat16
-
-
-class NotSampling(nn.Module):
-    """Has a stride that does not sample its output at stride 1."""
-
-    def __init__(self):
-        super().__init__()
-        self.stride = 2
-
-    def forward(self, x):
-        return F.avg_pool2d(x, self.stride)
-
-
-def test_a_stride_that_does_not_sample_is_left_out():
-    model = nn.Sequential(nn.Conv2d(3, 3, 3, stride=2), NotSampling())
-    converted = convert(model, torch.rand(IMAGE))
-    assert converted.conversion.strides == {"0": (2, 2)}
-    assert converted.conversion.left_out["1"].startswith("its output is not its output")
-
-
-def test_blur_pooling_of_timm_is_converted():
-    from timm.layers import BlurPool2d
-
-    model = convert(nn.Sequential(BlurPool2d(3, filt_size=4, stride=2)), torch.rand(IMAGE))
-    assert model.conversion.strides == {"0": (2, 2)}
-    assert model(torch.rand(IMAGE)).shape == (2, 3, 17, 17)
 
 
 def test_pooling_the_whole_map_by_a_fixed_window_is_refused():
@@ -490,72 +235,10 @@ def test_networks_that_cannot_be_traced_are_refused():
         convert(nn.Sequential(nn.LazyConv2d(8, 3, stride=2)), x)
 
 
-class Windows(nn.Module):
-    """Pads maps to whole windows of 7, as shifted-window transformers do."""
-
-    def __init__(self):
-        super().__init__()
-        self.down = nn.Conv2d(3, 4, 3, stride=2, padding=1)
-        self.mix = nn.Conv2d(4, 4, 1)
-
-    def forward(self, x):
-        x = self.down(x)
-        return self.mix(F.pad(x, (0, -x.shape[-1] % 7, 0, -x.shape[-2] % 7)))
-
-
-def test_report_without_a_known_cost_lists_the_modules():
-    x = torch.rand(IMAGE)
-    model = convert(Windows(), x)
-    with pytest.raises(ValueError, match=r"the cost of mix \(Conv2d\) is no product of the sizes"):
-        MultiplyAdds(model, x)
-    lines = report(model).splitlines()
-    assert lines[1].split()[:5] == ["down", "2.00", "x", "2.00", "2"]
-    assert lines[2].split()[:3] == ["whole", "network", "?"]
-    assert lines[3].startswith("multiply-adds: the cost of mix (Conv2d) is no product")
-
-
-def test_report_of_a_frozen_network_is_refused():
-    x = torch.rand(IMAGE)
-    with pytest.raises(
-        ValueError, match="are frozen: report the network that was passed to freeze"
-    ):
-        report(freeze(convert(Block(), x), x))
-
-
 def test_networks_without_a_stride_to_convert_are_refused_with_reasons():
     model = nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.ReLU())
     with pytest.raises(ValueError, match=r"Sequential has no stride to convert; 0: patchifying"):
         convert(model, torch.rand(IMAGE))
-
-
-@pytest.mark.parametrize("layer", [MaxPooling, BlurPooling, SpatialPooling, FixedSpectralPooling])
-def test_pooling_layers_of_fixed_strides_are_left_out(layer):
-    net = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), layer(strides=2), layer(strides=1))
-    converted = convert(net, torch.rand(IMAGE))
-    assert list(converted.conversion.left_out) == ["1"]
-    with pytest.raises(ValueError, match=r"no stride to convert; 1: .*put a DiffStride"):
-        convert(net[1:], torch.rand(IMAGE))
-
-
-def test_report_of_a_network_with_a_part_that_was_converted_before():
-    x = torch.rand(1, 3, 32, 32)
-    net = nn.Sequential(
-        nn.Conv2d(3, 4, 3, stride=2, padding=1),
-        nn.Sequential(nn.Conv2d(4, 8, 3, stride=2, padding=1), nn.MaxPool2d(2)),
-    )
-    at_once = convert(net, x)
-    partly = copy.deepcopy(net)
-    partly[1] = convert(net[1], torch.rand(1, 4, 16, 16))
-    assert report(convert(partly, x)) == report(at_once)
-    assert report(torch.compile(at_once)) == report(at_once)
-
-
-def test_leaf_modules_keep_their_strides():
-    model = nn.Sequential(nn.Conv2d(3, 3, 3, 2), nn.Sequential(nn.MaxPool2d(2), nn.ReLU()))
-    converted = convert(model, torch.rand(IMAGE), leaf_modules=["1"])
-    assert list(converted.conversion.strides) == ["0"]
-    assert "leaf_modules" in converted.conversion.left_out["1.0"]
-    assert "leaf_modules" in report(converted)
 
 
 def test_layers_that_meet_without_sharing_are_refused():
@@ -592,20 +275,6 @@ def test_layer_options_are_passed_on():
     )
     expected = DiffStride(2.0, 2.0, True, False, True, 1.5, 3.0, "passband", True)
     assert repr(model.conv.pooling) == repr(expected)
-
-
-def test_report_lists_modules_sizes_and_costs():
-    model = convert(Block(), torch.rand(IMAGE))
-    model.conv.pooling.strides.data.copy_(torch.tensor([1.6, 2.5]))
-    model.conv.pooling.project_()
-    lines = report(model).splitlines()
-    convolution, pooling = 32 * 32 * 9 * 64, 2 * 8 * (13 * 32 * 32 + 20 * 13 * 32)
-    expected = f"conv 1.60 x 2.50 2 x 2 32 x 32 -> 20 x 13 {convolution + pooling:,} 147,456"
-    assert lines[1].split() == expected.split()
-    assert lines[2].split() == ["shortcut", "same", "2", "x", "2", f"{20 * 13 * 64:,}", "16,384"]
-    assert re.match(r"whole network +[\d,]+ +[\d,]+$", lines[3])
-    with pytest.raises(ValueError, match="report needs a model returned by convert"):
-        report(Block())
 
 
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
@@ -659,6 +328,8 @@ def test_many_networks(name):
 
 
 DOCS = (Path(__file__).parents[1] / "docs" / "converting.md").read_text()
+
+
 BLOCKS = re.findall(r"```(python|text)\n(.*?)```", DOCS, re.DOTALL)
 
 
@@ -711,161 +382,6 @@ def test_example_gives_the_same_answers_in_onnxruntime(capsys, tmp_path, monkeyp
     assert written == ["resnet18.onnx", "resnet18.onnx.data", "strides.png", "windows.png"]
 
 
-@pytest.mark.parametrize("leaf", ["1", nn.MaxPool2d])
-def test_a_strided_leaf_module_is_not_converted(leaf):
-    model = nn.Sequential(nn.Conv2d(3, 3, 3, stride=2, padding=1), nn.MaxPool2d(2), nn.ReLU())
-    converted = convert(model, torch.rand(IMAGE), leaf_modules=[leaf])
-    assert type(converted[1]) is nn.MaxPool2d
-    assert converted[1].stride == 2
-    assert converted.conversion.strides == {"0": (2, 2)}
-    assert converted.conversion.left_out == {"1": "in leaf_modules"}
-
-
-class Upsampling(nn.Module):
-    """One module of each kind that ``include`` refuses, after a strided convolution."""
-
-    def __init__(self):
-        super().__init__()
-        self.down = nn.Conv2d(3, 4, 3, stride=2, padding=1)
-        self.up = nn.ConvTranspose2d(4, 4, 2, stride=2)
-        self.patches = nn.Conv2d(4, 4, 2, stride=2)
-        self.own = DiffStride(2.0, edge="stopband")
-        self.head = nn.Linear(4, 2)
-
-    def forward(self, x):
-        return self.head(self.own(self.patches(self.up(self.down(x)))).mean((2, 3)))
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "message"),
-    [
-        ("up", {}, r"up \(ConvTranspose2d\) cannot be converted: upsamples its input"),
-        ("head", {}, r"head \(Linear\) cannot be converted: does not map one batch of maps"),
-        ("own", {}, r"own \(DiffStride\) cannot be converted: is a pooling layer already"),
-        ("patches", {}, r"patches \(Conv2d\) cannot be converted: patchifying .*patchify=True"),
-        ("down", {"leaf_modules": ["down"]}, r"down \(Conv2d\) cannot be .*: in leaf_modules"),
-        (
-            "down",
-            {"filter_fn": lambda module, name: name != "down"},
-            r"down \(Conv2d\) cannot be converted: left out by filter_fn",
-        ),
-    ],
-)
-def test_include_refuses_modules_with_the_reason(name, options, message):
-    with pytest.raises(ValueError, match=f"include: {message}"):
-        convert(Upsampling(), torch.rand(IMAGE), include=[name], **options)
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_including_dropout_draws_no_random_numbers(training):
-    model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.Dropout(0.5))
-    x = torch.rand(IMAGE)
-    state = torch.get_rng_state()
-    converted = convert(model.train(training), x, include=["1"])
-    assert torch.equal(torch.get_rng_state(), state)
-    assert converted[1].pooling.stride_values() == (1.0, 1.0)
-    networks.move_strides(converted)
-    networks.step(converted, x)
-
-
-class StrideOfTheClass(NotSampling):
-    stride = 2
-
-    def __init__(self):
-        nn.Module.__init__(self)
-
-
-def test_a_stride_of_the_class_is_restored_after_measuring():
-    model = nn.Sequential(nn.Conv2d(3, 3, 3, stride=2), StrideOfTheClass())
-    converted = convert(model, torch.rand(IMAGE))
-    assert converted.conversion.left_out["1"].startswith("its output is not its output")
-    assert converted[1].stride == 2
-
-
-class Doubling(nn.Module):
-    """A module with a stride that it does not use."""
-
-    def __init__(self, stride):
-        super().__init__()
-        self.stride = stride
-
-    def forward(self, x):
-        return 2 * x
-
-
-def test_strides_that_are_none_or_of_other_axes_are_left_out():
-    down = nn.Conv2d(3, 3, 3, stride=2, padding=1)
-    model = nn.Sequential(down, Doubling(None), Doubling((2, 2, 2)), nn.ReLU())
-    converted = convert(model, torch.rand(IMAGE))
-    assert converted.conversion.strides == {"0": (2, 2)}
-    assert converted.conversion.left_out == {"2": "strides along 3 axes, but its maps have 2"}
-    assert converted[1].stride is None
-    assert converted[2].stride == (2, 2, 2)
-
-
-@torch.fx.wrap
-def mean_pool(x):
-    return x.mean((2, 3))
-
-
-class Wrapped(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3, stride=2, padding=1)
-
-    def forward(self, x):
-        return mean_pool(self.conv(x))
-
-
-def test_functions_that_pool_whole_axes_have_no_stride():
-    x = torch.rand(IMAGE)
-    converted = convert(Wrapped(), x)
-    assert converted.conversion.left_out == {}
-    networks.move_strides(converted)
-    networks.step(converted, x)
-
-
-def test_a_parametrization_added_later_is_copied_or_refused_as_in_torch():
-    x = torch.rand(IMAGE)
-    model = convert(Block(), x).eval()
-    nn.utils.parametrizations.weight_norm(model.conv)
-    other = copy.deepcopy(model)
-    assert type(other.conv) is type(model.conv)
-    assert torch.equal(other(x), model(x))
-    for copied in (copy.copy, pickle.dumps):
-        with pytest.raises(RuntimeError, match="Serialization of parametrized modules"):
-            copied(model.conv)
-
-
-def test_a_parametrization_can_be_removed_after_conversion():
-    """As weight norms of audio networks are before inference."""
-    x = torch.randn(2, 3, 16, 16)
-    net = nn.Sequential(weight_norm(nn.Conv2d(3, 8, 3, stride=2, padding=1)))
-    converted, other = convert(net, x), convert(net, x)
-    expected = converted(x)
-    assert isinstance(converted[0], nn.Conv2d)
-    parametrize.remove_parametrizations(converted[0], "weight")
-    torch.testing.assert_close(converted(x), expected)
-    assert "weight" in dict(converted[0].named_parameters())
-    for untouched in (other, copy.deepcopy(other)):
-        torch.testing.assert_close(untouched(x), expected)
-    assert net(x).shape == expected.shape
-
-
-class Counting(nn.Conv2d):
-    """Resets its count when it is copied or pickled."""
-
-    def __getstate__(self):
-        return self.__dict__ | {"count": 0}
-
-
-def test_copies_call_getstate_of_the_class():
-    model = convert(nn.Sequential(Counting(3, 3, 3, stride=2)), torch.rand(IMAGE))
-    model[0].count = 7
-    assert copy.copy(model[0]).count == 0
-    assert pickle.loads(pickle.dumps(model))[0].count == 0
-
-
 class Own(nn.Module):
     """Has a child with the name of the attribute that stores a conversion."""
 
@@ -906,31 +422,6 @@ def test_a_layer_with_wrong_options_names_its_module(options, message):
         convert(model, x, **options)
     others = convert(model, x, filter_fn=lambda _, name: name == "0", shared_stride=True)
     assert others.conversion.strides == {"0": (2, 2, 2)}
-
-
-class ByKeyword(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Conv2d(3, 4, 3, stride=2)
-        self.norm = nn.BatchNorm2d(4)
-        self.conv = nn.Conv2d(4, 4, 3, stride=2)
-
-    def forward(self, x):
-        return self.conv(input=self.norm(input=self.first(x)))
-
-
-def test_maps_passed_by_keyword_are_traced_and_not_converted():
-    x = torch.rand(IMAGE)
-    converted = convert(ByKeyword().eval(), x)
-    assert list(converted.conversion.strides) == ["first"]
-    assert converted.conversion.left_out == {
-        "conv": "is given its map by keyword: pass it by position"
-    }
-    assert converted(x).shape == ByKeyword()(x).shape
-    pool = DiffStride(2.0, edge="stopband")
-    net = nn.Sequential(pool, nn.Conv2d(3, 3, 1))
-    net.forward = lambda x: net[1](net[0](x=x))
-    assert MultiplyAdds(net, x).value() == MultiplyAdds(nn.Sequential(*net), x).value()
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # weight_norm is deprecated
@@ -995,17 +486,6 @@ def test_networks_converted_in_inference_mode_can_be_trained():
         made_there = convert(nn.Sequential(nn.Conv2d(3, 3, 3, stride=2)), torch.rand(IMAGE))
     for model in (converted, made_there):
         networks.step(model, x)
-
-
-def test_a_module_that_once_pools_the_whole_map_is_converted():
-    levels = nn.Sequential(Several(nn.MaxPool2d(2)), nn.AdaptiveAvgPool2d(1))
-    x = torch.rand(2, 3, 4, 4)
-    converted = convert(levels, x)
-    assert converted.conversion.strides == {"0.pool": (2, 2)}
-    assert converted.conversion.left_out == {}
-    assert converted(x).shape == (2, 3, 1, 1)
-    with pytest.raises(ValueError, match="0: pools the whole map"):
-        convert(nn.Sequential(nn.MaxPool2d(4)), x)
 
 
 class Meeting(nn.Module):

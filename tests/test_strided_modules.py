@@ -1,0 +1,286 @@
+"""Which modules are converted, and why others are left out."""
+
+import networks
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import IMAGE, Block, Several
+from torch import nn
+
+from diffstride import BlurPooling, DiffStride, FixedSpectralPooling, MaxPooling, SpatialPooling
+from diffstride.conversion.converter import convert
+from diffstride.conversion.reporting import report
+from diffstride.cost.multiply_adds import MultiplyAdds
+
+
+def test_patchifying_convolutions_are_left_out_unless_asked_for():
+    model = nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.Conv2d(8, 8, 3, stride=2, padding=1))
+    x = torch.rand(IMAGE)
+    converted = convert(model, x)
+    assert converted.conversion.strides == {"1": (2, 2)}
+    assert "patchifying" in converted.conversion.left_out["0"]
+    every = convert(model, x, patchify=True)
+    assert every.conversion.strides == {"0": (4, 4), "1": (2, 2)}
+    assert every[0](x).shape == model[0](x).shape
+
+
+def test_include_adds_a_layer_at_stride_1():
+    x = torch.rand(IMAGE)
+    model = convert(Block(), x, include=["stem"])
+    assert model.stem.pooling.stride_values() == (1.0, 1.0)
+    assert model.stem.stride == (1, 1)
+    networks.move_strides(model)
+    networks.step(model, x)
+    norm = convert(Block(), x, include=["norm"])
+    assert isinstance(norm.norm, nn.BatchNorm2d)
+    assert norm.norm.pooling.stride_values() == (1.0, 1.0)
+    # The module was run to measure its output, in training mode as well.
+    assert norm.norm.running_mean.eq(0).all()
+    assert norm.norm.num_batches_tracked == 0
+
+
+class Functional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, stride=2)
+        self.last = nn.Conv2d(6, 6, 3, stride=2, padding=1)
+
+    def forward(self, x):
+        return self.last(torch.cat([self.conv(x), F.max_pool2d(x, 3, 2)], 1))
+
+
+def test_strides_of_functions_stay_and_are_reported():
+    x = torch.rand(IMAGE)
+    model = convert(Functional(), x)
+    assert model.conversion.left_out == {
+        "max_pool2d in the model itself": "a function, whose stride stays: call a module "
+        "instead to convert it",
+        "conv": "meets maps in cat in the model itself whose size does not follow its stride",
+    }
+    networks.move_strides(model)
+    networks.step(model, x)
+
+
+class Subsampled(nn.Module):
+    """The shortcut without parameters of the original ResNets for CIFAR."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.down = nn.Conv2d(3, 8, 3, 2, 1), nn.AvgPool2d(1, 2)
+
+    def forward(self, x):
+        shortcut = x[:, :, ::2, ::2] if self.down is None else self.down(x)
+        return self.conv(x) + F.pad(shortcut, (0, 0, 0, 0, 0, 5))
+
+
+def test_a_slice_that_skips_samples_is_named_with_its_replacement():
+    x, model = torch.rand(IMAGE), Subsampled()
+    assert set(convert(model, x).conversion.strides) == {"conv", "down"}
+    model.down = None
+    with pytest.raises(
+        ValueError, match=r"getitem in the model itself: a slice.*nn.AvgPool2d\(1, 2"
+    ):
+        convert(model, x)
+
+
+def test_slices_of_channels_and_of_the_batch_are_no_strides():
+    class Gated(nn.Module):
+        def forward(self, x):
+            x = x[:, 0::2] * x[:, 1::2]
+            return torch.cat([x[::2], x[1::2]])
+
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), Gated())
+    assert convert(net, torch.rand(IMAGE)).conversion.left_out == {}
+
+
+class NotSampling(nn.Module):
+    """Has a stride that does not sample its output at stride 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.stride = 2
+
+    def forward(self, x):
+        return F.avg_pool2d(x, self.stride)
+
+
+def test_a_stride_that_does_not_sample_is_left_out():
+    model = nn.Sequential(nn.Conv2d(3, 3, 3, stride=2), NotSampling())
+    converted = convert(model, torch.rand(IMAGE))
+    assert converted.conversion.strides == {"0": (2, 2)}
+    assert converted.conversion.left_out["1"].startswith("its output is not its output")
+
+
+def test_blur_pooling_of_timm_is_converted():
+    from timm.layers import BlurPool2d
+
+    model = convert(nn.Sequential(BlurPool2d(3, filt_size=4, stride=2)), torch.rand(IMAGE))
+    assert model.conversion.strides == {"0": (2, 2)}
+    assert model(torch.rand(IMAGE)).shape == (2, 3, 17, 17)
+
+
+@pytest.mark.parametrize("layer", [MaxPooling, BlurPooling, SpatialPooling, FixedSpectralPooling])
+def test_pooling_layers_of_fixed_strides_are_left_out(layer):
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), layer(strides=2), layer(strides=1))
+    converted = convert(net, torch.rand(IMAGE))
+    assert list(converted.conversion.left_out) == ["1"]
+    with pytest.raises(ValueError, match=r"no stride to convert; 1: .*put a DiffStride"):
+        convert(net[1:], torch.rand(IMAGE))
+
+
+def test_leaf_modules_keep_their_strides():
+    model = nn.Sequential(nn.Conv2d(3, 3, 3, 2), nn.Sequential(nn.MaxPool2d(2), nn.ReLU()))
+    converted = convert(model, torch.rand(IMAGE), leaf_modules=["1"])
+    assert list(converted.conversion.strides) == ["0"]
+    assert "leaf_modules" in converted.conversion.left_out["1.0"]
+    assert "leaf_modules" in report(converted)
+
+
+@pytest.mark.parametrize("leaf", ["1", nn.MaxPool2d])
+def test_a_strided_leaf_module_is_not_converted(leaf):
+    model = nn.Sequential(nn.Conv2d(3, 3, 3, stride=2, padding=1), nn.MaxPool2d(2), nn.ReLU())
+    converted = convert(model, torch.rand(IMAGE), leaf_modules=[leaf])
+    assert type(converted[1]) is nn.MaxPool2d
+    assert converted[1].stride == 2
+    assert converted.conversion.strides == {"0": (2, 2)}
+    assert converted.conversion.left_out == {"1": "in leaf_modules"}
+
+
+class Upsampling(nn.Module):
+    """One module of each kind that ``include`` refuses, after a strided convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.down = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+        self.up = nn.ConvTranspose2d(4, 4, 2, stride=2)
+        self.patches = nn.Conv2d(4, 4, 2, stride=2)
+        self.own = DiffStride(2.0, edge="stopband")
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.own(self.patches(self.up(self.down(x)))).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("up", {}, r"up \(ConvTranspose2d\) cannot be converted: upsamples its input"),
+        ("head", {}, r"head \(Linear\) cannot be converted: does not map one batch of maps"),
+        ("own", {}, r"own \(DiffStride\) cannot be converted: is a pooling layer already"),
+        ("patches", {}, r"patches \(Conv2d\) cannot be converted: patchifying .*patchify=True"),
+        ("down", {"leaf_modules": ["down"]}, r"down \(Conv2d\) cannot be .*: in leaf_modules"),
+        (
+            "down",
+            {"filter_fn": lambda module, name: name != "down"},
+            r"down \(Conv2d\) cannot be converted: left out by filter_fn",
+        ),
+    ],
+)
+def test_include_refuses_modules_with_the_reason(name, options, message):
+    with pytest.raises(ValueError, match=f"include: {message}"):
+        convert(Upsampling(), torch.rand(IMAGE), include=[name], **options)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_including_dropout_draws_no_random_numbers(training):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.Dropout(0.5))
+    x = torch.rand(IMAGE)
+    state = torch.get_rng_state()
+    converted = convert(model.train(training), x, include=["1"])
+    assert torch.equal(torch.get_rng_state(), state)
+    assert converted[1].pooling.stride_values() == (1.0, 1.0)
+    networks.move_strides(converted)
+    networks.step(converted, x)
+
+
+class StrideOfTheClass(NotSampling):
+    stride = 2
+
+    def __init__(self):
+        nn.Module.__init__(self)
+
+
+def test_a_stride_of_the_class_is_restored_after_measuring():
+    model = nn.Sequential(nn.Conv2d(3, 3, 3, stride=2), StrideOfTheClass())
+    converted = convert(model, torch.rand(IMAGE))
+    assert converted.conversion.left_out["1"].startswith("its output is not its output")
+    assert converted[1].stride == 2
+
+
+class Doubling(nn.Module):
+    """A module with a stride that it does not use."""
+
+    def __init__(self, stride):
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x):
+        return 2 * x
+
+
+def test_strides_that_are_none_or_of_other_axes_are_left_out():
+    down = nn.Conv2d(3, 3, 3, stride=2, padding=1)
+    model = nn.Sequential(down, Doubling(None), Doubling((2, 2, 2)), nn.ReLU())
+    converted = convert(model, torch.rand(IMAGE))
+    assert converted.conversion.strides == {"0": (2, 2)}
+    assert converted.conversion.left_out == {"2": "strides along 3 axes, but its maps have 2"}
+    assert converted[1].stride is None
+    assert converted[2].stride == (2, 2, 2)
+
+
+@torch.fx.wrap
+def mean_pool(x):
+    return x.mean((2, 3))
+
+
+class Wrapped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+
+    def forward(self, x):
+        return mean_pool(self.conv(x))
+
+
+def test_functions_that_pool_whole_axes_have_no_stride():
+    x = torch.rand(IMAGE)
+    converted = convert(Wrapped(), x)
+    assert converted.conversion.left_out == {}
+    networks.move_strides(converted)
+    networks.step(converted, x)
+
+
+class ByKeyword(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, stride=2)
+        self.norm = nn.BatchNorm2d(4)
+        self.conv = nn.Conv2d(4, 4, 3, stride=2)
+
+    def forward(self, x):
+        return self.conv(input=self.norm(input=self.first(x)))
+
+
+def test_maps_passed_by_keyword_are_traced_and_not_converted():
+    x = torch.rand(IMAGE)
+    converted = convert(ByKeyword().eval(), x)
+    assert list(converted.conversion.strides) == ["first"]
+    assert converted.conversion.left_out == {
+        "conv": "is given its map by keyword: pass it by position"
+    }
+    assert converted(x).shape == ByKeyword()(x).shape
+    pool = DiffStride(2.0, edge="stopband")
+    net = nn.Sequential(pool, nn.Conv2d(3, 3, 1))
+    net.forward = lambda x: net[1](net[0](x=x))
+    assert MultiplyAdds(net, x).value() == MultiplyAdds(nn.Sequential(*net), x).value()
+
+
+def test_a_module_that_once_pools_the_whole_map_is_converted():
+    levels = nn.Sequential(Several(nn.MaxPool2d(2)), nn.AdaptiveAvgPool2d(1))
+    x = torch.rand(2, 3, 4, 4)
+    converted = convert(levels, x)
+    assert converted.conversion.strides == {"0.pool": (2, 2)}
+    assert converted.conversion.left_out == {}
+    assert converted(x).shape == (2, 3, 1, 1)
+    with pytest.raises(ValueError, match="0: pools the whole map"):
+        convert(nn.Sequential(nn.MaxPool2d(4)), x)
