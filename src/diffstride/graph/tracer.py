@@ -2,7 +2,7 @@
 
 Plain symbolic tracing stops at the first ``if x.shape[-1] % 2``. Here each call also runs while it
 is recorded, on fake tensors, which have a shape and no data. So control flow may depend on shapes.
-The graph is for analysis only; it never runs.
+The graph is for analysis only, and runs on fake tensors alone.
 """
 
 import os
