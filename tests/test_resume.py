@@ -1,5 +1,6 @@
 """Checkpoints and resuming: an interrupted run ends as an uninterrupted one."""
 
+import errno
 import itertools
 import os
 import re
@@ -26,7 +27,7 @@ from tiny_runs import (
 )
 
 from diffstride import reference
-from diffstride.training import classifier
+from diffstride.training import classifier, files
 from diffstride.training.checkpoints import Checkpoints, atomic_file, newest_checkpoint
 from diffstride.training.run_settings import as_python, check_settings
 from diffstride.training.run_summary import SUMMARY, save_summary
@@ -411,6 +412,28 @@ def test_a_second_run_in_a_folder_is_refused(uninterrupted, tmp_path):
     summary = train_tiny(tmp_path, callbacks=[At(STEPS_PER_EPOCH + 1, start_again)])
     assert_same_end(summary, uninterrupted[1])
     assert_same_log(tmp_path, uninterrupted[0])
+
+
+@pytest.mark.parametrize("number", files.NO_LOCKS)
+@pytest.mark.parametrize("wait", [True, False])
+def test_a_file_system_without_locks_gives_a_warning(tmp_path, monkeypatch, number, wait):
+    fail_to_lock(monkeypatch, number)
+    with pytest.warns(UserWarning, match="has no locks"), files.locked(tmp_path, wait) as free:
+        assert free
+    assert [path.name for path in tmp_path.iterdir()] in ([".lock"], [])  # no marker beside it
+
+
+def test_other_errors_of_locking_are_raised(tmp_path, monkeypatch):
+    fail_to_lock(monkeypatch, errno.EIO)
+    with pytest.raises(OSError, match="Input/output error"), files.locked(tmp_path):
+        pass
+
+
+def fail_to_lock(monkeypatch, number):
+    def flock(*args):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", flock)
 
 
 def test_another_number_of_steps_is_refused(interrupted, workdir, monkeypatch):
