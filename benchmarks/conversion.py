@@ -147,7 +147,7 @@ class Experiment:
 
 @torch.no_grad()
 def accuracy(network: nn.Module, data: Datasets) -> float:
-    """Percent of the test images that are told right."""
+    """Percent of the test images that are classified correctly."""
     network = network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     right = [(network(images).argmax(1) == labels).sum().item() for images, labels in data.test]
     return 100 * sum(right) / len(data.test.dataset)  # type: ignore[arg-type]

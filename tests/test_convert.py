@@ -372,7 +372,9 @@ def test_example_gives_the_same_answers_in_onnxruntime(capsys, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     example.main("digits", "resnet18", "3")
     printed = capsys.readouterr().out
-    in_torch, elsewhere = re.findall(r"^(\d+) test images told right", printed, re.MULTILINE)
+    in_torch, elsewhere = re.findall(
+        r"^(\d+) test images classified correctly", printed, re.MULTILINE
+    )
     assert in_torch == elsewhere
     assert int(in_torch) > 180  # of 360
     cost = re.search(r"whole network +([\d,]+)", printed)

@@ -98,6 +98,6 @@ def test_walkthrough_kept_its_budget_and_its_answers():
     assert 0.99 <= report["spent"]["least"] <= report["spent"]["most"] <= 1
     printed = report["printed"]
     in_torch, in_onnxruntime = re.findall(
-        r"^([\d,]+) test images told right", printed, re.MULTILINE
+        r"^([\d,]+) test images classified correctly", printed, re.MULTILINE
     )
     assert in_torch == in_onnxruntime

@@ -6,12 +6,20 @@ import onnxruntime
 import torch
 from torchvision.models import get_model
 
-from diffstride import CostBudget, callbacks, convert, freeze, plots, report
-from diffstride.strides import parameter_groups
+from diffstride import (
+    CostBudget,
+    convert,
+    freeze,
+    parameter_groups,
+    plots,
+    report,
+    stride_scalars,
+)
 from diffstride.training.data import load_datasets
 
 
 def main(dataset: str = "digits", network: str = "resnet18", epochs: str = "1") -> None:
+    torch.manual_seed(0)
     data = load_datasets(dataset, batch_size=64, image_size=32, augment_fn="crop")
     test = [(images.expand(-1, 3, -1, -1), labels) for images, labels in data.test]
     example, moves = test[0][0][:2], []
@@ -23,7 +31,7 @@ def main(dataset: str = "digits", network: str = "resnet18", epochs: str = "1") 
         torch.nn.functional.cross_entropy(model(images.expand(-1, 3, -1, -1)), labels).backward()
         optimizer.step()
         budget.project_()
-        moves.append(callbacks.stride_scalars(model))
+        moves.append(stride_scalars(model))
     print(report(model))
     plots.plot_stride_trajectories(plots.trajectories_of(moves), "strides.png")
     plots.plot_windows(model, example, "windows.png")
@@ -32,7 +40,8 @@ def main(dataset: str = "digits", network: str = "resnet18", epochs: str = "1") 
     session = onnxruntime.InferenceSession(file)
     name = session.get_inputs()[0].name
     for run in (frozen, lambda x: torch.tensor(session.run(None, {name: x.numpy()})[0])):
-        print(sum((run(x).argmax(1) == y).sum().item() for x, y in test), "test images told right")
+        correct = sum((run(x).argmax(1) == y).sum().item() for x, y in test)
+        print(correct, "test images classified correctly")
 
 
 if __name__ == "__main__":
