@@ -6,15 +6,7 @@ import onnxruntime
 import torch
 from torchvision.models import get_model
 
-from diffstride import (
-    CostBudget,
-    convert,
-    freeze,
-    parameter_groups,
-    plots,
-    report,
-    stride_scalars,
-)
+from diffstride import CostBudget, convert, freeze, plots, report, strides
 from diffstride.training.data import load_datasets
 
 
@@ -25,13 +17,13 @@ def main(dataset: str = "digits", network: str = "resnet18", epochs: str = "1") 
     example, moves = test[0][0][:2], []
     model = convert(get_model(network, num_classes=data.num_classes), example)
     budget = CostBudget(model, example)
-    optimizer = torch.optim.SGD(parameter_groups(model, 5e-4, 0.002), 0.02, 0.9)
+    optimizer = torch.optim.SGD(strides.parameter_groups(model, 5e-4, 0.002), 0.02, 0.9)
     for images, labels in (batch for _ in range(int(epochs)) for batch in data.train):
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(model(images.expand(-1, 3, -1, -1)), labels).backward()
         optimizer.step()
         budget.project_()
-        moves.append(stride_scalars(model))
+        moves.append(strides.stride_scalars(model))
     print(report(model))
     plots.plot_stride_trajectories(plots.trajectories_of(moves), "strides.png")
     plots.plot_windows(model, example, "windows.png")
@@ -40,8 +32,9 @@ def main(dataset: str = "digits", network: str = "resnet18", epochs: str = "1") 
     session = onnxruntime.InferenceSession(file)
     name = session.get_inputs()[0].name
     for run in (frozen, lambda x: torch.tensor(session.run(None, {name: x.numpy()})[0])):
-        correct = sum((run(x).argmax(1) == y).sum().item() for x, y in test)
-        print(correct, "test images classified correctly")
+        print(
+            f"{sum((run(x).argmax(1) == y).sum() for x, y in test)} test images classified correctly"
+        )
 
 
 if __name__ == "__main__":
