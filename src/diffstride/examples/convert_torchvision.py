@@ -30,11 +30,9 @@ def main(dataset: str = "digits", network: str = "resnet18", epochs: str = "1") 
     frozen, file, n = freeze(model.eval(), example), f"{network}.onnx", torch.export.Dim("n")
     torch.onnx.export(frozen, (example,), file, dynamo=True, verbose=False, dynamic_shapes=[{0: n}])
     session = onnxruntime.InferenceSession(file)
-    name = session.get_inputs()[0].name
-    for run in (frozen, lambda x: torch.tensor(session.run(None, {name: x.numpy()})[0])):
-        print(
-            f"{sum((run(x).argmax(1) == y).sum() for x, y in test)} test images classified correctly"
-        )
+    for run in (frozen, lambda x: torch.tensor(session.run(None, {"x": x.numpy()})[0])):
+        correct = sum((run(x).argmax(1) == y).sum().item() for x, y in test)
+        print(correct, "test images classified correctly")
 
 
 if __name__ == "__main__":
