@@ -82,14 +82,10 @@ def parameter_groups(
     [('kernels', 1, 0.05), ('others', 1, 0.0), ('strides', 0, 0.0)]
     """
     rates = {"others": bias_learning_rate, "strides": stride_learning_rate}
-    limited = {
-        "weight_decay": weight_decay,
-        "stride_learning_rate": stride_learning_rate,
-        "bias_learning_rate": bias_learning_rate,
-    }
-    for name, value in limited.items():
-        if value is not None and not (isinstance(value, Real | Tensor) and float(value) >= 0):
-            raise ValueError(f"{name} must be a number of at least 0, but got {value!r}")
+    _check_number("weight_decay", weight_decay)
+    for name, rate in (("stride", stride_learning_rate), ("bias", bias_learning_rate)):
+        if rate is not None:
+            _check_number(f"{name}_learning_rate", rate)
     known = {id(layer.strides) for layer in stride_layers(model).values()}
     weights = [p for p in model.parameters() if id(p) not in known]
     members = {
@@ -105,6 +101,11 @@ def parameter_groups(
         if rates.get(group["name"]) is not None:
             group["lr"] = rates[group["name"]]
     return groups
+
+
+def _check_number(name: str, value: Any) -> None:
+    if not (isinstance(value, Real | Tensor) and float(value) >= 0):
+        raise ValueError(f"{name} must be a number of at least 0, but got {value!r}")
 
 
 def stride_penalty(model: nn.Module) -> Tensor:

@@ -39,12 +39,10 @@ def build_network() -> nn.Sequential:
         layer = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
         return nn.Sequential(layer, nn.BatchNorm2d(channels), nn.ReLU())
 
-    def pool() -> nn.Module:
-        return DiffStride(2.0, edge="stopband", straight_through=True)
-
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
-    layers = {"conv1": conv(1, 16), "pool1": pool(), "conv2": conv(16, 32), "pool2": pool()}
-    return nn.Sequential(OrderedDict(layers, conv3=conv(32, 64), head=head))
+    layers = OrderedDict(conv1=conv(1, 16), pool1=DiffStride(2.0))
+    layers.update(conv2=conv(16, 32), pool2=DiffStride(2.0), conv3=conv(32, 64), head=head)
+    return nn.Sequential(layers)
 
 
 def map_sizes(network: nn.Sequential) -> dict[str, int]:
