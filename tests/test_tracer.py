@@ -10,7 +10,7 @@ from networks import Net, strided
 from torch import nn
 
 from diffstride import CostBudget, DiffStride, MultiplyAdds, convert
-from diffstride.graph.fake_run import restoring
+from diffstride.graph.fake_run import SHAPE_KEEPING_MODULES, restoring
 from diffstride.graph.tracer import trace
 
 
@@ -199,6 +199,30 @@ def test_multiply_adds_are_counted_by_node():
 class DataDependent(nn.Module):
     def forward(self, x):
         return x * 2 if x.mean().item() > 0 else x
+
+
+@pytest.mark.parametrize("kind", sorted(SHAPE_KEEPING_MODULES, key=repr))
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("mode", [nn.Module.train, nn.Module.eval])
+def test_activations_that_are_not_run_keep_shape_dtype_and_memory_format(kind, autocast, mode):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), mode(kind())).to(memory_format=torch.channels_last)
+    x = torch.rand(2, 3, 8, 9).to(memory_format=torch.channels_last)
+    with torch.autocast("cpu", enabled=autocast):
+        expected = net(x)
+        traced = trace(net, x)
+    last = [traced.values[node] for node in traced.graph.nodes if node.op == "call_module"][-1]
+    assert (last.shape, last.dtype) == (expected.shape, expected.dtype)
+    assert last.stride() == expected.stride()
+
+
+def test_subclasses_of_activations_are_run():
+    class Glued(nn.ReLU):
+        def forward(self, x):
+            return torch.cat([x, x.neg()], dim=1)
+
+    traced = trace(nn.Sequential(Glued()), torch.zeros(1, 3, 8, 8), leaf_modules=[Glued])
+    (node,) = [node for node in traced.graph.nodes if node.op == "call_module"]
+    assert traced.values[node].shape == (1, 6, 8, 8)
 
 
 def test_a_module_that_cannot_be_traced_is_named():

@@ -21,23 +21,36 @@ from diffstride.pooling.base import SizedPooling
 
 CONTAINERS = list, deque, dict, set, tuple
 
+# On fake tensors these are slower than all else. They keep the dtype, under autocast, too.
+SHAPE_KEEPING_MODULES = {
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh),
+    *(nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Dropout, nn.Dropout2d),
+}
+SHAPE_KEEPING_FUNCTIONS = {F.relu, F.relu6, F.gelu, F.silu, F.dropout, F.batch_norm, torch.relu}
+
 
 @contextmanager
 def restoring(model: nn.Module) -> Iterator[None]:
     """Restore the buffers and attributes of a model after parts of it have run.
 
-    A norm updates its statistics. A ``forward`` may store a value, here a fake tensor or a proxy,
-    as an attribute or in a list or dictionary.
+    A norm updates its statistics, and even on fake tensors a true buffer, such as a count of
+    batches. A ``forward`` may store a value, here a fake tensor or a proxy, as an attribute or in a
+    list or dictionary.
     """
-    with ExitStack() as stack:  # if one restoration raises, the others still run
-        for buffer in model.buffers():
-            if not buffer.is_meta:
-                stack.callback(_restore_buffer, buffer, buffer.clone())
-        seen: set[int] = set()
-        for module in model.modules():
-            for container in _containers(vars(module), seen):
-                stack.callback(_restore, container, _content(container))
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if not buffer.is_meta]
+    seen: set[int] = set()
+    found = (each for module in model.modules() for each in _containers(vars(module), seen))
+    contents = [(container, _content(container)) for container in found]
+    try:
         yield
+    finally:
+        with ExitStack() as stack:  # if one restoration raises, the others still run
+            for buffer, value in buffers:
+                stack.callback(_restore_buffer, buffer, value)
+            for container, content in contents:
+                # A container without changes is not written to: it may be read-only.
+                if _identities(_content(container)) != _identities(content):
+                    stack.callback(_restore, container, content)
 
 
 def _containers(value: Any, seen: set[int]) -> Iterator[Any]:
@@ -56,11 +69,9 @@ def _content(container: Any) -> list[Any]:
 
 
 def _restore(container: Any, content: list[Any]) -> None:
-    # A container without changes is not written to: it may be read-only.
-    if _identities(_content(container)) != _identities(content):
-        container.clear()
-        add = container.extend if isinstance(container, list | deque) else container.update
-        add(content)
+    container.clear()
+    add = container.extend if isinstance(container, list | deque) else container.update
+    add(content)
 
 
 def _identities(content: list[Any]) -> list[Any]:
@@ -88,16 +99,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def shapes_only(model: nn.Module, fake_mode: FakeTensorMode) -> Iterator[FlopCounterMode]:
-    """Run parts of a model on fake tensors: count their operations, restore the model."""
+def shapes_only(fake_mode: FakeTensorMode) -> Iterator[FlopCounterMode]:
+    """Run calls on fake tensors, and count their operations; to be used inside of `restoring`."""
     # torch logs each error on fake tensors with its traceback. Here errors are expected, or raised
     # again with a message of our own.
     logger = logging.getLogger(FAKE_TENSOR_LOGGER)
     disabled, logger.disabled = logger.disabled, True
     counter = FlopCounterMode(display=False)
     try:
-        # Even on fake tensors a module may write to a true buffer, such as a count of batches.
-        with restoring(model), torch.no_grad(), _autocast_uncached(), fake_mode, counter:
+        with torch.no_grad(), _autocast_uncached(), fake_mode, counter:
             yield counter
     finally:
         logger.disabled = disabled
@@ -122,9 +132,10 @@ def first_argument(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
 
 def run_node(module: nn.Module | None, node: fx.Node, args: Any, kwargs: Any) -> Any:
     """Run a node on these arguments, a module without its hooks."""
-    if isinstance(module, BatchNorm) or node.target is F.batch_norm:
-        # On fake tensors it is slower than all else, and in training it refuses single values.
-        return torch.empty_like(first_argument(args, kwargs))
+    if _keeps_shape(module, node):
+        x = first_argument(args, kwargs)
+        if isinstance(x, Tensor) and x.is_floating_point():
+            return torch.empty_like(x)
     if isinstance(module, SizedPooling):
         return _pooled(module, first_argument(args, kwargs))
     if module is not None:
@@ -132,6 +143,13 @@ def run_node(module: nn.Module | None, node: fx.Node, args: Any, kwargs: Any) ->
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _keeps_shape(module: nn.Module | None, node: fx.Node) -> bool:
+    if module is None:
+        return node.target in SHAPE_KEEPING_FUNCTIONS
+    # In training, batch norms refuse single values. Other subclasses may do something else.
+    return type(module) in SHAPE_KEEPING_MODULES or isinstance(module, BatchNorm)
 
 
 def _pooled(layer: SizedPooling, x: Tensor) -> Tensor:

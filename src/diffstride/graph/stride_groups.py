@@ -11,12 +11,12 @@ runs with several sets of growths.
 from collections import ChainMap
 from collections.abc import Iterable, Mapping
 from math import prod
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from torch import Tensor, fx, nn
 
 from diffstride.graph.dims import Dim, proportional
-from diffstride.graph.fake_run import first_argument, run_node, shapes_only
+from diffstride.graph.fake_run import first_argument, restoring, run_node, shapes_only
 from diffstride.graph.growths import REMAINDERS, draw_growths
 from diffstride.graph.tracer import Trace
 
@@ -47,6 +47,13 @@ class SizeMismatchError(Exception):
         self.node, self.dims, self.why, self.blamed = node, dims, why, list(blamed)
 
 
+class Run(NamedTuple):
+    """Values and multiply-adds (of the whole batch) of nodes that depend on a resizing call."""
+
+    values: dict[fx.Node, Any]
+    multiply_adds: dict[fx.Node, int]
+
+
 class StrideGroups:
     """Groups of resizing calls that share a stride, and the sizes in perturbed runs.
 
@@ -54,9 +61,7 @@ class StrideGroups:
         trace: the traced network.
         leaders: the first call of the group, for each resizing call.
         growths: by how many samples the maps of a leader grow along an axis, in the last run.
-        runs, costs: for each perturbed run, the values of the nodes that depend on a resizing
-            call, and their multiply-adds (for the whole batch).
-        values, multiply_adds: those of the last run.
+        runs: the perturbed runs.
     """
 
     def __init__(self, trace: Trace, calls: Iterable[fx.Node]) -> None:
@@ -66,9 +71,7 @@ class StrideGroups:
 
     def restart(self, seed: int = 0, remainder: int | None = None) -> None:
         """Forget all runs, and draw new growths, see `draw_growths`."""
-        self.values: dict[fx.Node, Any] = {}
-        self.multiply_adds: dict[fx.Node, int] = {}
-        self.runs, self.costs = [self.values], [self.multiply_adds]
+        self.runs = [Run({}, {})]
         sizes = {
             (leader, axis): size
             for leader in dict.fromkeys(self.leaders.values())
@@ -79,23 +82,28 @@ class StrideGroups:
             (growth,): origin for origin, growth in self.growths.items()
         }
 
+    @property
+    def values(self) -> dict[fx.Node, Any]:
+        """The values of the last run."""
+        return self.runs[-1].values
+
     def dims(self, node: fx.Node) -> list[Dim]:
         """The dimensions of the tensor that a node returns; empty for other values."""
         value = self.trace.values[node]
         if not isinstance(value, Tensor):
             return []
-        perturbed = zip(*(values.get(node, value).shape for values in self.runs), strict=False)
+        perturbed = zip(*(run.values.get(node, value).shape for run in self.runs), strict=False)
         return list(map(Dim, value.shape, perturbed))
 
     def number(self, node: fx.Node) -> Dim:
         """A whole number that a node returns, in the form of a dimension."""
         value = self.trace.values[node]
-        return Dim(value, tuple(values.get(node, value) for values in self.runs))
+        return Dim(value, tuple(run.values.get(node, value) for run in self.runs))
 
     def cost(self, node: fx.Node) -> Dim:
         """The multiply-adds of a node, in the form of a dimension."""
         cost = self.trace.multiply_adds[node]
-        return Dim(cost, tuple(costs.get(node, cost) for costs in self.costs))
+        return Dim(cost, tuple(run.multiply_adds.get(node, cost) for run in self.runs))
 
     def input_dims(self, call: fx.Node) -> list[Dim]:
         """The spatial dimensions of the input of a resizing call."""
@@ -112,11 +120,11 @@ class StrideGroups:
         """The shape that a node returns if only one axis of one operand grows."""
         shape = list(self.trace.values[source].shape)
         shape[axis] += added
-        with shapes_only(self.trace.module(node) or nn.Module(), self.trace.fake_mode):
+        module = self.trace.module(node) or nn.Module()
+        with restoring(module), shapes_only(self.trace.fake_mode):
             operand = self.trace.values[source].new_empty(shape)
-            return tuple(
-                _try_node(self, node, ChainMap({source: operand}, self.trace.values)).shape
-            )
+            result = _try_node(self, node, ChainMap({source: operand}, self.trace.values))
+        return tuple(result.shape)
 
     def upstream(self, node: fx.Node) -> list[fx.Node]:
         """The resizing calls that the value of a node depends on, in order of execution."""
@@ -156,25 +164,28 @@ def find_stride_groups(trace: Trace, calls: Iterable[fx.Node]) -> StrideGroups:
     [[body, shortcut]]
     """
     groups = StrideGroups(trace, calls)
-    _merge_until_consistent(groups)
-    if not _may_round(groups):
+    with restoring(trace.model):
+        _merge_until_consistent(groups)
+        first = groups.runs
         # Two sizes may grow in proportion by chance: a second run shows whether they do.
-        runs, costs = groups.runs, groups.costs
-        groups.restart(seed=1)
-        if not _merge_until_consistent(groups):
-            groups.runs, groups.costs = runs + groups.runs, costs + groups.costs
+        if not _may_round(groups) and not _perturb(groups, [(1, None)]):
+            groups.runs = first + groups.runs
             return groups
-    # Sizes rounded up and down may agree by chance, as halves of an even number do.
-    changed = True
-    while changed:
-        changed, runs, costs = False, [], []
-        for seed, remainder in enumerate(REMAINDERS):
-            groups.restart(seed, remainder)
-            changed = _merge_until_consistent(groups) or changed
-            runs += groups.runs
-            costs += groups.costs
-        groups.runs, groups.costs = runs, costs
+        # Sizes rounded up and down may agree by chance, as halves of an even number do.
+        while _perturb(groups, enumerate(REMAINDERS)):
+            pass
     return groups
+
+
+def _perturb(groups: StrideGroups, draws: Iterable[tuple[int, int | None]]) -> bool:
+    """Run with each of these seeds and remainders of growths; whether any groups were merged."""
+    changed, runs = False, []
+    for seed, remainder in draws:
+        groups.restart(seed, remainder)
+        changed = _merge_until_consistent(groups) or changed
+        runs += groups.runs
+    groups.runs = runs
+    return changed
 
 
 def _merge_until_consistent(groups: StrideGroups) -> bool:
@@ -207,15 +218,15 @@ def _may_round(groups: StrideGroups) -> bool:
 
 def _run_perturbed(groups: StrideGroups, nodes: list[fx.Node]) -> None:
     """Run those of ``nodes`` that depend on a resizing call, with perturbed sizes."""
-    values = groups.values
-    with shapes_only(groups.trace.model, groups.trace.fake_mode) as counter:
+    values, multiply_adds = groups.runs[-1]
+    with shapes_only(groups.trace.fake_mode) as counter:
         for node in nodes:
             if node in groups.leaders:
                 values[node] = _enlarged_output(groups, node)
             elif node.op != "output" and any(n in values for n in node.all_input_nodes):
                 before = counter.get_total_flops()
                 values[node] = _try_node(groups, node, ChainMap(values, groups.trace.values))
-                groups.multiply_adds[node] = (counter.get_total_flops() - before) // 2
+                multiply_adds[node] = (counter.get_total_flops() - before) // 2
 
 
 def _enlarged_output(groups: StrideGroups, call: fx.Node) -> Tensor:

@@ -28,7 +28,7 @@ from diffstride.graph.example_inputs import (
     has_tensor,
     name_inputs,
 )
-from diffstride.graph.fake_run import run_node, shapes_only
+from diffstride.graph.fake_run import restoring, run_node, shapes_only
 from diffstride.graph.leaf_modules import Leaf, as_leaves, is_among, recorded_leaves
 from diffstride.graph.value_proxies import ValueProxy
 from diffstride.pooling.base import SizedPooling
@@ -105,7 +105,7 @@ def trace(model: nn.Module, example: Any, leaf_modules: Iterable[Leaf] = ()) -> 
     inputs = as_inputs(example)
     check_traceable(model, inputs)
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with shapes_only(model, fake_mode) as counter:
+    with restoring(model), shapes_only(fake_mode) as counter:
         fakes = tree_map_only(Tensor, partial(empty_like_weights, model=model), inputs)
         tracer = Tracer(model, fakes, leaf_modules, counter)
         try:
