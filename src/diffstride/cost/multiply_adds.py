@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from diffstride._torch_compat import uncompiled
 from diffstride.cost.consistency import FACTORS, TOLERANCE, numbers_read, scaled_strides
 from diffstride.cost.pooling_cost import PooledMaps
-from diffstride.graph.dims import proportional
 from diffstride.graph.leaf_modules import as_leaves
 from diffstride.graph.map_sizes import MapSizes, Number, SizeExpression, moving_dims, number
 from diffstride.graph.minimum_sizes import MinimumSizes
+from diffstride.graph.perturbed_sizes import proportional
 from diffstride.graph.stride_groups import StrideGroups, find_stride_groups
 from diffstride.graph.tracer import Trace, trace
 from diffstride.pooling.base import SizedPooling

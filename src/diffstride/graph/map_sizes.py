@@ -1,14 +1,16 @@
 """Sizes of maps as functions of the sizes that pooling layers return."""
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from math import floor, prod
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from diffstride.graph.computed_numbers import ComputedNumber
-from diffstride.graph.dims import Dim, proportional
+from diffstride.graph.fake_run import run_node
+from diffstride.graph.perturbed_sizes import Dim, proportional
 from diffstride.graph.stride_groups import SizeMismatchError, StrideGroups
 
 Number = float | Tensor
@@ -105,32 +107,26 @@ class MapSizes:
         number = self._computed_number(node, dim)
         factors = proportional(dim, dict.fromkeys(dim for *_, dim in operands), most=3)
         if factors is None and number is not None:
-            factors = tuple(number.moving_dims[:1])  # about proportional
-        size = self._multiple(dim, factors) if factors else None
+            factors = number.moving_dims[:1]  # about proportional
+        size = None
+        if factors:
+            scale = dim.size / prod(factor.size for factor in factors)
+            size = SizeExpression(tuple(map(self.read, factors)), scale)
         for source, i, operand in operands:
             size = size or self._strided(node, axis, source, i, operand)
         if size is not None:
             self._known[dim.growth] = replace(size, exact=number), dim.size
 
-    def _multiple(self, dim: Dim, factors: Sequence[Dim]) -> SizeExpression:
-        """The size as a multiple of the product of others."""
-        scale = dim.size / prod(factor.size for factor in factors)
-        return SizeExpression(tuple(map(self.read, factors)), scale)
-
-    def _computed_number(self, node: fx.Node, dim: Dim) -> ComputedNumber | None:
+    def _computed_number(self, node: fx.Node, dim: Dim) -> "ComputedNumber | None":
         """The number that ``forward`` computes for this size and passes to the node, if any."""
         for source in node.all_input_nodes:
             value = self._groups.trace.values[source]
             if isinstance(value, int) and self._groups.number(source) == dim:
                 try:
-                    return ComputedNumber(source, self._groups, self._shape_of)
+                    return ComputedNumber(source, self._groups, self)
                 except LookupError:
                     continue
         return None
-
-    def _shape_of(self, node: fx.Node) -> Callable[[Mapping[Hashable, Number]], torch.Size]:
-        sizes = [self.read(dim) for dim in self._groups.dims(node)]
-        return lambda known: torch.Size(round(number(size.at(known))) for size in sizes)
 
     def _strided(
         self, node: fx.Node, axis: int, source: fx.Node, source_axis: int, operand: Dim
@@ -164,6 +160,57 @@ class MapSizes:
         far = 4 * about**2  # so far that one sample more or less gives the same stride
         more = grown(far) - dim.size
         return round(far / more) if about > 1 and more > 0 else 0
+
+
+class ComputedNumber:
+    """A number that ``forward`` computes from sizes: ``F.interpolate(x, size=x.shape[2] // 4)``.
+
+    It is computed again, by the same calls, for other sizes. ``moving_dims`` are the dimensions it
+    depends on whose size depends on strides.
+
+    Raises:
+        LookupError: if the number depends on more of a tensor than its shape.
+    """
+
+    def __init__(self, node: fx.Node, groups: StrideGroups, sizes: MapSizes) -> None:
+        self._groups, self._sizes = groups, sizes
+        self._shapes: dict[fx.Node, list[SizeExpression]] = {}
+        self._calls: dict[fx.Node, None] = {}  # in order of execution
+        self.moving_dims: list[Dim] = []
+        self._add(node)
+
+    def _add(self, node: fx.Node) -> None:
+        for source in node.all_input_nodes:
+            if source not in self._groups.values:
+                continue  # a constant
+            if not isinstance(self._groups.trace.values[source], Tensor):
+                if source not in self._calls:
+                    self._add(source)
+            elif not _reads_shape(node):
+                raise LookupError(f"{node} depends on more of {source} than its shape")
+            elif source not in self._shapes:
+                dims = self._groups.dims(source)
+                self._shapes[source] = [self._sizes.read(dim) for dim in dims]
+                self.moving_dims += [dim for dim in dims if dim.growth]
+        self._calls[node] = None
+
+    def __call__(self, known: Mapping[Hashable, Number]) -> float:
+        """The number for these sizes."""
+        values: dict[fx.Node, Any] = {}
+        for source, sizes in self._shapes.items():
+            shape = [round(number(size.at(known))) for size in sizes]
+            values[source] = torch.empty(shape, device="meta")
+        found = ChainMap(values, self._groups.trace.values)
+        for node in self._calls:
+            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: found[n])
+            values[node] = run_node(None, node, args, kwargs)
+        return values[node]
+
+
+def _reads_shape(node: fx.Node) -> bool:
+    if node.op == "call_method":
+        return node.target == "size"
+    return node.target is getattr and str(node.args[1]) == "shape"
 
 
 def moving_dims(node: fx.Node, groups: StrideGroups) -> list[Dim]:

@@ -8,8 +8,8 @@ from typing import Any
 from torch import fx, nn
 
 from diffstride._torch_compat import CircularPad, Conv, ReflectionPad, conv_padding
-from diffstride.graph.dims import Dim
 from diffstride.graph.map_sizes import MapSizes, Number, SizeExpression, number
+from diffstride.graph.perturbed_sizes import Dim
 from diffstride.graph.stride_groups import StrideGroups
 
 MAP_FUNCTIONS = "conv", "pool", "interpolate"  # in the names of functions

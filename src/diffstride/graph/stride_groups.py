@@ -15,9 +15,8 @@ from typing import Any, NamedTuple, NoReturn
 
 from torch import Tensor, fx, nn
 
-from diffstride.graph.dims import Dim, proportional
 from diffstride.graph.fake_run import first_argument, restoring, run_node, shapes_only
-from diffstride.graph.growths import REMAINDERS, draw_growths
+from diffstride.graph.perturbed_sizes import REMAINDERS, Dim, draw_growths, proportional
 from diffstride.graph.tracer import Trace
 
 
