@@ -501,7 +501,7 @@ def test_one_parameter_in_two_layers_is_refused():
     )
     net[2].strides = net[0].strides
     with pytest.raises(
-        ValueError, match=r"'0' and '2' are two layers with one parameter.* use one layer in both"
+        ValueError, match=r"'0' and '2' are two layers with one parameter.* use one layer for both"
     ):
         CostBudget(net, torch.zeros(1, 1, 64, 64))
 

@@ -222,7 +222,7 @@ def in_pieces(m, x):
         (unfolded, (66, 66), {"out": nn.Linear(8, 4)}, r"'?out'? \(Linear\) is no product"),
         (by_a_fraction, (66, 66), {"out": conv()}, r"'?out'? \(Conv2d\) is no product"),
         (row_by_row, (16, 16), {"out": nn.Conv1d(2, 4, 3)}, "counting parts .* the model itself"),
-        (in_pieces, (32, 32), {"out": conv()}, "into a number in the model itself"),
+        (in_pieces, (32, 32), {"out": conv()}, "`if` in the model itself"),
     ],
 )
 def test_costs_that_do_not_follow_from_strides_are_refused(forward, size, modules, message):

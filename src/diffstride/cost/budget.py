@@ -10,9 +10,8 @@ from torch import nn
 
 from diffstride.cost.multiply_adds import MultiplyAdds
 from diffstride.cost.projection import project_step
-from diffstride.cost.scaling import scale_to_budget
 from diffstride.cost.size_search import SizeSearch
-from diffstride.cost.stride_space import Logs, StrideSpace, as_stored
+from diffstride.cost.stride_space import Logs, StrideSpace, as_stored, scale_to_budget
 from diffstride.pooling.learnable import DiffStride
 from diffstride.spectral.axis_plan import CPU
 
@@ -109,20 +108,15 @@ class CostBudget:
             ValueError: a stride is not finite; nothing is changed then.
         """
         self._check_finite()
-        moved = _added(self._wanted, self._projected_moves())
-        scaled = self._scaled(moved)
-        used_up = self._size_search.use_up(scaled, self._least, self.multiply_adds)
-        self._write(used_up)
-        self._wanted = scaled
-
-    def _scaled(self, moved: Logs) -> Logs:
-        """These strides scaled to the budget, or those in use if no factor leads there."""
+        wanted, limits = self._moved(), (self._least, self.multiply_adds)
         try:
-            return scale_to_budget(moved, self._space, self._least, self.multiply_adds)
-        except ValueError:
+            wanted = scale_to_budget(wanted, self._space, *limits)
+        except ValueError:  # no factor leads there
             if self._space.value(self._written) > self.multiply_adds:
                 raise
-            return self._written
+            wanted = self._written
+        self._write(self._size_search.use_up(wanted, *limits))
+        self._wanted = wanted
 
     @torch.no_grad()
     def project_gradients_(self) -> None:
@@ -131,19 +125,11 @@ class CostBudget:
         Call it before each step of an optimiser that rescales gradients. Layers without a gradient
         count as having one of 0.
         """
-        layers = self._layers.values()
-        present = [layer.strides.grad for layer in layers]
-        gradients = torch.cat(
-            [
-                torch.zeros_like(layer.strides) if gradient is None else gradient
-                for layer, gradient in zip(layers, present, strict=True)
-            ]
-        )
-        projected = -self._project(-gradients.to(CPU, torch.float64))
-        parts = projected.split([len(layer.strides) for layer in layers])
-        for gradient, part in zip(present, parts, strict=True):
-            if gradient is not None:
-                gradient.copy_(part)
+        strides = [layer.strides for layer in self._layers.values()]
+        gradients = [torch.zeros_like(x) if x.grad is None else x.grad for x in strides]
+        projected = -self._project(-torch.cat(gradients).to(CPU, torch.float64))
+        for gradient, part in zip(gradients, projected.split(list(map(len, strides))), strict=True):
+            gradient.copy_(part)
 
     level_gradients_ = project_gradients_  # its name in 0.1
 
@@ -197,8 +183,8 @@ class CostBudget:
                     "load the last checkpoint, and lower their learning rate"
                 )
 
-    def _projected_moves(self) -> Logs:
-        """How far the optimiser's last step, projected onto constant cost, moves the logarithms."""
+    def _moved(self) -> Logs:
+        """The strides wanted, moved by the optimiser's last step, projected onto constant cost."""
         written = [exp(each) for logs in self._written.values() for each in logs]
         # As the parameters hold them.
         at = torch.tensor(written, dtype=torch.float32, device=CPU).double()
@@ -206,8 +192,8 @@ class CostBudget:
         now = torch.cat([layer.strides.detach().to(at) for layer in self._layers.values()])
         # No step makes a stride less than half as large.
         moves = (self._project(now - at) / at).clamp(min=-0.5).log1p()
-        parts = moves.split([len(logs) for logs in self._written.values()])
-        return {name: part.tolist() for name, part in zip(self._written, parts, strict=True)}
+        each = iter(moves.tolist())
+        return {name: [log + next(each) for log in self._wanted[name]] for name in self._written}
 
     @torch.inference_mode(mode=False)
     @torch.enable_grad()
@@ -236,13 +222,6 @@ class CostBudget:
         return (1 - TOLERANCE) * self.multiply_adds
 
 
-def _added(logs: Logs, moves: Logs) -> Logs:
-    return {
-        name: [log + move for log, move in zip(values, moves[name], strict=True)]
-        for name, values in logs.items()
-    }
-
-
 def _check_apart(layers: Mapping[str, DiffStride]) -> None:
     holders: dict[int, str] = {}
     for name, layer in layers.items():
@@ -250,5 +229,5 @@ def _check_apart(layers: Mapping[str, DiffStride]) -> None:
         if other != name:
             raise ValueError(
                 f"{other!r} and {name!r} are two layers with one parameter for their strides, "
-                "which a budget cannot move: use one layer in both places"
+                "which a budget cannot move: use one layer for both"
             )

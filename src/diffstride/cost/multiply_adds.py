@@ -1,6 +1,7 @@
 """Multiply-adds of a network as a function of its strides."""
 
 import copy
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from math import prod
 from typing import Any
@@ -22,6 +23,7 @@ from diffstride.spectral.axis_plan import CPU, Axis
 from diffstride.strides import stride_layers
 
 Strides = Mapping[str, Tensor | Sequence[float]]
+Factors = tuple[SizeExpression, ...]
 
 
 class MultiplyAdds:
@@ -37,9 +39,9 @@ class MultiplyAdds:
     The first input with spatial axes says how many samples there are. What several samples share,
     or each has many of (the frames of a video), counts as often as it is computed.
 
-    The network is traced once, here. A call then takes well under a millisecond. Where ``forward``
+    The network is traced once, here; a call then takes well under a millisecond. Where ``forward``
     turns a size into a number, with ``int()`` or an ``if``, the network is traced at two more sets
-    of strides, to check that the cost there is as expected.
+    of strides, to check the cost there.
 
     Args:
         model: a network with `DiffStride` layers, its own or those of `convert`.
@@ -82,13 +84,21 @@ class MultiplyAdds:
         self._pooling = [PooledMaps(found, sizes, calls) for calls in found.members()]
         self._minimum_sizes = MinimumSizes(found, sizes)
         self._terms = _terms(found, sizes)
-        self._totals: dict[tuple[SizeExpression, ...], float] = {}
+        self._totals: dict[Factors, float] = defaultdict(float)
         for (_, factors), count in self._terms.items():
-            self._totals[factors] = self._totals.get(factors, 0.0) + count
+            self._totals[factors] += count
         return found
 
     def _verify(self, retrace: Callable[[], Trace], readers: list[str]) -> None:
         """Analyse the network at other strides, and raise an error if the cost there differs."""
+
+        def wrong(why: str) -> ValueError:
+            return ValueError(
+                f"the cost of the network does not follow from its strides alone: {why}. A size is "
+                "turned into a number by int(), float(), math, range(), by counting parts or an "
+                f"`if` in {' and '.join(readers[:3])}: use the size itself"
+            )
+
         unknown = []
         for factor in FACTORS:
             with scaled_strides(self.layers.values(), factor) as moved:
@@ -105,30 +115,16 @@ class MultiplyAdds:
                     unknown.append(error)
                     continue
                 actual = other.value()
-                # Padding of odd sizes may add one sample.
-                if abs(expected - actual) > TOLERANCE * actual + other._sample():
-                    raise ValueError(
-                        f"the cost of the network does not follow from its strides alone: at "
-                        f"{factor:.2f} times the strides {expected:,} multiply-adds were expected, "
-                        f"but there are {actual:,}. A size is turned into a number by int(), "
-                        f"float(), math, range(), by counting parts or an `if` in "
-                        f"{' and '.join(readers[:3])}: use the size itself"
+                known, _ = other._pool(other._complete(None))
+                # Padding of odd sizes may add one sample to each axis of every map.
+                margin = number(other._sum(known, added=1) - other._sum(known))
+                if abs(expected - actual) > TOLERANCE * actual + margin:
+                    raise wrong(
+                        f"at {factor:.2f} times the strides {expected:,} multiply-adds were "
+                        f"expected, but there are {actual:,}"
                     )
         if len(unknown) == len(FACTORS):
-            raise ValueError(
-                f"the cost of the network does not follow from its strides alone, as a size is "
-                f"turned into a number in {' and '.join(readers[:3])}; at other strides: "
-                f"{unknown[0]}"
-            )
-
-    def _sample(self) -> float:
-        """Approximate MACs of one extra sample per axis of every map; used as a tolerance."""
-        known, _ = self._pool(self._complete(None))
-        total = 0.0
-        for factors, count in self._totals.items():
-            sizes = [number(factor.at(known)) for factor in factors]
-            total += count * (prod(size + 1 for size in sizes) - prod(sizes))
-        return total
+            raise wrong(f"at other strides {unknown[0]}")
 
     def __call__(self, strides: Strides | None = None) -> Tensor:
         """The cost as a float64 scalar, differentiable in the strides.
@@ -139,10 +135,7 @@ class MultiplyAdds:
         Raises:
             ValueError: if a map is empty at these strides.
         """
-        layers = self.layers.items()
-        for name in self.layers:
-            self._check_plans(name)
-        own = {name: layer.strides.to(CPU, torch.float64) for name, layer in layers}
+        own = {n: layer.strides.to(CPU, torch.float64) for n, layer in self.layers.items()}
         given = self._complete(own | dict(strides or {}))
         return torch.as_tensor(self._evaluate(given), dtype=torch.float64, device=CPU)
 
@@ -161,22 +154,22 @@ class MultiplyAdds:
     @property
     def order(self) -> list[str]:
         """The names of the stride layers, in the order of their first calls."""
-        names = dict.fromkeys(layer.name for layer in self._pooling)
-        return [name for name in names if name in self.layers]
+        names = [layer.name for layer in self._pooling if layer.name in self.layers]
+        return list(dict.fromkeys(names))
 
     @property
-    def may_vanish(self) -> bool:
+    def has_empty_maps(self) -> bool:
         """Whether there are strides at which a map is empty."""
         return bool(self._minimum_sizes)
 
     def by_module(self) -> dict[str, int]:
         """The cost at the present strides, by the name of the module."""
         known, _ = self._pool(self._complete(None))
-        costs = dict.fromkeys((name for name, _ in self._terms), 0.0)
+        costs: dict[str, float] = defaultdict(float)
         for layer in self._pooling:
-            costs[layer.name] = costs.get(layer.name, 0.0) + number(layer.cost(known))
+            costs[layer.name] += number(layer.cost(known))
         for (name, factors), count in self._terms.items():
-            costs[name] += count * prod(number(factor.at(known)) for factor in factors)
+            costs[name] += count * number(prod(factor.at(known) for factor in factors))
         return {name: round(cost) for name, cost in costs.items()}
 
     def _complete(self, strides: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -190,8 +183,12 @@ class MultiplyAdds:
     def _check(self, name: str, strides: Any) -> None:
         if name not in self.layers:
             raise ValueError(f"strides: the model has no stride layer named {name!r}")
-        self._check_plans(name)
-        axes = self.layers[name].num_axes
+        kind, axes = type(self.layers[name]), self.layers[name].num_axes
+        if getattr(kind, "plan", SizedPooling.plan) is SizedPooling.plan:
+            raise ValueError(
+                f"{name!r} is a {kind.__module__}.{kind.__name__}, whose cost is known only at its "
+                "own strides: use diffstride.DiffStride"
+            )
         if callable(strides):
             return
         numbers = isinstance(strides, Sequence) or (isinstance(strides, Tensor) and strides.dim())
@@ -200,39 +197,30 @@ class MultiplyAdds:
                 f"strides: {name!r} takes {axes}, one for each axis, but got {strides!r}"
             )
 
-    def _check_plans(self, name: str) -> None:
-        kind = type(self.layers[name])
-        if getattr(kind, "plan", SizedPooling.plan) is SizedPooling.plan:
-            raise ValueError(
-                f"{name!r} is a {kind.__module__}.{kind.__name__}, whose cost is known only at its "
-                "own strides: use diffstride.DiffStride"
-            )
-
     def _evaluate(self, strides: Mapping[str, Any]) -> Number:
         known, _ = self._pool(strides)
-        total: Number = 0.0
-        for layer in self._pooling:
-            total = total + layer.cost(known)
-        for factors, count in self._totals.items():
-            total = total + count * prod(factor.at(known) for factor in factors)
-        return total
+        return sum(layer.cost(known) for layer in self._pooling) + self._sum(known)
+
+    def _sum(self, known: Mapping[Hashable, Number], added: int = 0) -> Number:
+        """The cost without pooling layers, of maps with so many samples added to each axis."""
+        totals = self._totals.items()
+        return sum(
+            count * prod(size.at(known) + added for size in sizes) for sizes, count in totals
+        )
 
     def _pool(
         self, strides: Mapping[str, Any]
     ) -> tuple[dict[Hashable, Number], list[tuple[str, list[Axis]]]]:
         """The output sizes of all layers, and how each layer pools its axes."""
         known: dict[Hashable, Number] = {}
-        layers = self._pooling
-        pooled = [(layer.name, layer.pool(known, strides.get(layer.name))) for layer in layers]
+        pooled = [(each.name, each.pool(known, strides.get(each.name))) for each in self._pooling]
         self._minimum_sizes.check(known)
         return known, pooled
 
 
-def _terms(
-    found: StrideGroups, sizes: MapSizes
-) -> dict[tuple[str, tuple[SizeExpression, ...]], float]:
+def _terms(found: StrideGroups, sizes: MapSizes) -> dict[tuple[str, Factors], float]:
     """Multiply-adds per sample and unit of size, by module and map sizes."""
-    traced, terms = found.trace, {}
+    traced, terms = found.trace, defaultdict(float)
     for node, cost in traced.multiply_adds.items():
         total = found.cost(node)
         if not any((total.size, *total.perturbed)):
@@ -247,9 +235,8 @@ def _terms(
                 f"the cost of {traced.label(node)} is no product of the sizes of its maps, so that "
                 "the multiply-adds of the network are unknown"
             ) from error
-        key = str(node.target) if node.op == "call_module" else traced.owners[node], factors
         count = cost / traced.batch / prod(dim.size for dim in dims)
-        terms[key] = terms.get(key, 0.0) + count
+        terms[traced.module_name(node), factors] += count
     return terms
 
 
@@ -259,5 +246,5 @@ def _check_shared(found: StrideGroups) -> None:
         if len(names) > 1:
             raise ValueError(
                 f"the maps of {' and '.join(sorted(map(repr, names)))} meet, but these layers do "
-                "not share their strides: use one pooling layer in both places"
+                "not share their strides: use one pooling layer for both"
             )

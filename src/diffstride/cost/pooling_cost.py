@@ -32,18 +32,14 @@ class PooledMaps:
         self.module = module
         try:
             self.inputs = [sizes.read(dim) for dim in found.input_dims(self.call)]
-            maps = [list(map(sizes.read, found.dims(call)[:2])) for call in calls]
+            # Where rows or patches have joined the batch, their number depends on strides.
+            self._maps = [list(map(sizes.read, found.dims(call)[:2])) for call in calls]
         except LookupError as error:
             raise ValueError(
                 f"the size of the maps that {self.name} ({type(self.module).__name__}) pools does "
                 f"not follow from the strides before it in a way that is understood ({error}), so "
                 "that the multiply-adds of the network are unknown"
             ) from error
-        # Where rows or patches have joined the batch, their number depends on strides.
-        moving = [any(size.sources for size in sizes) for sizes in maps]
-        self._moving = [sizes for sizes, moves in zip(maps, moving, strict=True) if moves]
-        still = [sizes for sizes, moves in zip(maps, moving, strict=True) if not moves]
-        self._maps = sum(prod(size.offset for size in sizes) for sizes in still) / self._batch
 
     def pool(
         self,
@@ -78,12 +74,8 @@ class PooledMaps:
         """Multiply-adds of the layer for one sample, after `pool`."""
         sizes = [size.at(known) for size in self.inputs]
         outputs = [known[self.call, i] for i in range(len(sizes))]
-        return self.module.multiply_adds(self._axes, sizes, outputs) * self._count(known)
-
-    def _count(self, known: Mapping[Hashable, Number]) -> Number:
-        """How many maps of one channel are pooled for each sample."""
-        moving = sum(prod(size.at(known) for size in sizes) for sizes in self._moving)
-        return self._maps + moving / self._batch
+        maps = sum(prod(size.at(known) for size in sizes) for sizes in self._maps)
+        return self.module.multiply_adds(self._axes, sizes, outputs) * maps / self._batch
 
     def _per_axis(self, strides: Sequence[Number] | None) -> list[Number]:
         values = list(self.module.stride_values() if strides is None else strides)
