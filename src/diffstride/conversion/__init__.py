@@ -2,7 +2,6 @@
 
 from diffstride.conversion.converter import convert
 from diffstride.conversion.freezing import freeze
-from diffstride.conversion.record import Conversion
-from diffstride.conversion.reporting import report
+from diffstride.conversion.reporting import Conversion, report
 
 __all__ = ["Conversion", "convert", "freeze", "report"]

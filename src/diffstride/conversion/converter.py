@@ -10,9 +10,13 @@ from torch import nn
 from diffstride._arguments import check_limits, check_window
 from diffstride.conversion.pooled_groups import PooledGroup, group_calls
 from diffstride.conversion.pooled_module import Pooled, attach_pooling
-from diffstride.conversion.record import Conversion, record_costs
-from diffstride.conversion.strided_call import StridedCall, stride_of
-from diffstride.conversion.strided_modules import Filter, find_strided_calls
+from diffstride.conversion.reporting import Conversion, record_costs
+from diffstride.conversion.strided_modules import (
+    Filter,
+    StridedCall,
+    find_strided_calls,
+    stride_of,
+)
 from diffstride.graph.example_inputs import Model, check_unwrapped, deep_copy
 from diffstride.graph.leaf_modules import Leaf, as_leaves
 from diffstride.graph.tracer import trace

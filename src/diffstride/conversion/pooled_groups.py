@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from diffstride.conversion.pooled_module import CropPad
-from diffstride.conversion.strided_call import StridedCall, common_size
+from diffstride.conversion.strided_modules import StridedCall, common_size
 from diffstride.graph.stride_groups import StrideConflictError, StrideGroups, find_stride_groups
 from diffstride.graph.tracer import Trace
 from diffstride.strides import stride_layers

@@ -1,16 +1,79 @@
-"""Report what a conversion did, and its cost, as a table."""
+"""Record what a conversion did and the cost before it, and report both as a table."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from diffstride._torch_compat import uncompiled
-from diffstride.conversion.record import Conversion
+from diffstride._torch_compat import tree_map_only, uncompiled
 from diffstride.cost.multiply_adds import MultiplyAdds
+from diffstride.graph.leaf_modules import Leaf, LeafModulesRecord
+from diffstride.graph.tracer import Trace
 from diffstride.strides import stride_layers
 
 UNKNOWN = "?"
 HEADINGS = ("module", "strides", "was", "map", "multiply-adds", "before")
+
+
+@dataclass
+class Conversion(LeafModulesRecord):
+    """Record of what `convert` did, stored as ``model.conversion`` for `report`.
+
+    Attributes:
+        example: the example on the meta device: shapes without data.
+        leaf_modules: as given.
+        strides: the old stride of each converted module.
+        left_out: the reason for each module that strides and was not converted.
+        multiply_adds: cost of one sample before conversion, in total (``""``) and by module.
+    """
+
+    example: Any
+    leaf_modules: tuple[Leaf, ...] = ()
+    strides: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    multiply_adds: dict[str, int] = field(default_factory=dict)
+
+
+def record_costs(traced: Trace, example: Any, leaf_modules: tuple[Leaf, ...]) -> Conversion:
+    """A record with the cost before conversion, also of parts that were converted before."""
+    parts = _converted_parts(traced.model)
+    shapes = tree_map_only(Tensor, lambda x: torch.empty_like(x, device="meta"), example)
+    conversion = Conversion(shapes, leaf_modules, multiply_adds=_costs(traced, parts))
+    costs = conversion.multiply_adds
+    for prefix, part in parts.items():
+        costs[""] += part.multiply_adds[""]
+        costs |= {f"{prefix}.{name}".rstrip("."): cost for name, cost in part.multiply_adds.items()}
+        conversion.strides |= {f"{prefix}.{name}": old for name, old in part.strides.items()}
+    return conversion
+
+
+def _costs(traced: Trace, parts: dict[str, Conversion]) -> dict[str, int]:
+    """Multiply-adds of one sample, in total and by module, outside of ``parts``."""
+    costs = {"": 0}
+    for node, cost in traced.multiply_adds.items():
+        name = traced.module_name(node)
+        if any(f"{name}.".startswith(f"{prefix}.") for prefix in parts):
+            continue
+        costs[""] += cost
+        if node.op == "call_module":
+            costs[name] = costs.get(name, 0) + cost
+    return {name: cost // traced.batch for name, cost in costs.items()}
+
+
+def _converted_parts(model: nn.Module) -> dict[str, Conversion]:
+    """The records of the parts of a network that were converted before, by name.
+
+    Only outermost parts: a record includes the parts inside.
+    """
+    parts: dict[str, Conversion] = {}
+    for name, module in model.named_modules():
+        record = vars(module).get("conversion")
+        inside = any(name.startswith(f"{part}.") for part in parts)
+        if isinstance(record, Conversion) and not inside:
+            parts[name] = record
+    return parts
 
 
 def report(model: nn.Module) -> str:
@@ -97,10 +160,6 @@ def _times(values: Sequence[int]) -> str:
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        texts, numbers = row[:-2], row[-2:]
-        cells = [text.ljust(width) for text, width in zip(texts, widths, strict=False)]
-        cells += [number.rjust(width) for number, width in zip(numbers, widths[-2:], strict=True)]
-        lines.append("  ".join(cells))
-    return lines
+    sides = [str.ljust] * (len(widths) - 2) + [str.rjust] * 2  # the last two columns are numbers
+    lines = [zip(sides, row, widths, strict=True) for row in rows]
+    return ["  ".join(side(text, width) for side, text, width in line) for line in lines]

@@ -1,23 +1,110 @@
-"""Find the calls of a network whose stride can be learned, and why others are left out."""
+"""Find the calls of a network whose stride can be learned, and why others are left out.
+
+A stride can be replaced by pooling at stride 1 if the strided output is the output at stride 1,
+sampled. That is measured on noise, not looked up by type, so modules of any library are accepted.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from math import ceil
+from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from diffstride._torch_compat import Conv, ConvTranspose
-from diffstride.conversion.pooled_module import Pooled
-from diffstride.conversion.strided_call import (
-    StridedCall,
-    measure_call,
-    per_axis,
-    source_of,
-    stride_of,
-)
+from diffstride.conversion.pooled_module import CropPad, Pooled, set_stride
+from diffstride.graph.fake_run import restoring
 from diffstride.graph.leaf_modules import Leaf, is_among
 from diffstride.graph.tracer import Trace
 from diffstride.pooling.base import SizedPooling
 
 Filter = Callable[[nn.Module, str], bool]
+
+
+@dataclass
+class StridedCall:
+    """One call of a module whose stride can be learned. Strides and sizes are per spatial axis.
+
+    Attributes:
+        node, module: the call, and the module that it calls.
+        strides: the stride to replace.
+        input_size: size of the input map.
+        full_size: size of the output at stride 1, without its first ``crop`` samples.
+        crop: how many samples the output at stride 1 has before the first strided one.
+        strided_size: size of the strided output.
+    """
+
+    node: fx.Node
+    module: nn.Module
+    strides: tuple[int, ...]
+    input_size: tuple[int, ...]
+    full_size: tuple[int, ...]
+    crop: tuple[int, ...]
+    strided_size: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """The name of the module."""
+        return str(self.node.target)
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether the module is a convolution that may be called after the pooling."""
+        return (
+            isinstance(self.module, Conv)
+            and max(self.module.kernel_size) == 1
+            and self.full_size == self.input_size
+        )
+
+    def crop_pad_to(self, size: Sequence[int]) -> tuple[CropPad, ...]:
+        """How to crop or pad the output at stride 1 to this size."""
+        return tuple(
+            CropPad(crop, new - old)
+            for crop, old, new in zip(self.crop, self.full_size, size, strict=True)
+        )
+
+
+def common_size(calls: Sequence[StridedCall], axis: int) -> int:
+    """The size to crop or pad outputs to before a layer that these calls share.
+
+    It must give the strided size after pooling. Of the input and output sizes that do, the one
+    closest to stride times that size shifts samples least.
+    """
+    stride, wanted = calls[0].strides[axis], calls[0].strided_size[axis]
+    sizes = [size[axis] for call in calls for size in (call.input_size, call.full_size)]
+    fitting = [size for size in sizes if ceil(size / stride) == wanted]
+    return min(fitting, key=lambda n: abs(n - stride * wanted), default=(wanted - 1) * stride + 1)
+
+
+def stride_of(module: nn.Module, axes: int = 1) -> tuple[int, ...]:
+    """The integer stride of a module per axis; ones if it has none or upsamples.
+
+    >>> stride_of(nn.MaxPool2d(2), axes=2), stride_of(nn.ReLU(), axes=2)
+    ((2, 2), (1, 1))
+    """
+    values = per_axis(module, "stride", axes)
+    integers = bool(values) and all(isinstance(value, int) for value in values)
+    return values if integers and not isinstance(module, ConvTranspose) else (1,) * axes
+
+
+def per_axis(module: nn.Module, name: str, axes: int) -> tuple[int, ...]:
+    """An attribute of a module, ``"stride"`` or ``"kernel_size"``, for each spatial axis."""
+    value: Any = getattr(module, name, 1)
+    if value is None:  # pooling layers stride by their window
+        value = getattr(module, "kernel_size", None) or 1
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,) * axes
+
+
+def maps_of(trace: Trace, node: fx.Node) -> tuple[Tensor, Tensor] | None:
+    """The first argument and the result of a call, if they are maps of as many axes."""
+    first = node.args[0] if node.args else None
+    source = trace.values[first] if isinstance(first, fx.Node) else None
+    result = trace.values[node]
+    if not isinstance(source, Tensor) or not isinstance(result, Tensor):
+        return None
+    return (source, result) if source.dim() == result.dim() > 2 else None
 
 
 def find_strided_calls(
@@ -67,11 +154,10 @@ def _reason_to_skip(
     trace: Trace, node: fx.Node, module: nn.Module, filter_fn: Filter | None, patchify: bool
 ) -> str | None:
     """Why a module is left out, as far as known without measuring."""
-    value, source = trace.values[node], source_of(trace, node)
-    maps = isinstance(source, Tensor) and isinstance(value, Tensor)
+    maps = maps_of(trace, node)
     if node.kwargs and not node.args:
         return "is given its map by keyword: pass it by position"
-    if source is None or not (maps and source.dim() == value.dim() >= 3):
+    if maps is None:
         return "does not map one batch of maps to another"
     if isinstance(module, SizedPooling):
         return "is a pooling layer already"
@@ -81,7 +167,7 @@ def _reason_to_skip(
         return "left out by filter_fn"
     if isinstance(module, ConvTranspose) and max(module.stride) > 1:
         return "upsamples its input"
-    sizes = source.shape[2:]
+    sizes = maps[0].shape[2:]
     kernels, strides = per_axis(module, "kernel_size", len(sizes)), stride_of(module, len(sizes))
     if not len(kernels) == len(strides) == len(sizes):
         return f"strides along {len(strides)} axes, but its maps have {len(sizes)}"
@@ -100,38 +186,28 @@ def _takes_whole_maps(trace: Trace, node: fx.Node, kernels: Sequence[int]) -> bo
     One pooling module may be called on several maps, the last as small as its window.
     """
     calls = [call for call in trace.graph.nodes if trace.module(call) is trace.module(node)]
-    sources = [source for call in calls if (source := source_of(trace, call)) is not None]
-    pairs = [pair for source in sources for pair in zip(kernels, source.shape[2:], strict=False)]
-    return all(kernel >= size for kernel, size in pairs)
+    sizes = [maps[0].shape[2:] for call in calls if (maps := maps_of(trace, call))]
+    return all(k >= size for each in sizes for k, size in zip(kernels, each, strict=False))
 
 
 def _strided_function(trace: Trace, node: fx.Node) -> str | None:
-    name = getattr(node.target, "__name__", "")
-    if name == "getitem" and _skips_samples(trace, node):
-        return (
-            "a slice, whose step stays: call nn.AvgPool2d(1, 2) instead, for example, to convert it"
-        )
-    if node.op != "call_function" or not ("pool" in name or "conv" in name) or "adaptive" in name:
+    """Why a function or a slice is left out, None if it does not stride."""
+    name, maps = getattr(node.target, "__name__", ""), maps_of(trace, node)
+    if node.op != "call_function" or maps is None:
         return None
-    source, value = source_of(trace, node), trace.values[node]
-    if source is None or not isinstance(value, Tensor) or value.dim() != source.dim():
+    pairs = list(zip(maps[0].shape[2:], maps[1].shape[2:], strict=True))
+    if name == "getitem":
+        index = node.args[1]
+        parts = index if isinstance(index, tuple) else (index,)
+        skips = any(isinstance(part, slice) and part.step not in (None, 1) for part in parts)
+        # With a single spatial axis, the last may be channels.
+        if skips and len(pairs) > 1 and all(new <= (old + 1) // 2 for old, new in pairs):
+            return "a slice, whose step stays: call nn.AvgPool2d(1, 2), for example, to convert it"
         return None
-    pairs = zip(source.shape[2:], value.shape[2:], strict=True)
-    if any(1 < new <= (old + 1) // 2 for old, new in pairs):
+    pools = ("pool" in name or "conv" in name) and "adaptive" not in name
+    if pools and any(1 < new <= (old + 1) // 2 for old, new in pairs):
         return "a function, whose stride stays: call a module instead to convert it"
     return None
-
-
-def _skips_samples(trace: Trace, node: fx.Node) -> bool:
-    """Whether an index takes every second sample, or fewer, along each spatial axis of a map."""
-    source, value, index = source_of(trace, node), trace.values[node], node.args[1]
-    parts = index if isinstance(index, tuple) else (index,)
-    if source is None or not any(isinstance(p, slice) and p.step not in (None, 1) for p in parts):
-        return False
-    if not isinstance(value, Tensor) or not value.dim() == source.dim() > 3:
-        return False  # with fewer axes, the last may be channels
-    pairs = zip(source.shape[2:], value.shape[2:], strict=True)
-    return all(new <= (old + 1) // 2 for old, new in pairs)
 
 
 def _never_called(trace: Trace) -> dict[str, str]:
@@ -141,3 +217,51 @@ def _never_called(trace: Trace) -> dict[str, str]:
         for name, module in trace.modules.items()
         if name not in called and not any(module.children()) and max(stride_of(module)) > 1
     }
+
+
+@torch.no_grad()
+def measure_call(trace: Trace, node: fx.Node, module: nn.Module) -> StridedCall | str:
+    """Measure a call of a module; returns a reason if its stride cannot be replaced."""
+    source = trace.values[node.args[0]]  # type: ignore[index]
+    strides = stride_of(module, source.dim() - 2)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.rand((1, *source.shape[1:]), generator=generator, device=generator.device)
+    noise = noise.to(source.device, source.dtype)
+    args, kwargs = fx.map_arg((node.args[1:], node.kwargs), lambda n: trace.values[n])
+    if any(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
+        return "takes more than one tensor"
+    with restoring(module), torch.random.fork_rng(devices=[]):
+        strided = full = module.forward(noise, *args, **kwargs)
+        # Without a stride, nothing to compare; dropout would not return the same twice.
+        if hasattr(module, "stride"):
+            set_stride(module, 1)
+            full = module.forward(noise, *args, **kwargs)
+    crop = _first_sample(strided, full, strides)
+    if crop is None:
+        return "its output is not its output at stride 1, sampled"
+    return StridedCall(
+        node,
+        module,
+        strides,
+        input_size=tuple(source.shape[2:]),
+        full_size=tuple(size - c for size, c in zip(full.shape[2:], crop, strict=True)),
+        crop=crop,
+        strided_size=tuple(strided.shape[2:]),
+    )
+
+
+def _first_sample(strided: Tensor, full: Tensor, strides: Sequence[int]) -> tuple[int, ...] | None:
+    """The index of the first strided sample in the output at stride 1; None if samples differ.
+
+    Extra samples at the end, due to ``ceil_mode``, are not compared.
+    """
+    tolerance = 1e-4 if strided.dtype in (torch.float32, torch.float64) else 2e-2
+    largest = strided.abs().max().item()  # weights may be tiny
+    for start in product(*map(range, strides)):
+        window = [slice(first, None, step) for first, step in zip(start, strides, strict=True)]
+        sampled = full[(..., *window)]
+        common = [slice(min(sizes)) for sizes in zip(sampled.shape, strided.shape, strict=True)]
+        one, other = sampled[tuple(common)], strided[tuple(common)]
+        if one.numel() and torch.allclose(one, other, rtol=tolerance, atol=tolerance * largest):
+            return start
+    return None
