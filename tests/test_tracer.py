@@ -68,8 +68,8 @@ class Pair(nn.Module):
 @pytest.mark.parametrize(
     ("count", "message"),
     [
-        (1, r"holds 1 input, but Pair.forward\(self, x, y, scale=1.0\) takes 2 to 3 inputs"),
-        (4, r"holds 4 inputs, but .* takes 2 to 3 inputs .*: pass a tuple with one for each"),
+        (1, r"holds 1 input\(s\), which Pair.forward\(self, x, y, scale=1.0\) .* argument: 'y'"),
+        (4, r"holds 4 input\(s\), .* \(too many positional .*\): pass a tuple with one for each"),
     ],
 )
 def test_examples_with_a_wrong_number_of_inputs_are_refused(count, message):

@@ -139,7 +139,7 @@ class CostBudget:
             "multiply_adds": self.multiply_adds,
             "wanted": dict(self._wanted),
             "written": dict(self._written),
-            "size_search": self._size_search.state_dict(),
+            "size_search": {"last": self._size_search.last},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -156,7 +156,7 @@ class CostBudget:
         self.multiply_adds = state["multiply_adds"]
         self._wanted = dict(state["wanted"])
         # States of 0.1 have the key "spending".
-        self._size_search.load_state_dict(state.get("size_search") or state["spending"])
+        self._size_search.last = (state.get("size_search") or state["spending"])["last"]
         self._write(state["written"])
 
     def _read(self) -> Logs:

@@ -10,7 +10,7 @@ from collections import ChainMap
 from collections.abc import Iterator, Sequence
 from functools import partial
 from math import log
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -47,7 +47,8 @@ class SizeSearch:
 
     def __init__(self, space: StrideSpace) -> None:
         self._space = space
-        self._last: tuple[OutputSizes, OutputSizes] = {}, {}
+        # The sizes at the strides wanted, and those chosen, in the last step.
+        self.last: tuple[OutputSizes, OutputSizes] = {}, {}
 
     def use_up(self, wanted: Logs, least: float, most: float) -> Logs:
         """The strides nearest to ``wanted`` that cost from ``least`` to ``most``.
@@ -62,21 +63,15 @@ class SizeSearch:
         if start is None or start.cost >= least:
             return wanted
         # Keep the sizes that were chosen last: maps that flicker disturb the layers behind them.
-        again = self._choice(wanted, self._last[1]) if self._last[1] else None
-        if again and again.cost <= most and self._last[0] == start.sizes:
+        again = self._choice(wanted, self.last[1]) if self.last[1] else None
+        if again and again.cost <= most and self.last[0] == start.sizes:
             return again.logs
         limits = least, most
         chosen = self._change_several(wanted, start, *limits) or self._grow(wanted, start, *limits)
         if again and least <= again.cost <= most and again.distance < STAY * chosen.distance:
             chosen = again
-        self._last = start.sizes, chosen.sizes
+        self.last = start.sizes, chosen.sizes
         return chosen.logs
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"last": self._last}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._last = state["last"]
 
     def _change_several(
         self, wanted: Logs, start: Choice, least: float, most: float
@@ -85,16 +80,15 @@ class SizeSearch:
         options = []
         for key, size in start.sizes.items():
             others = [self._choice(wanted, start.sizes | {key: size + by}) for by in (-1, 1)]
-            options.append(
-                [
-                    Change({key: each.sizes[key]}, each.cost - start.cost, each.distance)
-                    for each in others
-                    if each and each.cost != start.cost
-                ]
-            )
-        if not any(options):
+            option = [
+                Change({key: each.sizes[key]}, each.cost - start.cost, each.distance)
+                for each in others
+                if each and each.cost != start.cost
+            ]
+            options += [option] if option else []
+        if not options:
             return None
-        options = sorted(filter(None, options), key=lambda option: min(c.distance for c in option))
+        options.sort(key=lambda option: min(change.distance for change in option))
         gap = least - start.cost, most - start.cost
         for sizes in combinations(options[:AXES], *gap):
             choice = self._choice(wanted, start.sizes | sizes)
@@ -110,13 +104,14 @@ class SizeSearch:
                 for key, size in start.sizes.items()
             ]
 
-            def worth(choice: Choice, start: Choice = start) -> float:
-                return (choice.cost - start.cost) / max(choice.distance - start.distance, 1e-4)
-
             fitting = [each for each in larger if each and start.cost < each.cost <= most]
             if not fitting:
                 break
-            start = max(fitting, key=worth)
+            worths = [
+                (each.cost - start.cost) / max(each.distance - start.distance, 1e-4)
+                for each in fitting
+            ]
+            start = fitting[worths.index(max(worths))]
         return start
 
     def _choice(self, wanted: Logs, sizes: OutputSizes) -> Choice | None:

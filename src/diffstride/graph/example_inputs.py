@@ -148,23 +148,11 @@ def name_inputs(forward: Any, kind: str, inputs: tuple) -> dict[str, Any]:
         bound = signature.bind(None, *inputs)
     except TypeError as error:
         raise ExampleError(
-            f"the example holds {_inputs(len(inputs))}, but {kind}.forward{signature} takes "
-            f"{_count(signature)} ({error}): pass a tuple with one for each"
+            f"the example holds {len(inputs)} input(s), which {kind}.forward{signature} does not "
+            f"take ({error}): pass a tuple with one for each argument"
         ) from error
     names = []
     for name, value in bound.arguments.items():
         many = signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL
         names += [f"{name}_{i}" for i in range(len(value))] if many else [name]
     return dict(zip(names[1:], inputs, strict=True))
-
-
-def _count(signature: inspect.Signature) -> str:
-    """How many inputs a method with this signature takes, besides ``self``."""
-    kinds = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
-    parameters = [p for p in signature.parameters.values() if p.kind in kinds][1:]
-    least, most = sum(p.default is inspect.Parameter.empty for p in parameters), len(parameters)
-    return _inputs(least) if least == most else f"{least} to {_inputs(most)}"
-
-
-def _inputs(count: int) -> str:
-    return f"{count} input{'s' * (count != 1)}"

@@ -105,23 +105,15 @@ def shapes_only(fake_mode: FakeTensorMode) -> Iterator[FlopCounterMode]:
     # again with a message of our own.
     logger = logging.getLogger(FAKE_TENSOR_LOGGER)
     disabled, logger.disabled = logger.disabled, True
-    counter = FlopCounterMode(display=False)
+    # Fake casts of weights must not get into the cache of `torch.autocast`, which outlives the run.
+    cached = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
     try:
-        with torch.no_grad(), _autocast_uncached(), fake_mode, counter:
+        with torch.no_grad(), fake_mode, FlopCounterMode(display=False) as counter:
             yield counter
     finally:
         logger.disabled = disabled
-
-
-@contextmanager
-def _autocast_uncached() -> Iterator[None]:
-    """Keep fake casts of weights out of the cache of `torch.autocast`, which outlives the run."""
-    enabled = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)
-    try:
-        yield
-    finally:
-        torch.set_autocast_cache_enabled(enabled)
+        torch.set_autocast_cache_enabled(cached)
         torch.clear_autocast_cache()  # a forward pass may enter autocast itself
 
 

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping
+from contextlib import suppress
 from math import floor
 from typing import Any
 
@@ -43,12 +44,12 @@ class MinimumSizes:
                 least, _ = smallest.setdefault(dim.growth, (dim, node))
                 if dim.size < least.size:
                     smallest[dim.growth] = dim, node
-        self._sizes = [
-            (size, f"the output of {groups.trace.label(node)}")
-            for dim, node in smallest.values()
-            for size in _read(sizes, dim)
-            if _may_be_empty(size)
-        ]
+        self._sizes: list[tuple[SizeExpression, str]] = []
+        for dim, node in smallest.values():
+            with suppress(LookupError):  # an unknown size is not checked
+                size = sizes.read(dim)
+                if _may_be_empty(size):
+                    self._sizes.append((size, f"the output of {groups.trace.label(node)}"))
 
     def __bool__(self) -> bool:
         return bool(self._sizes)
@@ -73,14 +74,11 @@ def _returns_map(node: fx.Node) -> bool:
 
 def _bounded_dims(groups: StrideGroups, node: fx.Node) -> Iterator[Dim]:
     """Dimensions that must stay at least 1; input sizes are reduced by minimum size - 1."""
-    module = groups.trace.module(node)
-    dims = [*groups.dims(node)]
-    for axis, dim in enumerate(
-        groups.input_dims(node) if isinstance(module, BOUNDED_MODULES) else ()
-    ):
-        more = minimum_size(module, axis) - 1
-        if more:
-            dims.append(Dim(dim.size - more, tuple(size - more for size in dim.perturbed)))
+    module, dims = groups.trace.module(node), groups.dims(node)
+    if isinstance(module, BOUNDED_MODULES):
+        for axis, dim in enumerate(groups.input_dims(node)):
+            if more := minimum_size(module, axis) - 1:
+                dims.append(Dim(dim.size - more, tuple(size - more for size in dim.perturbed)))
     yield from (dim for dim in dims if dim.growth and dim.size > 0)
 
 
@@ -107,13 +105,6 @@ def minimum_size(module: Any, axis: int) -> int:
     last = len(padding) - 2 * axis  # pairs of both ends, the last axis first
     most = max(padding[last - 2 : last])
     return most + 1 if mode == "reflect" else max(1, most)
-
-
-def _read(sizes: MapSizes, dim: Dim) -> list[SizeExpression]:
-    try:
-        return [sizes.read(dim)]
-    except LookupError:
-        return []
 
 
 def _may_be_empty(size: SizeExpression) -> bool:

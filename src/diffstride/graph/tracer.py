@@ -41,8 +41,8 @@ class Trace:
     """A traced network.
 
     Attributes:
-        graph: the calls, in order of execution.
         batch: number of samples in the example.
+        graph: the calls, in order of execution.
         values: what each node returned: a fake tensor, a number or a container of them.
         multiply_adds: cost of each node for the whole batch.
         owners: name of the module whose ``forward`` made the call.
@@ -51,14 +51,13 @@ class Trace:
     """
 
     model: nn.Module
-    graph: fx.Graph
     fake_mode: FakeTensorMode
     batch: int
-    values: dict[fx.Node, Any]
-    multiply_adds: dict[fx.Node, int]
-    owners: dict[fx.Node, str]
-    constants: dict[fx.Node, str]
-    modules: dict[str, nn.Module] = field(init=False)
+    graph: fx.Graph = field(default_factory=fx.Graph)
+    values: dict[fx.Node, Any] = field(default_factory=dict)
+    multiply_adds: dict[fx.Node, int] = field(default_factory=dict)
+    owners: dict[fx.Node, str] = field(default_factory=dict)
+    constants: dict[fx.Node, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.modules = dict(self.model.named_modules())
@@ -104,50 +103,35 @@ def trace(model: nn.Module, example: Any, leaf_modules: Iterable[Leaf] = ()) -> 
     """
     inputs = as_inputs(example)
     check_traceable(model, inputs)
-    fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with restoring(model), shapes_only(fake_mode) as counter:
+    traced = Trace(model, FakeTensorMode(allow_non_fake_inputs=True), batch_size(inputs))
+    with restoring(model), shapes_only(traced.fake_mode) as counter:
         fakes = tree_map_only(Tensor, partial(empty_like_weights, model=model), inputs)
-        tracer = Tracer(model, fakes, leaf_modules, counter)
+        tracer = Tracer(traced, fakes, leaf_modules, counter)
         try:
-            graph = tracer.trace(model)
+            traced.graph = tracer.trace(model)
         except ExampleError:
             raise
         except Exception as error:
             raise ValueError(tracer.describe_error(error)) from error
-    return Trace(
-        model,
-        graph,
-        fake_mode,
-        batch_size(inputs),
-        tracer.values,
-        tracer.multiply_adds,
-        tracer.owners,
-        tracer.constants,
-    )
+    return traced
 
 
 class Tracer(fx.Tracer):
     """Records the value, cost and owner of each node; control flow may depend on sizes."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        inputs: tuple,
-        leaf_modules: Iterable[Leaf],
-        counter: FlopCounterMode,
+        self, traced: Trace, inputs: tuple, leaf_modules: Iterable[Leaf], counter: FlopCounterMode
     ) -> None:
         super().__init__()
+        model = traced.model
         self.leaves = as_leaves(leaf_modules) or recorded_leaves(model)
         names = {leaf for leaf in self.leaves if isinstance(leaf, str)}
-        if unknown := names - {name for name, _ in model.named_modules()}:
+        if unknown := names - traced.modules.keys():
             raise ValueError(f"leaf_modules: the model has no module named {unknown.pop()!r}")
-        self.inputs, self.counter = inputs, counter
+        self.traced, self.inputs, self.counter = traced, inputs, counter
+        self.values = traced.values
         self.tensors = dict(model.named_parameters()) | dict(model.named_buffers())
         self.names = {id(tensor): name for name, tensor in self.tensors.items()}
-        self.values: dict[fx.Node, Any] = {}
-        self.multiply_adds: dict[fx.Node, int] = {}
-        self.owners: dict[fx.Node, str] = {}
-        self.constants: dict[fx.Node, str] = {}
         self.stack = [""]
         self.evaluating = False
 
@@ -202,12 +186,12 @@ class Tracer(fx.Tracer):
 
     def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(kind, *args, **kwargs)
-        self.owners[node] = self.stack[-1]
+        self.traced.owners[node] = self.stack[-1]
         before = self.counter.get_total_flops()
         self.evaluating = True
         self.values[node] = self._evaluate(node)
         self.evaluating = False
-        self.multiply_adds[node] = (self.counter.get_total_flops() - before) // 2
+        self.traced.multiply_adds[node] = (self.counter.get_total_flops() - before) // 2
         return node
 
     def _evaluate(self, node: fx.Node) -> Any:
@@ -218,7 +202,7 @@ class Tracer(fx.Tracer):
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: self.values[n])
         if node.op == "output":
             return args[0]
-        module = self.root.get_submodule(str(node.target)) if node.op == "call_module" else None
+        module = self.traced.module(node)
         check_batch_axis(module, node, args)
         return run_node(module, node, args, kwargs)
 
@@ -227,7 +211,7 @@ class Tracer(fx.Tracer):
 
     def record_constant(self, node: fx.Node) -> None:
         """Record that ``forward`` made the value of a node a constant."""
-        self.constants[node] = self.stack[-1]
+        self.traced.constants[node] = self.stack[-1]
 
     def to_bool(self, obj: Any) -> bool:
         self.record_constant(obj.node)
@@ -242,13 +226,13 @@ class Tracer(fx.Tracer):
     def describe_error(self, error: Exception) -> str:
         """The message for an error raised while tracing: where, why, and what to do."""
         name = self.stack[-1]
-        module = self.root.get_submodule(name)
+        module = self.traced.modules[name]
         kind, cause = type(module).__name__, f"{_where(error)}: {_one_line(error)}"
+        shape = "the example has the shape the model expects"
         if not name:
             return (
-                f"the forward pass of {kind} cannot be traced{cause}; check that the example has "
-                "the shape the model expects; if it has, move that operation into a module of its "
-                "own and name it in leaf_modules"
+                f"the forward pass of {kind} cannot be traced{cause}; check that {shape}; if it "
+                "has, move that operation into a module of its own and name it in leaf_modules"
             )
         if is_among(self.leaves, name, module):
             return (
@@ -257,10 +241,7 @@ class Tracer(fx.Tracer):
                 "network without it"
             )
         if self.is_leaf_module(module, name):
-            return (
-                f"{name!r} ({kind}) cannot run on its input{cause}; check that the example has "
-                "the shape the model expects"
-            )
+            return f"{name!r} ({kind}) cannot run on its input{cause}; check that {shape}"
         return (
             f"the forward pass cannot be traced into {name!r} ({kind}){cause}; if the example is "
             f"right, exclude the module with leaf_modules=[{name!r}]: its own strides then stay "
