@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from diffstride._arguments import check_limits, check_window
-from diffstride.conversion.pooled_groups import PooledGroup, group_calls
+from diffstride.conversion.pooled_groups import group_calls
 from diffstride.conversion.pooled_module import Pooled, attach_pooling
 from diffstride.conversion.reporting import Conversion, record_costs
 from diffstride.conversion.strided_modules import (
@@ -91,9 +91,8 @@ def convert(
     converted = deep_copy(model)
     leaf_modules = as_leaves(leaf_modules)
     traced = trace(converted, example, leaf_modules)
-    modules = dict(converted.named_modules())
     include = (include,) if isinstance(include, str) else include
-    include = tuple(name for name in include if not isinstance(modules.get(name), Pooled))
+    include = tuple(name for name in include if not isinstance(traced.modules.get(name), Pooled))
     calls, left_out = find_strided_calls(traced, filter_fn, include, patchify, leaf_modules)
     groups = group_calls(traced, calls, left_out, include)
     if not (groups or stride_layers(converted)):
@@ -116,7 +115,10 @@ def convert(
             edge=edge,
             straight_through=straight_through,
         ).to(traced.values[group.calls[0].node].device)
-        _attach(group, pooling.train(converted.training))
+        pooling.train(converted.training)
+        first = {call.module: call for call in reversed(group.calls)}
+        for module, call in first.items():
+            attach_pooling(module, pooling, group.crop_pads[module], pool_first=call.pointwise)
     return converted
 
 
@@ -150,9 +152,3 @@ def _new_pooling(calls: list[StridedCall], **options: Any) -> nn.Module:
         names = " and ".join(dict.fromkeys(repr(call.name) for call in calls))
         message = f"{names} cannot have such a layer: {error}, or use filter_fn to leave it out"
         raise ValueError(message) from error
-
-
-def _attach(group: PooledGroup, pooling: nn.Module) -> None:
-    first = {call.module: call for call in reversed(group.calls)}
-    for module, call in first.items():
-        attach_pooling(module, pooling, group.crop_pads[module], pool_first=call.pointwise)

@@ -49,12 +49,9 @@ def freeze(model: Model, example: Any, round_to: float | None = None) -> Model:
     layers = _replace(root, round_to)
     if not layers:
         raise ValueError(f"{type(model).__name__} has no pooling layer to freeze")
-    for layer in layers:
-        layer.train(model.training)
-    inputs = cast_to_weights(example, model)
-    hooks = [layer.register_forward_pre_hook(_record_size) for layer in layers]
+    hooks = [layer.train(model.training).register_forward_pre_hook(_add_size) for layer in layers]
     with torch.no_grad(), evaluating(root):
-        root[0](*inputs)
+        root[0](*cast_to_weights(example, model))
     for hook in hooks:
         hook.remove()
     return root[0]  # type: ignore[return-value]
@@ -66,13 +63,12 @@ def _replace(model: nn.Module, round_to: float | None) -> list[FrozenPooling]:
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
             if isinstance(child, SpectralPooling):
-                layer = frozen.get(child) or child.frozen(round_to)
-                frozen[child] = layer
-                setattr(parent, name, layer)
+                frozen[child] = frozen.get(child) or child.frozen(round_to)
+                setattr(parent, name, frozen[child])
     return list(frozen.values())
 
 
-def _record_size(layer: FrozenPooling, args: tuple[Tensor, ...]) -> None:
-    x = args[0]
-    if tuple(x.shape[2:]) not in layer.sizes:
-        layer.add_size(tuple(x.shape[2:]), x.dtype, x.device)
+def _add_size(layer: FrozenPooling, args: tuple[Tensor, ...]) -> None:
+    size = tuple(args[0].shape[2:])
+    if size not in layer.sizes:
+        layer.add_size(size, args[0].dtype, args[0].device)

@@ -39,11 +39,9 @@ def group_calls(
             names = {by_node[node].name for node in error.calls if node in by_node}
             if not names:
                 raise
-            if refused := names.intersection(include):
-                name = refused.pop()
-                raise ValueError(
-                    f"include: {name!r} cannot have a stride of its own: {error}"
-                ) from error
+            if refused := sorted(names.intersection(include)):
+                message = f"include: {refused[0]!r} cannot have a stride of its own: {error}"
+                raise ValueError(message) from error
             left_out.update(dict.fromkeys(sorted(names), str(error)))
             calls = [call for call in calls if call.name not in names]
 

@@ -88,10 +88,9 @@ def pooled_class(base: type[nn.Module]) -> type[nn.Module]:
 
 
 def parametrized_class(base: type[nn.Module]) -> type[nn.Module]:
-    """A pooling class in place of the one that torch made for a parametrized module.
+    """The class that torch made for a parametrized module, derived from a pooling class instead.
 
-    Removing a parametrization removes the outermost class. So the parametrized class stays
-    outermost: it is derived again, from the pooling subclass of its base.
+    Removing a parametrization removes the outermost class, so the parametrized one stays outermost.
     """
     pooled = pooled_class(base.__bases__[0])
     own = {k: v for k, v in vars(base).items() if k not in ("__dict__", "__weakref__")}
@@ -102,7 +101,7 @@ def crop_or_pad(x: Tensor, crop_pads: Sequence[CropPad]) -> Tensor:
     """Crop each spatial axis at its start, and crop it or repeat the last sample at its end.
 
     At stride 1, parallel branches may return maps of slightly different sizes, due to an even
-    kernel, no padding or ``ceil_mode``. Given one size here, they stay equal at every stride.
+    kernel, no padding or ``ceil_mode``. After this they are equal at every stride.
 
     >>> import torch
     >>> crop_or_pad(torch.arange(4.0).reshape(1, 1, 4), [CropPad(crop=1, pad=2)])

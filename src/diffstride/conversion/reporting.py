@@ -1,5 +1,6 @@
 """Record what a conversion did and the cost before it, and report both as a table."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,14 +52,13 @@ def record_costs(traced: Trace, example: Any, leaf_modules: tuple[Leaf, ...]) ->
 
 def _costs(traced: Trace, parts: dict[str, Conversion]) -> dict[str, int]:
     """Multiply-adds of one sample, in total and by module, outside of ``parts``."""
-    costs = {"": 0}
+    costs = Counter({"": 0})
     for node, cost in traced.multiply_adds.items():
         name = traced.module_name(node)
-        if any(f"{name}.".startswith(f"{prefix}.") for prefix in parts):
-            continue
-        costs[""] += cost
-        if node.op == "call_module":
-            costs[name] = costs.get(name, 0) + cost
+        if not any(f"{name}.".startswith(f"{prefix}.") for prefix in parts):
+            costs[""] += cost
+            if node.op == "call_module":
+                costs[name] += cost
     return {name: cost // traced.batch for name, cost in costs.items()}
 
 

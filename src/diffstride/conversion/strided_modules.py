@@ -171,11 +171,9 @@ def _reason_to_skip(
     kernels, strides = per_axis(module, "kernel_size", len(sizes)), stride_of(module, len(sizes))
     if not len(kernels) == len(strides) == len(sizes):
         return f"strides along {len(strides)} axes, but its maps have {len(sizes)}"
-    pairs = zip(kernels, strides, strict=True)
     if not isinstance(module, Conv):
-        if _takes_whole_maps(trace, node, kernels):
-            return "pools the whole map"
-    elif not patchify and any(1 < kernel <= stride for kernel, stride in pairs):
+        return "pools the whole map" if _takes_whole_maps(trace, node, kernels) else None
+    if not patchify and any(1 < k <= s for k, s in zip(kernels, strides, strict=True)):
         return "patchifying convolution: its patches do not overlap (patchify=True takes it)"
     return None
 

@@ -43,26 +43,19 @@ def scaled_strides(layers: Iterable[Any], factor: float) -> Iterator[bool]:
     Gives whether any of them changed. They are replaced, not written to, so that optimisers and
     autograd do not see it.
     """
-    kept = [(layer, layer.strides.data) for layer in layers if _learns(layer)]
+    learning = (each for each in layers if each.strides.requires_grad and not each.strides.is_meta)
+    kept = [(layer, layer.strides.data) for layer in learning]
     try:
-        moved = [_swap(layer, _scaled(layer, data, factor)) for layer, data in kept]
-        yield any(moved)
+        for layer, data in kept:
+            limits = (getattr(layer, f"{end}_limit_stride", None) for end in ("lower", "upper"))
+            scaled = clamp_strides((data * factor).tolist(), *limits)
+            _replace(layer, data.new_tensor(scaled))
+        yield any(not data.equal(layer.strides.data) for layer, data in kept)
     finally:
         for layer, data in kept:
-            _swap(layer, data)
+            _replace(layer, data)
 
 
-def _learns(layer: Any) -> bool:
-    return layer.strides.requires_grad and not layer.strides.is_meta
-
-
-def _scaled(layer: Any, data: Tensor, factor: float) -> Tensor:
-    limits = (getattr(layer, f"{end}_limit_stride", None) for end in ("lower", "upper"))
-    return data.new_tensor(clamp_strides((data * factor).tolist(), *limits))
-
-
-def _swap(layer: Any, data: Tensor) -> bool:
-    """Replace the strides of a layer; returns whether they changed."""
-    old, layer.strides.data = layer.strides.data, data
+def _replace(layer: Any, data: Tensor) -> None:
+    layer.strides.data = data
     layer.train(layer.training)  # has the layer read its strides
-    return not old.equal(data)

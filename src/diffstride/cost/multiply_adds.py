@@ -183,16 +183,15 @@ class MultiplyAdds:
     def _check(self, name: str, strides: Any) -> None:
         if name not in self.layers:
             raise ValueError(f"strides: the model has no stride layer named {name!r}")
-        kind, axes = type(self.layers[name]), self.layers[name].num_axes
+        kind = type(self.layers[name])
         if getattr(kind, "plan", SizedPooling.plan) is SizedPooling.plan:
             raise ValueError(
                 f"{name!r} is a {kind.__module__}.{kind.__name__}, whose cost is known only at its "
                 "own strides: use diffstride.DiffStride"
             )
-        if callable(strides):
-            return
+        axes = self.layers[name].num_axes
         numbers = isinstance(strides, Sequence) or (isinstance(strides, Tensor) and strides.dim())
-        if not numbers or len(strides) not in (1, axes):
+        if not callable(strides) and not (numbers and len(strides) in (1, axes)):
             raise ValueError(
                 f"strides: {name!r} takes {axes}, one for each axis, but got {strides!r}"
             )

@@ -60,7 +60,10 @@ class PooledMaps:
         sizes = [round(number(size)) for size in inputs]
         if min(sizes) < 1:
             raise EmptyMapError(f"the map that {self.name!r} pools", min(sizes))
-        values = self._per_axis(strides(sizes) if callable(strides) else strides)
+        given = strides(sizes) if callable(strides) else strides
+        values = list(self.module.stride_values() if given is None else given)
+        if len(values) == 1:
+            values *= len(inputs)
         axes = list(self.module.plan(sizes, [number(value) for value in values]))
         for i, (axis, size, stride) in enumerate(zip(axes, inputs, values, strict=True)):
             # The slope is that at the stride in use, which may have been clamped.
@@ -76,7 +79,3 @@ class PooledMaps:
         outputs = [known[self.call, i] for i in range(len(sizes))]
         maps = sum(prod(size.at(known) for size in sizes) for sizes in self._maps)
         return self.module.multiply_adds(self._axes, sizes, outputs) * maps / self._batch
-
-    def _per_axis(self, strides: Sequence[Number] | None) -> list[Number]:
-        values = list(self.module.stride_values() if strides is None else strides)
-        return values * len(self.inputs) if len(values) == 1 else values

@@ -16,7 +16,7 @@ LARGEST = 30.0  # logarithm of the largest stride that is tried, where there is 
 
 
 class StrideSpace:
-    """The points at which a network can run, and what it costs there.
+    """The strides at which a network can run, and its cost there.
 
     Args:
         cost: the cost of the network.
@@ -47,8 +47,7 @@ class StrideSpace:
     def runnable(self, logs: Logs) -> Logs:
         """The nearest smaller strides at which no map is empty.
 
-        Layers get the strides asked for in the order of their calls, as far as possible: early
-        strides save most.
+        Layers get the strides asked for in the order of their calls: early strides save most.
         """
         if not self.cost.has_empty_maps or self._runs(logs):
             return logs

@@ -2,14 +2,14 @@
 
 Some calls of a traced network *resize*: the size of their output depends on their stride. The graph
 runs again on shapes alone, and each resizing call returns a map that is larger by a number of its
-own, its *growth*. A dimension that grows by the same number follows that call, whatever reshaping
-lies between. Where two operands had equal sizes and no longer do, their calls must share a stride.
-No table of operators is needed. Where strides round sizes, two may agree by chance: then the graph
-runs with several sets of growths.
+own, its *growth*. A dimension that grows by the same number follows that call. Where two operands
+had equal sizes and no longer do, their calls must share a stride. No table of operators is needed.
+Where strides round sizes, two may agree by chance: then the graph runs with several growths.
 """
 
 from collections import ChainMap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
 from math import prod
 from typing import Any, NamedTuple, NoReturn
 
@@ -36,11 +36,7 @@ class SizeMismatchError(Exception):
     """
 
     def __init__(
-        self,
-        node: fx.Node,
-        dims: list[tuple[fx.Node, Dim]],
-        why: str = "",
-        blamed: Iterable[fx.Node] = (),
+        self, node: fx.Node, dims: list[Dim], why: str, blamed: Sequence[fx.Node] = ()
     ) -> None:
         super().__init__(why)
         self.node, self.dims, self.why, self.blamed = node, dims, why, list(blamed)
@@ -121,9 +117,8 @@ class StrideGroups:
         shape[axis] += added
         module = self.trace.module(node) or nn.Module()
         with restoring(module), shapes_only(self.trace.fake_mode):
-            operand = self.trace.values[source].new_empty(shape)
-            result = _try_node(self, node, ChainMap({source: operand}, self.trace.values))
-        return tuple(result.shape)
+            values = {source: self.trace.values[source].new_empty(shape)}
+            return tuple(_try_node(self, node, ChainMap(values, self.trace.values)).shape)
 
     def upstream(self, node: fx.Node) -> list[fx.Node]:
         """The resizing calls that the value of a node depends on, in order of execution."""
@@ -237,24 +232,22 @@ def _enlarged_output(groups: StrideGroups, call: fx.Node) -> Tensor:
 
 
 def _try_node(groups: StrideGroups, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
-    module = groups.trace.module(node)
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n])
     try:
-        return run_node(module, node, args, kwargs)
+        return run_node(groups.trace.module(node), node, args, kwargs)
     except Exception as error:
         why = " ".join(str(error).split())[:200]
         raise SizeMismatchError(node, _disagreement(groups, node), why) from error
 
 
-def _disagreement(groups: StrideGroups, node: fx.Node) -> list[tuple[fx.Node, Dim]]:
-    """Two operands and a dimension of each, counted from the last, that no longer agree."""
-    operands = [(source, groups.dims(source)[::-1]) for source in node.all_input_nodes]
-    for i, (one, dims) in enumerate(operands):
-        for two, others in operands[i + 1 :]:
-            for dim, other in zip(dims, others, strict=False):
-                broadcast = 1 in (*dim.perturbed, *other.perturbed)
-                if dim.size == other.size and dim.growth != other.growth and not broadcast:
-                    return [(one, dim), (two, other)]
+def _disagreement(groups: StrideGroups, node: fx.Node) -> list[Dim]:
+    """The dimensions of two operands, counted from the last, that no longer agree."""
+    operands = [groups.dims(source)[::-1] for source in node.all_input_nodes]
+    for one, two in combinations(operands, 2):
+        for dim, other in zip(one, two, strict=False):
+            broadcast = 1 in (*dim.perturbed, *other.perturbed)
+            if dim.size == other.size and dim.growth != other.growth and not broadcast:
+                return [dim, other]
     return []
 
 
@@ -268,42 +261,34 @@ def _check_inputs(groups: StrideGroups) -> None:
                         f"{one.target} and {call.target} meet, but their inputs have passed "
                         "different strides, so they cannot share one"
                     )
-                    dims = [(_source(one), dim), (_source(call), other)]
-                    raise SizeMismatchError(call, dims, why, blamed=[groups.leaders[call]])
+                    raise SizeMismatchError(call, [dim, other], why, [groups.leaders[call]])
 
 
 def _merge(groups: StrideGroups, mismatch: SizeMismatchError) -> fx.Node:
     """Merge the groups of the calls that caused a mismatch; returns the first call changed."""
-    origins = [groups.origins.get(dim.growth) for _, dim in mismatch.dims]
-    blamed = [origin[0] for origin in origins if origin]
-    if not _can_share(groups, mismatch, origins):
+    origins = [
+        (dim, groups.origins[dim.growth]) for dim in mismatch.dims if dim.growth in groups.origins
+    ]
+    blamed = [call for _, (call, _) in origins]
+    if not _can_share(groups, origins):
         blamed = mismatch.blamed or blamed
         last = [] if mismatch.blamed else _last_calls(groups, mismatch.node)
         if len(last) < 2 or len({groups.trace.values[call].shape[2:] for call in last}) > 1:
             _raise_conflict(groups, mismatch, blamed)
         blamed = last[:2]
-    order = list(groups.leaders)
-    keep, drop = sorted(blamed, key=order.index)
+    keep, drop = sorted(blamed, key=list(groups.leaders).index)
     for call, leader in groups.leaders.items():
         groups.leaders[call] = keep if leader is drop else leader
     return drop
 
 
-def _can_share(
-    groups: StrideGroups, mismatch: SizeMismatchError, origins: list[tuple[fx.Node, int] | None]
-) -> bool:
-    """Whether both dimensions follow calls that a shared stride makes agree.
-
-    That is: the same axis of maps of equal size, with the same constant margin.
-    """
-    if len(origins) < 2 or None in origins:
-        return False
-    shapes, distances = set(), set()
-    for (call, axis), (_, dim) in zip(filter(None, origins), mismatch.dims, strict=True):
-        shape = tuple(groups.trace.values[call].shape[2:])
-        shapes.add(shape)
-        distances.add((axis, dim.size - shape[axis]))
-    return len(shapes) == len(distances) == 1
+def _can_share(groups: StrideGroups, origins: list[tuple[Dim, tuple[fx.Node, int]]]) -> bool:
+    """Whether both dimensions follow the same axis of maps of equal size, by the same margin."""
+    found = set()
+    for dim, (call, axis) in origins:
+        shape = groups.trace.values[call].shape[2:]
+        found.add((shape, axis, dim.size - shape[axis]))
+    return len(origins) == 2 and len(found) == 1
 
 
 def _last_calls(groups: StrideGroups, node: fx.Node) -> list[fx.Node]:
