@@ -145,6 +145,26 @@ def test_values_that_forward_stores_are_restored_after_tracing(analyse):
     model(x)
 
 
+class FirstMask(nn.Module):
+    """Keeps a mask of the size of its first map."""
+
+    def __init__(self):
+        super().__init__()
+        self.mask = None
+
+    def forward(self, x):
+        if self.mask is None:
+            self.mask = torch.ones_like(x)
+        return x * self.mask
+
+
+def test_a_leaf_module_may_store_a_tensor_of_the_size_of_a_run():
+    net = nn.Sequential(strided(), FirstMask(), strided())
+    converted = convert(net, torch.zeros(1, 4, 16, 16), leaf_modules=[FirstMask])
+    assert MultiplyAdds(converted, torch.zeros(1, 4, 16, 16)).value()
+    assert converted[1].mask is None
+
+
 def test_a_buffer_that_changes_its_size_is_restored():
     norm = nn.BatchNorm1d(3)
     before, buffer = norm.running_mean.clone(), norm.running_mean

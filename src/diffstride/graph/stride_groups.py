@@ -213,7 +213,10 @@ def _may_round(groups: StrideGroups) -> bool:
 def _run_perturbed(groups: StrideGroups, nodes: list[fx.Node]) -> None:
     """Run those of ``nodes`` that depend on a resizing call, with perturbed sizes."""
     values, multiply_adds = groups.runs[-1]
-    with shapes_only(groups.trace.fake_mode) as counter:
+    modules = filter(None, map(groups.trace.module, nodes))
+    # They may store a tensor of this run's size. Modules of torch.nn do not.
+    others = [each for each in modules if not type(each).__module__.startswith("torch.nn.")]
+    with restoring(nn.ModuleList(others)), shapes_only(groups.trace.fake_mode) as counter:
         for node in nodes:
             if node in groups.leaders:
                 values[node] = _enlarged_output(groups, node)
