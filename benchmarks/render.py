@@ -28,49 +28,70 @@ HEAD = """\
 
 <!-- Written by `python -m benchmarks.render` from the files under benchmarks/results. -->
 
-`make bench`, on a quiet machine, measures all of this and writes this page. The contract:
+This page compares times, memory and MACs (multiply-adds) of the pooling layers with those of their
+alternatives: for one layer, for whole networks, for growing sizes, and for frozen networks. On a
+quiet machine `make bench` measures everything and writes this page.
 
-- The contenders of a row take turns in one process, in a new random order each round, so that a
-  drift of the machine hits all of them alike. Three calls warm up, of slow contenders fewer; a
-  sample is as many calls as fill 10 ms. Shown are the median and, in brackets, the quartiles over
-  the samples, of which slow contenders have fewer, at least three. Files hold seconds, tables
-  milliseconds.
-- Training means strides that move at every step: the layers compute their matrices anew, as they
-  do in training. Evaluation means strides at rest.
-- The allocator matters: by default glibc takes the memory of large tensors (always above 32 MB)
-  from the kernel and gives it back, at one page fault for 4 KB, which hits whatever returns a new
-  tensor. `--allocator keep` keeps freed memory, as jemalloc and tcmalloc do. The default is what a
-  user gets without doing anything. The files hold the page faults of a call as well.
-- Every file holds seed, threads, processor, commit and versions.
+How the numbers are measured:
+
+- **Turns.** The contenders of a row take turns in one process, in a new random order each round. So
+  a drift of the machine affects all of them alike.
+- **Samples.** Three calls warm up, fewer for slow contenders. A sample is as many calls as fill
+  10 ms. Tables show the median and, in brackets, the quartiles over the samples. Slow contenders
+  have fewer samples, at least three. Files hold seconds, tables milliseconds.
+- **Training** means strides that change at every step: the layers compute their matrices anew.
+  **Evaluation** means strides that do not change.
+- **Allocator.** By default glibc takes the memory of large tensors (always above 32 MB) from the
+  kernel and returns it, at one page fault per 4 KB. This slows every function that returns a new
+  tensor. `--allocator keep` keeps freed memory, as jemalloc and tcmalloc do. The tables use the
+  default, which a user gets without any setting. The files also hold the page faults of a call.
+- **Facts.** Every file holds seed, threads, processor, commit and versions.
+
+Limits: the numbers hold for the processor, threads, dtypes and versions that a section names.
 """
 INTRODUCTIONS = {
     "layer": """\
-Stride 2, both edges of the window, against the published layer on FFTs (`reference`, always in
-float32 and contiguous), `F.avg_pool2d`, a strided 3 x 3 convolution of as many channels, and
-`F.interpolate(antialias=True)` to the same sizes (contiguous). The floor of a row is the larger of
-its multiply-adds over the measured rate of matrix products (the best of a few large squares) and
-its bytes in and out over the measured rate of copying its input into a new tensor. Forward and
-backward has twice the floor of forward: the products and the traffic of the input's gradient; the
-products of the strides' gradient are not counted. A dtype that the processor cannot multiply is
-computed in float32, and has the rate of float32.""",
+This section times one layer at stride 2, with both edges of the window. `passband` and `stopband`
+have the window in the output (`straight_through=False`). The alternatives are:
+
+- `reference`, the published layer on FFTs, always in float32 and contiguous;
+- `average`, `F.avg_pool2d`;
+- `convolution`, a strided 3 x 3 convolution of as many channels;
+- `interpolation`, `F.interpolate(antialias=True)` to the same sizes, contiguous.
+
+The floor of a row is a lower limit of its time. It is the larger of two times: its MACs over the
+measured rate of matrix products (the best of a few large squares), and its bytes in and out over
+the measured rate of copying its input into a new tensor. Forward and backward has twice the floor
+of forward, for the products and the traffic of the input's gradient. The products of the strides'
+gradient are not counted. A dtype that the processor cannot multiply is computed in float32, and has
+the rate of float32.""",
     "network": """\
-`average` is the same network with `F.avg_pool2d` in place of the pooling, at the map sizes of
-`stopband` (and nothing in place of a pooling of stride 1); `average, passband sizes` averages
-adaptively to the sizes of `passband`, which `reference` has as well. Peak memory is the rise of
-the resident memory of a process of its own that gives freed memory back at once: weights,
-gradients, momenta, activations, and the work space of convolutions and FFTs. Multiply-adds are
-those of convolutions and matrix products; FFTs are not counted. Every learned stride of a network
-is used as published, the ones of 1 included.""",
+This section measures resnet18 with every pooling.
+
+- `average` is the network with `F.avg_pool2d` as its pooling, at the map sizes of `stopband`. A
+  pooling of stride 1 is left out.
+- `average, passband sizes` averages adaptively to the sizes of `passband`, which `reference` has,
+  too.
+- Every learned stride of a network is used as published, the strides of 1 included.
+
+Peak memory is the rise of the resident memory of a process of its own, which returns freed memory
+at once. It holds weights, gradients, momenta, activations, and the work space of convolutions and
+FFTs. MACs are those of convolutions and matrix products; FFTs are not counted.""",
     "scaling": """\
-Stride 2, the published window, float32, against the published layer on FFTs. Over the sizes the
-tensors have 2 to 4 million elements each.""",
+This section shows how time grows with the map size, the batch and the channels. Stride 2, the
+published window, float32, next to the published layer on FFTs. In the tables of growing size each
+tensor has 2 to 4 million elements.""",
     "frozen": """\
-Inference in float32, with the strides that networks start from, so that all maps are those of the
-`strided` network: `learned` with the layers as they are trained, `frozen` with constant matrices.
-`compiled` is `torch.compile` as it comes; onnxruntime runs on as many threads as torch, from the
-file that `torch.onnx.export(dynamo=True)` writes for any batch. In torchvision's ResNet-18 every
-strided convolution of 3 x 3 now runs at stride 1 before it is pooled; the small ResNet-18 pools
-before its convolutions.""",
+This section times inference in float32. The strides are those that networks start from, so all maps
+have the sizes of the `strided` network.
+
+- `learned` has the layers as they are trained, `frozen` has constant matrices.
+- `compiled` is `torch.compile` with its defaults.
+- onnxruntime runs on as many threads as torch, from the file that
+  `torch.onnx.export(dynamo=True)` writes for any batch.
+
+In torchvision's ResNet-18 every strided 3 x 3 convolution runs at stride 1 before it is pooled. The
+small ResNet-18 pools before its convolutions.""",
 }
 FACTS = {
     "command": "command",
