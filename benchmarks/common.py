@@ -3,8 +3,6 @@
 import argparse
 import json
 import math
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,8 @@ from torch import Tensor, nn
 
 from benchmarks.machine import ROOT, environment, set_allocator
 from benchmarks.timing import Effort, Timing
+from diffstride.training.files import atomic_file
+from experiments.markdown import replace_tables, table_names
 
 RESULTS = ROOT / "benchmarks" / "results"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -130,16 +130,27 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file such that a reader finds the old one or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with atomic_file(path) as file:
+        file.write(text.encode())
+
+
+def write_table(path: Path, name: str, text: str) -> None:
+    """Replace the text between the marks of one table of a page."""
+    write_text(path, with_table(path.read_text(encoding="utf-8"), name, text))
+
+
+def with_table(page: str, name: str, text: str) -> str:
+    """A page with new text between the marks of one table.
+
+    Raises:
+        ValueError: the page has no table of that name.
+    """
+    if name not in table_names(page):
+        raise ValueError(
+            f"the page has no table {name!r}: expected '<!-- table {name}: begin -->' and below it "
+            f"'<!-- table {name}: end -->'"
+        )
+    return replace_tables(page, lambda other, old: text if other == name else old)
 
 
 def geometric_mean(ratios: Sequence[float]) -> float:

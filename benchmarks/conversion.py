@@ -19,9 +19,8 @@ import gin
 import torch
 from torch import nn
 
-from benchmarks.common import Report, only, write_json
+from benchmarks.common import Report, only, write_json, write_table
 from benchmarks.machine import ROOT, environment
-from benchmarks.pages import write_part
 from benchmarks.tables import table
 from diffstride import CostBudget, MultiplyAdds, convert, freeze, stride_layers
 from diffstride.callbacks import BudgetCallback
@@ -225,7 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> Report:
         write_json(options.out, report)
     elif not options.quick:
         write_json(RESULT, report)
-        write_part(PAGE, "conversion", tables(report))
+        write_table(PAGE, "conversion", tables(report))
     return report
 
 

@@ -3,7 +3,6 @@
 import ctypes
 import os
 import platform
-import subprocess
 import time
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 
 import diffstride
 from diffstride.spectral.memory_format import compute_dtype
+from experiments.source_commit import DIRTY, read_commit
 
 ROOT = Path(__file__).parents[1]
 
@@ -59,6 +59,7 @@ def multiplies_bfloat16() -> bool:
 
 def environment() -> dict[str, Any]:
     """What a timing depends on apart from the benchmark itself."""
+    commit = read_commit("src", ":(glob)benchmarks/*.py") or "unknown"
     return {
         "processor": processor_name(),
         "cores": os.cpu_count(),
@@ -68,22 +69,10 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "diffstride": diffstride.__version__,
-        "commit": _git("rev-parse", "HEAD") or "unknown",
-        "uncommitted_changes": bool(
-            _git("status", "--porcelain", "--", "src", ":(glob)benchmarks/*.py")
-        ),
+        "commit": commit.removesuffix(DIRTY),
+        "uncommitted_changes": commit.endswith(DIRTY),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-
-
-def _git(*arguments: str) -> str:
-    try:
-        run = subprocess.run(
-            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return run.stdout.strip()
 
 
 def product_rate(dtype: torch.dtype, sizes: tuple[int, ...], repeats: int = 4) -> float:

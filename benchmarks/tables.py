@@ -1,19 +1,12 @@
 """Markdown tables of numbers, printed by the benchmarks and shown on the page of results."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
+from experiments import markdown
 
-def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A Markdown table, numbers to the right.
-
-    >>> print(table(["size", "ms"], [[8, "1.5"]]))
-    | size | ms |
-    | ---: | ---: |
-    | 8 | 1.5 |
-    """
-    lines = [header, ["---:"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+table = partial(markdown.table, align="---:")
 
 
 def number(value: float) -> str:

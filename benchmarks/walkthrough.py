@@ -15,9 +15,8 @@ from io import StringIO
 from pathlib import Path
 from unittest import mock
 
-from benchmarks.common import Report, write_json
+from benchmarks.common import Report, write_json, write_table
 from benchmarks.machine import ROOT, environment
-from benchmarks.pages import write_part
 from diffstride import CostBudget
 from diffstride.examples import convert_torchvision
 
@@ -86,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> Report:
         },
     }
     write_json(RESULT, report)
-    write_part(PAGE, "walkthrough", shown(report))
+    write_table(PAGE, "walkthrough", shown(report))
     print(report["printed"], file=sys.stderr)
     return report
 

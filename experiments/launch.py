@@ -11,8 +11,11 @@ import gin
 from gin.config import ConfigurableReference
 
 from diffstride.training import gin_registry
+from diffstride.training.checkpoints import CHECKPOINTS, LAST
 from diffstride.training.command_line import configure
+from diffstride.training.files import atomic_file
 from diffstride.training.network_cost import measure_cost
+from diffstride.training.run_summary import read_summary
 from experiments.allowed_bindings import check_overrides
 from experiments.file_locations import Places
 from experiments.grid import Plan, Run, grid
@@ -25,6 +28,8 @@ OVERHEAD = 55e6
 SLOWER = {"reference": 1.5}
 NOMINAL = (3, 32, 32)
 CONFIGS = Path(__file__).parent / "configs"
+COMMIT_NOTE = "commit.txt"
+UNKNOWN = "unknown"
 
 _registered_grid = gin_registry.register(grid, "table")
 
@@ -146,6 +151,30 @@ def row_of(chosen: Row, summary: Mapping[str, Any]) -> Row:
     learned = chosen["pooling"] in LEARNED
     facts["strides_end"] = summary["strides"] if learned else None
     return {key: facts.get(key) for key in KEYS}
+
+
+def note_commit(workdir: Path, now: str | None) -> str | None:
+    """The commit at which a run is trained, written into its folder for a run that resumes it.
+
+    A run that is resumed at another commit has both, joined by ``+``. A finished run keeps its own.
+
+    Args:
+        workdir: folder of the run.
+        now: the commit of this process, None if it is not known.
+
+    Returns:
+        The commit, None if it is not known.
+    """
+    path = workdir / COMMIT_NOTE
+    noted = path.read_text(encoding="utf-8").strip() if path.exists() else UNKNOWN
+    if read_summary(workdir) is None:
+        parts = noted.split("+") if (workdir / CHECKPOINTS / LAST).exists() else []
+        if parts[-1:] != [now or UNKNOWN]:
+            parts.append(now or UNKNOWN)
+        noted = "+".join(parts)
+        with atomic_file(path) as file:
+            file.write(f"{noted}\n".encode())
+    return None if noted == UNKNOWN else noted
 
 
 def _handed_on(model: str, asked: Mapping[str, str]) -> Iterator[tuple[str, str]]:

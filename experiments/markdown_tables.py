@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 
+from experiments.markdown import table
 from experiments.pictures import COSTS, FOLDER, STRIDES
 from experiments.result_rows import Row
 from experiments.seed_averages import Entry, average, tell_apart
@@ -20,18 +21,6 @@ from experiments.table_cells import (
 
 PICTURES = "pictures"
 NONE_YET = "No results yet: `python3 -m experiments.table` makes them."
-
-
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table.
-
-    >>> print(markdown(["pooling", "%"], [["max", "87.1"]]))
-    | pooling | % |
-    | --- | --- |
-    | max | 87.1 |
-    """
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _legend(kind: str, entries: Sequence[Entry]) -> str:
@@ -79,7 +68,7 @@ def _summary(entries: list[Entry]) -> str:
         figures = [entry.published for entry in found.values() if entry.published]
         cells.append("; ".join(map(all_of, figures)) or NONE)
         lines.append([dataset, label, *cells])
-    return markdown([*header, *between, "published, width 64, 400 epochs"], lines)
+    return table([*header, *between, "published, width 64, 400 epochs"], lines)
 
 
 def _labelled(entries: Sequence[Entry]) -> list[tuple[Entry, str]]:
@@ -108,7 +97,7 @@ def _equal_cost(entries: list[Entry]) -> str:
             cells = [label, accuracy(entry), str(entry.count), cost(entry), ahead]
             lines.append([entry.dataset, entry.start, *cells])
     header = ["data set", "strides", "pooling", "accuracy", "runs", "multiply-adds"]
-    return markdown([*header, "points ahead of the best that was guessed"], lines)
+    return table([*header, "points ahead of the best that was guessed"], lines)
 
 
 def _is_near(entry: Entry, strided: Entry) -> bool:
@@ -132,7 +121,7 @@ def _details(entries: list[Entry]) -> str:
         "minutes (threads)": lambda entry, _: minutes(entry),
     }
     lines = ([show(*each) for show in columns.values()] for each in _labelled(entries))
-    return markdown(list(columns), lines)
+    return table(list(columns), lines)
 
 
 def _trials(entries: list[Entry]) -> str:
@@ -145,7 +134,7 @@ def _trials(entries: list[Entry]) -> str:
         figures = [accuracy(entry), str(entry.count), cost(entry), learned(entry)]
         lines.append([entry["config"], entry.dataset, entry.start, label, *figures])
     header = ["recipe", "data set", "strides", "pooling", "accuracy", "runs", "multiply-adds"]
-    return markdown([*header, "strides learned"], lines)
+    return table([*header, "strides learned"], lines)
 
 
 def _pictures(entries: list[Entry], folder: str) -> str:

@@ -1,36 +1,29 @@
-"""Pages with places for tables, between ``<!-- table NAME: begin -->`` and ``end``."""
+"""Pages with tables and pictures of the results."""
 
 import os
-import re
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
+from experiments.markdown import replace_tables, table_names
 from experiments.markdown_tables import NONE_YET, PICTURES, block, parse_name
 from experiments.pictures import FOLDER
 from experiments.result_rows import Row
-
-PLACE = re.compile(
-    r"(?P<begin>^<!-- table (?P<name>[^:>]+): begin[^>]*-->\n)(?P<body>.*?)"
-    r"(?P<end>^<!-- table (?P=name): end -->)",
-    re.DOTALL | re.MULTILINE,
-)
-MARK = re.compile(r"^<!-- table .*", re.MULTILINE)
 
 
 def fill(
     page: str, rows: Sequence[Row], recipes: Collection[str] = (), pictures: str = FOLDER
 ) -> str:
-    """A page with its tables made anew.
+    """A page whose tables are written again from these rows.
 
     Args:
-        page: the text.
-        rows: what the tables are of.
-        recipes: names that may stand in a page though no row has them yet.
-        pictures: folder of the pictures, as seen from the page.
+        page: the text of the page.
+        rows: the results.
+        recipes: names that a table may have though no row has them yet.
+        pictures: folder of the pictures, relative to the page.
 
     Raises:
-        ValueError: a mark has no partner, names an unknown table or recipe, or a table that is
-            there would be lost, since the rows have nothing for it.
+        ValueError: a mark has no partner, or names an unknown table or recipe; or the rows have no
+            results for a table that has some.
 
     >>> print(fill("<!-- table summary: begin -->\\n<!-- table summary: end -->", []))
     <!-- table summary: begin -->
@@ -41,28 +34,18 @@ def fill(
     """
     known = {*recipes, *(row["config"] for row in rows)}
 
-    def made(found: re.Match[str]) -> str:
+    def write(name: str, before: str) -> str:
         if rows:
-            _check_recipes(found["name"], known)
-        text = block(found["name"], rows, pictures)
-        if text == NONE_YET and found["body"].strip() not in ("", NONE_YET):
+            _check_recipes(name, known)
+        text = block(name, rows, pictures)
+        if text == NONE_YET and before not in ("", NONE_YET):
             raise ValueError(
-                f"the table at {found['begin'].strip()!r} is filled, but these results have no row "
-                "for it: report from the folder of results that it was made of"
+                f"the table at '<!-- table {name}: begin -->' is filled, but these results have no "
+                "row for it: give the folder of its results with --results"
             )
-        return f"{found['begin']}\n{text}\n\n{found['end']}"
+        return text
 
-    _check_marks(page)
-    return PLACE.sub(made, page)
-
-
-def _check_marks(page: str) -> None:
-    rest = [PLACE.sub("", page), *(found["body"] for found in PLACE.finditer(page))]
-    if stray := MARK.search("\n".join(rest)):
-        raise ValueError(
-            f"{stray[0]!r} has no partner: expected '<!-- table NAME: begin -->' and below it "
-            "'<!-- table NAME: end -->', of one NAME"
-        )
+    return replace_tables(page, write)
 
 
 def _check_recipes(name: str, known: Collection[str]) -> None:
@@ -77,12 +60,16 @@ def _check_recipes(name: str, known: Collection[str]) -> None:
 def fill_pages(
     pages: Iterable[Path], rows: Sequence[Row], recipes: Collection[str], pictures: Path
 ) -> dict[Path, str]:
-    """The texts of those pages that exist, with their tables made anew; nothing is written.
+    """The new texts of those pages that exist; writes nothing.
 
-    ``pictures`` is the folder of the pictures, to which the pages link.
+    Args:
+        pages: the files.
+        rows: the results.
+        recipes: as for `fill`.
+        pictures: folder of the pictures that the pages link to.
 
     Raises:
-        ValueError: as `fill` does; names the page.
+        ValueError: as `fill`; the message names the page.
     """
     filled = {}
     for page in filter(Path.exists, pages):
@@ -94,21 +81,21 @@ def fill_pages(
     return filled
 
 
-def pictured(pages: Iterable[str]) -> list[Sequence[str]]:
-    """The recipes of the pictures that these texts show: none, or those of one set of pictures.
+def recipes_in_pictures(pages: Iterable[str]) -> list[str] | None:
+    """The recipes in the pictures of these pages, empty for all; None if no page has pictures.
 
     Raises:
-        ValueError: they show pictures of several, which would have the same files.
+        ValueError: the pages show pictures of different recipes, which would share one file.
 
     >>> page = "<!-- table pictures small: begin -->\\n<!-- table pictures small: end -->"
-    >>> pictured([page, page])
-    [['small']]
+    >>> recipes_in_pictures([page, page])
+    ['small']
     """
-    names = dict.fromkeys(found["name"] for page in pages for found in PLACE.finditer(page))
+    names = dict.fromkeys(name for page in pages for name in table_names(page))
     shown = [name for name in names if parse_name(name)[0] == PICTURES]
     if len(shown) > 1:
         raise ValueError(
             f"the pages show {' and '.join(map(repr, shown))}, but there is one set of pictures: "
             "name the same recipe in all, or report page by page with --pages and --pictures"
         )
-    return [parse_name(name)[1] for name in shown]
+    return parse_name(shown[0])[1] if shown else None

@@ -15,13 +15,13 @@ from diffstride.training.files import atomic_file, check_writable, locked
 from diffstride.training.lightning_compat import exceptions
 from experiments.file_locations import Places, check_results
 from experiments.grid import USUAL, Run
-from experiments.launch import Grid
+from experiments.launch import Grid, note_commit
 from experiments.markdown_tables import block
-from experiments.pages import fill_pages, pictured
+from experiments.pages import fill_pages, recipes_in_pictures
 from experiments.pictures import draw
 from experiments.result_rows import append_row, identity, read_rows
 from experiments.selection import KEYS, select, split
-from experiments.source_commit import commit, note_commit
+from experiments.source_commit import read_commit
 
 FAILED = 1
 
@@ -50,7 +50,7 @@ def make(
         file: where the rows go; beside it are the other files of results.
         failures: gets what was wrong with those that failed, by name.
     """
-    code = commit()  # now: the files may change while the grid runs
+    code = read_commit("src", "experiments")  # now: the files may change while the grid runs
     for number, (name, run) in enumerate(runs.items(), start=1):
         workdir = folder / name
         try:
@@ -88,16 +88,16 @@ def _report(grid: Grid, runs: Mapping[str, Run], where: Places) -> Iterator[str]
     rows = read_rows(where.results)
     yield block("details", rows)
     filled = fill_pages(where.pages, rows, {run.config for run in runs.values()}, where.pictures)
-    shown = pictured(filled.values())  # before anything is written, as it may refuse
+    recipes = recipes_in_pictures(filled.values())  # may raise, so before anything is written
     for page in where.pages:
         if page in filled:
             with atomic_file(page) as file:
                 file.write(filled[page].encode())
         yield f"wrote {page}" if page in filled else f"there is no page {page} to write to"
-    for recipes in shown:
+    if recipes is not None:
         members = [row for row in rows if not recipes or row["config"] in recipes]
         yield from (f"wrote {picture}" for picture in draw(members, where.pictures))
-    if not shown:
+    else:
         yield "no page has a mark for pictures, <!-- table pictures RECIPE: begin --> and end"
     missing = _missing(grid, runs, where.results)
     yield f"{len(missing)} of {len(runs)} runs are missing{':' if missing else ''}"

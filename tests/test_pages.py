@@ -9,7 +9,7 @@ import pytest
 from matplotlib.image import imread
 
 from benchmarks import conversion, walkthrough
-from benchmarks.pages import with_part
+from benchmarks.common import with_table
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = (ROOT / "src/diffstride/examples/convert_torchvision.py").read_text()
@@ -19,18 +19,25 @@ def report_of(module):
     return json.loads(module.RESULT.read_text())
 
 
-def part_is(page, name, text):
-    return with_part(page, name, text) == page
+def table_is(page, name, text):
+    return with_table(page, name, text) == page
 
 
-def test_a_page_without_the_part_is_refused():
-    with pytest.raises(ValueError, match="no part between <!-- begin sum, … and <!-- end sum -->"):
-        with_part("<!-- begin total, by hand -->\n<!-- end total -->", "sum", "1")
+def test_page_without_the_table_is_refused():
+    page = "<!-- table total: begin (by hand) -->\n<!-- table total: end -->"
+    message = "no table 'sum': expected '<!-- table sum: begin -->' and below it '<!-- table sum: e"
+    with pytest.raises(ValueError, match=message):
+        with_table(page, "sum", "1")
+
+
+def test_one_table_of_a_page_is_replaced():
+    page = "".join(f"<!-- table {n}: begin -->\n\n{n}\n\n<!-- table {n}: end -->\n" for n in "ab")
+    assert with_table(page, "a", "c") == page.replace("\na\n", "\nc\n")
 
 
 def test_accuracies_of_the_page_are_those_of_the_file():
     text = conversion.tables(report_of(conversion))
-    assert part_is(conversion.PAGE.read_text(), "conversion", text)
+    assert table_is(conversion.PAGE.read_text(), "conversion", text)
 
 
 def test_the_file_of_accuracies_is_consistent():
@@ -77,7 +84,7 @@ def test_conversion_is_measured_stage_by_stage(tmp_path):
 
 
 def test_walkthrough_shows_what_the_example_printed_and_drew():
-    assert part_is(
+    assert table_is(
         walkthrough.PAGE.read_text(), "walkthrough", walkthrough.shown(report_of(walkthrough))
     )
     for name in walkthrough.PICTURES:

@@ -13,6 +13,7 @@ from diffstride import plots, pooling, resnet
 from diffstride.training.network_cost import measure_cost
 from experiments import markdown_tables, pages, pictures, published_results, table
 from experiments.file_locations import Places
+from experiments.markdown import table_names
 from experiments.pictures import COSTS, STRIDES, draw
 from experiments.result_rows import append_row, read_rows
 from experiments.seed_averages import average
@@ -383,10 +384,12 @@ def test_a_filled_table_is_kept_from_results_without_rows(rows):
 
 
 def test_pages_show_one_set_of_pictures():
-    assert pages.pictured([place("summary"), ""]) == []
-    assert pages.pictured([place("pictures a; b"), place("pictures a; b")]) == [["a", "b"]]
+    recipes = pages.recipes_in_pictures
+    assert recipes([place("summary"), ""]) is None
+    assert recipes([place("pictures"), ""]) == []
+    assert recipes([place("pictures a; b"), place("pictures a; b")]) == ["a", "b"]
     with pytest.raises(ValueError, match="the pages show 'pictures a' and 'pictures b', but"):
-        pages.pictured([place("pictures a"), place("pictures b")])
+        recipes([place("pictures a"), place("pictures b")])
 
 
 # The report
@@ -551,7 +554,7 @@ def test_no_rows_give_no_pictures(tmp_path):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_pages_show_the_files_of_results(page):
     text = page.read_text()
-    assert pages.PLACE.search(text)
+    assert table_names(text)
     assert pages.fill(text, read_rows(PAGES[page])) == text, (
         "make the tables anew: python3 -m experiments.table --report"
     )

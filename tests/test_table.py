@@ -572,7 +572,7 @@ def test_help_has_the_defaults(capsys):
 
 
 def test_a_resumed_run_has_the_commits_it_was_trained_at(tmp_path):
-    note = source_commit.note_commit
+    note = launch.note_commit
     assert note(tmp_path, "a") == "a"
     assert note(tmp_path, "b") == "b"  # nothing was trained at a
     (tmp_path / CHECKPOINTS).mkdir()
@@ -583,15 +583,15 @@ def test_a_resumed_run_has_the_commits_it_was_trained_at(tmp_path):
     summary |= {"multiply_adds_start": 1, "multiply_adds_end": 1}
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     assert note(tmp_path, "d") == "b+c"
-    (tmp_path / source_commit.NOTE).unlink()
+    (tmp_path / launch.COMMIT_NOTE).unlink()
     assert note(tmp_path, "d") is None  # finished before there were notes
 
 
 def test_a_run_that_is_found_finished_keeps_its_commit(monkeypatch):
-    monkeypatch.setattr(table, "commit", lambda: "earlier")
+    monkeypatch.setattr(table, "read_commit", lambda *_: "earlier")
     assert command("--only=pooling=max") == 0
     Path("results/runs.jsonl").unlink()
-    monkeypatch.setattr(table, "commit", lambda: "now")
+    monkeypatch.setattr(table, "read_commit", lambda *_: "now")
     assert command("--only=pooling=max") == 0
     assert read_rows(Path("results"))[0]["commit"] == "earlier"
 
@@ -739,11 +739,11 @@ def test_commit_is_that_of_the_checkout(monkeypatch):
     command = ["git", "-C", str(Path(source_commit.__file__).parent), "rev-parse", "HEAD"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        assert source_commit.commit() is None
+        assert source_commit.read_commit("src") is None
     else:
-        assert source_commit.commit().removesuffix("-dirty") == done.stdout.strip()
+        assert source_commit.read_commit("src").removesuffix("-dirty") == done.stdout.strip()
     monkeypatch.setattr(source_commit, "__file__", "/elsewhere/experiments/source_commit.py")
-    assert source_commit.commit() is None
+    assert source_commit.read_commit("src") is None
 
 
 def test_parts_take_about_equally_long():

@@ -1,0 +1,65 @@
+"""Markdown: tables, and pages with tables between ``<!-- table NAME: begin -->`` and ``end``."""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+TABLE = re.compile(
+    r"(?P<begin>^<!-- table (?P<name>[^:>]+): begin[^>]*-->\n)(?P<body>.*?)"
+    r"(?P<end>^<!-- table (?P=name): end -->)",
+    re.DOTALL | re.MULTILINE,
+)
+MARK = re.compile(r"^<!-- table .*", re.MULTILINE)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]], align: str = "---") -> str:
+    """A Markdown table; ``align="---:"`` aligns its columns to the right.
+
+    >>> print(table(["pooling", "%"], [["max", 87.1]]))
+    | pooling | % |
+    | --- | --- |
+    | max | 87.1 |
+    """
+    lines = [header, [align] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def table_names(page: str) -> list[str]:
+    """The names of the tables of a page."""
+    return [found["name"] for found in TABLE.finditer(page)]
+
+
+def replace_tables(page: str, write: Callable[[str, str], str]) -> str:
+    """A page with new text between the marks of each table.
+
+    Args:
+        page: the text of the page.
+        write: returns the new text of a table, given its name and its present text.
+
+    Raises:
+        ValueError: a mark has no partner.
+
+    >>> page = "# A\\n<!-- table sum: begin (by add.py) -->\\n1\\n<!-- table sum: end -->\\n"
+    >>> print(replace_tables(page, lambda name, text: f"{text} + 1"), end="")
+    # A
+    <!-- table sum: begin (by add.py) -->
+    <BLANKLINE>
+    1 + 1
+    <BLANKLINE>
+    <!-- table sum: end -->
+    """
+    _check_marks(page)
+
+    def replaced(found: re.Match[str]) -> str:
+        return f"{found['begin']}\n{write(found['name'], found['body'].strip())}\n\n{found['end']}"
+
+    return TABLE.sub(replaced, page)
+
+
+def _check_marks(page: str) -> None:
+    rest = [TABLE.sub("", page), *(found["body"] for found in TABLE.finditer(page))]
+    if stray := MARK.search("\n".join(rest)):
+        raise ValueError(
+            f"{stray[0]!r} has no partner: expected '<!-- table NAME: begin -->' and below it "
+            "'<!-- table NAME: end -->' with the same NAME"
+        )
