@@ -97,7 +97,7 @@ def test_without_a_pooling_the_first_convolution_is_strided() -> None:
     torch.testing.assert_close(block.first(x), F.gelu(norm(dense)))
 
 
-def test_network_is_its_formula() -> None:
+def test_network_equals_its_formula() -> None:
     network = ConvNet([8, 12], [2, 1.5], 5, pooling_cls=POOLING, in_channels=1).eval()
     nn.init.normal_(network.whitening.bias)
     x = torch.randn(3, 1, 17, 17)
@@ -150,6 +150,6 @@ def test_biases_learn_at_their_own_rate() -> None:
         (lambda: ConvNet([8], [(2, 2, 2)], pooling_cls=POOLING), "(height, width)"),
     ],
 )
-def test_mistakes_are_told(build, message: str) -> None:
+def test_wrong_arguments_are_refused(build, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         build()

@@ -341,7 +341,7 @@ def test_batches_may_be_empty(size: int) -> None:
         assert x.grad is not None
 
 
-def test_the_axes_are_pooled_in_any_order_alike() -> None:
+def test_the_order_of_the_axes_does_not_matter() -> None:
     x = torch.randn(1, 1, 9, 10, 11, dtype=torch.float64)
     strides = (1.5, 2.5, 3.5)
     expected = diff_stride(x, strides, **PUBLISHED)
@@ -463,7 +463,7 @@ def test_an_in_place_operation_may_follow(memory_format: torch.memory_format) ->
 
 @pytest.mark.parametrize("edge", EDGES)
 @pytest.mark.parametrize(("size", "stride"), [(32, 4.0), (32, 9.0), (16, 8.0), (64, 20.0)])
-def test_the_mean_of_a_map_pulls_at_no_stride(edge: str, size: int, stride: float) -> None:
+def test_a_constant_map_gives_strides_no_gradient(edge: str, size: int, stride: float) -> None:
     strides = torch.tensor([stride], dtype=torch.float64, requires_grad=True)
     diff_stride(
         torch.ones(1, 1, size, dtype=torch.float64), strides, edge=edge, straight_through=False
@@ -483,7 +483,7 @@ def test_gradients_are_exact_under_autocast() -> None:
         torch.testing.assert_close(got, exact)
 
 
-def test_a_scalar_stride_serves_both_axes_and_hears_of_both() -> None:
+def test_a_scalar_stride_gets_the_gradients_of_both_axes() -> None:
     x, one = torch.randn(1, 1, 16, 12), torch.tensor(2.0, requires_grad=True)
     two = torch.tensor([2.0, 2.0], requires_grad=True)
     for strides in (one, two):

@@ -44,7 +44,7 @@ def _pooled(x: Tensor, num_axes: int, stride: float, edge: str) -> list[Tensor]:
 @pytest.mark.parametrize("edge", EDGES)
 @pytest.mark.parametrize("stride", [1.0, 1.3, 2.0, 2.7, 9.0])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_way_gives_the_same(
+def test_products_halves_and_transforms_agree(
     way: str, edge: str, stride: float, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     num_axes = max(1, len(shape) - 2)
@@ -117,7 +117,7 @@ def test_evaluation_compiles_without_a_break(way: str, monkeypatch: pytest.Monke
     torch._dynamo.reset()
 
 
-def test_matrices_made_while_shapes_are_traced_are_true_ones():
+def test_matrices_made_during_tracing_are_real_tensors():
     from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
     axis = plan_axis(27, 1.83, 4.0, "stopband", straight_through=False)  # of no other test
