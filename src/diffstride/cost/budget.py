@@ -25,7 +25,7 @@ class CostBudget:
     `project_`, to be called after each step of the optimiser, does four things:
 
     1. It projects the step onto constant cost (`diffstride.cost.projection`), so that strides learn
-       how to share the budget: gradient descent, with momentum or without, comes to rest where no
+       how to share the budget: gradient descent, with momentum or without, converges where no
        exchange of one stride for another lowers the loss. Adam and other optimisers that rescale
        gradients need `project_gradients_` before each step for that.
     2. It multiplies the logarithms of all strides by one factor, within the limits of their layers,

@@ -13,12 +13,10 @@ def project_step(
 
     ``d_i - λ g_i``, clamped to at least 0 at a lower limit and to at most 0 at an upper one, for a
     step ``d`` and the cost's gradient ``g``, with the ``λ`` for which the result is orthogonal to
-    ``g``: of all such steps the nearest to ``d``. Gradient descent then comes to rest where, but
-    for strides at their limits, the gradient of the loss is a multiple of ``g``: no exchange of one
-    stride for another at the same cost lowers the loss.
-
-    Scaling all strides after each step does not have that property. It comes to rest where the
-    loss pulls at strides in proportion to their size, whatever each of them costs.
+    ``g``: of all such steps the nearest to ``d``. Gradient descent then converges where, but for
+    strides at their limits, the gradient of the loss is a multiple of ``g``: no exchange of one
+    stride for another at the same cost lowers the loss. Scaling all strides after each step does
+    not have that property.
 
     Reference: J. B. Rosen, *The Gradient Projection Method for Nonlinear Programming*, 1960.
 
