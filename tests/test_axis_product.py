@@ -11,8 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffstride import DiffStride, diff_stride, spectral_pool
 from diffstride.spectral import axis_product, map_product
 from diffstride.spectral.axis_plan import EDGES, plan_axis
-from diffstride.spectral.cached_matrices import matrix
-from diffstride.spectral.matrix import axis_matrix, pooling_matrix
+from diffstride.spectral.matrix import axis_matrix, matrix, pooling_matrix
 
 NEVER = 1 << 40
 WAYS = {"product": (NEVER, NEVER), "halves": (1, NEVER), "transforms": (NEVER, 1)}

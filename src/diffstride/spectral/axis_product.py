@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diffstride.spectral.axis_plan import Axis
-from diffstride.spectral.cached_matrices import adjoint, analysis, halves, matrix, synthesis
+from diffstride.spectral.matrix import adjoint, analysis, halves, matrix, synthesis
 from diffstride.spectral.long_axis import fourier_pool, fourier_spread
 from diffstride.spectral.memory_format import FULL_PRECISION
 

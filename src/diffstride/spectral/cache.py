@@ -8,18 +8,21 @@ import torch
 from torch import Tensor
 
 from diffstride._torch_compat import disable_current_modes, disable_functorch, mark_constant
+from diffstride.spectral.axis_plan import Axis
 
-LARGE = 1 << 16  # elements of a matrix, from which on only a few are kept
+LARGE = 1 << 16  # elements from which a matrix counts as large
+
+Make = Callable[..., Tensor]
 
 
-def cached(many: int, few: int) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+def cached(many: int, few: int) -> Callable[[Make], Make]:
     """Cache a function of two lengths and more: the last ``many`` tensors, ``few`` large ones.
 
     A stride that learns makes a new matrix in every step; hundreds for a long axis would fill the
     memory.
     """
 
-    def decorate(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def decorate(make: Make) -> Make:
         small, large = lru_cache(many)(outside_modes(make)), lru_cache(few)(outside_modes(make))
 
         @wraps(make)
@@ -32,27 +35,25 @@ def cached(many: int, few: int) -> Callable[[Callable[..., Tensor]], Callable[..
     return decorate
 
 
-def outside_modes(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def outside_modes(make: Make) -> Make:
     """Run ``make`` outside fake-tensor, FLOP-counting, inference and functorch modes.
 
-    A network may be analysed on fake tensors, validated in inference mode before it trains, or run
-    inside a transform of `torch.func`. The cached tensor has to work after that.
+    A network may run on fake tensors, in inference mode or inside a transform of `torch.func`
+    before it trains. The cached tensor has to work after that.
     """
 
     def made(*args: Any) -> Tensor:
         # Not `is_compiling`: it is true in torch.export too, which runs this on fake tensors.
         if torch.compiler.is_dynamo_compiling():
             return make(*args)
-        # A tensor made in inference mode cannot be used in training, and one made inside a
-        # transform cannot be used outside it.
         with disable_functorch(), torch.inference_mode(False), disable_current_modes():
             return make(*args)
 
     return made
 
 
-def as_constant(cached: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Let compiled programs hold what ``cached`` returns for plain numbers as a constant.
+def as_constant(cached: Make) -> Make:
+    """Let compiled programs hold the tensors that ``cached`` returns as constants.
 
     Otherwise the compiler traces through the cache and computes the tensor in every call. The
     tensor is returned in a tuple: the compiler gives bare ones equal names, which all backends but
@@ -64,3 +65,18 @@ def as_constant(cached: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     mark_constant(constant)
     return lambda *args: constant(*args)[0]
+
+
+def cached_per_axis(make: Make) -> Make:
+    """Cache ``make(axis, dtype, device)``, and let compiled programs hold it as a constant.
+
+    The caches hold the matrices of the last training steps, or in evaluation those of all layers.
+    """
+
+    @as_constant
+    @cached(256, 32)
+    def kept(*args: Any) -> Tensor:
+        *fields, dtype, device = args
+        return make(Axis(*fields), dtype, device)
+
+    return lambda axis, dtype, device: kept(*tuple(axis), dtype, device)

@@ -3,18 +3,19 @@
     A[i, j] = (1/N) sum_k g_k m(k) cos(2 pi k (i/M - j/N)),    k = 0 … floor(M/2)
 
 with ``g_0 = 1``, ``g_k = 2`` and ``g_{M/2} = 1`` for even ``M``, and the gains ``m(k)`` of
-`diffstride.spectral.axis_plan`. The factor ``1/N`` (and not ``1/M``) keeps the mean: a constant
-signal stays what it was. ``A = U diag(m) D^T`` with tables ``U``, ``D`` of cosines and sines that
-depend on the two lengths alone.
+`diffstride.spectral.axis_plan`. The factor ``1/N`` (and not ``1/M``) keeps the mean of a signal.
+``A = U diag(m) D^T`` with tables ``U``, ``D`` of cosines and sines that depend on the two lengths
+alone.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffstride.spectral.axis_plan import CPU, Axis, plan_axis, window
-from diffstride.spectral.cache import cached
+from diffstride.spectral.cache import as_constant, cached, cached_per_axis
 
 
 @cached(256, 8)
@@ -53,20 +54,6 @@ def axis_matrix(axis: Axis) -> Tensor:
     return (synthesis * gains) @ analysis_table(axis.size, axis.output_size).T
 
 
-def ramp_factors(size: int, output_size: int, ramp: range) -> tuple[Tensor, Tensor]:
-    """The derivative of the matrix by the stride, in factors: ``dA/ds = slope * U_r D_r^T``.
-
-    Only the bins on the ramp contribute, so the rank is about ``2R``. Returns ``U_r`` of shape
-    ``(M, 2r)`` and ``D_r`` of shape ``(N, 2r)``, float64.
-    """
-    num_bins = output_size // 2 + 1
-    columns = [*ramp, *(num_bins + k for k in ramp)]
-    return (
-        synthesis_table(size, output_size)[:, columns],
-        analysis_table(size, output_size)[:, columns],
-    )
-
-
 def pooling_matrix(
     size: int,
     stride: float,
@@ -82,3 +69,61 @@ def pooling_matrix(
             [0.0000, 0.2500, 0.5000, 0.2500]], dtype=torch.float64)
     """
     return axis_matrix(plan_axis(size, stride, smoothness_factor, edge, cropping, straight_through))
+
+
+def ramp_factors(size: int, output_size: int, ramp: range) -> tuple[Tensor, Tensor]:
+    """``U_r``, ``(M, 2r)``, and ``D_r``, ``(N, 2r)``, float64: ``dA/ds = slope * U_r D_r^T``.
+
+    Only the ``r`` bins on the ramp contribute, so the rank is about ``2R``.
+    """
+    num_bins = output_size // 2 + 1
+    columns = [*ramp, *(num_bins + k for k in ramp)]
+    tables = synthesis_table(size, output_size), analysis_table(size, output_size)
+    return tables[0][:, columns], tables[1][:, columns]
+
+
+# The same in the dtype and on the device of a feature map.
+
+
+@cached_per_axis
+def matrix(axis: Axis, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``A`` of one axis, computed in float64 and rounded once to ``dtype``."""
+    return axis_matrix(axis).to(device, dtype)
+
+
+@cached_per_axis
+def adjoint(axis: Axis, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``A^T``, contiguous."""
+    return matrix(axis, dtype, device).T.contiguous()
+
+
+@cached_per_axis
+def halves(axis: Axis, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``A`` of even lengths, split into its even and its odd bins: ``(2, M/2, N/2)``.
+
+    Shifted by half an axis, waves of even bins repeat and waves of odd bins change their sign. So
+    ``A`` is ``[[E + O, E - O], [E - O, E + O]]``, and ``E`` and ``O`` are returned.
+    """
+    left, right = axis_matrix(axis)[: axis.output_size // 2].split(axis.size // 2, 1)
+    return (torch.stack([left + right, left - right]) / 2).to(device, dtype)
+
+
+def analysis(axis: Axis, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``D_r^T`` of one axis: its product with ``x`` gives the bins on the ramp."""
+    ramp = axis.ramp
+    return _ramp_factor(axis.size, axis.output_size, ramp.start, ramp.stop, 1, dtype, device)
+
+
+def synthesis(axis: Axis, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``U_r^T`` of one axis: its product with ``grad_y`` gives the bins on the ramp."""
+    ramp = axis.ramp
+    return _ramp_factor(axis.size, axis.output_size, ramp.start, ramp.stop, 0, dtype, device)
+
+
+@as_constant
+@cached(256, 32)
+def _ramp_factor(*args: Any) -> Tensor:
+    # The key has the bins and not the stride: most training steps leave the bins as they are.
+    size, output_size, start, stop, which, dtype, device = args
+    factors = ramp_factors(size, output_size, range(start, stop))
+    return factors[which].T.to(device, dtype).contiguous()
