@@ -1,4 +1,4 @@
-"""The base class of all pooling layers: what the analysis of a network asks a layer for."""
+"""Base classes of the pooling layers: the sizes and the cost that the analysis asks for."""
 
 from collections.abc import Sequence
 from math import inf
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 
 
 class SizedPooling(nn.Module):
-    """A pooling layer that keeps batch and channels, and knows the size and cost of its output.
+    """Base class of pooling layers, which keep batch and channels and know their output's size.
 
-    The analysis of a network never runs such a layer: it asks for `output_size`, `plan` and
-    `multiply_adds`. A method of that name in another module has another meaning and does not count.
-    A subclass sets ``num_axes``, the number of spatial axes, and has at least `output_size`.
+    The analysis of a network never runs such a layer: it calls `output_size`, `plan` and
+    `multiply_adds`. A subclass sets ``num_axes``, the number of spatial axes, and implements at
+    least `output_size`.
     """
 
     num_axes: int
 
     @property
     def learns_size(self) -> bool:
-        """Whether strides learn that change the size of the output."""
+        """Whether learnable strides change the size of the output."""
         return False
 
     def output_size(self, input_size: Sequence[int]) -> tuple[int, ...]:
@@ -40,12 +40,7 @@ class SizedPooling(nn.Module):
     def plan(
         self, input_size: Sequence[int], strides: Sequence[float] | None = None
     ) -> tuple[Axis, ...]:
-        """How each axis of a map of ``input_size`` is pooled.
-
-        Args:
-            input_size: lengths of the spatial axes.
-            strides: strides to use instead of the layer's own, for layers whose strides learn.
-        """
+        """How each axis of a map of ``input_size`` is pooled, by the layer's strides or others."""
         check_input_size(self, input_size)
         outputs = self.output_size(input_size)
         values = self.stride_values() if strides is None else strides
@@ -55,27 +50,20 @@ class SizedPooling(nn.Module):
     def unrounded_size(self, size: Any, stride: Any, axis: Axis) -> Any:
         """The output length of an axis before it is rounded to whole samples.
 
-        Args:
-            size: input length, a number or a scalar tensor.
-            stride: likewise; the result is differentiable in both.
-            axis: the plan of the axis at these values.
+        ``size`` and ``stride`` are numbers or scalar tensors, in which the result is
+        differentiable. ``axis`` is the plan of the axis at these values.
         """
         return size / stride
 
     def multiply_adds(
         self, axes: Sequence[Axis], sizes: Sequence[Any], output_sizes: Sequence[Any]
     ) -> Any:
-        """Multiply-adds of pooling one channel of one sample; 0 if the layer multiplies nothing.
-
-        Args:
-            axes: the plan of each axis.
-            sizes, output_sizes: its lengths as numbers or scalar tensors.
-        """
+        """Multiply-adds of pooling one channel of one sample; ``sizes`` may be scalar tensors."""
         return 0.0
 
 
 class SpectralPooling(SizedPooling):
-    """A pooling layer that is one matrix product per axis: its sizes and its cost."""
+    """Base class of pooling layers that are one matrix product per axis."""
 
     def output_size(self, input_size: Sequence[int]) -> tuple[int, ...]:
         """The spatial size of the output for a map of ``input_size``.

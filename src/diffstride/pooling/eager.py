@@ -1,6 +1,6 @@
-"""What a compiled program leaves to eager execution; imported only while one is compiled.
+"""Pooling outside a compiled program; imported only while one is compiled.
 
-The decorator imports the compiler, which takes longer to load than all the rest of the library.
+The decorator imports the compiler, which takes longer to load than the rest of the library.
 """
 
 import torch
@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 @torch.compiler.disable
 def call_eagerly(layer: nn.Module, x: Tensor) -> Tensor:
-    """Pool ``x`` outside the compiled program.
+    """Pool ``x`` outside the compiled program, which would be outdated after each training step.
 
-    While strides move, a program that holds them would be stale after every step. The products
-    gain nothing from compilation; the rest of the network is compiled around them.
+    The products gain nothing from compilation; the rest of the network is compiled.
     """
     return layer._pool(x)  # pyright: ignore[reportCallIssue]

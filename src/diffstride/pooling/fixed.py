@@ -4,13 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from diffstride._arguments import (
-    as_strides,
-    check_input,
-    check_input_size,
-    pooled_sizes,
-    refuse_data_format,
-)
+from diffstride import _arguments
+from diffstride._arguments import check_input, check_input_size, pooled_sizes
 from diffstride.pooling.base import SpectralPooling
 from diffstride.pooling.frozen import FrozenPooling
 from diffstride.spectral.autograd import pool
@@ -27,13 +22,13 @@ class FixedSpectralPooling(SpectralPooling):
 
     Args:
         strides: strides, each at least 1, may be fractional; a single number means two axes.
-        data_format: not supported; an argument of the published layer, refused with advice.
+        data_format: refused; an argument of the published layer.
 
     Shape:
         ``(B, C, N_1, …, N_n)`` to ``(B, C, ceil(N_1 / s_1), …, ceil(N_n / s_n))``.
 
     Raises:
-        ValueError: if a stride is below 1, or the input has another number of axes.
+        ValueError: if a stride is below 1, or the input has another number of spatial axes.
 
     >>> import torch
     >>> FixedSpectralPooling(2)(torch.ones(1, 3, 32, 31)).shape
@@ -44,8 +39,8 @@ class FixedSpectralPooling(SpectralPooling):
         self, strides: Sequence[float] | float = (2.0, 2.0), data_format: None = None
     ) -> None:
         super().__init__()
-        refuse_data_format(data_format)
-        self.strides = as_strides(strides)
+        _arguments.refuse_data_format(data_format)
+        self.strides = _arguments.as_strides(strides)
         self.num_axes = len(self.strides)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,13 +50,11 @@ class FixedSpectralPooling(SpectralPooling):
     def plan(
         self, input_size: Sequence[int], strides: Sequence[float] | None = None
     ) -> tuple[Axis, ...]:
-        """How each axis of a map of ``input_size`` is pooled, by the layer's strides or others."""
         check_input_size(self, input_size)
         values = self.strides if strides is None else strides
         return tuple(map(plan_spectral_axis, input_size, values))
 
     def frozen(self, round_to: float | None = None) -> FrozenPooling:
-        """A layer of the same strides as constants: see `diffstride.freeze`."""
         return FrozenPooling(self.strides, round_to=round_to)
 
     def extra_repr(self) -> str:

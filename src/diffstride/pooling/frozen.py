@@ -14,19 +14,23 @@ from diffstride.spectral.map_product import axis_order, multiply_adds
 from diffstride.spectral.matrix import axis_matrix
 from diffstride.spectral.memory_format import FIRST_DIM, full_precision, layout_of
 
-SPECTRAL = (4.0, "stopband", True, True)  # the settings at which every bin that is kept has gain 1
-
 
 class FrozenPooling(SizedPooling):
     """A pooling layer as constant matrices: ``y = A_1 … A_n x`` for the map sizes it was given.
 
-    Made by `diffstride.freeze`. It holds nothing but matrices as buffers, so that programs with it
+    Made by `diffstride.freeze`. Its only state are matrices, as buffers, so that programs with it
     can be exported.
 
     Args:
-        strides: strides, one per axis.
+        strides: strides, one per axis, each at least 1.
         settings: arguments of `diffstride.spectral.plan_axis` that follow size and stride.
-        round_to: if given, strides are rounded as `diffstride.freeze` says.
+        round_to: if given, strides are rounded as in `diffstride.freeze`.
+
+    Shape:
+        ``(B, C, N_1, …, N_n)`` to ``(B, C, M_1, …, M_n)``, for sizes given to `add_size` only.
+
+    Raises:
+        ValueError: if a map has a size that was not added.
 
     >>> from diffstride import DiffStride
     >>> pool = DiffStride(2.0).frozen()
@@ -40,7 +44,7 @@ class FrozenPooling(SizedPooling):
     def __init__(
         self,
         strides: Sequence[float],
-        settings: tuple[float, str, bool, bool] = SPECTRAL,
+        settings: tuple[float, str, bool, bool] = (4.0, "stopband", True, True),
         round_to: float | None = None,
     ) -> None:
         super().__init__()
@@ -53,7 +57,7 @@ class FrozenPooling(SizedPooling):
     def add_size(
         self, sizes: Sequence[int], dtype: torch.dtype = torch.float32, device: Any = None
     ) -> None:
-        """Compute the matrices for maps of these spatial sizes."""
+        """Compute the matrices for maps of the spatial size ``sizes``."""
         axes = [self._axis(*each) for each in zip(sizes, self.frozen_strides, strict=True)]
         self.sizes[tuple(sizes)] = tuple(axis.output_size for axis in axes)
         self.orders[tuple(sizes)] = axis_order(axes)
@@ -71,11 +75,11 @@ class FrozenPooling(SizedPooling):
     def forward(self, x: Tensor) -> Tensor:
         sizes = tuple(int(size) for size in x.shape[2:])  # TorchScript traces them as tensors
         self._check_size(sizes)
+        matrices = {i: getattr(self, f"matrix_{i}_{sizes[i]}") for i in self.orders[sizes]}
         with full_precision(x):
-            return self._pool(x, {i: f"matrix_{i}_{sizes[i]}" for i in self.orders[sizes]})
+            return self._pool(x, matrices)
 
-    def _pool(self, x: Tensor, names: dict[int, str]) -> Tensor:
-        matrices = {i: getattr(self, name) for i, name in names.items()}
+    def _pool(self, x: Tensor, matrices: dict[int, Tensor]) -> Tensor:
         if torch.compiler.is_compiling() or torch.jit.is_tracing():  # pyright: ignore
             for i, matrix in matrices.items():
                 x = _multiply(matrix.to(x.dtype), x, 2 + i)
@@ -87,7 +91,7 @@ class FrozenPooling(SizedPooling):
         return layout.leave(dense)
 
     def output_size(self, input_size: Sequence[int]) -> tuple[int, ...]:
-        """The spatial size of the output for a map of ``input_size``, which was added before."""
+        """The spatial size of the output for a map of ``input_size``, given to `add_size`."""
         self._check_size(tuple(input_size))
         return self.sizes[tuple(input_size)]
 
@@ -109,9 +113,9 @@ class FrozenPooling(SizedPooling):
 
 
 def nearest_stride(axis: Axis, round_to: float) -> float:
-    """The multiple of ``round_to``, or 1, whose map size ``ceil(N/s)`` is nearest to an axis'.
+    """The multiple of ``round_to``, or 1, whose map size ``ceil(N/s)`` is nearest to the axis's.
 
-    Of two as near, the nearer in stride.
+    Of two equally near sizes, the nearer stride wins.
 
     >>> [nearest_stride(plan_axis(32, s, edge="stopband"), 1) for s in (1.2, 1.4, 2.4, 2.8)]
     [1, 2, 2, 3]
@@ -126,7 +130,7 @@ def nearest_stride(axis: Axis, round_to: float) -> float:
 
 
 def _multiply(matrix: Tensor, x: Tensor, dim: int) -> Tensor:
-    """``matrix`` times one axis of ``x``, in operations that every exporter knows."""
+    """``matrix`` times one axis of ``x``, in operations that every exporter supports."""
     if dim == x.dim() - 1:
         return x @ matrix.T
     if dim == x.dim() - 2:

@@ -6,17 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffstride._arguments import (
-    as_strides,
-    check_cropping,
-    check_input,
-    check_input_size,
-    check_limits,
-    check_window,
-    clamp_strides,
-    pooled_sizes,
-    refuse_data_format,
-)
+from diffstride import _arguments
+from diffstride._arguments import check_input, check_input_size, clamp_strides, pooled_sizes
 from diffstride.pooling.base import SpectralPooling
 from diffstride.pooling.frozen import FrozenPooling
 from diffstride.spectral.autograd import pool
@@ -27,28 +18,24 @@ class DiffStride(SpectralPooling):
     """Pooling whose strides are parameters, learned by gradient descent with the weights.
 
     ``y = A(s_1) … A(s_n) x``: every spatial axis of length ``N`` is low-passed in the frequency
-    domain by a window whose edge lies at bin ``N / (2 s)``, cropped, and transformed back, as one
-    real matrix product per axis (`diffstride.spectral`), or on axes of 1,024 samples and more by
-    Fourier transforms (`diffstride.spectral.axis_product`). The mean of the map is kept.
+    domain by a window whose edge lies at bin ``N / (2 s)``, cropped, and transformed back. Each
+    axis takes one real matrix product (`diffstride.spectral`), or Fourier transforms if it has
+    1,024 samples or more. The mean of the map is kept.
 
-    After each step of the optimiser call `project_`, or let
-    `diffstride.callbacks.StrideMonitor` do it.
+    Call `project_` after each optimiser step, or use `diffstride.callbacks.StrideMonitor`. Call it
+    too after writing strides in place: compiled programs hold fixed strides, and in evaluation all
+    strides, as constants. Strides stay in float32 when the module is moved to half precision,
+    whose numbers are further apart than the steps of an optimiser.
 
-    Feature maps may have any floating-point type. The strides stay in float32 when the module is
-    moved to half precision: its numbers are further apart than the steps of an optimiser. A
-    compiled program holds strides as constants where they are fixed, and all in evaluation: after
-    writing to them in place call `project_`.
-
-    The published layer is ``DiffStride(edge="passband", straight_through=False)``. There the
-    transition band lies outside the nominal pass band, so that a 32 x 32 map leaves a layer of
-    stride 2 as 24 x 24; here it leaves as 16 x 16, as from a strided convolution.
+    The published layer is ``DiffStride(edge="passband", straight_through=False)``: it pools a
+    32 x 32 map with stride 2 to 24 x 24. The defaults give 16 x 16, as a strided convolution does.
 
     Reference: *Learning Strides in Convolutional Neural Networks*, ICLR 2022,
     https://arxiv.org/abs/2202.01653.
 
     Args:
-        strides: initial strides, each at least 1 and within the limits. Their number is the
-            number of spatial axes: one, two or three; a single number means two axes.
+        strides: initial strides, each at least 1 and within the limits, one for each of one to
+            three spatial axes; a single number means two axes.
         smoothness_factor: transition width ``R > 0`` of the window, in frequency bins.
         cropping: whether the map shrinks; if not, it is only low-passed.
         trainable: whether the strides receive a gradient.
@@ -57,15 +44,15 @@ class DiffStride(SpectralPooling):
         upper_limit_stride: largest stride that `project_` allows (default: no limit).
         edge: the end of the transition band that the stride sets, ``"passband"`` or
             ``"stopband"``.
-        straight_through: whether every bin that is kept has gain 1, as in `FixedSpectralPooling`,
-            and the window serves the gradient of the strides only (a straight-through estimator,
-            https://arxiv.org/abs/1308.3432). A window attenuates bins whose samples are computed
-            all the same, on short maps a good part; without it a stride of 1 is the identity.
-            Needs ``cropping``.
-        data_format: not supported; an argument of the published layer, refused with advice.
+        straight_through: whether the forward pass keeps every bin at gain 1, as
+            `FixedSpectralPooling` does, and only the gradient of the strides uses the window (a
+            straight-through estimator, https://arxiv.org/abs/1308.3432). A stride of 1 is then the
+            identity. Needs ``cropping``.
+        data_format: refused; an argument of the published layer.
 
     Shape:
-        ``(B, C, N_1, …, N_n)`` to ``(B, C, M_1, …, M_n)`` with ``M`` from `output_size`.
+        ``(B, C, N_1, …, N_n)``, floating point, to ``(B, C, M_1, …, M_n)`` with ``M`` from
+        `output_size`.
 
     Raises:
         ValueError: if an argument is out of its range, or the input has another number of axes.
@@ -93,11 +80,11 @@ class DiffStride(SpectralPooling):
         data_format: None = None,
     ) -> None:
         super().__init__()
-        refuse_data_format(data_format)
-        values = as_strides(strides)
-        check_window(smoothness_factor, edge)
-        check_cropping(cropping, straight_through)
-        check_limits(lower_limit_stride, upper_limit_stride)
+        _arguments.refuse_data_format(data_format)
+        values = _arguments.as_strides(strides)
+        _arguments.check_window(smoothness_factor, edge)
+        _arguments.check_cropping(cropping, straight_through)
+        _arguments.check_limits(lower_limit_stride, upper_limit_stride)
         if values != clamp_strides(values, lower_limit_stride, upper_limit_stride):
             raise ValueError(
                 f"strides={strides!r} lie outside lower_limit_stride={lower_limit_stride!r}, "
@@ -105,18 +92,13 @@ class DiffStride(SpectralPooling):
             )
         if shared_stride and len(set(values)) > 1:
             raise ValueError(f"shared_stride needs equal strides, but got {strides!r}")
-        self.num_axes = len(values)
-        self.smoothness_factor = smoothness_factor
-        self.cropping = cropping
-        self.shared_stride = shared_stride
+        self.num_axes, self.shared_stride = len(values), shared_stride
+        self.smoothness_factor, self.edge = smoothness_factor, edge
+        self.cropping, self.straight_through = cropping, straight_through
         self.lower_limit_stride = lower_limit_stride
         self.upper_limit_stride = upper_limit_stride
-        self.edge = edge
-        self.straight_through = straight_through
-        initial = values[:1] if shared_stride else values
-        self.strides = nn.Parameter(
-            torch.tensor(initial, dtype=torch.float32), requires_grad=trainable
-        )
+        initial = torch.tensor(values[:1] if shared_stride else values, dtype=torch.float32)
+        self.strides = nn.Parameter(initial, requires_grad=trainable)
         self._values, self._texts = values, tuple(map(repr, values))
         self._version: tuple[int, float] | None = None
 
@@ -142,7 +124,6 @@ class DiffStride(SpectralPooling):
     def plan(
         self, input_size: Sequence[int], strides: Sequence[float] | None = None
     ) -> tuple[Axis, ...]:
-        """How each axis of a map of ``input_size`` is pooled, by the layer's strides or others."""
         check_input_size(self, input_size)
         values = self._read() if strides is None else strides
         values = clamp_strides(values, self.lower_limit_stride, self.upper_limit_stride)
@@ -156,13 +137,12 @@ class DiffStride(SpectralPooling):
         if self.cropping and self.edge == "stopband":
             return size / stride
         if not self.cropping or 2 * axis.cutoff >= axis.size:
-            return size + 0 * stride  # the slope is 0, but there is one
+            return size + 0 * stride  # a tensor with a gradient of 0
         # The passband edge adds the transition width, R or N/4, at both ends of the spectrum.
         factor = self.smoothness_factor
         return size / stride + (2 * factor if axis.transition == factor else size / 2)
 
     def frozen(self, round_to: float | None = None) -> FrozenPooling:
-        """A layer of the same strides as constants: see `diffstride.freeze`."""
         return FrozenPooling(self.stride_values(), self.window_settings, round_to)
 
     @property
@@ -176,11 +156,7 @@ class DiffStride(SpectralPooling):
 
     @torch.no_grad()
     def project_(self) -> None:
-        """Clamp the strides to their limits, in place.
-
-        Call it after each step of the optimiser, and after writing strides through ``.data``.
-        Nothing else writes the parameter: `forward` clamps in the computation.
-        """
+        """Clamp the strides to their limits, in place; `forward` never writes the parameter."""
         self.strides.clamp_(self.lower_limit_stride or 1.0, self.upper_limit_stride)
         self._refresh()
 
@@ -188,8 +164,7 @@ class DiffStride(SpectralPooling):
         strides = ", ".join(f"{value:.4g}" for value in self.stride_values())
         state = "learning" if self.strides.requires_grad else "fixed"
         options = [f"strides=({strides})", f"smoothness_factor={self.smoothness_factor:g}"]
-        options += [f"edge={self.edge!r}"]
-        options += ["cropping=False"] * (not self.cropping)
+        options += [f"edge={self.edge!r}", *["cropping=False"] * (not self.cropping)]
         options += [f"straight_through={self.straight_through}"]
         options += ["shared_stride=True"] * self.shared_stride
         for name in ("lower_limit_stride", "upper_limit_stride"):
@@ -197,15 +172,15 @@ class DiffStride(SpectralPooling):
                 options.append(f"{name}={getattr(self, name):g}")
         return ", ".join([*options, state])
 
-    # The output length is a Python integer, so the host has to know the strides. On a CPU they are
-    # read at every call, which costs nothing. On an accelerator they are read once per change of
-    # the parameter's version; with gradients once per use, unless `project_` has just read them,
-    # since fused optimisers do not move the version. Moving, loading and `project_` read them too.
+    # The output length is a Python integer, so the host has to know the strides. On a CPU it reads
+    # them at every call, which costs nothing. On an accelerator it reads them when the parameter's
+    # version has changed. Fused optimisers do not change the version, so each call with gradients
+    # makes the next one read again, unless `project_` has. Moving and loading read them too.
 
     def _read(self) -> tuple[float, ...]:
         if torch.compiler.is_compiling():
-            # Constants of the program, as train() or eval() last read them. They are strings: the
-            # compiler turns a number that has changed once into a variable.
+            # Constants of the program. They are strings because the compiler turns a number that
+            # has changed once into a variable.
             return tuple([float(value) for value in self._texts])
         if self._is_on_cpu() or self._version != _version_of(self.strides):
             self._refresh()
@@ -220,8 +195,8 @@ class DiffStride(SpectralPooling):
         if hasattr(self.strides, "full_tensor"):
             raise TypeError(
                 "the strides are sharded (DTensor), but each process needs all of them: use "
-                "DistributedDataParallel, or keep them out of fully_shard (ignored_params, from "
-                "torch 2.7 on) and average their gradients"
+                "DistributedDataParallel, or pass them to fully_shard as ignored_params (torch 2.7 "
+                "and later) and average their gradients"
             )
         values = tuple(self.strides.tolist())
         self._values = values * self.num_axes if self.shared_stride else values
@@ -242,7 +217,6 @@ class DiffStride(SpectralPooling):
     def _keep_exact(self, exact: Tensor) -> None:
         """Keep the strides in float32 or better, with the values of ``exact``."""
         if self.strides.dtype in (torch.bfloat16, torch.float16):
-            # Half-precision numbers above 1 are 1/128 apart, further than an optimiser's steps.
             dtype = torch.promote_types(exact.dtype, torch.float32)
             self.strides.data = exact.to(self.strides.device, dtype)
             self.strides.grad = None
@@ -254,6 +228,6 @@ class DiffStride(SpectralPooling):
 
 
 def _version_of(parameter: Tensor) -> tuple[int, float]:
-    """A key that changes with the parameter; NaN, equal to nothing, where no version is kept."""
-    # The id, since `torch.func.functional_call` replaces the parameter for a moment.
+    """A key that changes with the parameter; NaN, never equal, for inference tensors."""
+    # With the id, since `torch.func.functional_call` replaces the parameter for a moment.
     return id(parameter), float("nan") if parameter.is_inference() else parameter._version

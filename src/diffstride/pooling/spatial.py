@@ -9,12 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffstride._arguments import (
-    as_whole_numbers,
-    check_input,
-    check_input_size,
-    refuse_data_format,
-)
+from diffstride import _arguments
+from diffstride._arguments import as_whole_numbers, check_input
 from diffstride.pooling.base import SizedPooling
 from diffstride.spectral.axis_plan import Axis
 from diffstride.spectral.memory_format import FULL_PRECISION, full_precision
@@ -29,33 +25,32 @@ class _WholeStrides(SizedPooling):
         self.num_axes = len(self.strides)
 
     def output_size(self, input_size: Sequence[int]) -> tuple[int, ...]:
-        """The spatial size of the map that comes out for one of ``input_size``.
+        """The spatial size of the output for a map of ``input_size``.
 
         >>> SpatialPooling(2, 3).output_size((32, 32))
         (11, 11)
         """
-        check_input_size(self, input_size)
+        _arguments.check_input_size(self, input_size)
         return tuple(map(_ceil_div, input_size, self.strides))
 
 
 class SpatialPooling(_WholeStrides):
     """Average pooling with padding such that ``M = ceil(N / s)``.
 
-    An odd amount of padding has its larger half at the end. Padded samples do not count in the
-    averages. With the default ``pool_size=(1, 1)`` it takes every ``s``-th sample.
+    An odd amount of padding has its larger half at the end. Averages leave padded samples out. With
+    the default ``pool_size=(1, 1)`` it takes every ``s``-th sample.
 
     Args:
         pool_size: window of the average per axis, at least 1 sample; a single number serves
             all axes.
         strides: integer strides, each at least 1; a single number means two axes.
-        data_format: not supported; an argument of the published layer, refused with advice.
+        data_format: refused; an argument of the published layer.
 
     Shape:
         ``(B, C, N_1, …, N_n)`` to ``(B, C, ceil(N_1 / s_1), …, ceil(N_n / s_n))``.
 
     Raises:
-        ValueError: if an argument is no whole number of at least 1, the numbers of axes
-            differ, or the input has another number of axes.
+        ValueError: if an argument is no whole number of at least 1, or the numbers of axes differ.
 
     >>> SpatialPooling(2, 2)(torch.tensor([[[[1.0, 3.0, 5.0]]]]))
     tensor([[[[2., 5.]]]])
@@ -68,7 +63,7 @@ class SpatialPooling(_WholeStrides):
         data_format: None = None,
     ) -> None:
         super().__init__(strides)
-        refuse_data_format(data_format)
+        _arguments.refuse_data_format(data_format)
         sizes = (pool_size,) * self.num_axes if isinstance(pool_size, int | float) else pool_size
         self.pool_size = as_whole_numbers(sizes, "pool_size")
         if len(self.pool_size) != self.num_axes:
@@ -101,20 +96,20 @@ class MaxPooling(_WholeStrides):
     """Max pooling as in residual networks: windows of 3 centred on every ``s``-th sample.
 
     ``y[i] = max x[s i - 1 … s i + 1]``, with windows cut off at the borders. An axis of stride 1
-    stays as it is. Windows of 3 are those of the stem of *Deep Residual Learning for Image
-    Recognition*, 2016, https://arxiv.org/abs/1512.03385: at stride 2 they overlap, at 3 they tile
-    the map.
+    is not pooled.
+
+    Reference: the stem of *Deep Residual Learning for Image Recognition*, 2016,
+    https://arxiv.org/abs/1512.03385.
 
     Args:
         strides: integer strides, each at least 1; a single number means two axes.
-        pool_size: odd window in samples along the axes that are strided, at least 1.
+        pool_size: window in samples along the axes of stride above 1; odd, at least 1.
 
     Shape:
         ``(B, C, N_1, …, N_n)`` to ``(B, C, ceil(N_1 / s_1), …, ceil(N_n / s_n))``.
 
     Raises:
-        ValueError: if a stride is no whole number of at least 1, ``pool_size`` is not odd, or the
-            input has another number of axes.
+        ValueError: if a stride is no whole number of at least 1, or ``pool_size`` is not odd.
 
     >>> MaxPooling([2])(torch.tensor([[[5.0, 1.0, 2.0, 3.0]]]))
     tensor([[[5., 3.]]])
@@ -143,8 +138,8 @@ class BlurPooling(_WholeStrides):
     """Anti-aliased subsampling: a binomial filter on every channel, then every ``s``-th sample.
 
     ``y[i] = sum_j b[j] x[s i + j - (K - 1) // 2]`` with ``b[j] = binomial(K - 1, j) / 2^(K - 1)``
-    along each strided axis, with the map mirrored at its borders. An axis of stride 1 stays as it
-    is. A constant map keeps its value.
+    along each axis of stride above 1, with the map mirrored at its borders. A constant map keeps
+    its value.
 
     Reference: *Making Convolutional Networks Shift-Invariant Again*, ICML 2019,
     https://arxiv.org/abs/1904.11486.
@@ -157,8 +152,7 @@ class BlurPooling(_WholeStrides):
         ``(B, C, N_1, …, N_n)`` to ``(B, C, ceil(N_1 / s_1), …, ceil(N_n / s_n))``.
 
     Raises:
-        ValueError: if a stride or ``filter_size`` is no whole number of at least 1, or the input
-            has another number of axes.
+        ValueError: if a stride or ``filter_size`` is no whole number of at least 1.
 
     >>> BlurPooling([2])(torch.tensor([[[4.0, 0.0, 0.0, 8.0]]]))
     tensor([[[2., 2.]]])
@@ -182,7 +176,7 @@ class BlurPooling(_WholeStrides):
 
     def _apply(self, *args: Any, **kwargs: Any) -> "BlurPooling":
         super()._apply(*args, **kwargs)
-        # `to_empty` leaves it uninitialised, and no checkpoint contains it.
+        # `to_empty` does not initialise the kernel, and no checkpoint contains it.
         self.kernel = self._filter(self.kernel.device).to(self.kernel.dtype)
         return self
 
@@ -203,7 +197,7 @@ class BlurPooling(_WholeStrides):
         padding: dict[str, list[int]] = {"reflect": [], "replicate": []}
         for size, taps in zip(reversed(x.shape[2:]), reversed(self.kernel.shape), strict=True):
             sides = [(taps - 1) // 2, taps // 2]
-            mirrors = max(sides) < size  # a map too short to be mirrored repeats its ends
+            mirrors = max(sides) < size  # too short a map repeats its border samples
             padding["reflect"] += sides if mirrors else [0, 0]
             padding["replicate"] += [0, 0] if mirrors else sides
         for mode, sides in padding.items():

@@ -24,8 +24,8 @@ def pool(x: Tensor, axes: tuple[Axis, ...], strides: Tensor | None = None) -> Te
             refuse_tangents(strides, x)
             return SpectralPool.apply(x, strides.expand(len(axes)), axes)[0]
         layout = layout_of(x, len(axes))
-        # Where x needs a gradient, the products are plain operations: double backward, vmap and
-        # torch.export know these.
+        # Where x needs a gradient, the products are plain operations, which double backward, vmap
+        # and torch.export support.
         recorded = x.requires_grad and torch.is_grad_enabled()
         return layout.leave(pool_map(layout.enter(x), axes, layout, in_blocks=not recorded)[0])
 
@@ -33,9 +33,8 @@ def pool(x: Tensor, axes: tuple[Axis, ...], strides: Tensor | None = None) -> Te
 class SpectralPool(torch.autograd.Function):
     """``y = A_1 … A_n x`` with the gradients of ``x`` and of the strides.
 
-    Along an axis ``dA/ds = slope * U_r D_r^T`` has the rank of the few bins on the ramp, hence
-    ``grad_s = slope * <U_r^T grad_y, D_r^T x>``. The forward pass keeps ``D_r^T x``, about
-    ``4R/N`` of the size of ``x``, and nothing else: the rest of the layer is linear.
+    Along an axis ``dA/ds = slope * U_r D_r^T``, hence ``grad_s = slope * <U_r^T grad_y, D_r^T x>``.
+    The forward pass saves only ``D_r^T x``, the few bins on the ramp, about ``4R/N`` of ``x``.
     """
 
     generate_vmap_rule = True
@@ -45,8 +44,8 @@ class SpectralPool(torch.autograd.Function):
         layout = layout_of(x, len(axes))
         dense, on_ramp = pool_map(layout.enter(x), axes, layout, learning=True)
         y = layout.leave(dense)
-        # autograd forbids in-place changes of an output that is a view, and a layer may be followed
-        # by an in-place ReLU. Detached it is no view; in a transform there is nothing to detach.
+        # An in-place ReLU may follow, and autograd forbids in-place changes of an output that is a
+        # view. A detached tensor is no view; in a transform there is nothing to detach.
         return (y if is_transformed(y) else y.data), *on_ramp
 
     @staticmethod
@@ -69,9 +68,9 @@ class SpectralPool(torch.autograd.Function):
 
 
 class SpectralSpread(torch.autograd.Function):
-    """The gradients of `SpectralPool`, whose own derivatives raise an error.
+    """The gradients of `SpectralPool`; differentiating them raises an error.
 
-    torch's ``once_differentiable`` would do the same, but returns zeros inside `torch.func`.
+    torch's ``once_differentiable`` does this too, but returns zeros inside `torch.func`.
     """
 
     generate_vmap_rule = True

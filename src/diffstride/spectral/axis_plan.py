@@ -2,9 +2,7 @@
 
 An axis of length ``N`` is low-passed by a window ``m(k)`` over its frequency bins
 ``k = 0 … floor(N/2)`` (the same gain for ``+k`` and ``-k``), cropped to ``M`` samples and
-transformed back. `diffstride.spectral.matrix` makes one real matrix of that.
-
-Everything here is a function of Python numbers. Reference: Riad, Teboul, Grangier, Zeghidour,
+transformed back. `diffstride.spectral.matrix` computes this as one real matrix. Reference:
 *Learning Strides in Convolutional Neural Networks*, ICLR 2022, https://arxiv.org/abs/2202.01653.
 """
 
@@ -20,12 +18,12 @@ ROUNDING = 1e-7  # relative: strides are stored in float32
 
 
 class Axis(NamedTuple):
-    """How one axis is pooled: everything derived from its stride.
+    """How one axis is pooled at its stride.
 
-    ``size`` and ``output_size`` are lengths in samples. ``cutoff``, the first zero of the window,
-    and ``transition``, the width of the ramp that ends there, are in frequency bins. ``stride`` is
-    the value in use, at least ``smallest_stride``. If ``flat``, all bins that are kept have gain 1,
-    and the ramp serves the gradient of the stride only.
+    ``size`` and ``output_size`` are lengths in samples. ``stride`` is the value in use. ``cutoff``
+    is the first zero of the window and ``transition`` the width of the ramp that ends there, both
+    in frequency bins. If ``flat``, all bins have gain 1, and only the stride's gradient uses the
+    ramp.
     """
 
     size: int
@@ -37,7 +35,7 @@ class Axis(NamedTuple):
 
     @property
     def ramp(self) -> range:
-        """The bins whose gain moves with the stride; bin 0 never does, so the mean is kept."""
+        """The bins whose gain changes with the stride; never bin 0, so the mean is kept."""
         first = max(1, math.ceil(self.cutoff - self.transition))
         return range(first, min(math.floor(self.cutoff), self.output_size // 2) + 1)
 
@@ -48,7 +46,7 @@ class Axis(NamedTuple):
 
 
 def transition_width(size: int, smoothness_factor: float = 4.0, edge: str = "stopband") -> float:
-    """Width of the window's ramp in bins: the smoothness factor, limited by the axis length.
+    """Width of the window's ramp in bins: the smoothness factor ``R``, limited by the length ``N``.
 
     ``min(R, N/4)`` for ``edge="passband"``, ``max(1, min(R, N/8))`` for ``edge="stopband"``.
 
@@ -62,7 +60,7 @@ def transition_width(size: int, smoothness_factor: float = 4.0, edge: str = "sto
 
 
 def check_edge(edge: str) -> None:
-    """Raise an error unless ``edge`` is one of `EDGES`."""
+    """Refuse any ``edge`` that is not in `EDGES`."""
     if edge not in EDGES:
         raise ValueError(f"edge must be one of {', '.join(map(repr, EDGES))}, but got {edge!r}")
 
@@ -85,7 +83,7 @@ def plan_axis(
     cropping: bool = True,
     straight_through: bool = True,
 ) -> Axis:
-    """Work out cutoff, ramp and output length of one axis.
+    """Compute cutoff, ramp and output length of one axis.
 
     With ``edge="passband"`` (as published) the window is flat up to ``N/(2s)`` and its cutoff is
     ``c = N/(2s) + R``, so that ``M = min(N, 2 ceil(c))``. With ``edge="stopband"`` the cutoff is
@@ -95,10 +93,10 @@ def plan_axis(
     Args:
         size: length ``N >= 1`` of the axis, in samples.
         stride: how many samples become one; at least 1, may exceed ``size``.
-        smoothness_factor: transition width ``R > 0`` asked for, in bins.
-        edge: which end of the ramp the stride sets, ``"passband"`` or ``"stopband"``.
+        smoothness_factor: transition width ``R > 0``, in bins.
+        edge: the end of the ramp that the stride sets, ``"passband"`` or ``"stopband"``.
         cropping: whether the axis is shortened.
-        straight_through: whether all bins that are kept have gain 1.
+        straight_through: whether all bins have gain 1 and the window serves the gradient only.
 
     >>> plan_axis(32, 2.0).output_size, plan_axis(32, 2.0, edge="passband").output_size
     (16, 24)
@@ -109,8 +107,8 @@ def plan_axis(
         cutoff = size / (2 * stride) + transition
         output_size = min(size, 2 * whole(cutoff))
     else:
-        # Above N/2 only the mean is left under the window. The window keeps its shape at N/2, so
-        # that bin 1, at the end of the ramp, still gives the stride a gradient.
+        # From a stride of N/2 on, bin 1 is the last one on the ramp. The window stops moving there,
+        # so that bin 1 still gives the stride a gradient.
         stride_of_window = min(stride, max(1.0, size / 2))
         cutoff = size / (2 * stride_of_window)
         output_size = min(size, max(1, whole(size / stride)))
@@ -124,14 +122,14 @@ def plan_spectral_axis(size: int, stride: float) -> Axis:
     >>> plan_spectral_axis(32, 3).output_size
     11
     """
-    # An infinite cutoff: no bin is on the ramp.
+    # With an infinite cutoff no bin is on the ramp.
     return Axis(size, max(1, whole(size / stride)), stride, math.inf, 1.0, flat=True)
 
 
 def whole(length: float) -> int:
-    """``ceil(length)``, but without counting a rounding error as a sample.
+    """``ceil(length)``, but a rounding error does not count as a sample.
 
-    A stride of 1.4 is stored in float32 as a little less, which makes 56 / 1.4 more than 40.
+    The float32 nearest to 1.4 is a little less than 1.4, so 56 divided by it exceeds 40.
 
     >>> whole(40.0), whole(40.000001), whole(40.001)
     (40, 40, 41)
@@ -158,8 +156,8 @@ def output_size(
 def window(axis: Axis) -> Tensor:
     """Gains ``m(k) = clip((c - k)/R, 0, 1)`` of the bins ``k = 0 … floor(M/2)``, float64.
 
-    All are 1 on a flat axis. The gain of bin 0 always is: where the cutoff is below one transition
-    width (large strides with ``edge="stopband"``), the ramp alone would shrink the mean.
+    All gains of a flat axis are 1. Bin 0 always has gain 1, so that the mean is kept even where the
+    cutoff is below one transition width.
 
     >>> window(plan_axis(32, 4.0, straight_through=False))
     tensor([1.0000, 0.7500, 0.5000, 0.2500, 0.0000], dtype=torch.float64)

@@ -1,9 +1,9 @@
 """Pool one axis of a dense tensor, forward and backward: by matrices or by Fourier transforms.
 
-Up to about 300 samples one matrix product is fastest. On longer axes the arithmetic takes longer
-than moving the data. There the sum and the difference of the two halves of a line, which hold its
-even and its odd bins, are multiplied by matrices of half the height and width: half the
-multiply-adds. From about a thousand samples on, Fourier transforms are faster still.
+Up to about 300 samples one matrix product is fastest. Longer axes are multiplied in halves: the sum
+of a line's two halves has its even bins and their difference has its odd bins. Matrices of half the
+height and width multiply these, with half the multiply-adds. From about a thousand samples on,
+Fourier transforms are faster still.
 """
 
 import math
@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from diffstride.spectral.axis_plan import Axis
-from diffstride.spectral.matrix import adjoint, analysis, halves, matrix, synthesis
 from diffstride.spectral.long_axis import fourier_pool, fourier_spread
+from diffstride.spectral.matrix import adjoint, analysis, halves, matrix, synthesis
 from diffstride.spectral.memory_format import FULL_PRECISION
 
-# Lengths from which axes are pooled in halves and by transforms, measured on a CPU. At 256 samples
-# one product is as fast as two halves; at 384 it takes 1.6 times as long. From 384 on transforms
-# are faster than halves, but not channels-last, nor for lengths with large prime factors.
+# Lengths from which axes are pooled in halves and by transforms, measured on a CPU. One product is
+# as fast as two halves at 256 samples, and takes 1.6 times as long at 384. From 384 on transforms
+# are faster than halves, except channels-last and for lengths with large prime factors.
 HALVED_AXIS = 320
 LONG_AXIS = 1024
 
@@ -34,7 +34,7 @@ def pool_axis(
 ) -> tuple[Tensor, Tensor | None]:
     """``A x`` and, while learning, the bins ``D_r^T x`` on the ramp.
 
-    Both are written to ``out`` and ``kept`` where these are given, converted to their dtype.
+    If given, ``out`` and ``kept`` receive the two results, converted to their dtype.
     """
     if is_long(axis):
         y, bins = fourier_pool(axis, x, dim, learning)
@@ -69,7 +69,7 @@ def is_long(axis: Axis) -> bool:
 
 
 def is_halved(axis: Axis, dtype: torch.dtype) -> bool:
-    """Whether an axis is multiplied in halves, which does not pay in half precision."""
+    """Whether an axis is multiplied in halves, which is no faster in half precision."""
     return (
         axis.size >= HALVED_AXIS
         and axis.size % 2 == axis.output_size % 2 == 0
@@ -82,9 +82,9 @@ def _deliver(x: Tensor, out: Tensor | None) -> Tensor:
 
 
 def multiply(matrix: Tensor, x: Tensor, dim: int, length: int, out: Tensor | None = None) -> Tensor:
-    """``matrix``, of ``length`` rows, times ``x`` along one dimension, in few large products.
+    """``matrix``, of ``length`` rows, times ``x`` along one dimension, in one large product.
 
-    ``out``, if given, is contiguous and receives the result, converted to its dtype.
+    If given, ``out`` is contiguous and receives the result, converted to its dtype.
     """
     shape = replace(x.shape, dim, length)
     leading, trailing = math.prod(shape[:dim]), math.prod(shape[dim + 1 :])
@@ -120,7 +120,7 @@ def multiply_halves(
 def inner(a: Tensor, b: Tensor) -> Tensor:
     """The sum of ``a * b``, accumulated in float32 or better."""
     if a.dtype not in FULL_PRECISION:
-        # torch.dot takes half precision in scalar loops, and would return the sum rounded to it.
+        # torch.dot adds half precision in scalar loops, and rounds the sum to half precision.
         a, b = a.float(), b.float()
     return torch.dot(a.reshape(-1), b.reshape(-1))
 

@@ -1,13 +1,13 @@
-"""Pool a long axis by fast Fourier transforms, which give the product with ``A`` without ``A``.
+"""Pool a long axis by fast Fourier transforms instead of the matrix ``A``.
 
-The product with ``A`` takes ``M N`` multiply-adds per line, and the matrix of a long axis (a second
-of sound has 16,000 samples) does not fit into memory. With ``X`` the transform of a line and ``m``
-the gains of the window, the same numbers are
+The matrix of a long axis (a second of sound has 16,000 samples) does not fit into memory, and its
+product with a line takes ``M N`` multiply-adds. With ``X`` the transform of a line and ``m`` the
+gains of the window, the same values are
 
     y = (M/N) irfft(m X, M),        A^T grad_y = irfft(m h rfft(grad_y), N),
 
 where ``h`` halves the Nyquist bin of an even ``M < N``: it is one bin of ``M`` samples, but two of
-``N``. Both directions compute the bins on the ramp anyway, so the gradient of the stride is free.
+``N``. Both transforms contain the bins on the ramp, so the stride's gradient costs nothing extra.
 """
 
 from functools import lru_cache
@@ -26,7 +26,7 @@ def fourier_pool(
     axis: Axis, x: Tensor, dim: int, learning: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """``A x`` along ``dim`` and, while learning, the bins ``D_r^T x`` on the ramp."""
-    if not x.numel():  # which the transforms refuse
+    if not x.numel():  # torch.fft refuses empty tensors
         return x.narrow(dim, 0, axis.output_size), x.narrow(dim, 0, 2 * len(axis.ramp))
     bins = _transform(x, dim, axis)
     y = torch.fft.irfft(bins * _gains(axis, 0, bins, dim), n=axis.output_size, dim=dim)
@@ -47,7 +47,7 @@ def fourier_spread(axis: Axis, grad: Tensor, dim: int) -> tuple[Tensor, Tensor]:
 
 
 def _transform(x: Tensor, dim: int, axis: Axis) -> Tensor:
-    """The bins ``0 … floor(M/2)``, in float32 for half precision, which has no FFT on a CPU."""
+    """The bins ``0 … floor(M/2)``, in float32 for half precision: a CPU has no FFT in it."""
     x = x if x.dtype in FULL_PRECISION else x.float()
     return torch.fft.rfft(x, dim=dim).narrow(dim, 0, axis.output_size // 2 + 1)
 
@@ -62,7 +62,7 @@ def _as_real(bins: Tensor, dim: int) -> Tensor:
 
 
 def _gains(axis: Axis, which: int, bins: Tensor, dim: int) -> Tensor:
-    """The factors of the bins: for ``y`` (0), the ramp (1) or the input's gradient (2)."""
+    """Factors of the bins for ``y`` (0), for the ramp (1) or for the input's gradient (2)."""
     gains = _constant_gains(*tuple(axis), which, bins.real.dtype, bins.device)
     return gains.view(-1, *[1] * (bins.dim() - dim - 1))
 

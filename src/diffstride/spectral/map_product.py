@@ -1,4 +1,4 @@
-"""Pool the axes of a feature map one after the other, in blocks that fit the cache; the cost."""
+"""Pool the axes of a feature map one after the other, in blocks that fit the cache; their MACs."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -12,14 +12,14 @@ from diffstride.spectral.axis_product import inner, is_long, pool_axis, replace,
 from diffstride.spectral.memory_format import FIRST_DIM, Layout
 from diffstride.spectral.tensor_kind import is_plain
 
-# On a CPU a large batch is pooled in blocks of about this many bytes of input: intermediate
-# results stay in the cache, in memory that the allocator has at hand. Fresh pages for whole maps
-# cost more than the arithmetic.
+# On a CPU a large batch is pooled in blocks of about this many bytes of input. Intermediate results
+# then stay in the cache and in memory already allocated: new pages for whole maps cost more than
+# the arithmetic.
 BLOCK_BYTES = 1 << 21
 
 
 def axis_order(axes: Sequence[Axis]) -> list[int]:
-    """The order in which the axes are pooled: the one that shrinks the data most comes first."""
+    """Indices of the axes in pooling order: the axis that shrinks the data most comes first."""
     return sorted(range(len(axes)), key=lambda i: axes[i].output_size / axes[i].size)
 
 
@@ -31,41 +31,36 @@ def multiply_adds(
 ) -> Any:
     """Multiply-adds of pooling one channel of one sample, in evaluation.
 
-    ``sum over axes of the product of the map's sizes at that time, times the output length``.
+    Each axis costs the number of samples of the map when it is pooled, times its output length.
 
     Args:
         axes: the plan of each axis.
         sizes, output_sizes: the same lengths as scalar tensors, for a differentiable cost.
-        transforms: whether long axes are pooled by Fourier transforms, which count nothing.
+        transforms: whether long axes are pooled by Fourier transforms, which count as 0.
 
     >>> from diffstride.spectral import plan_axis
     >>> multiply_adds([plan_axis(32, 2.0)] * 2) == 16 * 32 * 32 + 16 * 16 * 32
     True
     """
-    left = [axis.size for axis in axes] if sizes is None else list(sizes)
+    current = [axis.size for axis in axes] if sizes is None else list(sizes)
     outputs = [axis.output_size for axis in axes] if output_sizes is None else output_sizes
     total = 0
     for i in axis_order(axes):
         if not (transforms and is_long(axes[i])):
-            # An axis that is multiplied in halves counts as whole: whether it can be depends on
-            # whether M is even, and a cost that doubled at the next size would mislead a budget.
-            total = total + math.prod(left) * outputs[i]
-        left[i] = outputs[i]
+            # Products in halves count in full. They need an even M, so counting them as half would
+            # double the cost from one size to the next and mislead a budget.
+            total = total + math.prod(current) * outputs[i]
+        current[i] = outputs[i]
     return total
 
 
 def pool_map(
     x: Tensor, axes: Sequence[Axis], layout: Layout, learning: bool = False, in_blocks: bool = True
 ) -> tuple[Tensor, list[Tensor]]:
-    """``A_1 … A_n x`` and, while learning, the bins on each axis's ramp, both in pooling order.
+    """``A_1 … A_n x`` and, while learning, the bins ``D_r^T x`` of each axis, in pooling order.
 
-    Args:
-        x: dense, as `Layout.enter` returns it.
-        axes: the plan of each axis.
-        layout: of the tensor that ``x`` is a view of.
-        learning: whether to return the bins ``D_r^T x`` of each axis.
-        in_blocks: whether results may be written in place, block by block: not where autograd
-            records the products.
+    ``x`` is dense, as ``layout.enter`` returns it. With ``in_blocks`` results are written in place,
+    which is not possible where autograd records the products.
     """
     order = axis_order(axes)
     blocks = list(block_slices(x, layout)) if in_blocks else [slice(None)]
@@ -138,7 +133,7 @@ def block_slices(x: Tensor, layout: Layout) -> Iterator[slice]:
     """Slices of the first dimension, each of about `BLOCK_BYTES`; one slice off the CPU."""
     length = x.shape[0]
     if not is_plain(x) or not length:
-        yield slice(None)  # a range would make a constant of a batch that may be of any length
+        yield slice(None)  # a range would fix the batch size of an exported program
         return
     sample = x.numel() // length * layout.compute_dtype.itemsize
     step = block_length(length, max(1, BLOCK_BYTES // max(1, sample)))
@@ -149,8 +144,8 @@ def block_slices(x: Tensor, layout: Layout) -> Iterator[slice]:
 def block_length(length: int, longest: int) -> int:
     """The length of blocks of at most ``longest`` samples, if possible all of one length.
 
-    oneDNN compiles and keeps a kernel, of up to a megabyte, for every shape it multiplies: a last
-    block of another length would double their number.
+    oneDNN compiles and keeps a kernel of up to a megabyte for every shape that it multiplies. A
+    last block of another length would double their number.
 
     >>> block_length(128, 50), block_length(128, 200), block_length(13, 5)
     (32, 128, 5)

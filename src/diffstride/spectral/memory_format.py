@@ -11,10 +11,9 @@ from diffstride._torch_compat import multiplies_fast
 from diffstride.spectral.tensor_kind import is_wrapped
 
 _CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
-
-
 FULL_PRECISION = (torch.float32, torch.float64)
-FIRST_DIM = 1  # of the axes that are pooled, in a dense view
+_FAST_ON_CPU = {*FULL_PRECISION, *filter(multiplies_fast, (torch.bfloat16, torch.float16))}
+FIRST_DIM = 1  # the first dimension of a dense view that is pooled
 
 
 class Layout(NamedTuple):
@@ -48,7 +47,7 @@ def layout_of(x: Tensor, num_axes: int) -> Layout:
     channels_last = (
         memory_format is not None
         and x.dim() == num_axes + 2
-        and not is_wrapped(x)  # such a tensor cannot be asked
+        and not is_wrapped(x)  # such a tensor does not know its memory format
         and x.is_contiguous(memory_format=memory_format)
         and not x.is_contiguous()
     )
@@ -57,25 +56,14 @@ def layout_of(x: Tensor, num_axes: int) -> Layout:
 
 
 def compute_dtype(dtype: torch.dtype, device_type: str) -> torch.dtype:
-    """float32 in place of a half-precision type that a CPU would multiply in scalar loops."""
-    if device_type == "cpu" and dtype not in _FAST_ON_THIS_CPU:
+    """The dtype of the products: float32 where a CPU has only scalar loops for ``dtype``."""
+    if device_type == "cpu" and dtype not in _FAST_ON_CPU:
         return torch.float32
     return dtype
 
 
-def _fast_on_this_cpu() -> set[torch.dtype]:
-    half = filter(multiplies_fast, (torch.bfloat16, torch.float16))
-    return {torch.float32, torch.float64, *half}
-
-
 def full_precision(x: Tensor) -> AbstractContextManager:
-    """A context in which products with ``x`` keep its dtype, as every pooling of PyTorch does.
-
-    Autocast would turn float32 into half precision.
-    """
+    """A context without autocast: products with ``x`` keep its dtype, as all pooling does."""
     if not x.is_meta and torch.is_autocast_enabled(x.device.type):
         return torch.autocast(x.device.type, enabled=False)
     return nullcontext()
-
-
-_FAST_ON_THIS_CPU = _fast_on_this_cpu()

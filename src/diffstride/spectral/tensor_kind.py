@@ -1,4 +1,4 @@
-"""What kind of tensor this is: plain, traced, inside a transform, a dual number, a constant."""
+"""Kinds of tensors: plain, compiled, inside a transform, dual number, constant."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from diffstride._torch_compat import in_forward_mode, is_functorch_tensor
 
 
 def is_plain(x: Tensor) -> bool:
-    """Whether ``x`` is an ordinary CPU tensor, whose results may be written block by block."""
+    """Whether ``x`` is an ordinary CPU tensor, so that results may be written block by block."""
     ordinary = x.device.type == "cpu" and type(x) in (Tensor, torch.nn.Parameter)
     return ordinary and not is_transformed(x) and not has_tangent(x)
 
