@@ -108,7 +108,7 @@ def test_phase_refuses_several_optimizers(pl):
     if not issubclass(StridePhase, pl.Callback):
         pytest.skip("the callbacks subclass those of the other package")
     trainer = SimpleNamespace(estimated_stepping_batches=10, optimizers=[1, 2])
-    with pytest.raises(ValueError, match=r"needs one optimiser, but this training has 2"):
+    with pytest.raises(ValueError, match=r"needs one optimiser, but the training has 2"):
         StridePhase(0.1).on_train_start(trainer, build_network())
 
 
@@ -119,7 +119,7 @@ def test_several_networks_have_budgets_of_their_own(pl):
     assert len({budget.state_key for budget in budgets}) == 2
     options = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
     trainer = pl.Trainer(callbacks=budgets, **options)
-    with pytest.raises(ValueError, match=r"logged as 'multiply_adds', .* another log="):
+    with pytest.raises(ValueError, match=r"log their cost as 'multiply_adds': .* another log="):
         budgets[0].setup(trainer, pl.LightningModule(), "fit")
     budgets[1].name = "multiply_adds/b"
     budgets[0].setup(trainer, pl.LightningModule(), "fit")

@@ -130,7 +130,7 @@ def test_without_a_pooling_layer_the_stem_is_strided_itself() -> None:
     assert list(stride_layers(network)) == [f"blocks.{block}.0.pooling" for block in (1, 2, 3)]
     assert network.stem.conv.stride == (2, 2)
     assert map_sizes(network, torch.zeros(1, 3, 32, 32))[0] == (16, 16)
-    with pytest.raises(ValueError, match="a strided convolution needs whole strides"):
+    with pytest.raises(ValueError, match="strides of a convolution must be whole numbers, but got"):
         small(strides=[1.5, 1, 2, 2, 1], pooling_cls=pooling.DiffStride, pool_stem=False)
 
 
@@ -295,8 +295,8 @@ def test_strides_may_be_a_string(build, strides, pooling_cls) -> None:
         (lambda: small(strides=[1, 2, 2]), "[4, 4, 8, 16, 32] and [1, 2, 2]"),
         (lambda: small(strides="1, 2, 2"), "[4, 4, 8, 16, 32] and [1.0, 2.0, 2.0]"),
         (lambda: small(strides="[1, 1]"), "or as '1, 1, 2, 2, 2', but got '[1, 1]'"),
-        (lambda: small(strides="1, 1, 1.5, 2, 2"), "whole strides, but got (1.5, 1.5)"),
-        (lambda: small(strides=[1, 1, 1.5, 2, 2]), "whole strides, but got (1.5, 1.5)"),
+        (lambda: small(strides="1, 1, 1.5, 2, 2"), "must be whole numbers, but got (1.5, 1.5)"),
+        (lambda: small(strides=[1, 1, 1.5, 2, 2]), "must be whole numbers, but got (1.5, 1.5)"),
         (lambda: small(strides=[1, 1, 0.5, 2, 2]), "at least 1, but got 0.5"),
         (lambda: small(strides=[1, 1, (2, 2, 2), 2, 2]), "one number or (height, width)"),
         (lambda: small(order="between"), "('after', 'before'), but got 'between'"),

@@ -1,4 +1,4 @@
-"""Checks of the arguments that functions and layers share: each error quotes what came."""
+"""Checks of the arguments that functions and layers share."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -23,7 +23,6 @@ def as_strides(strides: Sequence[float] | float, name: str = "strides") -> tuple
     if isinstance(strides, Real):
         values: tuple[Any, ...] = (strides, strides)
     else:
-        # The check of each number, below, refuses what is no sequence.
         values = tuple(strides) if isinstance(strides, Iterable) else (strides,)
     if not 1 <= len(values) <= MAX_AXES:
         raise ValueError(
@@ -37,7 +36,7 @@ def as_strides(strides: Sequence[float] | float, name: str = "strides") -> tuple
 
 
 def as_whole_numbers(values: Sequence[float] | float, name: str = "strides") -> tuple[int, ...]:
-    """As `as_strides`, and each a whole number.
+    """One integer per axis; arguments as for `as_strides`.
 
     >>> as_whole_numbers(2.0)
     (2, 2)
@@ -52,11 +51,11 @@ def as_whole_numbers(values: Sequence[float] | float, name: str = "strides") -> 
 
 
 def refuse_data_format(data_format: Any) -> None:
-    """Refuse ``data_format``, an argument of the published layers, with advice."""
+    """Refuse ``data_format``, an argument of the published layers."""
     if data_format is not None:
         raise ValueError(
-            f"data_format={data_format!r}: PyTorch tensors have the axes (batch, channels, height, "
-            "width) in either memory format. Leave data_format out; permute an array of shape "
+            f"data_format={data_format!r} is not supported: the axes are (batch, channels, height, "
+            "width) in either memory format. Leave data_format out, and permute an array of shape "
             "(batch, height, width, channels) with x.permute(0, 3, 1, 2)"
         )
 
@@ -71,18 +70,17 @@ def check_limits(lower: float | None, upper: float | None) -> None:
 
 
 def check_window(smoothness_factor: float, edge: str) -> None:
-    """Refuse a window that cannot be built."""
-    is_number = isinstance(smoothness_factor, Real) and math.isfinite(smoothness_factor)
-    if not is_number or smoothness_factor <= 0:
+    """Refuse a transition width or an edge that no window has."""
+    factor = smoothness_factor
+    if not (isinstance(factor, Real) and math.isfinite(factor) and factor > 0):
         raise ValueError(
-            f"smoothness_factor must be a finite number of bins above 0, "
-            f"but got {smoothness_factor!r}"
+            f"smoothness_factor must be a finite number of bins above 0, but got {factor!r}"
         )
     check_edge(edge)
 
 
 def check_cropping(cropping: bool, straight_through: bool) -> None:
-    """Refuse a layer that would keep all bins at gain 1 and so do nothing."""
+    """Refuse a layer that would return its input."""
     if straight_through and not cropping:
         raise ValueError(
             "cropping=False with straight_through=True would return the input: set "
@@ -93,7 +91,7 @@ def check_cropping(cropping: bool, straight_through: bool) -> None:
 def clamp_strides(
     values: Sequence[float], lower: float | None, upper: float | None
 ) -> tuple[float, ...]:
-    """The strides inside their limits (1 and no limit where None)."""
+    """Clamp strides to their limits; None means 1 and no upper limit."""
     low, high = lower or 1.0, upper or math.inf
     for value in values:
         if not math.isfinite(value):
@@ -117,7 +115,7 @@ def pooled_sizes(x: Tensor, num_axes: int) -> tuple[int, ...]:
 
 
 def check_input(layer: Any, x: Tensor) -> None:
-    """Refuse an input whose number of spatial axes differs from the layer's number of strides."""
+    """Refuse an input without one spatial axis per stride of the layer."""
     if x.dim() != layer.num_axes + 2:
         raise ValueError(
             f"{type(layer).__name__} with {layer.num_axes} strides expects an input of shape "
@@ -126,7 +124,7 @@ def check_input(layer: Any, x: Tensor) -> None:
 
 
 def check_input_size(layer: Any, input_size: Sequence[int]) -> None:
-    """Refuse lengths whose number differs from the layer's number of strides."""
+    """Refuse a size without one positive length per stride of the layer."""
     if len(input_size) != layer.num_axes or min(input_size) < 1:
         raise ValueError(
             f"input_size must be {layer.num_axes} positive lengths, but got {tuple(input_size)}"

@@ -1,7 +1,6 @@
-"""Private parts of PyTorch that the library uses, collected here; no other module uses any.
+"""All private parts of PyTorch that the library uses.
 
-Tried on PyTorch 2.6.0, the oldest release that the package declares, and on 2.14.1: every name is
-there and does what its line says.
+Tried on PyTorch 2.6.0, the oldest release that the package declares, and on 2.14.1.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +23,7 @@ from torch.nn.modules.conv import _ConvTransposeNd as ConvTranspose
 from torch.nn.modules.padding import _CircularPadNd as CircularPad
 from torch.nn.modules.padding import _ReflectionPadNd as ReflectionPad
 
-# Leaves fake tensors and counters of operations for a while, to compute on true tensors.
+# A context without fake tensors and operation counters, to compute on real tensors.
 from torch.utils._python_dispatch import _disable_current_modes as disable_current_modes
 
 # Nested tuples, lists and dictionaries of tensors, as networks take them.
@@ -57,22 +56,22 @@ FAKE_TENSOR_LOGGER = "torch._subclasses.fake_tensor"
 
 
 def disable_functorch() -> Any:
-    """A context in which tensors are made outside all transforms of `torch.func`."""
+    """A context outside all transforms of `torch.func`."""
     return torch._C._DisableFuncTorch()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def is_functorch_tensor(x: Tensor) -> bool:
-    """Whether a transform of `torch.func` has wrapped ``x``."""
+    """Whether ``x`` is wrapped by a transform of `torch.func`."""
     return torch._C._functorch.is_functorch_wrapped_tensor(x)  # pyright: ignore
 
 
 def in_forward_mode() -> bool:
-    """Whether a context of `torch.autograd.forward_ad` is entered, so that dual numbers exist."""
+    """Whether the code runs inside a context of `torch.autograd.forward_ad`."""
     return forward_ad._current_level >= 0
 
 
 def mark_constant(function: Callable[..., Any]) -> None:
-    """Do what `torch.compiler.assume_constant_result` does, which would import the compiler."""
+    """As `torch.compiler.assume_constant_result`, but without importing the compiler."""
     function._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
@@ -89,7 +88,7 @@ def is_compiled(module: nn.Module) -> bool:
 
 
 def uncompiled(model: nn.Module) -> nn.Module:
-    """The network inside one that was returned by `torch.compile`; others as they are."""
+    """The network that `torch.compile` was given; other models as they are."""
     return getattr(model, "_orig_mod", model)
 
 

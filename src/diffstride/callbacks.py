@@ -11,58 +11,50 @@ from diffstride.graph.leaf_modules import as_leaves
 from diffstride.strides import project_strides, stride_layers, stride_scalars
 
 if TYPE_CHECKING:
-    import lightning.pytorch as pl
+    from lightning.pytorch import Callback, LightningModule, Trainer
 else:
     try:
-        import lightning.pytorch as pl
+        from lightning.pytorch import Callback, LightningModule, Trainer
     except ImportError:
-        import pytorch_lightning as pl
+        from pytorch_lightning import Callback, LightningModule, Trainer
 
 
-class StrideMonitor(pl.Callback):
+class StrideMonitor(Callback):
     """Projects learnable strides onto their limits after each step, and logs them.
 
-    The strides go to all loggers of the trainer as ``stride/LAYER/AXIS``, once before the first
-    step and then every ``log_every_n_steps`` of the trainer. ``step`` is the number of optimiser
-    steps taken. It works with any `LightningModule` that contains the layers.
-
-    In a plain loop these lines do the same::
-
-        optimizer.step()
-        project_strides(model)  # from diffstride
-        print(stride_scalars(model))  # from diffstride
+    All loggers of the trainer receive the strides as ``stride/LAYER/AXIS``, before the first step
+    and then every ``log_every_n_steps``, by the number of optimiser steps. In a plain loop call
+    `diffstride.project_strides` and `diffstride.stride_scalars`.
 
     Args:
-        network: attribute of the `LightningModule` that contains the network, left out of the
-            logged names; with ``""`` names start at the `LightningModule`.
+        network: attribute of the `LightningModule` that contains the network, not repeated in the
+            logged names; ``""`` for the module itself.
 
-    >>> trainer = pl.Trainer(callbacks=[StrideMonitor()])  # doctest: +SKIP
+    >>> trainer = Trainer(callbacks=[StrideMonitor()])  # doctest: +SKIP
     """
 
     def __init__(self, network: str = "") -> None:
         self.network = network
 
-    def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         project_strides(pl_module)
         self._logged = -1
         if trainer.global_step == 0:
             self._log(trainer, pl_module)
 
-    def on_train_batch_end(
-        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", *args: Any
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         project_strides(pl_module)
         every = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
         if every and trainer.global_step % every == 0:
             self._log(trainer, pl_module)
 
-    # Callbacks that average weights swap them through `.data`. Layers on an accelerator do not
-    # notice and would keep the strides they have read; projecting reads them again.
+    # Callbacks that average weights swap them through `.data`, which layers on an accelerator do
+    # not notice. Projecting makes them read their strides again.
 
     def on_validation_batch_start(
         self,
-        trainer: "pl.Trainer",
-        pl_module: "pl.LightningModule",
+        trainer: Trainer,
+        pl_module: LightningModule,
         batch: Any,
         batch_idx: int,
         dataloader_idx: int = 0,
@@ -70,12 +62,12 @@ class StrideMonitor(pl.Callback):
         if batch_idx == 0:
             project_strides(pl_module)
 
-    def on_validation_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         project_strides(pl_module)
 
     on_test_batch_start = on_predict_batch_start = on_validation_batch_start
 
-    def _log(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+    def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # With accumulated gradients several batches belong to one step.
         if not trainer.loggers or not trainer.is_global_zero or trainer.global_step == self._logged:
             return
@@ -85,23 +77,21 @@ class StrideMonitor(pl.Callback):
             logger.log_metrics(scalars, step=trainer.global_step)
 
 
-class StridePhase(pl.Callback):
-    """Trains learnable strides during one phase of the training only.
+class StridePhase(Callback):
+    """Trains learnable strides in one phase of the training, and keeps them fixed before and after.
 
-    Outside the phase the gradients of the strides are set to None before each optimiser step. So
-    kernels can train on fixed map sizes before and after the phase.
+    Outside the phase it sets the gradients of the strides to None before each optimiser step.
 
     Args:
-        start: share of the training steps after which strides start to learn, from 0 to 1.
-        stop: share after which they stop to learn, from ``start`` to 1. Shares refer to the steps
-            of the trainer's ``max_epochs`` or ``max_steps``, even if training stops earlier.
-        network: attribute of the `LightningModule` that contains the network; ``""`` for the
-            module itself.
+        start: share of the training steps after which strides start to learn, from 0 to 1, of the
+            steps given by the trainer's ``max_epochs`` or ``max_steps``.
+        stop: share after which they stop to learn, from ``start`` to 1.
+        network: as for `StrideMonitor`.
 
     Raises:
-        ValueError: a share is out of its range; or the training has no end or several optimisers.
+        ValueError: a share is out of its range, or the training has no end or several optimisers.
 
-    >>> trainer = pl.Trainer(callbacks=[StridePhase(0.1, 0.6)])  # doctest: +SKIP
+    >>> trainer = Trainer(callbacks=[StridePhase(0.1, 0.6)])  # doctest: +SKIP
     """
 
     def __init__(self, start: float = 0.0, stop: float = 1.0, network: str = "") -> None:
@@ -112,7 +102,7 @@ class StridePhase(pl.Callback):
             )
         self.start, self.stop, self.network = start, stop, network
 
-    def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         steps = trainer.estimated_stepping_batches
         if steps == float("inf"):
             raise ValueError(
@@ -121,44 +111,42 @@ class StridePhase(pl.Callback):
             )
         if len(trainer.optimizers) > 1:
             raise ValueError(
-                f"StridePhase({self.start}, {self.stop}) needs one optimiser, but this training "
-                f"has {len(trainer.optimizers)}: set the gradients of the strides to None in the "
-                "module itself"
+                f"StridePhase({self.start}, {self.stop}) needs one optimiser, but the training has "
+                f"{len(trainer.optimizers)}: set the gradients of the strides to None in the "
+                "LightningModule"
             )
         self.first, self.last = self.start * steps, self.stop * steps
 
     def on_before_optimizer_step(
-        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", optimizer: Any
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Any
     ) -> None:
         if self.first <= trainer.global_step < self.last:
             return
         for layer in stride_layers(pl_module.get_submodule(self.network)).values():
             parameter: Any = layer.strides
-            parameter.grad = None  # not zero: optimisers skip it, without decay and momentum
+            parameter.grad = None  # optimisers skip None, but apply decay and momentum to zeros
 
 
-class BudgetCallback(pl.Callback):
+class BudgetCallback(Callback):
     """Keeps the multiply-adds of a network at a budget with `diffstride.CostBudget`.
 
-    It projects the strides after each step. Its state is saved in checkpoints, so a resumed
-    training keeps its budget. Add it before `StrideMonitor`: the budget then knows how far a
-    step leaves the limits, and the projected strides are logged.
+    It projects the strides after each step, and saves its state in checkpoints. Add it before
+    `StrideMonitor`, which clamps strides to their limits and logs them: the budget has to see the
+    steps unclamped, and the log the projected strides.
 
     Args:
         example: an input of the network, or a tuple of inputs; only shapes matter.
         budget: up to 100 a fraction of the network's multiply-adds when training first starts,
-            above 100 their number per sample. A training that is resumed, from a checkpoint or by
-            another ``fit`` of the same network, keeps the number of the first one.
-        network: attribute of the `LightningModule` that contains the network; ``""`` for the
-            module itself.
-        log: name of the cost that is logged at the end of each epoch; None to log nothing. Several
-            budgets need different names.
+            above 100 their number per sample. Training that resumes, from a checkpoint or by
+            another ``fit`` of the same network, keeps the number of the first start.
+        network: as for `StrideMonitor`.
+        log: name of the cost that is logged at the end of each epoch; None to log nothing.
         leaf_modules: as for `convert`.
 
     Raises:
         ValueError: several budgets of a trainer have the same ``log``.
 
-    >>> trainer = pl.Trainer(callbacks=[BudgetCallback(images, 0.5)])  # doctest: +SKIP
+    >>> trainer = Trainer(callbacks=[BudgetCallback(images, 0.5)])  # doctest: +SKIP
     """
 
     def __init__(
@@ -179,18 +167,16 @@ class BudgetCallback(pl.Callback):
         """Key of the state in checkpoints, one for each network."""
         return type(self).__qualname__ + repr({"network": self.network})
 
-    def setup(
-        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str | None = None
-    ) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str | None = None) -> None:
         callbacks: list[Any] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
         names = [each.name for each in callbacks if isinstance(each, BudgetCallback)]
         if self.name is not None and names.count(self.name) > 1:
             raise ValueError(
-                f"several budgets are logged as {self.name!r}, which would average their costs: "
-                "give each callback another log="
+                f"several budgets log their cost as {self.name!r}: give each BudgetCallback "
+                "another log="
             )
 
-    def on_train_start(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         network = pl_module.get_submodule(self.network)
         budget = self._saved.get("multiply_adds", self._earlier_budget(network))
         self.budget = CostBudget(network, self.example, budget, self.leaf_modules)
@@ -199,25 +185,23 @@ class BudgetCallback(pl.Callback):
         self._saved = {}
 
     def _earlier_budget(self, network: nn.Module) -> float:
-        """The budget of an earlier ``fit`` of this network: the fraction is not applied again."""
+        """The budget of an earlier ``fit`` of this network, or else the fraction."""
         if self.budget is None:
             return self.fraction
         known, present = self.budget.cost.layers.values(), stride_layers(network).values()
         return self.budget.multiply_adds if set(known) == set(present) else self.fraction
 
-    def on_train_batch_end(
-        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", *args: Any
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         if self.budget is not None:
             self.budget.project_()
 
     def on_before_optimizer_step(
-        self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", optimizer: Any
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Any
     ) -> None:
         if self.budget is not None:
             self.budget.project_gradients_()
 
-    def on_train_epoch_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.budget is not None and self.name is not None:
             pl_module.log(self.name, float(self.budget.cost.value()))
 

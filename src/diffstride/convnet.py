@@ -1,4 +1,4 @@
-"""A plain convolutional network that learns fast: whitened pixels, few wide layers, any pooling."""
+"""A plain convolutional network that trains fast: whitened pixels, few wide layers, any pooling."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -7,27 +7,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffstride._arguments import as_strides, as_whole_numbers
 from diffstride.resnet import (
     PoolingFactory,
     Stride,
     batch_norm,
-    check_filters,
-    check_num_layers,
-    check_order,
+    check_block,
     downsampling,
     parse_strides,
+    whole_strides,
 )
 
 
 def whiten_(kernel: Tensor, images: Tensor, epsilon: float = 5e-4) -> None:
-    """Fill a kernel with the whitening of the patches of images, and with its negative.
+    """Fill a kernel with filters that whiten the patches of images, and with their negatives.
 
-    With the second moments ``V diag(l) V'`` of all patches of the kernel's size, their covariance
-    where the mean is 0, the first half of the filters are the columns of
-    ``V diag(l + epsilon)^(-1/2)``, the largest ``l`` first. Applied to the images, the products of
-    two outputs are 0 on average, and their squares ``l / (l + epsilon)``, hence close to 1. The
-    second half are their negatives, for the activation that follows.
+    With the mean second moments ``V diag(l) V'`` of all patches of the kernel's size, the first
+    half of the filters are the columns of ``V diag(l + epsilon)^(-1/2)``, the largest ``l`` first.
+    Their outputs are uncorrelated, with mean squares ``l / (l + epsilon)``, close to 1. The second
+    half are their negatives, for the activation that follows.
 
     Reference: *94% on CIFAR-10 in 3.29 Seconds on a Single GPU*, 2024,
     https://arxiv.org/abs/2404.00498
@@ -35,11 +32,10 @@ def whiten_(kernel: Tensor, images: Tensor, epsilon: float = 5e-4) -> None:
     Args:
         kernel: ``(2 C k k, C, k, k)``, overwritten.
         images: normalised images ``(B, C, H, W)``.
-        epsilon: added to each moment, above 0: directions of noise alone stay small.
+        epsilon: added to each moment, above 0, so that noise is not amplified.
 
     Raises:
-        ValueError: if the kernel has another number of filters or fits the images nowhere, or
-            ``epsilon`` is out of its range.
+        ValueError: if the shapes do not fit, or ``epsilon`` is out of range.
 
     >>> conv = nn.Conv2d(1, 8, 2, bias=False)
     >>> images = torch.randn(100, 1, 9, 9, generator=torch.Generator().manual_seed(0)).cumsum(3)
@@ -71,8 +67,7 @@ def _fits(kernel: Tensor, images: Tensor) -> bool:
 
 def _second_moments(images: Tensor, size: Sequence[int]) -> Tensor:
     """Mean of ``p p'`` over all patches ``p`` of ``size``, in float64."""
-    total = torch.zeros((), dtype=torch.float64)
-    count = 0
+    total, count = torch.zeros((), dtype=torch.float64), 0
     for part in images.float().split(64):  # all patches at once would fill the memory
         patches = F.unfold(part, (size[0], size[1])).transpose(1, 2).flatten(0, 1).double()
         total = total + patches.T @ patches
@@ -83,16 +78,15 @@ def _second_moments(images: Tensor, size: Sequence[int]) -> Tensor:
 class ConvNormAct(nn.Sequential):
     """3 x 3 convolution, batch norm without a scale, GELU; ``strides`` whole, at least 1.
 
-    The first ``in_channels`` filters start as the identity, so that a deep stack passes its input
-    on from the first step (*DiracNets*, 2017, https://arxiv.org/abs/1706.00388).
+    The first ``in_channels`` filters start as the identity, so that deep stacks train from the
+    first step (*DiracNets*, 2017, https://arxiv.org/abs/1706.00388).
 
     >>> ConvNormAct(2, 4, strides=2)(torch.zeros(1, 2, 9, 9)).shape
     torch.Size([1, 4, 5, 5])
     """
 
     def __init__(self, in_channels: int, filters: int, strides: Stride = 1) -> None:
-        vertical, horizontal = as_whole_numbers(as_strides(strides))
-        conv = nn.Conv2d(in_channels, filters, 3, (vertical, horizontal), 1, bias=False)
+        conv = nn.Conv2d(in_channels, filters, 3, whole_strides(strides), 1, bias=False)
         nn.init.dirac_(conv.weight.data[:in_channels])
         norm = batch_norm(filters)
         norm.weight.requires_grad_(False)
@@ -100,7 +94,7 @@ class ConvNormAct(nn.Sequential):
 
 
 class ConvBlock(nn.Module):
-    """``num_layers`` times `ConvNormAct`, of which the first widens the map and shrinks it.
+    """``num_layers`` times `ConvNormAct`; the first changes the channels, and is pooled.
 
     Args:
         in_channels: channels of the input.
@@ -128,8 +122,7 @@ class ConvBlock(nn.Module):
         order: str = "after",
     ) -> None:
         super().__init__()
-        check_num_layers(num_layers)
-        check_order(order)
+        check_block(num_layers, order)
         self.order = order
         strides, self.pooling = downsampling(strides, pooling_cls)
         self.first = ConvNormAct(in_channels, filters, strides)
@@ -147,17 +140,17 @@ class ConvBlock(nn.Module):
 class ConvNet(nn.Module):
     """Whitened patches of 2 x 2 pixels, blocks of convolutions, global maximum, dense layer.
 
-    ``y = dense(max(blocks(gelu(whitening(x) + bias)))) / 9``. The whitening is not trained, but
-    taken from images by `whiten_`, which the training command calls; until then it is the identity
-    of the pixels of a patch, and of their negatives.
+    ``y = dense(max(blocks(gelu(whitening(x) + bias)))) / 9``. The whitening is not trained:
+    `whiten_` computes it from images, and the training command calls it. Before that its outputs
+    are the pixels of a patch and their negatives.
 
     Reference: *94% on CIFAR-10 in 3.29 Seconds on a Single GPU*, 2024,
     https://arxiv.org/abs/2404.00498, whose network has max pooling.
 
     Args:
         filters: channels of each block.
-        strides: strides of the same, each one number or (height, width), at least 1; or a string
-            of numbers such as ``"2, 2, 2"``.
+        strides: stride of each block, one number or (height, width), at least 1; or a string of
+            numbers such as ``"2, 2, 2"``.
         num_output_classes: number of outputs.
         num_layers, pooling_cls, order: as for `ConvBlock`.
         weight_decay: for `parameter_groups`; kept as an attribute.
@@ -167,8 +160,7 @@ class ConvNet(nn.Module):
         ``(B, in_channels, H, W)``, at least 2 x 2 pixels, to ``(B, num_output_classes)``.
 
     Raises:
-        ValueError: if ``filters`` and ``strides`` differ in length, or an argument is out of its
-            range.
+        ValueError: if ``filters`` and ``strides`` differ in length, or an argument is out of range.
 
     >>> network = ConvNet([16, 32], [2, 2], num_output_classes=5)
     >>> network(torch.zeros(2, 3, 32, 32)).shape
@@ -187,8 +179,7 @@ class ConvNet(nn.Module):
         order: str = "after",
     ) -> None:
         super().__init__()
-        strides = parse_strides(strides)
-        check_filters(filters, strides)
+        strides = parse_strides(strides, filters)
         self.weight_decay = weight_decay
         patch = 4 * in_channels
         self.whitening = nn.Conv2d(in_channels, 2 * patch, 2)
@@ -196,20 +187,17 @@ class ConvNet(nn.Module):
         identity = torch.eye(patch).reshape(patch, in_channels, 2, 2)
         self.whitening.weight.data.copy_(torch.cat([identity, -identity]))
         nn.init.zeros_(self.whitening.bias)  # pyright: ignore[reportArgumentType]
-        self.blocks = nn.Sequential(
-            *(
-                ConvBlock(*channels, stride, num_layers, pooling_cls, order)
-                for channels, stride in zip(pairwise([2 * patch, *filters]), strides, strict=True)
-            )
-        )
+        self.blocks = nn.Sequential()
+        for channels, stride in zip(pairwise([2 * patch, *filters]), strides, strict=True):
+            self.blocks.append(ConvBlock(*channels, stride, num_layers, pooling_cls, order))
         self.dense = nn.Linear(filters[-1], num_output_classes, bias=False)
 
     def whiten_(self, images: Tensor) -> None:
-        """Take the whitening from normalised images ``(B, C, H, W)``: see the function."""
+        """Compute the whitening from normalised images ``(B, C, H, W)``: see the function."""
         whiten_(self.whitening.weight.data, images)
 
     def forward(self, x: Tensor) -> Tensor:
         features = self.blocks(F.gelu(self.whitening(x)))
-        # The maximum of many values that a norm has scaled is large; divided, the logits start
-        # small, and the gradient of the loss with all classes in play.
+        # The maximum of many normalised values is large. The division makes logits small at first,
+        # so that the loss has a gradient for all classes.
         return self.dense(features.amax(dim=(-2, -1))) / 9

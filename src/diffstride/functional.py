@@ -1,22 +1,11 @@
-"""Spectral pooling of any number of axes as small real matrix products.
-
-``y = A_1 x`` along one spatial axis, ``A_2`` along the next, and so on, with the matrices of
-`diffstride.spectral`.
-"""
+"""Spectral pooling of tensors: one small real matrix product per axis."""
 
 from collections.abc import Sequence
 
 from torch import Tensor
 
-from diffstride._arguments import (
-    MAX_AXES,
-    as_strides,
-    check_cropping,
-    check_limits,
-    check_window,
-    clamp_strides,
-    pooled_sizes,
-)
+from diffstride import _arguments
+from diffstride._arguments import MAX_AXES, as_strides, clamp_strides, pooled_sizes
 from diffstride.spectral.autograd import pool
 from diffstride.spectral.axis_plan import plan_axis, plan_spectral_axis
 
@@ -33,31 +22,30 @@ def diff_stride(
     upper_limit_stride: float | None = None,
     values: Sequence[float] | None = None,
 ) -> Tensor:
-    """Shrink the last axes of ``x`` by fractional strides, differentiable in both.
+    """Pool the last axes of ``x`` by fractional strides, with gradients of both.
 
     ``y = A(s_1) … A(s_n) x``: every axis of length ``N`` is low-passed by a window whose edge
     lies at bin ``N / (2 s)`` and cropped in the frequency domain, see `diffstride.spectral`. The
-    output length is an integer, so it jumps while the window moves smoothly. Strides outside
-    their limits are clamped straight through: the limit is used, the gradient still flows.
+    window moves smoothly with the stride, and the output length in whole samples. Strides outside
+    their limits are clamped, but still receive a gradient.
 
     Reference: *Learning Strides in Convolutional Neural Networks*, ICLR 2022,
     https://arxiv.org/abs/2202.01653.
 
     Args:
-        x: floating point, ``(…, N_1, …, N_n)``, in practice ``(B, C, H, W)``. Contiguous or
+        x: floating point, ``(…, N_1, …, N_n)``, for example ``(B, C, H, W)``. Contiguous or
             channels-last; the output has the same memory format.
-        strides: one stride per pooled axis, each at least 1; their number says how many axes
-            there are (a single number: two axes).
+        strides: one stride per pooled axis, each at least 1; a single number means two axes.
         smoothness_factor: transition width ``R > 0`` of the window, in frequency bins.
         edge: the end of the transition band that the stride sets, ``"stopband"`` (32 at stride 2
             gives 16) or ``"passband"`` (as published; 32 at stride 2 gives 24).
-        cropping: if false, the axes are low-passed and keep their lengths.
-        straight_through: if true, every bin that is kept has gain 1, as in `spectral_pool`, and
-            the window serves the gradient of the strides only; if false, it is applied (as
-            published). Needs ``cropping``.
+        cropping: whether the axes are shortened; if not, they are only low-passed.
+        straight_through: whether every bin keeps gain 1, as in `spectral_pool`, and only the
+            gradient of the strides uses the window. If not, the window is applied (as published).
+            Needs ``cropping``.
         lower_limit_stride, upper_limit_stride: limits of the strides, at least 1.
-        values: the strides as Python numbers, for callers that know them. Without them the
-            tensor of strides is read, for which the host waits for an accelerator.
+        values: the strides as Python numbers. If None, the tensor of strides is read, for which
+            the host waits for an accelerator.
 
     Returns:
         ``(…, M_1, …, M_n)`` with ``M = spectral.output_size(N, s)``, in the dtype of ``x``.
@@ -72,9 +60,9 @@ def diff_stride(
     tensor([[3., 4.],
             [3., 4.]])
     """
-    check_window(smoothness_factor, edge)
-    check_cropping(cropping, straight_through)
-    check_limits(lower_limit_stride, upper_limit_stride)
+    _arguments.check_window(smoothness_factor, edge)
+    _arguments.check_cropping(cropping, straight_through)
+    _arguments.check_limits(lower_limit_stride, upper_limit_stride)
     if values is None:
         values = read_strides(strides) if isinstance(strides, Tensor) else as_strides(strides)
     values = clamp_strides(values, lower_limit_stride, upper_limit_stride)
@@ -86,16 +74,16 @@ def diff_stride(
 
 
 def spectral_pool(x: Tensor, strides: Sequence[float] | float) -> Tensor:
-    """Shrink the last axes of ``x`` by cropping its spectrum, without a window.
+    """Pool the last axes of ``x`` by cropping its spectrum, without a window.
 
-    ``y = A x`` with every gain 1 and ``M = ceil(N / s)``; at stride 1 the identity.
+    ``y = A_1 … A_n x`` with all gains 1 and ``M = ceil(N / s)``; the identity at stride 1.
 
-    Reference: Rippel, Snoek, Adams, *Spectral Representations for Convolutional Neural Networks*,
-    NeurIPS 2015, https://arxiv.org/abs/1506.03767.
+    Reference: *Spectral Representations for Convolutional Neural Networks*, NeurIPS 2015,
+    https://arxiv.org/abs/1506.03767.
 
     Args:
         x: floating point, ``(…, N_1, …, N_n)``; the output has the same memory format.
-        strides: one stride per pooled axis, each at least 1 (a single number: two axes).
+        strides: one stride per pooled axis, each at least 1; a single number means two axes.
 
     Returns:
         ``(…, ceil(N_1 / s_1), …, ceil(N_n / s_n))``.
@@ -109,24 +97,21 @@ def spectral_pool(x: Tensor, strides: Sequence[float] | float) -> Tensor:
     tensor([[2., 2.]])
     """
     values = as_strides(strides)
-    sizes = pooled_sizes(x, len(values))
-    return pool(x, tuple(map(plan_spectral_axis, sizes, values)), None)
+    return pool(x, tuple(map(plan_spectral_axis, pooled_sizes(x, len(values)), values)))
 
 
 def read_strides(strides: Tensor) -> tuple[float, ...]:
-    """The values of a tensor of strides; one without dimensions stands for two axes."""
+    """The values of a tensor of strides; a scalar tensor means two axes."""
     if strides.dim() > 1:
         raise ValueError(f"strides must be a vector, but got shape {tuple(strides.shape)}")
     if not 1 <= strides.numel() <= MAX_AXES:
         raise ValueError(
-            f"strides must be 1 to {MAX_AXES} numbers, one per spatial axis, but are "
-            f"{strides.numel()}"
+            f"strides must be 1 to {MAX_AXES} numbers, one per axis, but are {strides.numel()}"
         )
     try:
-        values = strides.tolist()
+        return tuple((strides if strides.dim() else strides.expand(2)).tolist())
     except RuntimeError as error:
         raise RuntimeError(
             "the output length depends on the strides, but these have no values to read (a vmap "
             "over them, or fake tensors): loop over the strides, or pass values="
         ) from error
-    return (strides.item(),) * 2 if strides.dim() == 0 else tuple(values)

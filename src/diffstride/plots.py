@@ -1,4 +1,8 @@
-"""Plots of learned strides, windows, and accuracy against cost."""
+"""Plots of learned strides, windows, and accuracy against cost.
+
+Every function writes its figure to ``path``, whose ending sets the format (``.png``, ``.svg``,
+``.pdf``), and returns it.
+"""
 
 import csv
 import os
@@ -70,15 +74,12 @@ def plot_stride_trajectories(trajectories: Trajectories, path: str | os.PathLike
 
     Args:
         trajectories: steps and strides by ``LAYER/AXIS``, as `read_trajectories` returns them.
-        path: file to write; its ending sets the format (``.png``, ``.svg``, ``.pdf``).
-
-    Returns:
-        The figure, to change it further.
+        path: file to write.
 
     >>> _ = plot_stride_trajectories({"pool/height": ([0, 9], [2.0, 1.7])}, "strides.png")
     ... # doctest: +SKIP
     """
-    # Not by pyplot, which keeps global state and looks for a display.
+    # Without pyplot, which keeps global state and needs a display.
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot(xlabel="step", ylabel="stride", title="Learned strides")
     layers = list(dict.fromkeys(name.rpartition("/")[0] or name for name in trajectories))
@@ -100,12 +101,9 @@ def plot_windows(model: nn.Module, example: Any, path: str | os.PathLike[str]) -
     vertical line marks the cutoff, where the gain reaches 0. The legend has the strides in use.
 
     Args:
-        model: a network with `DiffStride` or `FixedSpectralPooling` layers, trained or not.
+        model: a network with `DiffStride` or `FixedSpectralPooling` layers.
         example: an input, or a tuple of inputs; the model runs on it in evaluation mode.
-        path: file to write; its ending sets the format (``.png``, ``.svg``, ``.pdf``).
-
-    Returns:
-        The figure, to change it further.
+        path: file to write.
 
     Raises:
         ValueError: the model runs no such layer.
@@ -118,7 +116,7 @@ def plot_windows(model: nn.Module, example: Any, path: str | os.PathLike[str]) -
     if not windows:
         raise ValueError(
             f"{type(model).__name__} runs no DiffStride or FixedSpectralPooling layer on this "
-            "example, so it has no windows to plot: convert it first"
+            "example, so it has no windows to plot: call diffstride.convert first"
         )
     columns = min(5, ceil(sqrt(len(windows))))
     rows = ceil(len(windows) / columns)
@@ -163,27 +161,19 @@ def _draw_windows(panel: Any, name: str, axes: Sequence[Axis]) -> None:
     panel.set_title(f"{name}\n{before} → {after}", fontsize="small")
     for label, axis in zip(AXES[len(axes)], axes, strict=True):
         style = {"linestyle": STYLES.get(label, "-"), "color": COLOURS.get(label, "C0")}
-        gains = window(axis)
-        panel.plot(*_curve(axis), label=f"{label} {axis.stride:.2f}", **style)
+        gains, (frequencies, heights) = window(axis), _curve(axis)
+        panel.plot(frequencies, heights, label=f"{label} {axis.stride:.2f}", **style)
         panel.plot([k / axis.size for k in range(len(gains))], gains, ".", color=style["color"])
-        panel.axvline(_last_bin(axis) / axis.size, alpha=0.4, **style)
+        panel.axvline(frequencies[-2], alpha=0.4, **style)
     panel.set(xlim=(0, 0.5), ylim=(-0.03, 1.08))
     panel.grid(alpha=0.3)
     panel.legend(fontsize="x-small", loc="lower left")
 
 
-def _last_bin(axis: Axis) -> float:
-    """The last bin of a window: its cutoff, or where the spectrum is cropped."""
-    return min(_cutoff(axis), axis.output_size / 2)
-
-
-def _cutoff(axis: Axis) -> float:
-    return inf if axis.flat else axis.cutoff
-
-
 def _curve(axis: Axis) -> tuple[list[float], list[float]]:
     """The corners of a window: frequencies in cycles per sample, and gains."""
-    end, cutoff = _last_bin(axis), _cutoff(axis)
+    cutoff = inf if axis.flat else axis.cutoff
+    end = min(cutoff, axis.output_size / 2)  # the cutoff, or where the spectrum is cropped
     flat = min(max(cutoff - axis.transition, 0.0), end)
     ramp = [(k, min(max((cutoff - k) / axis.transition, 0.0), 1.0)) for k in (flat, end)]
     corners = [(0.0, 1.0), *ramp, (end, 0.0), (axis.size / 2, 0.0)]
@@ -193,9 +183,8 @@ def _curve(axis: Axis) -> tuple[list[float], list[float]]:
 class CostPoint(NamedTuple):
     """A point of accuracy against cost: mean accuracy in percent and multiply-adds.
 
-    ``spread`` is the spread of the accuracy over seeds. ``cost_range`` is the least and the largest
-    number of multiply-adds over seeds. Points with the same ``label`` share a colour, points with
-    the same ``start`` a marker.
+    ``spread`` is the spread of the accuracy over seeds, ``cost_range`` the least and largest
+    multiply-adds. Points with the same ``label`` share a colour, with the same ``start`` a marker.
     """
 
     panel: str
@@ -216,7 +205,7 @@ class CostPoint(NamedTuple):
 
 
 class LearnedStrides(NamedTuple):
-    """Learned strides of one network: those of its axes for each layer."""
+    """Learned strides of one network, by layer: one number per axis."""
 
     panel: str
     label: str
@@ -224,7 +213,7 @@ class LearnedStrides(NamedTuple):
 
 
 def pareto_front(points: Sequence[CostPoint]) -> list[CostPoint]:
-    """The Pareto front: points that no other point beats at the same or lower cost, by cost.
+    """The Pareto front, by cost: points that no point of the same or lower cost beats.
 
     >>> points = [CostPoint("", name, "", cost, accuracy) for name, cost, accuracy in
     ...           [("a", 2, 80.0), ("b", 3, 79.0), ("c", 4, 81.0)]]
@@ -239,15 +228,7 @@ def pareto_front(points: Sequence[CostPoint]) -> list[CostPoint]:
 
 
 def plot_accuracy_against_cost(points: Sequence[CostPoint], path: str | os.PathLike[str]) -> Figure:
-    """Plot accuracy against multiply-adds, with a panel and a Pareto front per data set.
-
-    Args:
-        points: the measured points.
-        path: file to write; its ending sets the format (``.png``, ``.svg``, ``.pdf``).
-
-    Returns:
-        The figure, to change it further.
-    """
+    """Plot accuracy against multiply-adds, with a panel and a Pareto front per data set."""
     figure, panels = _panels([point.panel for point in points], "Accuracy against cost")
     colours = _colours([point.label for point in points])
     starts = list(dict.fromkeys(point.start for point in points))
@@ -279,15 +260,7 @@ def plot_accuracy_against_cost(points: Sequence[CostPoint], path: str | os.PathL
 
 
 def plot_learned_strides(runs: Sequence[LearnedStrides], path: str | os.PathLike[str]) -> Figure:
-    """Plot learned strides over the layers of networks, with height solid and width dashed.
-
-    Args:
-        runs: strides of networks; each ``panel`` has a panel, each ``label`` a colour.
-        path: file to write; its ending sets the format (``.png``, ``.svg``, ``.pdf``).
-
-    Returns:
-        The figure, to change it further.
-    """
+    """Plot learned strides over the layers of networks, with height solid and width dashed."""
     figure, panels = _panels(
         [run.panel for run in runs], "Learned strides, height solid and width dashed"
     )
@@ -323,7 +296,7 @@ def _colours(labels: Sequence[str]) -> dict[str, tuple[float, ...]]:
 
 
 def _legend(figure: Figure) -> None:
-    """One legend below all panels, with each label once."""
+    """Draw one legend below all panels, with each label once."""
     found = {}
     for axes in figure.axes:
         handles, labels = axes.get_legend_handles_labels()

@@ -1,4 +1,4 @@
-"""The pre-activation networks of the published system, with any pooling for integer strides."""
+"""The pre-activation networks of the published system, with any pooling layer."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -9,37 +9,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffstride._arguments import as_strides
+from diffstride._arguments import as_strides, as_whole_numbers
 
 Stride = float | Sequence[float]
 Activation = Callable[[Tensor], Tensor]
 PoolingFactory = Callable[..., nn.Module]
-
-ORDERS = ("after", "before")
+ORDERS = ("after", "before")  # of convolution and pooling
 
 
 def identity(x: Tensor) -> Tensor:
     return x
 
 
-# Functions and not modules: a module here would be a part of every network, and share its mode.
-ACTIVATIONS: dict[Any, Activation] = {
-    None: identity,
-    "softmax": partial(torch.softmax, dim=-1),
-}
+# Functions and not modules: all networks would share a module, and its mode.
+ACTIVATIONS: dict[Any, Activation] = {None: identity, "softmax": partial(torch.softmax, dim=-1)}
 
 
 def he_normal_(weight: Tensor) -> Tensor:
-    """Fill a kernel with a normal truncated at two sigma, standard deviation sqrt(2 / fan_in).
-
-    As ``he_normal`` does in Keras: the normal is widened by 1 / 0.8796, what the cut takes off.
-    """
+    """Fill a kernel as ``he_normal`` in Keras: a truncated normal with variance ``2 / fan_in``."""
+    # The cut at two sigma shrinks the standard deviation by 0.8796.
     sigma = (2.0 / weight[0].numel()) ** 0.5 / 0.87962566
     return nn.init.trunc_normal_(weight, std=sigma, a=-2 * sigma, b=2 * sigma)
 
 
 def batch_norm(channels: int, momentum: float = 0.9, epsilon: float = 1e-5) -> nn.BatchNorm2d:
-    """Batch norm as published; ``momentum`` is the share of the old statistics that is kept.
+    """Batch norm as published; ``momentum`` is the weight of the old statistics.
 
     >>> batch_norm(4, momentum=0.75).momentum
     0.25
@@ -50,72 +44,65 @@ def batch_norm(channels: int, momentum: float = 0.9, epsilon: float = 1e-5) -> n
 def _conv2d(in_channels: int, filters: int, kernel_size: int, strides: Stride = 1) -> nn.Conv2d:
     if kernel_size % 2 == 0:
         raise ValueError(f"kernel_size must be odd, to keep a map's size, but got {kernel_size}")
-    height, width = as_strides(strides)
-    if height % 1 or width % 1:
-        raise ValueError(
-            f"a strided convolution needs whole strides, but got {strides!r}; for fractional ones "
-            "set pooling_cls, for example to DiffStride"
-        )
     # Centred windows, so that the 3 x 3 and the 1 x 1 sample the same pixels. TensorFlow's "same"
-    # pads an even map after its end only; the size, ceil(N / s), is equal.
-    padding, stride = kernel_size // 2, (int(height), int(width))
-    conv = nn.Conv2d(in_channels, filters, kernel_size, stride, padding, bias=False)
+    # pads an even map after its end only, and also gives the size ceil(N / s).
+    pair = whole_strides(strides)
+    conv = nn.Conv2d(in_channels, filters, kernel_size, pair, kernel_size // 2, bias=False)
     he_normal_(conv.weight)
     return conv
 
 
+def whole_strides(strides: Stride) -> tuple[int, int]:
+    """The stride of a convolution, as (height, width)."""
+    height, width = as_whole_numbers(strides, "strides of a convolution")
+    return height, width
+
+
 def downsampling(strides: Stride, pooling_cls: PoolingFactory | None) -> tuple[Stride, nn.Module]:
-    """The stride that is left to the convolutions, and the module that pools."""
+    """The stride of the convolutions, and the pooling layer."""
     pair = as_strides(strides)
     if len(pair) != 2:
         raise ValueError(f"a stride must be one number or (height, width), but got {strides!r}")
     return (pair, nn.Identity()) if pooling_cls is None else (1, pooling_cls(strides=pair))
 
 
-def check_order(order: str | None) -> None:
-    """Refuse what is no place for a pooling layer."""
+def check_block(num_layers: int = 1, order: str = "after") -> None:
+    """Refuse a block without layers, or with an unknown order of pooling and convolution."""
+    if num_layers < 1:
+        raise ValueError(f"num_layers must be at least 1, but got {num_layers}")
     if order not in ORDERS:
         raise ValueError(f"order must be one of {ORDERS}, but got {order!r}")
 
 
-def check_num_layers(num_layers: int) -> None:
-    """Refuse a block without layers."""
-    if num_layers < 1:
-        raise ValueError(f"num_layers must be at least 1, but got {num_layers}")
+def parse_strides(strides: str | Sequence[Stride], filters: Sequence[int]) -> Sequence[Stride]:
+    """The strides of a network's stages, one for each of ``filters``, also from a string.
 
-
-def parse_strides(strides: str | Sequence[Stride]) -> Sequence[Stride]:
-    """The strides of a network's stages, also from a string, as published Gin files write them.
-
-    >>> parse_strides("1, 1, 2, 1.5")
-    [1.0, 1.0, 2.0, 1.5]
+    >>> parse_strides("1, 2, 1.5", filters=[8, 8, 16])
+    [1.0, 2.0, 1.5]
     """
-    if not isinstance(strides, str):
-        return strides
-    try:
-        return [float(number) for number in strides.split(",")]
-    except ValueError:
-        raise ValueError(
-            "strides must be numbers, as [1, 1, 2, 2, 2] or as '1, 1, 2, 2, 2', "
-            f"but got {strides!r}"
-        ) from None
-
-
-def check_filters(filters: Sequence[int], strides: Sequence[Stride]) -> None:
-    """Refuse a network whose stages have not one number of channels and one stride each."""
+    if isinstance(strides, str):
+        try:
+            strides = [float(number) for number in strides.split(",")]
+        except ValueError:
+            raise ValueError(
+                "strides must be numbers, as [1, 1, 2, 2, 2] or as '1, 1, 2, 2, 2', "
+                f"but got {strides!r}"
+            ) from None
     if not len(filters) == len(strides) > 0:
         raise ValueError(
-            f"filters and strides must be equally many, but got {list(filters)} and {list(strides)}"
+            "filters and strides must have the same length above 0, but got "
+            f"{list(filters)} and {list(strides)}"
         )
+    return strides
 
 
 class ResidualLayer(nn.Module):
     """Two convolutions, each after batch norm and ReLU, and a shortcut around them.
 
     ``y = conv(relu(norm(pool(conv(relu(norm(x))))))) + project(pool(x))``, where one pooling layer
-    serves both branches. A layer that does not project neither pools nor strides, and its shortcut
-    is the identity. The published layer pools after its 1 x 1 projection; without a bias the two
-    commute, and pooling first costs a fraction.
+    serves both branches. Without projection the layer does not shrink the map, and its shortcut is
+    the identity. The published layer pools after its 1 x 1 projection: the result is the same, at a
+    higher cost.
 
     Args:
         in_channels: channels of the input; equal to ``filters`` unless ``project``.
@@ -124,11 +111,10 @@ class ResidualLayer(nn.Module):
         strides: one number or (height, width), at least 1; whole without ``pooling_cls``.
             Ignored unless ``project``.
         pooling_cls: builds the pooling layer as ``pooling_cls(strides=(s, s))``. With None the
-            first convolution and the projection are strided instead, with ``kernel_size // 2``
-            zeros on every side of the map and an output of ``ceil(N / s)``.
+            first convolution and the projection are strided instead, to ``ceil(N / s)`` samples.
         project: whether the shortcut has a 1 x 1 convolution, and the layer may pool.
         order: ``"after"`` pools the output of the first convolution (published); ``"before"``
-            pools the layer's input once, for both branches, so that all convolutions are cheap.
+            pools the layer's input, which makes all convolutions cheaper.
 
     Shape:
         ``(B, in_channels, H, W)`` to ``(B, filters, H', W')``.
@@ -151,7 +137,7 @@ class ResidualLayer(nn.Module):
         order: str = "after",
     ) -> None:
         super().__init__()
-        check_order(order)
+        check_block(order=order)
         if not project and in_channels != filters:
             raise ValueError(
                 f"a layer without projection cannot turn {in_channels} channels into {filters}; "
@@ -165,12 +151,11 @@ class ResidualLayer(nn.Module):
         self.first_conv = _conv2d(in_channels, filters, kernel_size, strides)
         self.second_norm = batch_norm(filters)
         self.second_conv = _conv2d(filters, filters, kernel_size)
-        # A strided 1 x 1 convolution, as a choice of pixels and a convolution of stride 1: oneDNN
-        # corrupts memory in the gradient of the former for few channels-last channels
+        # Subsampled before a convolution of stride 1. For few channels-last channels
+        # oneDNN corrupts memory in the gradient of a strided 1 x 1 convolution
         # (https://github.com/uxlfoundation/oneDNN/issues/6035).
-        height, width = map(int, as_strides(strides))
-        strided = max(height, width) > 1
-        self.subsampling = nn.AvgPool2d(1, (height, width)) if strided else nn.Identity()
+        pair = whole_strides(strides)
+        self.subsampling = nn.AvgPool2d(1, pair) if max(pair) > 1 else nn.Identity()
         self.shortcut = _conv2d(in_channels, filters, 1) if project else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -189,8 +174,8 @@ class ResidualLayer(nn.Module):
 class ResnetBlock(nn.Sequential):
     """Residual layers of equal width, of which only the first may project and pool.
 
-    ``num_layers`` (at least 1) layers of ``filters`` channels; the first projects if
-    ``project_first``, and then has the block's ``strides``. ``kwargs`` go to every `ResidualLayer`.
+    ``num_layers`` (at least 1) layers of ``filters`` channels. If ``project_first``, the first
+    projects and has the block's ``strides``. ``kwargs`` go to every `ResidualLayer`.
 
     >>> [layer.first_conv.stride for layer in ResnetBlock(4, 8, strides=2)]
     [(2, 2), (1, 1)]
@@ -205,7 +190,7 @@ class ResnetBlock(nn.Sequential):
         project_first: bool = True,
         **kwargs: Any,
     ) -> None:
-        check_num_layers(num_layers)
+        check_block(num_layers)
         first = {"strides": strides, "project": project_first}
         super().__init__(
             ResidualLayer(in_channels, filters, **first, **kwargs),
@@ -216,33 +201,29 @@ class ResnetBlock(nn.Sequential):
 class Resnet(nn.Module):
     """Pre-activation residual network: convolution, blocks, global average, dense layer.
 
-    ``y = activation(dense(mean(relu(norm(blocks(pool(conv(x))))))))``; every block but those in
-    ``id_only`` projects in its first layer, and pools there by its stride.
+    ``y = activation(dense(mean(relu(norm(blocks(pool(conv(x))))))))``
 
-    Reference: He, Zhang, Ren, Sun, *Identity Mappings in Deep Residual Networks*, 2016,
+    Reference: *Identity Mappings in Deep Residual Networks*, 2016,
     https://arxiv.org/abs/1603.05027.
 
     Args:
         filters: channels of the first convolution, then of each block.
-        strides: strides of the same, each one number or (height, width), at least 1; or a string
+        strides: stride of each of these, one number or (height, width), at least 1; or a string
             of numbers such as ``"1, 1, 2, 2, 2"``.
         num_output_classes: number of outputs.
         output_activation: None, ``"softmax"`` or a callable on the outputs.
-        id_only: indices of the blocks, from 0, that do not project.
-        pooling_cls: builds the pooling layers as ``pooling_cls(strides=(s, s))``. None strides the
-            convolutions instead.
-        pool_stem: whether the first convolution is followed by a pooling layer (published); if not,
-            it is strided itself.
+        id_only: indices, from 0, of blocks that neither project nor pool.
+        pooling_cls, num_layers, kernel_size, order: as for `ResnetBlock` and `ResidualLayer`.
         weight_decay: for `parameter_groups`; kept as an attribute.
-        num_layers, kernel_size, order: as for `ResnetBlock` and `ResidualLayer`.
         in_channels: channels of the images.
+        pool_stem: whether a pooling layer follows the first convolution (published); if not, the
+            convolution is strided.
 
     Shape:
         ``(B, in_channels, H, W)`` to ``(B, num_output_classes)``.
 
     Raises:
-        ValueError: if ``filters`` and ``strides`` differ in length, or an argument is out of
-            its range.
+        ValueError: if ``filters`` and ``strides`` differ in length, or an argument is out of range.
 
     >>> network = Resnet([8, 16], [1, 2], num_output_classes=5, in_channels=1)
     >>> network(torch.zeros(2, 1, 28, 28)).shape
@@ -265,31 +246,21 @@ class Resnet(nn.Module):
         pool_stem: bool = True,
     ) -> None:
         super().__init__()
-        strides = parse_strides(strides)
-        check_filters(filters, strides)
+        strides = parse_strides(strides, filters)
         activation = ACTIVATIONS.get(output_activation, output_activation)
         if not callable(activation):
-            raise ValueError(
-                "output_activation must be None, 'softmax' or a callable, "
-                f"but got {output_activation!r}"
-            )
+            known = "None, 'softmax' or a callable"
+            raise ValueError(f"output_activation must be {known}, but got {output_activation!r}")
         self.weight_decay = weight_decay
         stride, pooling = downsampling(strides[0], pooling_cls if pool_stem else None)
         conv = _conv2d(in_channels, filters[0], 3, stride)
         self.stem = nn.Sequential(OrderedDict(conv=conv, pooling=pooling))
-        block = partial(
-            ResnetBlock,
-            num_layers=num_layers,
-            kernel_size=kernel_size,
-            pooling_cls=pooling_cls,
-            order=order,
-        )
-        self.blocks = nn.Sequential(
-            *(
-                block(*channels, strides[index + 1], project_first=index not in id_only)
-                for index, channels in enumerate(pairwise(filters))
-            )
-        )
+        options = {"kernel_size": kernel_size, "pooling_cls": pooling_cls, "order": order}
+        self.blocks = nn.Sequential()
+        for index, channels in enumerate(pairwise(filters)):
+            project = index not in id_only
+            block = ResnetBlock(*channels, strides[index + 1], num_layers, project, **options)
+            self.blocks.append(block)
         self.norm = batch_norm(filters[-1])
         self.dense = nn.Linear(filters[-1], num_output_classes)
         he_normal_(self.dense.weight)
@@ -306,8 +277,8 @@ def resnet18(
 ) -> Resnet:
     """ResNet-18 of the published system: 5 strides, by default 1, 1, 2, 2, 2.
 
-    Filters are ``width`` times 1, 1, 2, 4, 8, two layers a block; the first block has no
-    projection, hence no use for its stride. ``kwargs`` go to `Resnet`.
+    Filters are ``width`` times 1, 1, 2, 4, 8, two layers a block. The first block does not project
+    and ignores its stride. ``kwargs`` go to `Resnet`.
 
     >>> sum(parameter.numel() for parameter in resnet18(num_output_classes=10).parameters())
     11172170

@@ -1,4 +1,4 @@
-"""Helpers for networks with learnable strides: list, project, log, penalise, parameter groups."""
+"""Helpers for the strides of a network: list, project, log, penalise, parameter groups."""
 
 from collections.abc import Sequence
 from numbers import Real
@@ -11,7 +11,7 @@ AXES = {1: ("",), 2: ("/height", "/width"), 3: ("/depth", "/height", "/width")}
 
 
 def stride_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers with learnable strides of a model, by name.
+    """The layers of a model that have learnable strides, by name.
 
     >>> from diffstride import DiffStride
     >>> list(stride_layers(nn.Sequential(nn.ReLU(), DiffStride())))
@@ -20,8 +20,7 @@ def stride_layers(model: nn.Module) -> dict[str, nn.Module]:
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(getattr(module, "strides", None), nn.Parameter)
-        and hasattr(module, "project_")
+        if hasattr(module, "project_") and isinstance(getattr(module, "strides", 0), nn.Parameter)
     }
 
 
@@ -60,16 +59,15 @@ def parameter_groups(
     stride_learning_rate: float | None = None,
     bias_learning_rate: float | None = None,
 ) -> list[dict[str, Any]]:
-    """Parameter groups for an optimiser: weight decay on kernels only, own learning rates.
+    """Parameter groups for an optimiser: no weight decay on biases, norms and strides.
 
-    Kernels are the parameters of two and more dimensions. Biases, the scales of norms and the
-    strides get no weight decay.
+    Kernels, the parameters of two and more dimensions, get the weight decay.
 
     Args:
         model: any network, with or without learnable strides.
-        weight_decay: weight decay of the kernels, at least 0, passed to the optimiser as it is.
+        weight_decay: weight decay of the kernels in the optimiser, at least 0.
         stride_learning_rate: learning rate of the strides; None for that of the optimiser.
-        bias_learning_rate: learning rate of biases and scales; None for that of the optimiser.
+        bias_learning_rate: the same for biases and the scales of norms.
 
     Returns:
         Groups named ``"kernels"``, ``"others"``, ``"strides"``, in this order; each may be empty.
@@ -86,13 +84,11 @@ def parameter_groups(
     for name, rate in (("stride", stride_learning_rate), ("bias", bias_learning_rate)):
         if rate is not None:
             _check_number(f"{name}_learning_rate", rate)
-    known = {id(layer.strides) for layer in stride_layers(model).values()}
-    weights = [p for p in model.parameters() if id(p) not in known]
-    members = {
-        "kernels": [p for p in weights if p.ndim > 1],
-        "others": [p for p in weights if p.ndim <= 1],
-        "strides": [p for p in model.parameters() if id(p) in known],
-    }
+    strides = {id(layer.strides) for layer in stride_layers(model).values()}
+    members: dict[str, list[Tensor]] = {"kernels": [], "others": [], "strides": []}
+    for parameter in model.parameters():
+        kind = "kernels" if parameter.ndim > 1 else "others"
+        members["strides" if id(parameter) in strides else kind].append(parameter)
     groups: list[dict[str, Any]] = [
         {"name": name, "params": params, "weight_decay": weight_decay * (name == "kernels")}
         for name, params in members.items()
@@ -112,7 +108,7 @@ def stride_penalty(model: nn.Module) -> Tensor:
     """The regulariser of the DiffStride paper, to add to the loss with a weight ``lambda``.
 
     ``sum over layers l of the product over i <= l of 1 / (S_h^i S_w^i)``, with the layers in the
-    order of the model's modules. It measures the memory of all feature maps relative to the input.
+    order of the model's modules: the memory of all feature maps relative to the input.
 
     Reference: *Learning Strides in Convolutional Neural Networks*, ICLR 2022, equation 6,
     https://arxiv.org/abs/2202.01653.
