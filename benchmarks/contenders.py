@@ -5,7 +5,7 @@ training does: strides that have moved since the last call, gradients of the inp
 parameter the contender has.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -114,7 +114,13 @@ def calls_of(row: Row, direction: str, contenders: Sequence[Case]) -> dict[Case,
     calls: dict[Case, Callable] = {}
     for case in contenders:
         x = inputs[case.dtype, case.format]
-        calls[case] = prepare(_converted(contender(case.contender, row), case), x)
+        calls[case] = prepare(converted(contender(case.contender, row), case), x)
+    return calls | copies_of(inputs)
+
+
+def copies_of(inputs: Mapping[tuple[str, str], Tensor]) -> dict[Case, Callable]:
+    """Copies of the contiguous inputs, given by dtype and memory format, as calls."""
+    calls: dict[Case, Callable] = {}
     for (dtype, layout), x in inputs.items():
         if layout == "contiguous":
             source, target = x.detach(), torch.empty_like(x).detach()
@@ -123,7 +129,8 @@ def calls_of(row: Row, direction: str, contenders: Sequence[Case]) -> dict[Case,
     return calls
 
 
-def _converted(operation: Operation, case: Case) -> Operation:
+def converted(operation: Operation, case: Case) -> Operation:
+    """The operation in the dtype and memory format of a case."""
     # Strides stay in float32, as they do in a network that computes in bf16.
     if isinstance(operation, nn.Conv2d):
         return operation.to(dtype=DTYPES[case.dtype]).to(memory_format=FORMATS[case.format])  # type: ignore[call-overload]

@@ -27,6 +27,12 @@ NUM_CLASSES = 10
 FEWEST_CHANNELS = 8
 PRECISIONS = ("float32", "bf16-mixed")
 PHASES = ("training", "inference")
+Wrap = Callable[[nn.Module], Callable[[Tensor], Tensor]]
+
+
+def eager(network: nn.Module) -> nn.Module:
+    """The network as it is, in place of a compiled one."""
+    return network
 
 
 class AdaptivePooling(nn.Module):
@@ -89,27 +95,31 @@ class Task(NamedTuple):
         images = torch.randn(self.batch, 3, self.size, self.size)
         return images.contiguous(memory_format=FORMATS[self.format])
 
-    def autocast(self) -> AbstractContextManager:
+    def autocast(self, device_type: str) -> AbstractContextManager:
         mixed = self.precision == "bf16-mixed"
-        return torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed)
+        return torch.autocast(device_type, dtype=torch.bfloat16, enabled=mixed)
 
 
-def step_of(task: Task, phase: str) -> Callable[[], object]:
-    """A step of inference or training, as a call."""
-    return inference_step(task) if phase == "inference" else training_step(task)
+def step_of(task: Task, phase: str, wrap: Wrap = eager) -> Callable[[], object]:
+    """A step of inference or training, as a call; ``wrap`` may compile the network.
+
+    Make it inside ``with torch.device(...)`` for another device than the CPU.
+    """
+    return inference_step(task, wrap) if phase == "inference" else training_step(task, wrap)
 
 
-def inference_step(task: Task) -> Callable[[], Tensor]:
-    network, images = task.network().eval(), task.images()
+def inference_step(task: Task, wrap: Wrap = eager) -> Callable[[], Tensor]:
+    network, images = wrap(task.network().eval()), task.images()
+    device_type = images.device.type
 
     def step() -> Tensor:
-        with torch.no_grad(), task.autocast():
+        with torch.no_grad(), task.autocast(device_type):
             return network(images)
 
     return step
 
 
-def training_step(task: Task) -> Callable[[], None]:
+def training_step(task: Task, wrap: Wrap = eager) -> Callable[[], None]:
     """Forward, loss, backward, SGD with momentum, projection of the strides.
 
     After the step the strides move on to a value of their own: what an optimiser of random labels
@@ -121,11 +131,12 @@ def training_step(task: Task) -> Callable[[], None]:
     optimiser = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
     pools: list[Any] = list(stride_layers(network).values())
     move = MovingStrides(strides_of(network), task.size)
+    run, device_type = wrap(network), images.device.type
 
     def step() -> None:
         optimiser.zero_grad()
-        with task.autocast():
-            loss = F.cross_entropy(network(images), labels)
+        with task.autocast(device_type):
+            loss = F.cross_entropy(run(images), labels)
         loss.backward()
         optimiser.step()
         for pool in pools:

@@ -43,7 +43,9 @@ class Timing(NamedTuple):
     page_faults: float | None
 
 
-class _Sample(NamedTuple):
+class Sample(NamedTuple):
+    """Seconds and page faults a call; NaN where page faults are not counted."""
+
     seconds: float
     faults: float
 
@@ -53,10 +55,18 @@ class _Turns(NamedTuple):
     samples: int
 
 
-def measure(contenders: Mapping[Key, Callable[[], Any]], effort: Effort) -> dict[Key, Timing]:
-    """Warm up every contender, then let them take turns, in a new random order each round."""
-    turns = {key: _plan(call, effort) for key, call in contenders.items()}
-    samples: dict[Key, list[_Sample]] = {key: [] for key in contenders}
+def measure(
+    contenders: Mapping[Key, Callable[[], Any]],
+    effort: Effort,
+    sample: Callable[[Callable[[], Any], int], Sample] | None = None,
+) -> dict[Key, Timing]:
+    """Warm up every contender, then let them take turns, in a new random order each round.
+
+    ``sample`` times a number of calls; by default it reads the clock of the CPU.
+    """
+    sample = sample or cpu_sample
+    turns = {key: _plan(call, effort, sample) for key, call in contenders.items()}
+    samples: dict[Key, list[Sample]] = {key: [] for key in contenders}
     order = random.Random(effort.seed)
     # Collecting garbage takes milliseconds and would hit whoever runs when it is due.
     gc.collect()
@@ -65,7 +75,7 @@ def measure(contenders: Mapping[Key, Callable[[], Any]], effort: Effort) -> dict
         for turn in range(effort.repeats):
             for key in order.sample(list(contenders), len(contenders)):
                 if takes_turn(turn, turns[key].samples, effort.repeats):
-                    samples[key].append(_sample(contenders[key], turns[key].calls))
+                    samples[key].append(sample(contenders[key], turns[key].calls))
     finally:
         gc.enable()
     return {key: _summarise(samples[key], turns[key].calls) for key in contenders}
@@ -92,10 +102,12 @@ def summary_of(seconds: list[float]) -> tuple[float, float, float]:
     return median, lower, upper
 
 
-def _plan(call: Callable[[], Any], effort: Effort) -> _Turns:
+def _plan(
+    call: Callable[[], Any], effort: Effort, sample: Callable[[Callable[[], Any], int], Sample]
+) -> _Turns:
     spent = 0.0
     for _ in range(WARM_UP_CALLS):
-        seconds = _sample(call, 1).seconds
+        seconds = sample(call, 1).seconds
         spent += seconds
         if spent > effort.budget / 10:
             break
@@ -104,19 +116,20 @@ def _plan(call: Callable[[], Any], effort: Effort) -> _Turns:
     return _Turns(calls, min(effort.repeats, affordable))
 
 
-def _sample(call: Callable[[], Any], calls: int) -> _Sample:
+def cpu_sample(call: Callable[[], Any], calls: int) -> Sample:
+    """Time that many calls by the clock of the CPU."""
     faults, start = _page_faults(), time.perf_counter()
     for _ in range(calls):
         call()
     seconds = time.perf_counter() - start
-    return _Sample(seconds / calls, (_page_faults() - faults) / calls)
+    return Sample(seconds / calls, (_page_faults() - faults) / calls)
 
 
 def _page_faults() -> float:
     return math.nan if getrusage is None else getrusage(RUSAGE_SELF).ru_minflt
 
 
-def _summarise(samples: list[_Sample], calls: int) -> Timing:
+def _summarise(samples: list[Sample], calls: int) -> Timing:
     # Page faults tell whether new memory was part of what was timed.
     faults = summary_of([sample.faults for sample in samples])[0]
     return Timing(
