@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks import frozen, layer, network, scaling
 from benchmarks.common import RESULTS, Report, write_text
+from benchmarks.gpu import page as gpu_page
 from benchmarks.machine import ROOT
 
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -118,7 +119,8 @@ def read_reports(folder: Path) -> dict[str, Report]:
             raise ValueError(
                 f"{name} is of benchmark {report['benchmark']!r}, expected one of {list(TABLES)}"
             )
-    return dict(sorted(reports.items(), key=lambda item: rank(item[1]["benchmark"])))
+    ordered = dict(sorted(reports.items(), key=lambda item: rank(item[1]["benchmark"])))
+    return ordered | gpu_page.read_reports(folder / "gpu")
 
 
 def page(reports: Mapping[str, Report]) -> str:
@@ -130,6 +132,7 @@ def page(reports: Mapping[str, Report]) -> str:
         sections += [_section(name, report) for name, report in found.items()]
         if not found:
             sections.append(f"No results yet: `python -m benchmarks.{benchmark}`.")
+    sections.append(gpu_page.section(reports))
     return "\n\n".join(sections) + "\n"
 
 
