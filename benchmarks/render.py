@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import frozen, layer, network, scaling
+from benchmarks import frozen, layer, network, processes, scaling
 from benchmarks.common import RESULTS, Report, write_text
 from benchmarks.gpu import page as gpu_page
 from benchmarks.machine import ROOT
@@ -17,12 +17,14 @@ TITLES = {
     "network": "A network",
     "scaling": "How the cost grows",
     "frozen": "Frozen networks",
+    "processes": "Several processes",
 }
 TABLES: dict[str, Callable[[Report], str]] = {
     "layer": layer.tables,
     "network": network.tables,
     "scaling": scaling.tables,
     "frozen": frozen.tables,
+    "processes": processes.tables,
 }
 HEAD = """\
 # Benchmarks
@@ -93,6 +95,14 @@ have the sizes of the `strided` network.
 
 In torchvision's ResNet-18 every strided 3 x 3 convolution runs at stride 1 before it is pooled. The
 small ResNet-18 pools before its convolutions.""",
+    "processes": """\
+The same training on one, two and four processes of one host, connected by gloo on its CPU. Each
+takes its share of one batch. Batch norm is in evaluation mode. `project` clamps the strides after a
+step, `budget` holds the cost. Differences are the largest over all steps, layers and axes. Bytes
+are what a process gives to gloo in a step. Host reads are counted by the rule for accelerators,
+where each of them waits for the device. A layer that is called once reads its strides once a step,
+and a layer that is called twice reads them twice. A budget adds four reads for each layer. There
+are no times, as the processes share the cores of the host.""",
 }
 FACTS = {
     "command": "command",
