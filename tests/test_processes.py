@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks import processes, render
-from benchmarks.common import select
+from benchmarks.common import RESULTS, select
 
 # The processes add the same numbers in another order, and twenty steps of resnet18 amplify that.
 TOLERANCE = {"small": 1e-5, "resnet18, width 8": 1e-3}
@@ -83,3 +83,11 @@ def test_four_processes_learn_the_strides_and_losses_of_one() -> None:
     missing = processes.fsdp_missing()
     cases = [case for case in processes.CASES if case.strategy != "FSDP" or missing is None]
     check_rows(processes.measure([4], cases, steps=20))
+
+
+def test_the_committed_file_shows_one_two_and_four_processes() -> None:
+    report = json.loads((RESULTS / "processes.json").read_text())
+    for case in processes.CASES:
+        found = select(report["rows"], **case._asdict())
+        assert [row["processes"] for row in found] == [1, 2, 4]
+    check_rows(report["rows"])
