@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from conftest import PUBLISHED, literal_diff_stride
 from torch import Tensor, nn
 
+from benchmarks.gpu.device import tf32
 from diffstride import (
     BlurPooling,
     CostBudget,
@@ -64,9 +65,11 @@ def gpu(request: pytest.FixtureRequest) -> torch.device:
 
 
 @pytest.fixture(autouse=True)
-def _fresh_compiler() -> Iterator[None]:
+def _settings() -> Iterator[None]:
+    """A fresh compiler, and convolutions without TF32, which torch allows by default."""
     torch.compiler.reset()
-    yield
+    with tf32(False):
+        yield
     torch.compiler.reset()
 
 

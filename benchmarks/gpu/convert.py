@@ -100,7 +100,7 @@ def training_step(
 ) -> Callable[[], None]:
     """Forward, loss, backward, SGD with momentum, and the budget or new strides, as a call."""
     model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    optimiser = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    optimiser = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
     images = torch.randn(network.batch, 3, network.size, network.size, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.arange(network.batch, device=device) % CLASSES

@@ -97,12 +97,22 @@ def peak_memory(device: torch.device, make: Callable[[], Callable[[], Any]]) -> 
     """Peak bytes of tensors on a GPU while ``make`` builds a call and it runs; elsewhere None."""
     if device.type != "cuda":
         return None
-    gc.collect()
-    torch.cuda.empty_cache()
+    gc.collect()  # what is freed later would count as free from the start
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     call = make()
     for _ in range(MEASURED_STEPS):
         call()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def peak_of_call(device: torch.device, call: Callable[[], Any]) -> int | None:
+    """By how many bytes the tensors on a GPU grow during a call, at most; elsewhere None."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    call()
     torch.cuda.synchronize(device)
     return torch.cuda.max_memory_allocated(device) - before

@@ -23,7 +23,7 @@ from benchmarks.contenders import (
     new_input,
     unsupported,
 )
-from benchmarks.gpu.device import PRECISIONS, peak_memory, product_rate, sampler, tf32
+from benchmarks.gpu.device import PRECISIONS, peak_of_call, product_rate, sampler, tf32
 from benchmarks.gpu.options import effort
 from benchmarks.gpu.rows import Rows
 from benchmarks.timing import measure
@@ -80,7 +80,7 @@ def measure_group(group: Group, options: argparse.Namespace) -> dict[str, Any]:
     with tf32(precision.tf32):
         calls = calls_of(group, contenders, options)
         timings = measure(calls, effort(options), sampler(device))
-        memory = {case: peak_memory(device, lambda case=case: calls[case]) for case in contenders}
+        memory = {case: peak_of_call(device, calls[case]) for case in contenders}
         sizes = TINY_SQUARES if options.tiny else SQUARES
         rates = {precision.dtype: product_rate(device, DTYPES[precision.dtype], sizes)}
     return {

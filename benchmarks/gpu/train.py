@@ -136,8 +136,8 @@ class Training:
         self.network = build(pooling_cls=POOLINGS[row])
         cost = MultiplyAdds(build(pooling_cls=None), example).value() if row in BUDGETED else None
         self.budget = CostBudget(self.network, example, cost) if cost else None
-        self.start = self.cost(example)
         self.example = example
+        self.start = self.cost()
         self.network.to(options.device, memory_format=torch.channels_last)  # type: ignore
         groups = parameter_groups(self.network, 2 * recipe.weight_decay)
         self.optimizer = torch.optim.SGD(groups, recipe.learning_rate, momentum=recipe.momentum)
@@ -147,9 +147,10 @@ class Training:
         self.schedule = multi_step(self.optimizer, self.boundaries, recipe.factors)
         self.epoch, self.seconds, self.losses = 0, 0.0, []
 
-    def cost(self, example: torch.Tensor) -> int:
+    def cost(self) -> int:
         """Multiply-adds of one image."""
-        return MultiplyAdds(self.network, example).value()
+        device = next(self.network.parameters()).device
+        return MultiplyAdds(self.network, self.example.to(device)).value()
 
     def step(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """One step; returns the loss, on the device."""
@@ -297,7 +298,7 @@ def summary(training: Training, row: str) -> dict[str, Any]:
     return {
         "test_accuracy": training.test(),
         "multiply_adds_start": training.start,
-        "multiply_adds_end": training.cost(training.example),
+        "multiply_adds_end": training.cost(),
         "budget": row in BUDGETED,
         "strides": {name: list(layer.stride_values()) for name, layer in layers.items()},
         "steps": training.steps,
