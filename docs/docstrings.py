@@ -1,4 +1,4 @@
-"""What Markdown and griffe, which reads the docstrings, make no sense of in ours: an extension."""
+"""An extension of griffe that adapts our docstrings to Markdown and to its argument lists."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -8,23 +8,23 @@ from typing import Any
 from griffe import Extension, Object
 
 FLAGS = re.compile(r"\s*# doctest: .*$")
-TOGETHER = re.compile(r"( +)(\w+(?:, \w+)+): (.*)")  # a line on several arguments
+TOGETHER = re.compile(r"( +)(\w+(?:, \w+)+): (.*)")  # a line that describes several arguments
 
 
 class Docstrings(Extension):
-    """Fences examples, and describes arguments that share a description one by one."""
+    """Adds fences to examples, and gives each argument a description of its own."""
 
     def on_object(self, *, obj: Object, **kwargs: Any) -> None:
         if obj.docstring is not None:
-            lines = separated(obj.docstring.value.splitlines())
-            obj.docstring.value = "\n".join(fenced(lines))
+            lines = split_arguments(obj.docstring.value.splitlines())
+            obj.docstring.value = "\n".join(fence_examples(lines))
 
 
-def fenced(lines: Sequence[str]) -> Iterator[str]:
-    """The lines of a docstring, with fences from each first prompt to the blank line after it.
+def fence_examples(lines: Sequence[str]) -> Iterator[str]:
+    """Add fences to the examples of a docstring, from a first prompt to the next blank line.
 
-    In Markdown a line that begins with ``>>>`` is a quotation, three levels deep, and the second
-    colon before a block is not swallowed.
+    Markdown would read a line with ``>>>`` as a quotation in three levels. It would also show both
+    colons of ``::`` before a block.
     """
     margin: str | None = None
     for line in lines:
@@ -40,10 +40,10 @@ def fenced(lines: Sequence[str]) -> Iterator[str]:
         yield f"{margin}```"
 
 
-def separated(lines: Sequence[str]) -> list[str]:
-    """The lines of a docstring, with ``a, b: text`` as ``a: text`` and ``b: text``.
+def split_arguments(lines: Sequence[str]) -> list[str]:
+    """Write ``a, b: text`` in a docstring as ``a: text`` and ``b: text``.
 
-    griffe would look for an argument called ``a, b``, and find neither type nor default.
+    griffe would look for one argument with the name ``a, b``, and find neither type nor default.
     """
     result, rest = [], list(lines)
     while rest:

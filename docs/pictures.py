@@ -1,6 +1,6 @@
 """Draw the pictures of the documentation: ``python -m docs.pictures`` writes docs/pictures/*.png.
 
-All are computed by the library, but for the strides of a training, which come from its log.
+The library computes all of them. Only the strides of a training come from its log.
 """
 
 import argparse
@@ -31,14 +31,17 @@ RUN = ROOT / "results" / "small" / "diffstride"
 
 SIZE = 32  # samples of the axis in the pictures of one axis
 STRIDES = (1.0, 1.5, 2.0, 3.0, 4.0)
-WHOLE_STRIDES = (2, 3, 4)  # of the methods that know no others
+WHOLE_STRIDES = (2, 3, 4)  # for methods without fractional strides
 FRACTIONAL_STRIDES = (1.0, 1.25, 1.5, 2.0, 3.0)
 DPI = 100
-PANEL, GAP = 192, 40  # pixels of an image and between two; all whole strides divide a panel
+PANEL, GAP = (
+    192,
+    40,
+)  # pixels of an image and between two; PANEL is a multiple of 2, 3 and 4
 
 
 def windows() -> Figure:
-    """The gain over the bins of one axis at several strides, a panel for each edge."""
+    """The window of one axis at several strides: gain against bin, a panel for each edge."""
     figure = Figure(figsize=(9, 4), layout="constrained")
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
     for panel, edge in zip(panels, EDGES, strict=True):
@@ -61,7 +64,7 @@ def _draw_window(panel: Any, stride: float, edge: str, colour: Any) -> None:
 
 
 def _corners(axis: Axis) -> tuple[list[float], list[float]]:
-    """The window between its bins: flat, down the ramp, and cropped."""
+    """The corners of the window as a polygon: flat part, ramp, and crop."""
     last = min(axis.cutoff, axis.output_size / 2)
     flat = min(max(axis.cutoff - axis.transition, 0.0), last)
     gain = min((axis.cutoff - last) / axis.transition, 1.0)
@@ -69,7 +72,7 @@ def _corners(axis: Axis) -> tuple[list[float], list[float]]:
 
 
 def matrices() -> Figure:
-    """The matrix of one axis for both edges, and its derivative by the stride."""
+    """The matrix of one axis for both edges, and its derivative in the stride."""
     passband, stopband = (plan_axis(SIZE, 2.0, edge=edge, straight_through=False) for edge in EDGES)
     left, right = ramp_factors(SIZE, stopband.output_size, stopband.ramp)
     shown = {
@@ -89,7 +92,7 @@ def matrices() -> Figure:
 
 
 def output_lengths() -> Figure:
-    """The output length over the stride, beside that of a strided convolution."""
+    """The output length against the stride, beside that of a strided convolution."""
     strides = np.linspace(1, 5, 2001)
     figure = Figure(figsize=(7, 3.4), layout="constrained")
     panel = figure.add_subplot(xlabel="stride", ylabel="samples out")
@@ -106,12 +109,12 @@ def output_lengths() -> Figure:
 
 
 def aliasing() -> Figure:
-    """A zone plate made smaller at whole strides, by the layer and by two others."""
-    return _draw_images(aliased(zone_plate(PANEL // 2)), limits=(-1, 1))
+    """A zone plate downsampled at whole strides, by the layer and by two other methods."""
+    return _draw_images(downsample(zone_plate(PANEL // 2)), limits=(-1, 1))
 
 
-def aliased(image: Tensor) -> dict[str, dict[str, Tensor]]:
-    """An image and what becomes of it, by method and title."""
+def downsample(image: Tensor) -> dict[str, dict[str, Tensor]]:
+    """An image and its downsampled versions, by method and title."""
     methods: dict[str, Callable[[int], Tensor]] = {
         "every s-th sample": lambda stride: image[..., ::stride, ::stride],
         "average pooling": lambda stride: F.avg_pool2d(image, stride),
@@ -124,13 +127,13 @@ def aliased(image: Tensor) -> dict[str, dict[str, Tensor]]:
 
 
 def zone_plate(size: int) -> Tensor:
-    """``cos(pi r^2 / N)``, whose frequency grows with the radius, to 1/2 at the borders."""
+    """``cos(pi r^2 / N)``, whose frequency grows with the radius up to 1/2 at the borders."""
     place = torch.arange(size) - size / 2
     return torch.cos(torch.pi / size * (place[:, None] ** 2 + place**2))[None, None]
 
 
 def fractional() -> Figure:
-    """A star made smaller by strides that need not be whole, for both edges."""
+    """A star downsampled at fractional strides, for both edges."""
     image = siemens_star(PANEL // 3)
     rows = {
         f'edge="{edge}"': {
@@ -143,7 +146,7 @@ def fractional() -> Figure:
 
 
 def siemens_star(size: int, spokes: int = 16, oversampling: int = 8) -> Tensor:
-    """White spokes on black: the finer the nearer to the centre; every pixel is an average."""
+    """White spokes on black, finer towards the centre; every pixel is an average."""
     place = (torch.arange(size * oversampling) + 0.5) / (size * oversampling) - 0.5
     rows, columns = torch.meshgrid(place, place, indexing="ij")
     spoke = torch.sin(spokes * torch.atan2(rows, columns)) > 0
@@ -152,9 +155,9 @@ def siemens_star(size: int, spokes: int = 16, oversampling: int = 8) -> Tensor:
 
 
 def _draw_images(rows: dict[str, dict[str, Tensor]], limits: tuple[float, float]) -> Figure:
-    """Images at a whole number of pixels a sample where they allow it.
+    """Draw images with a whole number of pixels a sample where possible.
 
-    Anything else would draw patterns of its own, just what some of the pictures are about.
+    Other scales would add aliasing, which some of the pictures are about.
     """
     columns = max(map(len, rows.values()))
     width, height = (count * (PANEL + GAP) for count in (columns, len(rows)))
@@ -187,9 +190,9 @@ LEARNED = "learned_windows.png"
 
 
 def learned_network() -> torch.nn.Module:
-    """The network of the run, by its recipe, with the strides of its end.
+    """The network of the run, built by its recipe, with its final strides.
 
-    The weights are not kept, and a picture of windows needs none.
+    The weights were not kept; a picture of windows does not need them.
     """
     configure(["cifar10_small.gin"])
     network: torch.nn.Module = gin_registry.resnet18(num_output_classes=10)
@@ -202,7 +205,7 @@ def learned_network() -> torch.nn.Module:
 
 
 def shrink(path: Path) -> None:
-    """Give a picture a palette: half the size, and no difference to see."""
+    """Reduce a picture to a palette, which halves its file without a visible difference."""
     with Image.open(path) as picture:
         shrunk = picture.convert("RGB").quantize(dither=Image.Dither.NONE)
     shrunk.save(path, optimize=True)

@@ -1,4 +1,4 @@
-"""Which runs a table is made of: groups of options, each standing for all combinations."""
+"""The runs of a grid: groups of options, each for all combinations of its values."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -7,15 +7,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.file_locations import Places
-from experiments.group_options import COMBINED, POOLINGS, Group, read_group
-
-USUAL = Places()
+from experiments.groups import COMBINED, POOLINGS, Group, complete_group
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training of a table; what does not apply to its pooling is None."""
+    """One training of a grid. Options that its pooling does not have are None."""
 
     config: str
     dataset: str
@@ -28,13 +25,13 @@ class Run:
     extra: tuple[str, ...] = ()
 
     def bindings(self, model: str = "resnet.resnet18") -> dict[str, str]:
-        """What Gin has to bind, and to what, for a recipe that trains ``model`` to be this run."""
+        """The Gin bindings of this run, for a recipe that trains ``model``."""
         owner = "resnet.Resnet" if model.startswith("resnet.") else model
         bound = {
             "data.load_datasets.name": self.dataset,
             f"{model}.strides": list(self.strides),
             "train.train.budget": self.budget,
-            "train.train.devices": 1,  # several would share the steps: another run
+            "train.train.devices": 1,  # several devices would share the steps: another training
             "train.train.seed": self.seed,
         }
         if self.edge is not None and self.pooling == "diffstride":
@@ -42,14 +39,25 @@ class Run:
         if self.order is not None:
             bound[f"{owner}.order"] = self.order
         texts = {name: repr(value) for name, value in bound.items()}
-        return texts | {f"{owner}.pooling_cls": POOLINGS[self.pooling]}
+        return texts | {f"{owner}.pooling_cls": POOLINGS[self.pooling].binding}
 
 
-class Plan(NamedTuple):
-    """The runs of a grid, and where its files lie."""
+class Paths(NamedTuple):
+    """The folder of rows, the pages with tables, and the folder of pictures."""
+
+    results: Path = Path("results")
+    pages: tuple[Path, ...] = (Path("README.md"), Path("docs/results.md"))
+    pictures: Path = Path("docs/images")
+
+
+class Grid(NamedTuple):
+    """The runs of a grid, and the paths of its files."""
 
     runs: list[Run]
-    places: Places
+    paths: Paths
+
+
+DEFAULT_PATHS = Paths()
 
 
 def grid(
@@ -58,28 +66,30 @@ def grid(
     edge: str = "stopband",
     order: str = "before",
     seeds: Sequence[int] = (0, 1, 2),
-    results: str | Path = USUAL.results,
-    pages: Sequence[str | Path] = USUAL.pages,
-    pictures: str | Path = USUAL.pictures,
-) -> Plan:
-    """The runs of all groups, every first seed before every second one, and where their files lie.
+    results: str | Path = DEFAULT_PATHS.results,
+    pages: Sequence[str | Path] = DEFAULT_PATHS.pages,
+    pictures: str | Path = DEFAULT_PATHS.pictures,
+) -> Grid:
+    """The runs of all groups, ordered by seed: all runs with their first seed come first.
 
-    A group is a dictionary. ``dataset``, ``pooling`` (a key of `POOLINGS`), ``edge``, ``budget``
-    and ``order`` hold one value or a list, ``strides`` a list of strides or a list of such lists,
-    ``seeds`` a list: it stands for all combinations. What a pooling does not have is left out:
-    only ``diffstride`` has an edge and a budget, and ``strided`` has no order. ``bindings`` are
-    Gin bindings for all else; ``config`` then gives these runs a name of their own.
+    A group is a dictionary and stands for all combinations of its values. ``dataset``, ``pooling``
+    (a key of `POOLINGS`), ``edge``, ``budget`` and ``order`` are one value or a list, ``strides``
+    is a list of strides or a list of such lists, ``seeds`` is a list. Options that a pooling does
+    not have are ignored: only ``diffstride`` has an edge and a budget, and ``strided`` has no
+    order. ``bindings`` are Gin bindings of anything else. Such a group needs a ``config`` of its
+    own, which names its recipe in the results.
 
     Args:
-        groups: the groups; ``dataset``, ``pooling`` and ``strides`` are needed.
-        config: name of the recipe, for groups without one.
-        edge: for groups without one, as are ``order`` and ``seeds``.
-        results: folder of the files of rows, named ``holdout`` if the runs hold images out.
-        pages: files whose tables a report makes anew.
-        pictures: folder of the pictures, which the pages link to.
+        groups: the groups; each needs ``dataset``, ``pooling`` and ``strides``.
+        config: name of the recipe, for groups without ``config``.
+        edge: for groups without ``edge``; ``order`` and ``seeds`` likewise.
+        results: folder of the rows. It is named ``holdout`` if the runs hold out images.
+        pages: pages whose tables a report replaces.
+        pictures: folder of the pictures that the pages link to.
 
     Raises:
-        ValueError: a group has an unknown key or value, or lacks one, or two runs are the same.
+        ValueError: a group has an unknown key, an invalid value or lacks a key, or two runs are
+            the same.
 
     >>> group = {"dataset": "cifar10", "pooling": ["strided", "max"], "strides": [1, 1, 2, 2, 2]}
     >>> [(run.pooling, run.order, run.seed) for run in grid([group], seeds=[0, 1]).runs]
@@ -89,29 +99,29 @@ def grid(
     found = []
     for number, group in enumerate(groups, start=1):
         try:
-            found += _expand(read_group(group, defaults))
+            found += _expand(complete_group(group, defaults))
         except (ValueError, TypeError) as error:
             raise ValueError(f"group {number} of the grid: {error}") from error
     runs = [run for _, run in sorted(found, key=lambda item: item[0])]
     _check_different(runs)
-    return Plan(runs, Places(Path(results), tuple(map(Path, pages)), Path(pictures)))
+    return Grid(runs, Paths(Path(results), tuple(map(Path, pages)), Path(pictures)))
 
 
 def _expand(group: Group) -> Iterator[tuple[int, Run]]:
-    """The runs of a group, each with the position of its seed among the seeds."""
+    """The runs of a group, each with the index of its seed."""
     choices = {name: group[name] for name in (*COMBINED, "strides")}
     same = {"config": group["config"], "extra": tuple(group["bindings"])}
     seen = set()
-    for wave, seed in enumerate(group["seeds"]):
+    for index, seed in enumerate(group["seeds"]):
         for values in product(*choices.values()):
             run = _applicable(Run(seed=seed, **same, **dict(zip(choices, values, strict=True))))
-            if run not in seen:  # two edges make one run of a pooling that has none
+            if run not in seen:  # two edges give the same run of a pooling without edge
                 seen.add(run)
-                yield wave, run
+                yield index, run
 
 
 def _applicable(run: Run) -> Run:
-    """The run without what its pooling does not have."""
+    """The run without the options that its pooling does not have."""
     return replace(
         run,
         edge={"diffstride": run.edge, "reference": "passband"}.get(run.pooling),
@@ -125,6 +135,6 @@ def _check_different(runs: Sequence[Run]) -> None:
     for run, count in counts.items():
         if count > 1:
             raise ValueError(
-                f"the grid has {count} runs that no column of the results tells apart, {run}: give "
-                "their groups different names with 'config'"
+                f"{count} runs of the grid have the same values in all columns of the results, "
+                f"{run}: give their groups different values of 'config'"
             )

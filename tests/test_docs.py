@@ -13,7 +13,7 @@ import pytest
 import diffstride
 from diffstride.training import command_line, gin_registry
 from docs import pictures
-from experiments import launch
+from experiments.runner import CONFIGS
 
 ROOT = Path(__file__).parents[1]
 PAGES = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
@@ -82,7 +82,7 @@ def test_folder_holds_no_other_picture(drawn):
 
 def test_aliases_are_as_strong_as_the_picture_shows():
     # At the upper border all circles of the zone plate are too fine for a stride of 3.
-    rows = pictures.aliased(pictures.zone_plate(96))
+    rows = pictures.downsample(pictures.zone_plate(96))
     strong, faint, gone = (images["stride 3"][..., :8, :].std() for images in rows.values())
     assert strong > 0.5 > 0.1 > faint > 0.02 > gone
 
@@ -129,7 +129,7 @@ def test_training_page_lists_every_gin_name():
 
 
 def test_named_configurations_exist():
-    folders = command_line.PACKAGED, launch.CONFIGS
+    folders = command_line.PACKAGED, CONFIGS
     packaged = {path.name for folder in folders for path in folder.glob("*.gin")}
     for name, text in PAGES.items():
         named = set(re.findall(r"\b\w+\.gin\b", text)) - {"operative_config.gin"}
@@ -140,8 +140,8 @@ def test_docstrings_are_converted_to_markdown():
     docstrings = pytest.importorskip("docs.docstrings", reason="needs griffe, of the extra docs")
     example = [">>> 1 + 1  # doctest: +SKIP", "2", "", "So::", "", "    text"]
     shown = ["```pycon", ">>> 1 + 1", "2", "```", "", "So:", "", "    text"]
-    assert list(docstrings.fenced(example)) == shown
-    assert list(docstrings.fenced(["  >>> 1"])) == ["  ```pycon", "  >>> 1", "  ```"]
+    assert list(docstrings.fence_examples(example)) == shown
+    assert list(docstrings.fence_examples(["  >>> 1"])) == ["  ```pycon", "  >>> 1", "  ```"]
     arguments = ["Args:", "    a, b: both,", "        of them.", "    c: alone, d: not one."]
     each = ["    a: both,", "        of them.", "    b: both,", "        of them."]
-    assert docstrings.separated(arguments) == ["Args:", *each, "    c: alone, d: not one."]
+    assert docstrings.split_arguments(arguments) == ["Args:", *each, "    c: alone, d: not one."]

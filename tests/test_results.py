@@ -1,4 +1,4 @@
-"""What the report makes of the files of results."""
+"""Tables, pictures and pages that a report makes of the results."""
 
 import re
 from functools import partial
@@ -11,16 +11,15 @@ from conftest import PUBLISHED
 
 from diffstride import plots, pooling, resnet
 from diffstride.training.network_cost import measure_cost
-from experiments import markdown_tables, pages, pictures, published_results, table
-from experiments.file_locations import Places
+from experiments import published, report, table
+from experiments.averages import average_seeds
+from experiments.grid import DEFAULT_PATHS
 from experiments.markdown import table_names
-from experiments.pictures import COSTS, STRIDES, draw
-from experiments.result_rows import append_row, read_rows
-from experiments.seed_averages import average
+from experiments.report import COSTS, NO_RESULTS, STRIDES, draw_pictures, fill_page, table_text
+from experiments.results import append_row, read_rows
 
 ROOT = Path(__file__).parents[1]
-USUAL = Places()
-PAGES = {ROOT / page: ROOT / "results" for page in USUAL.pages}
+PAGES = {ROOT / page: ROOT / "results" for page in DEFAULT_PATHS.pages}
 PAGES[ROOT / "docs" / "exploration.md"] = ROOT / "results" / "holdout"
 CHOSEN = {
     "config": "small",
@@ -79,7 +78,7 @@ def rows():
 
 
 def test_means_and_deviations_are_over_the_seeds(rows):
-    entries = {(entry.label, entry.start): entry for entry in average(rows)}
+    entries = {(entry.label, entry.start): entry for entry in average_seeds(rows)}
     strided = entries["strided convolution", "1,1,2,2,2"]
     assert strided.count == 3
     assert strided.accuracy == pytest.approx(87.3)
@@ -92,13 +91,13 @@ def test_means_and_deviations_are_over_the_seeds(rows):
 
 
 @pytest.mark.parametrize("key", [key for key in CHOSEN if key != "seed"])
-def test_what_was_chosen_otherwise_is_another_entry(key):
+def test_rows_with_other_options_are_another_entry(key):
     other = {**row(), key: {"strides_start": [2], "pooling": "max", "budget": 7}.get(key, "7")}
-    assert len(average([row(), other])) == 2
-    assert len(average([row(), row(seed=1)])) == 1
+    assert len(average_seeds([row(), other])) == 2
+    assert len(average_seeds([row(), row(seed=1)])) == 1
 
 
-def test_labels_tell_what_differs():
+def test_labels_name_the_options():
     options = [
         ({"edge": "passband", "order": "after"}, "DiffStride, passband, after the convolution"),
         ({"budget": 0.5}, "DiffStride, stopband, at 0.5 of its cost"),
@@ -106,40 +105,40 @@ def test_labels_tell_what_differs():
         ({"pooling": "reference", "edge": "passband"}, "the published layer"),
     ]
     for changes, label in options:
-        assert average([row(**{**LEARNED, **changes})])[0].label == label
+        assert average_seeds([row(**{**LEARNED, **changes})])[0].label == label
 
 
-def test_numbers_of_one_value_are_one_entry():
+def test_equal_numbers_give_one_entry():
     spelled = row(strides_start=[1.0, 1.0, 2.0, 2.0, 2.0], seed=1)
-    (entry,) = average([row(), spelled])
+    (entry,) = average_seeds([row(), spelled])
     assert entry.start == "1,1,2,2,2"
-    (entry,) = average([spelled])
+    (entry,) = average_seeds([spelled])
     assert entry.start == "1,1,2,2,2"
     assert entry.guessed
     budgets = (35_050_000, 35.05e6)
     held = [row(**LEARNED, seed=seed, budget=budget) for seed, budget in enumerate(budgets)]
-    assert [entry.count for entry in average(held)] == [2]
+    assert [entry.count for entry in average_seeds(held)] == [2]
 
 
-def test_names_that_do_not_tell_apart_are_refused():
+def test_equal_labels_of_different_entries_are_refused():
     close = [row(**LEARNED, budget=budget) for budget in (35_050_000, 35_050_001)]
     with pytest.raises(
-        ValueError, match="2 kinds of runs would be called CIFAR-10, 1,1,2,2,2, Dif"
+        ValueError, match="2 different entries have the label CIFAR-10, 1,1,2,2,2, Dif"
     ):
-        markdown_tables.block("details", close)
+        table_text("details", close)
 
 
 # Tables
 
 
 def test_strides_may_differ_between_the_axes():
-    (entry,) = average([row(strides_start=[1, 1.03, [2.46, 2.5]])])
+    (entry,) = average_seeds([row(strides_start=[1, 1.03, [2.46, 2.5]])])
     assert entry.start == "1,1.03,2.46x2.5"
     assert entry.published is None
 
 
-def test_summary_has_the_initialisations_side_by_side(rows):
-    assert markdown_tables.block("summary small", rows).splitlines()[2:] == [
+def test_summary_has_a_column_for_each_choice_of_initial_strides(rows):
+    assert table_text("summary small", rows).splitlines()[2:] == [
         "Recipe `small`, width 16, 10 epochs:",
         "",
         "| data set | pooling | from strides 1,1,2,2,2 | from strides 1,1,3,2,3 "
@@ -158,10 +157,8 @@ def test_summary_has_the_initialisations_side_by_side(rows):
 
 
 @pytest.mark.parametrize("kind", ["summary", "details"])
-def test_recipes_in_one_table_are_told_apart(kind):
-    lines = markdown_tables.block(
-        f"{kind} a; b", [row(config="a"), row(config="b", test_accuracy=80.0)]
-    )
+def test_recipes_in_one_table_have_different_labels(kind):
+    lines = table_text(f"{kind} a; b", [row(config="a"), row(config="b", test_accuracy=80.0)])
     shown = [line for line in lines.splitlines() if line.startswith("| CIFAR-10")]
     assert len(shown) == 2
     assert "| strided convolution |" in shown[0]
@@ -170,9 +167,9 @@ def test_recipes_in_one_table_are_told_apart(kind):
     assert "80.00 %" in shown[1]
 
 
-def test_trials_tell_widths_and_epochs_apart():
+def test_labels_of_trials_name_width_and_epochs():
     kinds = [row(), row(width=32), row(epochs=20), row(config="other")]
-    block = markdown_tables.block("trials", kinds)
+    block = table_text("trials", kinds)
     labels = {line.split(" | ")[3] for line in block.splitlines() if line.startswith("| small")}
     assert labels == {
         f"strided convolution ({notes})"
@@ -196,44 +193,47 @@ def ends_at(costs, **changes):
 
 
 def test_costs_that_differ_are_shown_as_a_range():
-    block = markdown_tables.block("details", ends_at([77.7, 56.5]))
+    block = table_text("details", ends_at([77.7, 56.5]))
     assert "| 35.6 M to 56.5–77.7 M | 1.62 ± 0.18 x 2.00 |" in block
     legend = block.splitlines()[0]
-    assert "Of runs that differ by more than 2 % in these, the least and the most." in legend
-    assert "Learned strides are means, ± standard deviation where it is above 0.05." in legend
+    assert (
+        "Where the MACs of the seeds differ by more than 2 %, the table shows their range."
+        in legend
+    )
+    assert "Learned strides are means, ± standard deviation if it is above 0.05." in legend
     for costs in ([56.5], [56.5, 57.0]):
-        block = markdown_tables.block("details", ends_at(costs))
+        block = table_text("details", ends_at(costs))
         assert f"| 35.6 M to {sum(costs) / len(costs):.1f} M |" in block
         assert "more than 2 %" not in block
 
 
-def test_equal_cost_asks_for_each_run_to_be_near():
+def test_equal_cost_requires_every_run_to_be_near():
     strided = row(multiply_adds_start=50_000_000, multiply_adds_end=50_000_000)
     for costs, count in (([20, 80], 1), ([49.5, 50.5], 2)):
-        block = markdown_tables.block("equal-cost", [strided, *ends_at(costs)])
+        block = table_text("equal-cost", [strided, *ends_at(costs)])
         assert block.count("| CIFAR-10 |") == count
 
 
-def test_minutes_are_of_a_number_of_threads():
+def test_minutes_are_averaged_for_each_number_of_threads():
     runs = [row(seed=0, threads=1), row(seed=1, threads=2, seconds=300.0), row(seed=2, threads=1)]
-    assert "| 10.0 (1), 5.0 (2) |" in markdown_tables.block("details", runs)
+    assert "| 10.0 (1), 5.0 (2) |" in table_text("details", runs)
 
 
-def test_legends_say_what_the_tables_have(rows):
+def test_legends_describe_only_what_the_tables_show(rows):
     def legend(name):
-        return markdown_tables.block(name, rows).splitlines()[0]
+        return table_text(name, rows).splitlines()[0]
 
     assert legend("summary").startswith("Test accuracy after the last epoch in percent, mean")
     assert "(number of runs)" in legend("summary")
     for name in ("details", "equal-cost", "trials"):  # have a column for these
         assert "number of runs" not in legend(name)
-    assert legend("trials").startswith("Accuracy on images that were not trained on, after the")
+    assert legend("trials").startswith("Accuracy on held-out training images after the")
     assert "Learned strides" not in legend("summary")
 
 
-def test_equal_cost_compares_what_was_learned_with_the_best_that_was_guessed(rows):
+def test_equal_cost_compares_learned_with_the_best_guessed_strides(rows):
     rows.append(row(**LONG, pooling="blur", order="before", test_accuracy=86.0))  # at 35 M
-    lines = markdown_tables.block("equal-cost", rows).splitlines()[6:]
+    lines = table_text("equal-cost", rows).splitlines()[6:]
     assert lines == [
         "| CIFAR-10 | 1,1,2,2,2 | strided convolution | 87.30 ± 0.36 % | 3 | 35.0 M |  |",
         "| CIFAR-10 | 1,1,2,2,2 | max pooling | 87.00 ± 0.71 % | 2 | 35.0 M |  |",
@@ -245,17 +245,17 @@ def test_equal_cost_compares_what_was_learned_with_the_best_that_was_guessed(row
     ]
 
 
-def test_equal_cost_has_strided_networks_of_one_cost_together(rows):
+def test_equal_cost_groups_strided_networks_of_the_same_cost(rows):
     rows = [each for each in rows if each["strides_start"] == [1, 1, 2, 2, 2]]
-    before = markdown_tables.block("equal-cost", rows).splitlines()
+    before = table_text("equal-cost", rows).splitlines()
     uneven = row(strides_start=[1, 1, [3, 2], 1, 3], test_accuracy=80.0)
-    after = markdown_tables.block("equal-cost", [*rows, uneven]).splitlines()
+    after = table_text("equal-cost", [*rows, uneven]).splitlines()
     assert sorted(after) == sorted(
         [*before, "| CIFAR-10 | 1,1,3x2,1,3 | strided convolution | 80.00 % | 1 | 35.0 M |  |"]
     )
 
 
-def test_equal_cost_lists_what_is_near_the_second_of_two_like_networks():
+def test_equal_cost_includes_entries_near_the_second_of_two_similar_networks():
     costs = {"multiply_adds_start": 35_600_000, "multiply_adds_end": 35_600_000}
     dearer = {"multiply_adds_start": 36_200_000, "multiply_adds_end": 36_200_000}
     found = [
@@ -263,7 +263,7 @@ def test_equal_cost_lists_what_is_near_the_second_of_two_like_networks():
         row(strides_start=[1, 1, 3, 1, 3], **costs),
         row(pooling="spectral", order="before", test_accuracy=88.0, **dearer),
     ]
-    lines = markdown_tables.block("equal-cost", found).splitlines()[6:]
+    lines = table_text("equal-cost", found).splitlines()[6:]
     assert [line.split(" | ")[2] for line in lines] == [
         "strided convolution",
         "strided convolution",
@@ -271,25 +271,25 @@ def test_equal_cost_lists_what_is_near_the_second_of_two_like_networks():
     ]
 
 
-def test_equal_cost_compares_nothing_where_nothing_was_guessed():
+def test_equal_cost_shows_no_difference_without_guessed_strides():
     alone = [row(strides_start=[1, 1, [2.5, 2], 2, 2]), learned(1.5, 1.5)]
-    (*_, first, second) = markdown_tables.block("equal-cost", alone).splitlines()
+    (*_, first, second) = table_text("equal-cost", alone).splitlines()
     assert first.endswith("| 1 | 35.0 M |  |")
     assert second.endswith("| 1 | 35.0 M |  |")
 
 
-def test_equal_cost_has_what_was_learned_in_another_recipe_where_both_are_named(rows):
+def test_equal_cost_compares_recipes_that_are_named_together(rows):
     found = {"config": "small, found", "pooling": "spectral", "order": "before"}
     rows.append(row(**found, strides_start=[1.03, 1, [2.46, 2.5], 2, 2], test_accuracy=88.5))
-    block = markdown_tables.block("equal-cost small; small, found", rows)
+    block = table_text("equal-cost small; small, found", rows)
     assert "\nRecipes `small` and `small, found`, width 16, 10 epochs:\n" in block
     line = "| spectral pooling (small, found) | 88.50 % | 1 | 35.0 M | +1.20 |"
     assert f"| CIFAR-10 | 1.03,1,2.46x2.5,2,2 {line}" in block.splitlines()
-    assert "spectral" not in markdown_tables.block("equal-cost small", rows)
+    assert "spectral" not in table_text("equal-cost small", rows)
 
 
-def test_details_have_all_that_is_known(rows):
-    lines = markdown_tables.block("details", rows).splitlines()
+def test_details_show_all_values(rows):
+    lines = table_text("details", rows).splitlines()
     assert len(lines) == 6 + 6
     assert (
         "| CIFAR-10 | 1,1,2,2,2 | DiffStride, stopband | 88.20 ± 0.28 % | 2 "
@@ -297,20 +297,20 @@ def test_details_have_all_that_is_known(rows):
     ) in lines
 
 
-def test_recipes_are_told_apart_and_chosen_by_name(rows):
+def test_recipes_have_separate_tables_and_are_selected_by_name(rows):
     rows = [*rows, row(config="fast", epochs=20, width=None)]
-    block = markdown_tables.block("details", rows)
+    block = table_text("details", rows)
     assert re.findall("^Recipe .*", block, re.MULTILINE) == [
         "Recipe `fast`, 20 epochs:",
         "Recipe `small`, width 16, 10 epochs:",
     ]
-    assert markdown_tables.block("summary fast", rows).count("CIFAR-10") == 1
-    assert markdown_tables.block("summary slow", rows) == markdown_tables.NONE_YET
+    assert table_text("summary fast", rows).count("CIFAR-10") == 1
+    assert table_text("summary slow", rows) == NO_RESULTS
 
 
-def test_trials_have_all_recipes_in_one_table_the_best_first(rows):
+def test_trials_sort_all_recipes_by_accuracy(rows):
     rows = [*rows, row(config="narrow window", test_accuracy=91.0)]
-    lines = markdown_tables.block("trials", rows).splitlines()
+    lines = table_text("trials", rows).splitlines()
     assert len(lines) == 4 + 7
     assert lines[2].startswith("| recipe | data set | strides | pooling | accuracy | runs |")
     assert lines[4].startswith(
@@ -320,31 +320,31 @@ def test_trials_have_all_recipes_in_one_table_the_best_first(rows):
     assert found == sorted(found, reverse=True)
 
 
-def test_pages_are_filled_between_marks_and_nowhere_else(rows):
+def test_pages_change_only_between_marks(rows):
     page = "a\n<!-- table summary small: begin (by the table) -->\nold\n"
     page += "<!-- table summary small: end -->\nb\n<!-- table details: begin -->\n"
     page += "<!-- table details: end -->\n"
-    filled = pages.fill(page, rows)
+    filled = fill_page(page, rows)
     assert filled.startswith("a\n<!-- table summary small: begin (by the table) -->\n\nTest acc")
     assert "\n\n<!-- table summary small: end -->\nb\n<!-- table details: begin -->\n" in filled
     assert "old" not in filled
-    assert pages.fill(filled, rows) == filled
+    assert fill_page(filled, rows) == filled
     assert filled.count("| CIFAR-10 |") == 5 + 6
 
 
-def test_pictures_are_linked_where_there_are_any(rows):
+def test_only_existing_pictures_are_linked(rows):
     both = "![Accuracy against cost](images/accuracy_against_cost.png)\n\n"
     both += "![Learned strides](images/learned_strides.png)"
-    assert markdown_tables.block("pictures small", rows) == both
-    assert markdown_tables.block("pictures", [row()]) == both.splitlines()[0]
-    assert markdown_tables.block("pictures slow", rows) == markdown_tables.NONE_YET
+    assert table_text("pictures small", rows) == both
+    assert table_text("pictures", [row()]) == both.splitlines()[0]
+    assert table_text("pictures slow", rows) == NO_RESULTS
 
 
-def test_pictures_are_linked_where_they_are(folder, rows):
+def test_links_to_pictures_are_relative_to_the_page(folder, rows):
     record(rows)
     Path("docs/mine").mkdir()
     Path("docs/mine/page.md").write_text(place("pictures small"))
-    assert report("--pages", "README.md", "docs/mine/page.md", "--pictures", "docs/figures") == 0
+    assert run_report("--pages", "README.md", "docs/mine/page.md", "--pictures=docs/figures") == 0
     assert f"(docs/figures/{COSTS})" in Path("README.md").read_text()
     assert f"(../figures/{STRIDES})" in Path("docs/mine/page.md").read_text()
     assert_picture(Path("docs/figures", COSTS))
@@ -354,9 +354,9 @@ def place(name, body="", end=None):
     return f"<!-- table {name}: begin -->\n{body}<!-- table {end or name}: end -->\n"
 
 
-def test_an_unknown_table_is_refused():
-    with pytest.raises(ValueError, match=r"no table 'sumary': expected one of summary, "):
-        pages.fill(place("sumary"), [])
+def test_unknown_table_is_refused():
+    with pytest.raises(ValueError, match=r"there is no table 'sumary': expected one of summary, "):
+        fill_page(place("sumary"), [])
 
 
 @pytest.mark.parametrize(
@@ -364,31 +364,37 @@ def test_an_unknown_table_is_refused():
     [
         (place("summary", end="sumary"), "'<!-- table summary: begin -->' has no partner"),
         (place("summary").splitlines()[0], "'<!-- table summary: begin -->' has no partner"),
-        (place("summary", place("details")[:30] + "\n"), "'<!-- table details: begin -->' has no"),
-        (place("summary smal"), "names the recipe 'smal', .* expected one of 'small', 'to do'"),
-        (place("summary to do", "| a |\n"), "'<!-- table summary to do: begin -->' is filled, but"),
+        (
+            place("summary", place("details")[:30] + "\n"),
+            "'<!-- table details: begin -->' has no",
+        ),
+        (
+            place("summary smal"),
+            "the table 'summary smal' names the recipe 'smal', .* one of 'small', 'to do'",
+        ),
+        (place("summary to do", "| a |\n"), "the table 'summary to do' is filled, but"),
     ],
 )
-def test_places_that_cannot_be_filled_are_refused(rows, page, message):
+def test_invalid_sections_are_refused(rows, page, message):
     with pytest.raises(ValueError, match=message):
-        pages.fill(place("details") + page, rows, {"to do"})
+        fill_page(place("details") + page, rows, {"to do"})
 
 
-def test_a_filled_table_is_kept_from_results_without_rows(rows):
+def test_filled_table_is_not_emptied(rows):
     empty = place("summary small")
-    assert markdown_tables.NONE_YET in pages.fill(empty, [])
-    assert markdown_tables.NONE_YET in pages.fill(pages.fill(empty, []), [])
-    with pytest.raises(ValueError, match="'<!-- table summary small: begin -->' is filled"):
-        pages.fill(pages.fill(empty, rows), [])
-    assert markdown_tables.NONE_YET in pages.fill(place("summary to do"), rows, {"to do"})
+    assert NO_RESULTS in fill_page(empty, [])
+    assert NO_RESULTS in fill_page(fill_page(empty, []), [])
+    with pytest.raises(ValueError, match="the table 'summary small' is filled"):
+        fill_page(fill_page(empty, rows), [])
+    assert NO_RESULTS in fill_page(place("summary to do"), rows, {"to do"})
 
 
 def test_pages_show_one_set_of_pictures():
-    recipes = pages.recipes_in_pictures
+    recipes = report.recipes_in_pictures
     assert recipes([place("summary"), ""]) is None
     assert recipes([place("pictures"), ""]) == []
     assert recipes([place("pictures a; b"), place("pictures a; b")]) == ["a", "b"]
-    with pytest.raises(ValueError, match="the pages show 'pictures a' and 'pictures b', but"):
+    with pytest.raises(ValueError, match="the pages ask for 'pictures a' and 'pictures b', but"):
         recipes([place("pictures a"), place("pictures b")])
 
 
@@ -398,7 +404,7 @@ def test_pages_show_one_set_of_pictures():
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for page in USUAL.pages:
+    for page in DEFAULT_PATHS.pages:
         page.parent.mkdir(exist_ok=True)
         page.write_text(place("details") + place("pictures small"))
     Path("grid.gin").write_text(
@@ -410,7 +416,7 @@ def folder(tmp_path, monkeypatch):
     gin.clear_config()
 
 
-def report(*arguments):
+def run_report(*arguments):
     return table.main(["--gin_config=grid.gin", "--report", *arguments])
 
 
@@ -419,8 +425,8 @@ def record(rows):
         append_row(Path(f"results/runs.{number % 2 + 1}-of-2.jsonl"), each)
 
 
-def test_report_of_no_runs_says_what_is_missing(folder, capsys):
-    assert report() == 0
+def test_report_without_results_lists_the_missing_runs(folder, capsys):
+    assert run_report() == 0
     printed = capsys.readouterr().out
     assert printed.startswith("No results yet")
     assert "6 of 6 runs are missing:\nsmall/cifar10-strided-11222-width16-epochs10-seed0" in printed
@@ -431,48 +437,48 @@ def test_report_of_no_runs_says_what_is_missing(folder, capsys):
 def test_report_of_some_runs_writes_pages_and_pictures(folder, rows, capsys):
     record(rows)
     Path("docs/results.md").unlink()
-    assert report() == 0
+    assert run_report() == 0
     printed = capsys.readouterr().out
     assert "there is no page docs/results.md" in printed
     assert "2 of 6 runs are missing:\nsmall/cifar10-blur-before" in printed
     assert "87.30 ± 0.36 %" in Path("README.md").read_text()
     for name in (COSTS, STRIDES):
         assert f"wrote docs/images/{name}" in printed
-        assert_picture(USUAL.pictures / name)
+        assert_picture(DEFAULT_PATHS.pictures / name)
 
 
-def test_pictures_are_those_that_the_pages_name(folder, rows, monkeypatch):
+def test_pictures_show_the_recipe_that_the_pages_name(folder, rows, monkeypatch):
     seen = []
-    monkeypatch.setattr(table, "draw", lambda rows, _: seen.extend(rows) or [])
+    monkeypatch.setattr(report, "draw_pictures", lambda rows, _: seen.extend(rows) or [])
     record([*rows, row(config="other")])
     text = Path("grid.gin").read_text().replace("'small'", "'other'")
     Path("grid.gin").write_text(text)
-    assert report() == 0
+    assert run_report() == 0
     assert {each["config"] for each in seen} == {"small"}
     assert len(seen) == len(rows)
 
 
-def test_report_without_a_place_for_pictures_draws_none(folder, rows, capsys):
+def test_report_without_a_section_for_pictures_draws_none(folder, rows, capsys):
     record(rows)
     Path("README.md").write_text(place("details"))
-    assert report("--pages", "README.md", "--pictures", "elsewhere") == 0
-    assert "no page has a mark for pictures" in capsys.readouterr().out
+    assert run_report("--pages", "README.md", "--pictures", "elsewhere") == 0
+    assert "no page has the mark <!-- table pictures RECIPE" in capsys.readouterr().out
     assert not list(folder.glob("**/*.png"))
 
 
-def test_a_report_that_is_refused_writes_nothing(folder, rows, capsys):
+def test_refused_report_writes_nothing(folder, rows, capsys):
     record(rows)
     before = Path("README.md").read_text()
     Path("docs/results.md").write_text(place("summary smal"))
-    assert report() == 2
-    told = capsys.readouterr().err
-    assert told.startswith("error: docs/results.md: '<!-- table summary smal: begin' names")
+    assert run_report() == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: docs/results.md: the table 'summary smal' names")
     assert Path("README.md").read_text() == before
     assert not list(folder.glob("**/.*.partial"))
     assert not list(folder.glob("**/*.png"))
 
 
-def test_a_report_keeps_what_a_page_says_wherever_it_is_written(folder, rows, monkeypatch):
+def test_report_keeps_utf8_text_on_any_system(folder, rows, monkeypatch):
     def read(path, encoding="cp1252", errors=None):
         return path.read_bytes().decode(encoding)
 
@@ -480,20 +486,18 @@ def test_a_report_keeps_what_a_page_says_wherever_it_is_written(folder, rows, mo
     text = f"± and – around it\n{place('details')}\nand below: ±\n"
     Path("README.md").write_bytes(text.encode())
     monkeypatch.setattr(Path, "read_text", read)
-    assert report() == 0
+    assert run_report() == 0
     written = Path("README.md").read_bytes().decode()
     assert written.startswith("± and – around it\n")
     assert written.endswith("\nand below: ±\n")
 
 
-def test_a_report_from_another_folder_keeps_the_tables(folder, rows, capsys):
+def test_report_from_another_folder_keeps_the_tables(folder, rows, capsys):
     record(rows)
-    assert report() == 0
+    assert run_report() == 0
     before = Path("README.md").read_text()
-    assert report("--results=elsewhere") == 2
-    assert "README.md: the table at '<!-- table details: begin -->' is filled" in (
-        capsys.readouterr().err
-    )
+    assert run_report("--results=elsewhere") == 2
+    assert "README.md: the table 'details' is filled, but" in (capsys.readouterr().err)
     assert Path("README.md").read_text() == before
 
 
@@ -513,15 +517,15 @@ def drawn(monkeypatch):
             calls.append((shown, plot(shown, path)))
             return calls[-1][1]
 
-        monkeypatch.setattr(pictures, plot.__name__, watched)
+        monkeypatch.setattr(report, plot.__name__, watched)
 
     watch(plots.plot_accuracy_against_cost)
     watch(plots.plot_learned_strides)
     return calls
 
 
-def test_pictures_name_the_recipe_of_what_is_not_of_the_usual_one(tmp_path, drawn):
-    draw([row(pooling="max"), row(), row(config="other")], tmp_path)
+def test_labels_in_pictures_name_the_recipes_that_are_not_the_usual_one(tmp_path, drawn):
+    draw_pictures([row(pooling="max"), row(), row(config="other")], tmp_path)
     ((points, _),) = drawn
     assert sorted(point.label for point in points) == [
         "max pooling",
@@ -530,32 +534,32 @@ def test_pictures_name_the_recipe_of_what_is_not_of_the_usual_one(tmp_path, draw
     ]
 
 
-def test_costs_that_differ_have_a_bar_in_the_picture(tmp_path, drawn):
-    draw([*ends_at([20, 80]), row()], tmp_path)
+def test_costs_that_differ_get_an_error_bar(tmp_path, drawn):
+    draw_pictures([*ends_at([20, 80]), row()], tmp_path)
     (axes,) = drawn[0][1].axes
     (bar,) = (each for each in axes.containers if each.has_xerr)
     line, _ = bar.lines[2]  # and that of the accuracies
     assert line.get_segments()[0].tolist() == [[20.0, 87.0], [80.0, 87.0]]
 
 
-def test_picture_of_strides_says_which_axis_is_which(tmp_path, drawn):
-    draw(ends_at([20]), tmp_path)
+def test_title_of_the_strides_picture_explains_the_axes(tmp_path, drawn):
+    draw_pictures(ends_at([20]), tmp_path)
     assert drawn[1][1].get_suptitle() == "Learned strides, height solid and width dashed"
 
 
 def test_no_rows_give_no_pictures(tmp_path):
-    assert draw([], tmp_path) == []
-    assert draw([row()], tmp_path) == [tmp_path / COSTS]
+    assert draw_pictures([], tmp_path) == []
+    assert draw_pictures([row()], tmp_path) == [tmp_path / COSTS]
 
 
 # What is printed in this project
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_pages_show_the_files_of_results(page):
+def test_tables_of_the_pages_match_the_results(page):
     text = page.read_text()
     assert table_names(text)
-    assert pages.fill(text, read_rows(PAGES[page])) == text, (
+    assert fill_page(text, read_rows(PAGES[page])) == text, (
         "make the tables anew: python3 -m experiments.table --report"
     )
 
@@ -568,37 +572,40 @@ def test_pages_show_the_files_of_results(page):
         ("diffstride", partial(pooling.DiffStride, **PUBLISHED)),
     ],
 )
-@pytest.mark.parametrize("strides", [published_results.SHORT, published_results.LONG])
+@pytest.mark.parametrize("strides", [published.SHORT, published.LONG])
 def test_costs_of_the_published_networks(monkeypatch, name, pooling_cls, strides):
     monkeypatch.setattr(resnet, "he_normal_", lambda weight: weight)  # slow, and of no account
     network = resnet.resnet18(strides, num_output_classes=10, pooling_cls=pooling_cls)
     measured = measure_cost(network, (3, 32, 32)).multiply_adds
-    assert published_results.COSTS[name, strides] == pytest.approx(measured, abs=1e6)
+    assert published.COSTS[name, strides] == pytest.approx(measured, abs=1e6)
 
 
-def test_published_figures_stand_beside_what_corresponds():
-    find = published_results.find_published
-    assert find("cifar100", "spectral", published_results.LONG) == (67.74, 0.43, 462e6)
-    assert find("cifar10", "diffstride", published_results.SHORT, "passband") == (
+def test_published_figures_match_dataset_pooling_strides_and_edge():
+    find = published.find_published
+    assert find("cifar100", "spectral", published.LONG) == (67.74, 0.43, 462e6)
+    assert find("cifar10", "diffstride", published.SHORT, "passband") == (
         94.20,
         0.06,
         4217e6,
     )
-    assert find("cifar10", "reference", published_results.SHORT, "passband").accuracy == 94.20
-    assert find("cifar10", "diffstride", published_results.SHORT, "stopband") is None
-    assert find("cifar10", "max", published_results.SHORT) is None
+    assert find("cifar10", "reference", published.SHORT, "passband").accuracy == 94.20
+    assert find("cifar10", "diffstride", published.SHORT, "stopband") is None
+    assert find("cifar10", "max", published.SHORT) is None
     assert find("cifar10", "strided", (1, 1, 2, 2, 1)) is None
 
 
-def test_only_what_was_published_has_a_published_figure():
+def test_runs_under_a_budget_have_no_published_figure():
     layer = LEARNED | {"edge": "passband", "order": "after"}
-    (free,), (held,) = average([row(**layer)]), average([row(**layer, budget="strided")])
+    (free,), (held,) = (
+        average_seeds([row(**layer)]),
+        average_seeds([row(**layer, budget="strided")]),
+    )
     assert free.published is not None
     assert held.published is None
 
 
-def test_widths_and_epochs_have_tables_of_their_own():
-    lines = markdown_tables.block("summary", [row(), row(width=32), row(epochs=20)]).splitlines()
+def test_widths_and_epochs_have_separate_tables():
+    lines = table_text("summary", [row(), row(width=32), row(epochs=20)]).splitlines()
     assert [line for line in lines if line.startswith("Recipe")] == [
         "Recipe `small`, width 16, 10 epochs:",
         "Recipe `small`, width 16, 20 epochs:",

@@ -1,4 +1,4 @@
-"""The command that makes tables, on grids of trainings of a moment."""
+"""The command `experiments.table`, on grids of very short trainings."""
 
 import errno
 import itertools
@@ -18,10 +18,11 @@ from diffstride.training import command_line, gin_registry
 from diffstride.training.checkpoints import CHECKPOINTS, LAST
 from diffstride.training.files import locked
 from diffstride.training.lightning_compat import exceptions
-from experiments import launch, result_rows, source_commit, table
+from experiments import runner, source_commit, table
 from experiments.grid import Run, grid
-from experiments.result_rows import CHOSEN, KEYS, append_row, read_rows
-from experiments.selection import select, split
+from experiments.results import CHOSEN, KEYS, append_row, identity, read_rows
+from experiments.runner import GridRunner
+from experiments.selection import select_runs, split_runs
 
 ROOT = Path(__file__).parents[1]
 
@@ -94,7 +95,7 @@ def test_group_stands_for_all_combinations_seed_by_seed():
     }
 
 
-def test_what_a_pooling_does_not_have_is_left_out():
+def test_options_that_a_pooling_lacks_are_dropped():
     poolings = ["strided", "spectral", "diffstride", "reference", "max"]
     edges = ["stopband", "passband"]
     group = {**GROUP, "pooling": poolings, "edge": edges, "budget": 0.5, "order": "after"}
@@ -114,9 +115,9 @@ def test_what_a_pooling_does_not_have_is_left_out():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"poling": "max"}, "group 1 of the grid: unknown key 'poling'.*did you mean 'pooling'"),
+        ({"poling": "max"}, "group 1 of the grid: unknown key 'poling': .*did you mean 'pooling'"),
         ({"pooling": "average"}, "'pooling' must be one of strided, .* got 'average'"),
-        ({"pooling": None}, "no 'pooling' is given"),
+        ({"pooling": None}, "the key 'pooling' is missing"),
         ({"edge": "flat"}, "'edge' must be one of .*'flat'"),
         ({"order": "first"}, "'order' must be one of .*'first'"),
         ({"order": []}, r"'order' must be one of .* got \[\]"),
@@ -141,31 +142,31 @@ def test_what_a_pooling_does_not_have_is_left_out():
         ({"budget": 0}, "'budget' must be .* got 0"),
         (
             {"pooling": ["max", "reference"], "edge": "stopband"},
-            "'edge' is 'stopband', but 'reference' has the passband alone",
+            "'edge' is 'stopband', but the pooling 'reference' needs 'passband'",
         ),
     ],
 )
-def test_mistakes_in_a_group(change, message):
+def test_invalid_groups_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         grid([{**GROUP, **change}])
 
 
-def test_strides_of_two_axes_stand_in_a_list_of_lists():
+def test_strides_of_two_axes_need_a_list_of_lists():
     (run,) = grid([{**GROUP, "strides": [[1, [2.4, 2.5]]]}], seeds=[0]).runs
     assert run.strides == (1, (2.4, 2.5))
 
 
-def test_groups_that_differ_in_bindings_alone_need_names():
+def test_groups_that_differ_only_in_bindings_need_different_configs():
     bindings = {"bindings": ["train.stride_learning_rate = 0.01"]}
-    with pytest.raises(ValueError, match="different names with 'config'"):
+    with pytest.raises(ValueError, match="different values of 'config'"):
         grid([GROUP, GROUP | bindings])
     named = grid([GROUP, GROUP | bindings | {"config": "fast strides"}]).runs
     assert [run.config for run in named] == ["table", "fast strides"] * 3
     assert named[1].extra == ("train.stride_learning_rate = 0.01",)
 
 
-def test_packaged_grid_is_that_of_the_tables():
-    runs = launch.Grid(("table.gin",)).runs.values()
+def test_packaged_grid_has_the_runs_of_the_tables():
+    runs = GridRunner(("table.gin",)).runs.values()
     kinds = Counter((r.dataset, r.pooling, r.edge, r.budget, r.order, r.strides[2]) for r in runs)
     expected = {}
     for dataset in ("cifar10", "cifar100"):
@@ -194,8 +195,8 @@ def test_packaged_grid_is_that_of_the_tables():
     assert kinds == expected
 
 
-def test_packaged_grid_of_another_network_is_three_seeds_of_its_recipe():
-    grid = launch.Grid(("fast_table.gin",))
+def test_packaged_grid_of_convnet_has_three_seeds():
+    grid = GridRunner(("fast_table.gin",))
     assert [run.seed for run in grid.runs.values()] == [0, 1, 2]
     assert not any("None" in name for name in grid.runs)
     for run in grid.runs.values():
@@ -206,18 +207,18 @@ def test_packaged_grid_of_another_network_is_three_seeds_of_its_recipe():
         assert grid.weight(run) > 1e9
 
 
-def test_results_are_of_the_networks_of_the_packaged_grids(monkeypatch):
+def test_costs_in_the_results_are_those_of_the_packaged_grids(monkeypatch):
     """Where no budget rules, a network starts at the cost that its rows tell."""
     monkeypatch.setattr(resnet, "he_normal_", lambda weight: weight)  # slow, and of no account
     kind = [key for key in CHOSEN if key != "seed"]
     recorded = {}
     for row in read_rows(ROOT / "results"):
-        recorded.setdefault(result_rows.identity(row, kind), set()).add(row["multiply_adds_start"])
+        recorded.setdefault(identity(row, kind), set()).add(row["multiply_adds_start"])
     wrong, seen = {}, 0
     for name in ("table.gin", "fast_table.gin"):
-        packaged = launch.Grid((name,))
+        packaged = GridRunner((name,))
         for run in packaged.runs.values():
-            costs = recorded.pop(result_rows.identity(packaged.chosen(run), kind), None)
+            costs = recorded.pop(identity(packaged.chosen(run), kind), None)
             if costs is None or run.budget is not None or run.pooling == "reference":
                 continue
             seen += 1
@@ -228,12 +229,12 @@ def test_results_are_of_the_networks_of_the_packaged_grids(monkeypatch):
     assert not wrong, "these rows are of other networks than the grid's: make them anew"
 
 
-def test_grids_write_to_places_of_their_own():
-    usual = launch.Grid(("table.gin",)).places
-    assert usual == launch.Grid(("fast_table.gin",)).places
+def test_packaged_grids_have_their_own_paths():
+    usual = GridRunner(("table.gin",)).paths
+    assert usual == GridRunner(("fast_table.gin",)).paths
     assert usual.results == Path("results")
     assert usual.pages == (Path("README.md"), Path("docs/results.md"))
-    explored = launch.Grid(("explore.gin",)).places
+    explored = GridRunner(("explore.gin",)).paths
     assert explored.results == Path("results/holdout")
     assert explored.pages == (Path("docs/exploration.md"),)
 
@@ -241,7 +242,7 @@ def test_grids_write_to_places_of_their_own():
 # Making it
 
 
-def test_grid_is_made_and_its_rows_are_what_the_trainings_say(capsys):
+def test_rows_agree_with_the_summaries_of_the_runs(capsys):
     assert command("--only=seed0") == 0
     found = read_rows(Path("results"))
     for name, row in zip(NAMES[:4], found, strict=True):
@@ -271,7 +272,7 @@ def test_grid_is_made_and_its_rows_are_what_the_trainings_say(capsys):
     assert "holds this run, finished" in capsys.readouterr().out
 
 
-def test_what_is_in_any_file_is_not_made_again(fake_training):
+def test_runs_in_any_file_of_results_are_not_repeated(fake_training):
     assert command("--only=seed1") == 0
     assert fake_training == NAMES[4:]
     Path("results/runs.jsonl").rename("results/runs.other.jsonl")
@@ -282,7 +283,7 @@ def test_what_is_in_any_file_is_not_made_again(fake_training):
     assert len(read_rows(Path("results"))) == 6
 
 
-def test_a_grid_goes_on_after_an_interruption(fake_training, monkeypatch, capsys):
+def test_grid_resumes_after_an_interruption(fake_training, monkeypatch, capsys):
     train = gin_registry.train
 
     def interrupt():
@@ -293,7 +294,7 @@ def test_a_grid_goes_on_after_an_interruption(fake_training, monkeypatch, capsys
     with monkeypatch.context() as patch:
         patch.setattr(gin_registry, "train", interrupt)
         assert command() == 128 + 2
-    assert "4 runs are left over\n2 of 6 runs are done" in capsys.readouterr().out
+    assert "4 runs are left\n2 of 6 runs are done" in capsys.readouterr().out
     assert len(read_rows(Path("results"))) == 2
     assert command("--list") == 0
     printed = capsys.readouterr().out
@@ -304,7 +305,7 @@ def test_a_grid_goes_on_after_an_interruption(fake_training, monkeypatch, capsys
     assert len(read_rows(Path("results"))) == 6
 
 
-def test_a_grid_that_is_terminated_says_so_to_the_shell(fake_training, monkeypatch):
+def test_exit_code_shows_that_the_grid_was_terminated(fake_training, monkeypatch):
     def terminate():
         raise exceptions.SIGTERMException
 
@@ -312,7 +313,7 @@ def test_a_grid_that_is_terminated_says_so_to_the_shell(fake_training, monkeypat
     assert command() == 128 + 15
 
 
-def test_a_failed_run_stops_no_other_and_is_told_at_the_end(fake_training, monkeypatch, capsys):
+def test_failed_run_stops_no_other_and_is_printed_at_the_end(fake_training, monkeypatch, capsys):
     train = gin_registry.train
 
     def fail():
@@ -329,26 +330,26 @@ def test_a_failed_run_stops_no_other_and_is_told_at_the_end(fake_training, monke
     assert last == f"failed: {NAMES[1]}: the strides have diverged"
 
 
-def test_a_folder_that_cannot_be_had_stops_no_other_run(fake_training, capsys):
+def test_run_folder_that_cannot_be_made_stops_no_other_run(fake_training, capsys):
     taken = Path("runs/table", NAMES[1])
     taken.parent.mkdir(parents=True)
     taken.touch()
     assert command() == table.FAILED
     assert fake_training == [NAMES[0], *NAMES[2:]]
-    told = capsys.readouterr()
-    assert f"failed: {NAMES[1]}: [Errno 17] File exists" in told.err
-    assert told.out.endswith("5 of 6 runs are done\n")
+    printed = capsys.readouterr()
+    assert f"failed: {NAMES[1]}: [Errno 17] File exists" in printed.err
+    assert printed.out.endswith("5 of 6 runs are done\n")
 
 
 @pytest.mark.parametrize("option", ["--results", "--runs"])
-def test_folders_that_take_no_files_are_told_before_anything_is_made(fake_training, capsys, option):
+def test_folders_that_cannot_be_written_are_refused_before_training(fake_training, capsys, option):
     Path("file").touch()
     assert command(f"{option}=file/folder") == 2
     assert f"cannot write to {option} 'file/folder' (Not a directory)" in capsys.readouterr().err
     assert fake_training == []
 
 
-def test_a_run_in_other_hands_is_passed_over(fake_training, capsys):
+def test_run_locked_by_another_process_is_skipped(fake_training, capsys):
     workdir = Path("runs/table", NAMES[0])
     workdir.mkdir(parents=True)
     with locked(workdir):
@@ -357,7 +358,7 @@ def test_a_run_in_other_hands_is_passed_over(fake_training, capsys):
     assert "1 runs are left to other processes" in capsys.readouterr().out
 
 
-def test_bindings_of_groups(fake_training):
+def test_bindings_of_a_group_reach_its_runs(fake_training):
     text = TINY.replace("'seeds': [0, 1]}", "'seeds': [0], 'bindings': ['train.num_epochs = 9']}")
     Path("tiny.gin").write_text(text.replace("train.train.num_epochs = 1\n", ""))
     assert command("--only=pooling=strided") == 0
@@ -367,7 +368,7 @@ def test_bindings_of_groups(fake_training):
     assert [row["epochs"] for row in read_rows(Path("results"))] == [9, 10]
 
 
-def test_macros_stand_for_their_values(fake_training):
+def test_macros_are_resolved_in_rows(fake_training):
     text = TINY.replace("num_epochs = 1", "num_epochs = %EPOCHS").replace("width = 4", "width = %W")
     Path("tiny.gin").write_text(f"{text}\nEPOCHS = %LONG\nLONG = 3\nW = 8\n")
     assert command("--only=pooling=max") == 0
@@ -375,24 +376,23 @@ def test_macros_stand_for_their_values(fake_training):
     assert (row["epochs"], row["width"]) == (3, 8)
 
 
-def test_rows_of_held_out_images_have_folders_named_so(fake_training, capsys):
+def test_rows_of_held_out_images_need_a_folder_named_holdout(fake_training, capsys):
     held = "data.load_datasets.holdout = 50\n"
     Path("held.gin").write_text(f"include 'tiny.gin'\n{held}")
     assert table.main(["--gin_config=held.gin"]) == 2
-    assert "has data.load_datasets.holdout = 50, but its rows belong to results" in (
-        capsys.readouterr().err
-    )
+    message = "holdout = 50, but the folder results is for accuracies on test images"
+    assert message in capsys.readouterr().err
     assert table.main(["--gin_config=held.gin", "--results=results/holdout"]) == 0
     assert len(read_rows(Path("results/holdout"))) == 6
     assert command("--results=results/holdout") == 2
-    assert "for tests on held-out images" in capsys.readouterr().err
+    assert "for accuracies on held-out images" in capsys.readouterr().err
     text = TINY.replace("'budget'", "'bindings': ['load_datasets.holdout = 9'], 'budget'")
     Path("tiny.gin").write_text(text)
     assert command() == 2
     assert not Path("results/runs.jsonl").exists()
 
 
-def test_a_grid_may_name_its_folder_of_results(fake_training):
+def test_grid_may_set_its_folder_of_results(fake_training):
     Path("tiny.gin").write_text(f"{TINY}\ntable.grid.results = 'elsewhere'\n")
     assert command("--only=seed0") == 0
     assert len(read_rows(Path("elsewhere"))) == 4
@@ -403,19 +403,22 @@ def test_a_grid_may_name_its_folder_of_results(fake_training):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--only=nothing"], "no run of the grid fits --only=nothing"),
-        (["--only=stride=2"], "no run of the grid fits .*KEY=VALUE with one of config, "),
+        (["--only=nothing"], "no run of the grid matches --only=nothing"),
+        (
+            ["--only=stride=2"],
+            "no run of .* matches .*KEY=VALUE where KEY is one of config, ",
+        ),
         (["--gin_bindings=table.grid.groups = []"], "no table.grid.groups"),
         (["--gin_bindings=table.grid.group = []"], "did you mean 'groups'"),
         (["--gin_bindings=table.grid.order = 'x'"], "group 1 of the grid: 'order' must be"),
-        (["--gin_bindings=torch.optim.SGD.lr = 9.0"], "SGD.lr = 9.0 changes what the runs are"),
-        (["--gin_bindings=train.num_epochs = 2"], "put it into the 'bindings' of a group"),
-        (["--gin_bindings=train.threads = 1\nEPOCHS = 2"], "EPOCHS = 2 changes what"),
-        (["--gin_bindings=include 'tiny.gin'"], "changes what the runs are"),
+        (["--gin_bindings=torch.optim.SGD.lr = 9.0"], "SGD.lr = 9.0 changes the training"),
+        (["--gin_bindings=train.num_epochs = 2"], "set it in the 'bindings' of a group"),
+        (["--gin_bindings=train.threads = 1\nEPOCHS = 2"], "EPOCHS = 2 changes the"),
+        (["--gin_bindings=include 'tiny.gin'"], "changes the training"),
         (["--gin_bindings=train.threads ="], "Unable to parse value"),
     ],
 )
-def test_a_mistake_is_told_in_one_line(capsys, arguments, message):
+def test_mistake_in_the_options_gives_a_one_line_error(capsys, arguments, message):
     assert command(*arguments) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
@@ -440,17 +443,17 @@ def test_a_mistake_is_told_in_one_line(capsys, arguments, message):
         ),
         (
             "train.model = @a/resnet.resnet18",
-            "@a/resnet.resnet18: the grid binds what has no",
+            "@a/resnet.resnet18, but the bindings of the grid have no",
         ),
         (
             "train.datasets = @a/data.load_datasets",
-            "@a/data.load_datasets: the grid binds",
+            "@a/data.load_datasets, but the bindings of the grid",
         ),
         ("train.devices = 2", "train.train.devices is bound to 2, but the grid asks for 1"),
         ("resnet.resnet18.width = @resnet.resnet56", "resnet18.width is bound to @resnet.resnet56"),
     ],
 )
-def test_bindings_that_contradict_their_group_are_told(capsys, bindings, message):
+def test_bindings_that_contradict_their_group_are_refused(capsys, bindings, message):
     text = TINY.replace("'seeds': [0, 1]", f'"bindings": ["{bindings}"]')
     Path("tiny.gin").write_text(text)
     assert command() == 2
@@ -458,7 +461,7 @@ def test_bindings_that_contradict_their_group_are_told(capsys, bindings, message
     assert message in line
 
 
-def test_a_group_may_train_another_network():
+def test_group_may_train_another_network():
     group = {
         "dataset": "digits",
         "strides": [2, 2, 1],
@@ -468,7 +471,7 @@ def test_a_group_may_train_another_network():
     small = {"dataset": "digits", "strides": [1, 1, 2, 2, 1], "pooling": ["max"]}
     text = TINY[: TINY.index("table.grid.groups")] + f"table.grid.groups = {[group, small]}"
     Path("tiny.gin").write_text(text)
-    grid = launch.Grid(("tiny.gin",))
+    grid = GridRunner(("tiny.gin",))
     strided, learned, pooled = list(grid.runs.values())[:3]
     assert [grid.chosen(run)["width"] for run in (strided, pooled)] == [None, 4]
     assert learned.bindings("convnet.ConvNet")["convnet.ConvNet.pooling_cls"] == (
@@ -477,12 +480,12 @@ def test_a_group_may_train_another_network():
     assert grid.cost(strided) < grid.cost(learned)
 
 
-def test_names_of_runs_on_held_out_images_say_so():
+def test_names_of_runs_contain_the_number_of_held_out_images():
     Path("tiny.gin").write_text(TINY + "data.load_datasets.holdout = 7\n")
-    assert all("-holdout7-epochs1-" in name for name in launch.Grid(("tiny.gin",)).runs)
+    assert all("-holdout7-epochs1-" in name for name in GridRunner(("tiny.gin",)).runs)
 
 
-def test_a_file_system_without_locks_is_told_and_works(tmp_path, monkeypatch):
+def test_file_system_without_locks_gives_a_warning(tmp_path, monkeypatch):
     def flock(*_):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
@@ -492,18 +495,18 @@ def test_a_file_system_without_locks_is_told_and_works(tmp_path, monkeypatch):
         assert free
 
 
-def test_runs_of_one_name_are_told(capsys):
+def test_runs_with_the_same_name_are_refused(capsys):
     group = {"dataset": "digits", "strides": [1, 1, 2, 2, 1], "pooling": "max"}
     groups = [group | {"config": config} for config in ("a b", "a_b")]
     Path("tiny.gin").write_text(f"table.grid.groups = {groups}")
     assert command("--list") == 2
-    told = capsys.readouterr().err
-    assert "two runs have the name a_b/digits-max-" in told
-    assert "of 'config' 'a b' and 'a_b'" in told
+    printed = capsys.readouterr().err
+    assert "two runs have the name a_b/digits-max-" in printed
+    assert "with the 'config' 'a b' and 'a_b'" in printed
 
 
 @pytest.mark.parametrize("arguments", [[], ["--list"], ["--report"]])
-def test_a_damaged_file_of_results_is_told(capsys, fake_training, arguments):
+def test_damaged_file_of_results_is_refused(capsys, fake_training, arguments):
     Path("results").mkdir()
     Path("results/runs.jsonl").write_text('{"config": "tiny"}\n')
     assert command(*arguments) == 2
@@ -512,7 +515,7 @@ def test_a_damaged_file_of_results_is_told(capsys, fake_training, arguments):
     assert not fake_training
 
 
-def test_a_file_that_is_damaged_meanwhile_loses_no_run(capsys, fake_training, monkeypatch):
+def test_file_damaged_during_the_grid_loses_no_run(capsys, fake_training, monkeypatch):
     train, damaged = gin_registry.train, Path("results/runs.other.jsonl")
 
     def damage():
@@ -523,7 +526,7 @@ def test_a_file_that_is_damaged_meanwhile_loses_no_run(capsys, fake_training, mo
     monkeypatch.setattr(gin_registry, "train", damage)
     assert command() == table.FAILED
     *_, failed, last = capsys.readouterr().err.splitlines()
-    message = "line 1 of results/runs.other.jsonl is no JSON"
+    message = "line 1 of results/runs.other.jsonl is not JSON"
     assert failed.startswith(f"failed: {NAMES[-1]}: {message}")
     assert last.startswith(f"error: {message}")
     assert fake_training == NAMES[:2]
@@ -532,7 +535,7 @@ def test_a_file_that_is_damaged_meanwhile_loses_no_run(capsys, fake_training, mo
     assert len(read_rows(Path("results"))) == 6
 
 
-def test_it_is_always_told_how_many_runs_are_done(fake_training, capsys):
+def test_number_of_finished_runs_is_always_printed(fake_training, capsys):
     assert command("--only=seed1") == 0
     assert capsys.readouterr().out.endswith("\n2 of 2 runs are done\n")
     assert command("--only=seed1") == 0
@@ -541,38 +544,38 @@ def test_it_is_always_told_how_many_runs_are_done(fake_training, capsys):
     assert capsys.readouterr().out == "0 of 0 runs are done\n"
 
 
-def test_what_failed_elsewhere_is_not_left_to_others(capsys, fake_training):
-    grid = launch.Grid(("tiny.gin",))
-    assert table._end(grid, {}, {"a": "x"}, Path("results"), table.FAILED) == table.FAILED
+def test_failed_runs_are_not_left_to_other_processes(capsys, fake_training):
+    grid = GridRunner(("tiny.gin",))
+    assert table._finish(grid, {}, {"a": "x"}, Path("results")) == table.FAILED
     assert "left to other processes" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--report", "--shard=1/2"], "it goes without --list, --shard and --only"),
-        (["--report", "--list"], "it goes without --list, --shard and --only"),
-        (["--report", "--only=R_"], "it goes without --list, --shard and --only"),
-        (["--pages", "a.md"], "--pages and --pictures are of --report"),
-        (["--pictures=a", "--list"], "--pages and --pictures are of --report"),
+        (["--report", "--shard=1/2"], "remove --list, --shard and --only"),
+        (["--report", "--list"], "remove --list, --shard and --only"),
+        (["--report", "--only=R_"], "remove --list, --shard and --only"),
+        (["--pages", "a.md"], "--pages and --pictures need --report"),
+        (["--pictures=a", "--list"], "--pages and --pictures need --report"),
     ],
 )
-def test_flags_that_would_be_ignored_are_refused(capsys, arguments, message):
+def test_options_that_would_be_ignored_are_refused(capsys, arguments, message):
     with pytest.raises(SystemExit):
         command(*arguments)
     assert message in capsys.readouterr().err
 
 
-def test_help_has_the_defaults(capsys):
+def test_help_shows_the_defaults(capsys):
     with pytest.raises(SystemExit):
         command("--help")
-    told = " ".join(capsys.readouterr().out.split())
+    printed = " ".join(capsys.readouterr().out.split())
     for default in ("[table.gin]", "[runs/table]", "or results]", "or docs/images]"):
-        assert default in told
+        assert default in printed
 
 
-def test_a_resumed_run_has_the_commits_it_was_trained_at(tmp_path):
-    note = launch.note_commit
+def test_resumed_run_notes_all_its_commits(tmp_path):
+    note = runner.note_commit
     assert note(tmp_path, "a") == "a"
     assert note(tmp_path, "b") == "b"  # nothing was trained at a
     (tmp_path / CHECKPOINTS).mkdir()
@@ -583,11 +586,11 @@ def test_a_resumed_run_has_the_commits_it_was_trained_at(tmp_path):
     summary |= {"multiply_adds_start": 1, "multiply_adds_end": 1}
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     assert note(tmp_path, "d") == "b+c"
-    (tmp_path / launch.COMMIT_NOTE).unlink()
+    (tmp_path / runner.COMMIT_NOTE).unlink()
     assert note(tmp_path, "d") is None  # finished before there were notes
 
 
-def test_a_run_that_is_found_finished_keeps_its_commit(monkeypatch):
+def test_finished_run_keeps_its_commit(monkeypatch):
     monkeypatch.setattr(table, "read_commit", lambda *_: "earlier")
     assert command("--only=pooling=max") == 0
     Path("results/runs.jsonl").unlink()
@@ -607,7 +610,7 @@ def test_shards_have_every_run_once_in_order_and_equal_work():
     runs = {f"{number}-{seed}": run_of(number, seed) for seed in range(3) for number in range(7)}
     weights = {name: 1.0 + int(name[0]) ** 2 for name in runs}
     for parts in (1, 2, 4):
-        shares = split(runs, weights, parts)
+        shares = split_runs(runs, weights, parts)
         assert sorted(chain(*shares)) == sorted(runs)
         loads = [sum(weights[name] for name in share) for share in shares]
         assert max(loads) - min(loads) <= max(weights.values())
@@ -615,7 +618,7 @@ def test_shards_have_every_run_once_in_order_and_equal_work():
             assert share == [name for name in runs if name in share]
 
 
-def test_each_shard_writes_a_file_of_its_own(fake_training):
+def test_each_shard_writes_its_own_file(fake_training):
     for part in (1, 2):
         assert command(f"--shard={part}/2") == 0
     files = sorted(Path("results").glob("*.jsonl"))
@@ -626,16 +629,16 @@ def test_each_shard_writes_a_file_of_its_own(fake_training):
 
 
 def test_weights_follow_the_cost_of_the_networks():
-    runs = launch.Grid(("tiny.gin",))
+    runs = GridRunner(("tiny.gin",))
     strided, learned, held = (runs.weight(runs.runs[name]) for name in NAMES[:3])
-    assert learned == held > strided > launch.OVERHEAD
+    assert learned == held > strided > runner.OVERHEAD
     Path("longer.gin").write_text("include 'tiny.gin'\ntrain.num_epochs = 3\n")
-    longer = launch.Grid(("longer.gin",))
+    longer = GridRunner(("longer.gin",))
     assert longer.weight(next(iter(longer.runs.values()))) == 3 * strided
 
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "2", "a/b", "1/0"])
-def test_a_shard_that_cannot_be_is_refused(text, capsys):
+def test_invalid_shards_are_refused(text, capsys):
     with pytest.raises(SystemExit):
         command(f"--shard={text}")
     assert f"expected i/n with 1 <= i <= n, but got {text!r}" in capsys.readouterr().err
@@ -643,20 +646,20 @@ def test_a_shard_that_cannot_be_is_refused(text, capsys):
 
 def test_runs_are_selected_by_name_or_value():
     runs = {f"d{number}": run_of(number, number) for number in range(3)}
-    assert list(select(runs, ["d1"])) == ["d1"]
-    assert list(select(runs, ["seed=2"])) == ["d2"]
-    assert list(select(runs, ["strides=1,2", "dataset=d0"])) == ["d0"]
-    assert list(select(runs, [])) == list(runs)
+    assert list(select_runs(runs, ["d1"])) == ["d1"]
+    assert list(select_runs(runs, ["seed=2"])) == ["d2"]
+    assert list(select_runs(runs, ["strides=1,2", "dataset=d0"])) == ["d0"]
+    assert list(select_runs(runs, [])) == list(runs)
 
 
-def test_numbers_are_selected_as_numbers_and_other_words_as_names():
+def test_numbers_are_matched_by_value_and_other_text_by_name():
     group = {**GROUP, "budget": [None, 35.05e6], "strides": [[1, 1, 2, 2, 2], [1, (2.4, 2.5)]]}
     runs = {f"R_=_{number}": run for number, run in enumerate(grid([group], seeds=[0]).runs)}
-    assert list(select(runs, ["budget=35.05e6"])) == ["R_=_2", "R_=_3"]
-    assert list(select(runs, ["budget=None"])) == ["R_=_0", "R_=_1"]
-    assert list(select(runs, ["strides=1.0,1,2,2,2"])) == ["R_=_0", "R_=_2"]
-    assert list(select(runs, ["strides=1,2.4x2.5"])) == ["R_=_1", "R_=_3"]
-    assert list(select(runs, ["R_=_3"])) == ["R_=_3"]
+    assert list(select_runs(runs, ["budget=35.05e6"])) == ["R_=_2", "R_=_3"]
+    assert list(select_runs(runs, ["budget=None"])) == ["R_=_0", "R_=_1"]
+    assert list(select_runs(runs, ["strides=1.0,1,2,2,2"])) == ["R_=_0", "R_=_2"]
+    assert list(select_runs(runs, ["strides=1,2.4x2.5"])) == ["R_=_1", "R_=_3"]
+    assert list(select_runs(runs, ["R_=_3"])) == ["R_=_3"]
 
 
 # The file
@@ -666,11 +669,11 @@ def row_of(**changes):
     return {**dict.fromkeys(KEYS), "config": "c", "strides_start": [1, 2], "seed": 0, **changes}
 
 
-def test_processes_that_write_to_one_file_lose_nothing():
+def test_processes_that_append_to_one_file_lose_no_row():
     program = """
 import sys
 from pathlib import Path
-from experiments.result_rows import KEYS, append_row
+from experiments.results import KEYS, append_row
 for seed in range(8):
     append_row(Path("runs.jsonl"), {**dict.fromkeys(KEYS), "config": sys.argv[1], "seed": seed})
     append_row(Path("runs.jsonl"), {**dict.fromkeys(KEYS), "config": "both", "seed": seed})
@@ -686,7 +689,7 @@ for seed in range(8):
     assert found == {(name, seed): 1 for name in ("one", "two", "both") for seed in range(8)}
 
 
-def test_a_kill_while_writing_leaves_the_file_as_it_was(monkeypatch):
+def test_kill_while_writing_leaves_the_file_unchanged(monkeypatch):
     path = Path("runs.jsonl")
     assert append_row(path, row_of())
     before = path.read_text()
@@ -704,31 +707,27 @@ def test_a_kill_while_writing_leaves_the_file_as_it_was(monkeypatch):
     assert [row["seed"] for row in read_rows(Path())] == [0, 1]
 
 
-def test_rows_of_other_keys_are_refused():
+def test_rows_with_other_keys_are_refused():
     with pytest.raises(ValueError, match=r"a row has the keys config, .* but got seed"):
         append_row(Path("runs.jsonl"), {"seed": 1})
     Path("runs.jsonl").write_text("{\n")
-    with pytest.raises(ValueError, match=r"line 1 of runs\.jsonl is no JSON"):
+    with pytest.raises(ValueError, match=r"line 1 of runs\.jsonl is not JSON"):
         read_rows(Path())
 
 
-def test_a_run_is_known_by_what_was_chosen():
+def test_identity_depends_only_on_chosen_values():
     one = row_of()
     for key in CHOSEN:
-        assert result_rows.identity(one) != result_rows.identity({**one, key: "other"})
-    assert result_rows.identity(one) == result_rows.identity(
-        {**one, "test_accuracy": 1.0, "commit": "x"}
-    )
+        assert identity(one) != identity({**one, key: "other"})
+    assert identity(one) == identity({**one, "test_accuracy": 1.0, "commit": "x"})
 
 
-def test_numbers_have_one_spelling_in_a_run():
+def test_identity_ignores_how_a_number_is_written():
     one = row_of(budget=35_050_000, strides_start=[1, [2.0, 2.5]])
-    assert result_rows.identity(one) == result_rows.identity(
-        row_of(budget=35.05e6, strides_start=[1, [2, 2.5]])
-    )
+    assert identity(one) == identity(row_of(budget=35.05e6, strides_start=[1, [2, 2.5]]))
 
 
-def test_a_run_of_two_accuracies_is_told():
+def test_two_accuracies_of_one_run_give_a_warning():
     append_row(Path("runs.a.jsonl"), row_of(test_accuracy=1.0))
     append_row(Path("runs.b.jsonl"), row_of(test_accuracy=2.0))
     with pytest.warns(UserWarning, match=r"of 1.0 % in runs.a.jsonl, .* of 2.0 % in runs.b.jsonl"):
@@ -750,13 +749,13 @@ def test_parts_take_about_equally_long():
     names = ["light", "slight", "small", "heavy"]
     runs = {name: Run("c", name, "max", None, None, "before", (1, 2), 0) for name in names}
     weights = dict(zip(names, (1.0, 1.0, 1.0, 3.0), strict=True))
-    parts = split(runs, weights, 2)
+    parts = split_runs(runs, weights, 2)
     assert sorted(parts) == [["heavy"], ["light", "slight", "small"]]
 
 
 @pytest.mark.parametrize("strides", ["1", "1,2,2"])
-def test_strides_are_chosen_as_a_whole(strides):
+def test_strides_are_matched_as_a_whole(strides):
     runs = {"run": Run("c", "d", "max", None, None, "before", (1, 2), 0)}
-    assert select(runs, ["strides=1,2"]) == runs
-    with pytest.raises(ValueError, match="no run of the grid fits"):
-        select(runs, [f"strides={strides}"])
+    assert select_runs(runs, ["strides=1,2"]) == runs
+    with pytest.raises(ValueError, match="no run of the grid matches"):
+        select_runs(runs, [f"strides={strides}"])

@@ -1,4 +1,4 @@
-"""The accuracies that the published system reports, to be printed beside ours."""
+"""Accuracies that the published system reports, to show beside ours."""
 
 from typing import NamedTuple
 
@@ -9,15 +9,15 @@ LONG: Strides = (1, 1, 3, 2, 3)
 
 
 class Figure(NamedTuple):
-    """Mean and standard deviation of the accuracy in percent, and multiply-adds per image."""
+    """Mean and standard deviation of the accuracy in percent, and MACs of one image."""
 
     accuracy: float
     spread: float
     multiply_adds: float
 
 
-# ResNet-18 of width 64, 400 epochs, three runs each: the published README. It tells no cost: this
-# is what the networks have at the start, as `report.measure_cost` counts it.
+# From the README of the published system: ResNet-18 of width 64, 400 epochs, three runs each. That
+# page states no costs. These are the MACs at the initial strides, as `measure_cost` counts them.
 COSTS = {
     ("strided", SHORT): 555e6,
     ("strided", LONG): 325e6,
@@ -45,7 +45,7 @@ ACCURACIES = {
 def find_published(
     dataset: str, pooling: str, strides: Strides, edge: str | None = None
 ) -> Figure | None:
-    """What was published for this, if anything: DiffStride only with the edge it had there.
+    """The published figure for these options, if any. DiffStride was published with one edge.
 
     >>> find_published("cifar10", "strided", (1, 1, 2, 2, 2))
     Figure(accuracy=91.06, spread=0.04, multiply_adds=555000000.0)

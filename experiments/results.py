@@ -1,4 +1,4 @@
-"""The file of results: one JSON line per run, whole or absent."""
+"""The files of results: one JSON line (a row) for each finished run."""
 
 import json
 import warnings
@@ -30,63 +30,57 @@ KEYS = (
     "commit",
     "torch",
 )
-MEASURED = (
-    "strides_end",
-    "test_accuracy",
-    "multiply_adds_start",
-    "multiply_adds_end",
-    "seconds",
-    "threads",
-    "commit",
-    "torch",
-)
+MEASURED = ("strides_end", *KEYS[KEYS.index("test_accuracy") :])
 CHOSEN = tuple(key for key in KEYS if key not in MEASURED)
+"""Keys of what the grid asks for. Two rows with the same values here are the same run."""
+HOLDOUT = "holdout"
 
 
 def identity(row: Mapping[str, Any], keys: Iterable[str] = CHOSEN) -> str:
-    """What was asked for in a row: two rows of one identity are the same run.
+    """Text that is equal for two rows of the same run.
 
     >>> one, same, other = ({**dict.fromkeys(KEYS), "seed": seed} for seed in (0, 0.0, 1))
     >>> identity(one) == identity(same), identity(one) == identity(other)
     (True, False)
     """
-    return json.dumps([_plain(row[key]) for key in keys])
+    return json.dumps([_normalized(row[key]) for key in keys])
 
 
-def _plain(value: Any) -> Any:
-    """A value of which there is one spelling: 2.0 is 2, within lists too."""
+def _normalized(value: Any) -> Any:
+    """Write whole numbers as integers (2.0 as 2), also inside lists."""
     if isinstance(value, (list, tuple)):
-        return [_plain(each) for each in value]
+        return [_normalized(each) for each in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def read_rows(folder: Path) -> list[Row]:
-    """The rows of all files ``runs*.jsonl`` in a folder; of the same run only the first.
+    """Read the rows of all files ``runs*.jsonl`` in a folder, each run once.
 
     Warns:
-        UserWarning: the same run has other accuracies in a second place.
+        UserWarning: two rows of the same run have different accuracies. The first one is used.
 
     Raises:
-        ValueError: a line is no row; names file and line.
+        ValueError: a line is not a row; the message names file and line.
     """
     rows: dict[str, tuple[Row, Path]] = {}
     for path in sorted(folder.glob("runs*.jsonl")):
         for row in _read(path):
-            first, place = rows.setdefault(identity(row), (row, path))
+            first, source = rows.setdefault(identity(row), (row, path))
             if first["test_accuracy"] != row["test_accuracy"]:
                 warnings.warn(
                     f"the run {identity(row)} has a test accuracy of {first['test_accuracy']} % in "
-                    f"{place}, which counts, and of {row['test_accuracy']} % in {path}: remove one",
+                    f"{source}, which is used, and of {row['test_accuracy']} % in {path}: remove "
+                    "one of these lines",
                     stacklevel=2,
                 )
     return [row for row, _ in rows.values()]
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> bool:
-    """Add a row to a file, unless the same run is there already; whether it was added.
+    """Add a row to a file unless the file has this run; returns whether it was added.
 
-    The file is replaced as a whole, and locked meanwhile: neither a kill nor another process that
-    appends leaves it with half a line.
+    The file is locked and replaced as a whole. So neither a kill nor another process that appends
+    leaves half a line.
     """
     if set(row) != set(KEYS):
         raise ValueError(f"a row has the keys {', '.join(KEYS)}, but got {', '.join(row)}")
@@ -106,7 +100,32 @@ def _read(path: Path) -> Iterator[Row]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise ValueError(f"line {number} of {path} is no JSON: {error}") from error
+            raise ValueError(f"line {number} of {path} is not JSON: {error}") from error
         if not isinstance(row, dict) or set(row) != set(KEYS):
             raise ValueError(f"line {number} of {path} must have the keys {', '.join(KEYS)}")
         yield row
+
+
+def check_holdout(folder: Path, run: str, holdout: int) -> None:
+    """Keep accuracies on held-out training images apart from those on test images.
+
+    No key of a row says which images a run was tested on. So rows of runs that hold out images
+    belong into a folder named ``holdout``, and no others do.
+
+    Raises:
+        ValueError: the folder is for accuracies of the other kind.
+
+    >>> check_holdout(Path("results/holdout"), "mine", 5000)
+    >>> check_holdout(Path("results"), "mine", 5000)
+    Traceback (most recent call last):
+    ...
+    ValueError: mine has data.load_datasets.holdout = 5000, but the folder results is for accuracies
+    on test images: set --results or table.grid.results to a folder named 'holdout'
+    """
+    if (folder.resolve().name == HOLDOUT) != bool(holdout):
+        kind, other = ("test", "named") if holdout else ("held-out", "not named")
+        raise ValueError(
+            f"{run} has data.load_datasets.holdout = {holdout}, but the folder {folder} is for "
+            f"accuracies on {kind} images: set --results or table.grid.results to a folder "
+            f"{other} {HOLDOUT!r}"
+        )
