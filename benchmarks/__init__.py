@@ -1,1 +1,1 @@
-"""What the pooling costs, side by side with its alternatives; each module is a command."""
+"""Time, memory and accuracy of the pooling beside its alternatives; see the Makefile."""

@@ -1,4 +1,4 @@
-"""The contract of all benchmarks: their options, what every file records, how it is written."""
+"""What all benchmarks share: options, contents of a result file, selection of measurements."""
 
 import argparse
 import json
@@ -24,18 +24,18 @@ Report = dict[str, Any]
 
 
 def parser_of(name: str, description: str | None, repeats: int) -> argparse.ArgumentParser:
-    """A parser of the options that all benchmarks share."""
+    """A parser with the options that all benchmarks share."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
     parser.set_defaults(benchmark=name)
     add = parser.add_argument
-    add("--repeats", type=int, default=repeats, help="samples of each contender in a row")
-    add("--budget", type=float, default=30.0, help="seconds after which three samples are enough")
+    add("--repeats", type=int, default=repeats, help="samples of each contender")
+    add("--budget", type=float, default=30.0, help="seconds for a contender, then three samples do")
     add("--seed", type=int, default=0)
-    add("--threads", type=int, help="threads of a product (default: torch's choice)")
-    keep = "keep: freed memory is handed out again without page faults (needs glibc)"
+    add("--threads", type=int, help="threads of torch (default: torch's choice)")
+    keep = "keep: freed memory is reused without page faults (needs glibc)"
     add("--allocator", choices=("default", "keep"), default="default", help=keep)
-    add("--quick", action="store_true", help="tiny sizes, to see that it runs; no result")
-    written = f"file to write (default: benchmarks/results/{name}.json, with --quick none)"
+    add("--quick", action="store_true", help="tiny sizes, only to check that it runs")
+    written = f"result file (default: benchmarks/results/{name}.json; none with --quick)"
     add("--out", type=Path, help=written)
     return parser
 
@@ -45,7 +45,7 @@ def start(
     arguments: Sequence[str] | None,
     quick: Mapping[str, Any] | None = None,
 ) -> argparse.Namespace:
-    """Parse the options and put them into effect; with --quick, ``quick`` replaces defaults."""
+    """Parse the options and apply them; with --quick, ``quick`` replaces defaults."""
     options = parser.parse_args(arguments)
     for name, value in (quick or {}).items() if options.quick else ():
         if getattr(options, name) == parser.get_default(name):
@@ -63,7 +63,7 @@ def start(
 
 
 def command_of(parser: argparse.ArgumentParser, options: argparse.Namespace) -> str:
-    """The command that repeats a run, with the options that are not at their defaults."""
+    """The command that repeats a run, with all options that differ from their defaults."""
     words = [parser.prog or ""]
     for name, value in vars(options).items():
         if name in ("out", "benchmark", "command") or value == parser.get_default(name):
@@ -74,14 +74,14 @@ def command_of(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
 
 
 def effort_of(options: argparse.Namespace) -> Effort:
-    """How long to measure; a quick run only sees that it works."""
+    """How long to measure; a quick run takes few samples."""
     if options.quick:
         return Effort(min(options.repeats, 3), sample_seconds=0.0, budget=1.0, seed=options.seed)
     return Effort(options.repeats, budget=options.budget, seed=options.seed)
 
 
 def new_report(options: argparse.Namespace, **parts: Any) -> Report:
-    """What a file holds: the contract, then ``parts``."""
+    """The contents of a result file: the conditions of the run, then ``parts``."""
     contract = {
         "command": options.command,
         "allocator": options.allocator,
@@ -93,7 +93,7 @@ def new_report(options: argparse.Namespace, **parts: Any) -> Report:
 
 
 def finish(options: argparse.Namespace, report: Report, tables: Callable[[Report], str]) -> Report:
-    """Print the tables of a report, and write it where the options say."""
+    """Print the tables of a report, and write it to the file of the options."""
     print(tables(report))
     if options.out is not None:
         write_json(options.out, report)
@@ -101,12 +101,12 @@ def finish(options: argparse.Namespace, report: Report, tables: Callable[[Report
 
 
 def entry(timing: Timing, **labels: Any) -> dict[str, Any]:
-    """A measurement as it is stored: what was measured, then the numbers."""
+    """A measurement as a result file has it: labels, then numbers."""
     return {**labels, **timing._asdict()}
 
 
 def select(entries: Iterable[Mapping[str, Any]], **labels: Any) -> list[Any]:
-    """The stored measurements that carry all ``labels``.
+    """The measurements that have all of ``labels``.
 
     >>> select([{"size": 8, "median": 1.0}, {"size": 9, "median": 2.0}], size=9)
     [{'size': 9, 'median': 2.0}]
@@ -116,31 +116,31 @@ def select(entries: Iterable[Mapping[str, Any]], **labels: Any) -> list[Any]:
 
 
 def only(entries: Iterable[Mapping[str, Any]], **labels: Any) -> Any:
-    """The one stored measurement that carries all ``labels``."""
+    """The only measurement that has all of ``labels``."""
     found = select(entries, **labels)
     if len(found) != 1:
-        raise ValueError(f"expected one measurement of {labels}, but there are {len(found)}")
+        raise ValueError(f"expected one measurement with {labels}, but got {len(found)}")
     return found[0]
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write ``content``, without numbers that JSON does not have."""
+    """Write a JSON file; numbers that JSON does not have (NaN, infinity) are refused."""
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file such that a reader finds the old one or the new one, never half of it."""
+    """Write a file as a whole: a reader finds the old text or the new one."""
     with atomic_file(path) as file:
         file.write(text.encode())
 
 
 def write_table(path: Path, name: str, text: str) -> None:
-    """Replace the text between the marks of one table of a page."""
+    """Replace one table of the page at ``path``."""
     write_text(path, with_table(path.read_text(encoding="utf-8"), name, text))
 
 
 def with_table(page: str, name: str, text: str) -> str:
-    """A page with new text between the marks of one table.
+    """Replace the text between the marks of one table of a page; returns the new page.
 
     Raises:
         ValueError: the page has no table of that name.
@@ -154,7 +154,7 @@ def with_table(page: str, name: str, text: str) -> str:
 
 
 def geometric_mean(ratios: Sequence[float]) -> float:
-    """The mean of ratios that treats twice and half as opposites.
+    """The geometric mean of ratios, in which 2 and 1/2 cancel.
 
     >>> geometric_mean([0.5, 2.0])
     1.0
@@ -165,10 +165,10 @@ def geometric_mean(ratios: Sequence[float]) -> float:
 
 
 class MovingStrides:
-    """Moves strides a little, to a new value at every call, as each step of a training does.
+    """Changes strides slightly at every call, as each training step does.
 
-    Fixed strides would let the layers find their matrices in a cache, which training never does.
-    The strides stay within a factor ``1 + 1/size``, which changes no size of a map.
+    With fixed strides the layers would find their matrices in the cache, which training never does.
+    The strides grow by a factor below ``1 + 1/size``, so that no map changes its size.
     """
 
     def __init__(self, strides: Iterable[Tensor], size: int) -> None:

@@ -1,8 +1,7 @@
-"""The contenders of a row: one pooling layer and what else could stand in its place.
+"""The contenders: a pooling layer, and the operations that could replace it.
 
-Forward alone is what evaluation does (no gradient, strides at rest). Forward and backward is what
-training does: strides that have moved since the last call, gradients of the input and of every
-parameter the contender has.
+"forward" is evaluation: no gradients, fixed strides. "forward and backward" is training: new
+strides at each call, gradients of the input and of all parameters.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,7 +22,7 @@ COPIES = ("copy into a new tensor", "copy into an existing tensor")
 
 
 class Row(NamedTuple):
-    """The map that a layer pools."""
+    """The shape of the feature maps that a layer pools; they are square."""
 
     batch: int
     channels: int
@@ -34,7 +33,7 @@ class Row(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A contender of a row."""
+    """A contender, with the dtype and the memory format of its input."""
 
     contender: str
     dtype: str
@@ -46,7 +45,7 @@ Operation = Callable[[Tensor], Tensor]
 
 
 def contender(name: str, row: Row) -> Operation:
-    """The operation of that name, a module if it has parameters."""
+    """Build the operation of that name; it is a module if it has parameters."""
     if name in EDGES:
         return DiffStride(STRIDE, edge=name, straight_through=False)
     if name == "reference":
@@ -60,7 +59,7 @@ def contender(name: str, row: Row) -> Operation:
 
 
 def cases(dtypes: Iterable[str]) -> list[Case]:
-    """All contenders of a row."""
+    """All contenders, in each dtype and memory format that they have."""
     names = (*EDGES, "average", "convolution")
     found = [Case(name, dtype, layout) for dtype in dtypes for layout in FORMATS for name in names]
     for dtype in dtypes:
@@ -69,7 +68,7 @@ def cases(dtypes: Iterable[str]) -> list[Case]:
 
 
 def unsupported(case: Case) -> str | None:
-    """Why a contender cannot take part; anything but a missing kernel of torch is an error."""
+    """Why torch has no kernel for a contender, None if it has; other errors are raised."""
     if not case.contender.startswith("interpolation"):
         return None
     row = Row(1, 1, 32)
@@ -86,14 +85,14 @@ def new_input(row: Row, dtype: str, layout: str) -> Tensor:
 
 
 def forward(operation: Operation, x: Tensor) -> Callable[[], Tensor]:
-    """Evaluation of ``operation`` on ``x``, as a call."""
+    """A function that evaluates ``operation`` on ``x``."""
     if isinstance(operation, nn.Module):
         operation.eval()
     return torch.no_grad()(lambda: operation(x))
 
 
 def forward_backward(operation: Operation, x: Tensor) -> Callable[[], Any]:
-    """A training step's share of ``operation`` on ``x``, as a call."""
+    """A function that computes the gradients of ``operation`` at ``x`` with new strides."""
     module = operation.train() if isinstance(operation, nn.Module) else nn.Identity()
     move = MovingStrides(strides_of(module), x.shape[-1])
     grad = torch.randn_like(operation(x).detach())
@@ -106,7 +105,7 @@ def forward_backward(operation: Operation, x: Tensor) -> Callable[[], Any]:
 
 
 def calls_of(row: Row, direction: str, contenders: Sequence[Case]) -> dict[Case, Callable]:
-    """The contenders of a row and the copies of its input, ready to be timed."""
+    """The functions to time: the contenders of a row, and copies of its input."""
     inputs = {
         (case.dtype, case.format): new_input(row, case.dtype, case.format) for case in contenders
     }

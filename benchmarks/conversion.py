@@ -1,11 +1,10 @@
-"""What converting a trained network costs in accuracy at once, and what an epoch recovers.
+"""Accuracy and MACs of a converted network: after conversion, after an epoch more, and frozen.
 
 A network with integer strides is trained by the recipe of ``cifar10_small.gin``, converted, and
-trained for one epoch more, its multiply-adds held by `CostBudget` to what the converted network
-costs at first, or to what the strided one did; then frozen, at the strides it learned and at the
-nearest integer ones. All this once with the window in the output and once straight through, beside
-the same epoch without conversion. Every accuracy is that of a whole test set in float32, with the
-multiply-adds of one image.
+trained for one more epoch. `CostBudget` holds its MACs at the cost after conversion, or at the cost
+before. Then it is frozen, with the learned strides and with the nearest integers. This is done with
+the window in the output and with the straight-through estimator, beside one more epoch without
+conversion. Accuracies are those of the whole test set in float32, MACs those of one image.
 """
 
 import argparse
@@ -43,7 +42,7 @@ QUICK = {
 
 
 def max_pooling(strides: tuple[float, float]) -> nn.Module:
-    """Max pooling as a network without learned strides would have it: none at stride 1."""
+    """Max pooling as in a network with fixed strides: none at stride 1."""
     stride = int(max(strides))
     return nn.MaxPool2d(stride) if stride > 1 else nn.Identity()
 
@@ -68,7 +67,7 @@ WINDOWS = {False: "window in the output", True: "straight through"}
 
 
 class Experiment:
-    """One network on its way: trains, converts, evaluates, and notes what comes out."""
+    """Trains, converts and evaluates one network, and records accuracies and MACs."""
 
     def __init__(self, name: str, options: argparse.Namespace) -> None:
         self.name, self.folder, self.seed = name, options.workdir / name.split()[0], options.seed
@@ -91,7 +90,7 @@ class Experiment:
         return self.rows
 
     def note_conversion(self, network: nn.Module, before: int, straight_through: bool) -> None:
-        """The stages of `AFTER`, of a copy of a trained network that costs so much."""
+        """The stages of `AFTER` for a copy of a trained network, whose MACs are ``before``."""
         note = partial(self.note, straight_through=straight_through)
         fine_tune = partial(self.fine_tune, straight_through=straight_through)
         converted = convert(network.eval(), self.example, straight_through=straight_through)
@@ -105,7 +104,7 @@ class Experiment:
     def fine_tune(
         self, network: nn.Module, cost: int, stage: str, name: str, straight_through: bool
     ) -> None:
-        """An epoch at a given cost, and what is left of it when frozen."""
+        """Train for one epoch at a given cost, then freeze."""
         note = partial(self.note, straight_through=straight_through)
         budget = BudgetCallback(self.example, cost, network="network")
         folder = f"{name} {WINDOWS[straight_through]}".replace(" ", "_")
@@ -114,20 +113,20 @@ class Experiment:
         note(f"{name} rounded", freeze(network, self.example, round_to=1))
 
     def train(self, network: nn.Module, name: str, **options: Any) -> nn.Module:
-        """Train in place, by the recipe; a training that is finished is read and not repeated."""
+        """Train in place by the recipe; a finished training is loaded and not repeated."""
         folder = self.folder / name
-        # Evaluation has come before, and Lightning would leave a network in that mode.
+        # The network may be in evaluation mode, and Lightning would keep it there.
         gin_registry.train(workdir=folder, model=network.train(), seed=self.seed, **options)
         return network
 
     def re_estimated(self, network: nn.Module) -> nn.Module:
-        """The statistics of the norms estimated anew, over the training images."""
+        """Estimate the statistics of the batch norms anew, on the training images."""
         images = (batch[0] for batch in self.data.train)
         torch.optim.swa_utils.update_bn(images, network)
         return network
 
     def note(self, stage: str, network: nn.Module, *, straight_through: bool | None = None) -> int:
-        """Evaluate, and return the multiply-adds."""
+        """Evaluate a network and add a row; returns its MACs."""
         layers: dict[str, Any] = stride_layers(network)
         multiply_adds = MultiplyAdds(network, self.example).value()
         self.rows.append(
@@ -153,7 +152,7 @@ def accuracy(network: nn.Module, data: Datasets) -> float:
 
 
 def fine_tuning() -> dict[str, Any]:
-    """What differs from the recipe in the epoch after conversion."""
+    """The arguments of the epoch after conversion that differ from the recipe."""
     rate = FINE_TUNING["learning_rate"]
     return {
         "num_epochs": FINE_TUNING["epochs"],
@@ -176,7 +175,7 @@ def tables(report: Report) -> str:
 
 
 def table_of(rows: Sequence[dict[str, Any]]) -> str:
-    """A line for each stage, with the columns of both `WINDOWS` side by side after conversion."""
+    """A row for each stage, with three columns for each of `WINDOWS` after conversion."""
     trained = only(rows, stage="trained")["test_accuracy"]
 
     def cells(**facts: Any) -> list[str]:
@@ -200,9 +199,9 @@ def main(arguments: Sequence[str] | None = None) -> Report:
     add = parser.add_argument
     add("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     add("--seed", type=int, default=0)
-    add("--workdir", type=Path, default=Path("runs/conversion"), help="of the trainings")
-    add("--quick", action="store_true", help="tiny sizes, to see that it runs; no result")
-    add("--out", type=Path, help="file to write in place of the result and the page")
+    add("--workdir", type=Path, default=Path("runs/conversion"), help="folder of the run folders")
+    add("--quick", action="store_true", help="tiny sizes, only to check that it runs")
+    add("--out", type=Path, help="file to write instead of the result file and the page")
     options = parser.parse_args(arguments)
     quick = [f"{name} = {value!r}" for name, value in QUICK.items()] if options.quick else []
     configure(["cifar10_small.gin"], quick)

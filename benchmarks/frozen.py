@@ -1,4 +1,4 @@
-"""Inference of networks with learned strides, frozen, compiled and in onnxruntime."""
+"""Time of inference with learned strides, frozen, compiled and in onnxruntime."""
 
 import argparse
 import copy
@@ -35,14 +35,14 @@ QUICK_SIZE = 16
 
 
 class Network(NamedTuple):
-    """A network before its strides learned, and after conversion."""
+    """A strided network, and the same network with learnable strides."""
 
     strided: nn.Module
     learned: nn.Module
 
 
 def torchvision_resnet18(image: Tensor) -> Network:
-    """The ResNet-18 of torchvision, converted."""
+    """ResNet-18 of torchvision, strided and converted."""
     import torchvision
 
     strided = torchvision.models.resnet18(num_classes=10).eval()
@@ -50,7 +50,7 @@ def torchvision_resnet18(image: Tensor) -> Network:
 
 
 def own_resnet18(image: Tensor) -> Network:
-    """This project's small ResNet-18, with pooling before the convolutions and in the stem."""
+    """This project's small ResNet-18, which pools before the convolutions and in the stem."""
     build = partial(resnet18, num_output_classes=10, width=16, order="before")
     pooling = partial(DiffStride, edge="stopband", straight_through=False)
     return Network(build().eval(), build(pooling_cls=pooling).eval())
@@ -63,7 +63,7 @@ NETWORKS: dict[str, tuple[Callable[[Tensor], Network], int]] = {
 
 
 class Contender(NamedTuple):
-    """A network and what runs it; ``format`` is the memory format of torch's maps."""
+    """A network, its kind of strides and what runs it; ``format`` is torch's memory format."""
 
     network: str
     strides: str
@@ -76,7 +76,7 @@ class Contender(NamedTuple):
 
 
 def contenders(name: str, formats: Sequence[str], compiler: bool) -> list[Contender]:
-    """All that are measured of a network."""
+    """All contenders of a network."""
     found = []
     for layout in formats:
         found += [Contender(name, strides, "eager", layout) for strides in STRIDES]
@@ -123,7 +123,7 @@ def run(options: argparse.Namespace) -> Report:
 def runner_of(
     contender: Contender, model: nn.Module, image: Tensor
 ) -> Callable[[Tensor], Prepared]:
-    """From images to a call that returns the model's outputs for them."""
+    """A function that takes images and returns the function to time."""
     if contender.runner == "onnxruntime":
         return partial(_in_onnxruntime, session_of(model, image))
     layout = FORMATS[contender.format]
@@ -137,7 +137,7 @@ def _in_torch(model: Callable[[Tensor], Tensor], layout: Any, images: Tensor) ->
 
 
 def session_of(model: nn.Module, image: Tensor) -> Any:
-    """A model in onnxruntime, for any batch, on as many threads as torch uses."""
+    """An onnxruntime session of a model, for any batch, with torch's number of threads."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -159,7 +159,7 @@ def _first_output(session: Any, feed: dict[str, Any]) -> Tensor:
 
 
 def differences(calls: Mapping[Contender, Prepared], batch: int) -> list[dict[str, Any]]:
-    """By how much outputs differ from those in eager mode, relative to the largest of them."""
+    """Largest differences of outputs from eager mode, relative to the largest output."""
     found = []
     for contender, call in calls.items():
         learned = "learned" if contender.strides == "frozen" else contender.strides
@@ -171,7 +171,7 @@ def differences(calls: Mapping[Contender, Prepared], batch: int) -> list[dict[st
 
 
 def goals(report: Report) -> list[dict[str, Any]]:
-    """Outputs as in eager mode, and how much faster whatever runs a frozen network is."""
+    """The largest difference of outputs, and times of frozen over learned networks."""
     worst = max(report["differences"], key=lambda found: found["difference"])
     found = [goal("largest difference of outputs, in 1e-4", 1e4 * worst["difference"], at_most=1.0)]
     for each in report["measurements"]:

@@ -1,4 +1,4 @@
-"""One pooling layer at the sizes at which networks pool, side by side with its alternatives."""
+"""Time of one pooling layer beside its alternatives, at shapes of common networks."""
 
 import argparse
 from collections.abc import Iterable, Sequence
@@ -49,14 +49,14 @@ LABELS = ("batch", "channels", "size", "direction")
 
 
 class Costs(NamedTuple):
-    """What a pooling of a row cannot avoid: multiply-adds, and bytes in and out."""
+    """MACs of a pooling, and bytes of its input and output."""
 
     multiply_adds: int
     moved_bytes: int
 
 
 def costs(row: Row, edge: str, dtype: str) -> Costs:
-    """The costs of a forward pass.
+    """Costs of a forward pass.
 
     >>> costs(Row(1, 1, 32), "passband", "float32")
     Costs(multiply_adds=43008, moved_bytes=6400)
@@ -69,12 +69,12 @@ def costs(row: Row, edge: str, dtype: str) -> Costs:
 def floors(
     row: Row, direction: str, timings: dict[Case, Timing], rates: dict[str, float]
 ) -> list[dict[str, Any]]:
-    """The least times of a row, by edge and dtype.
+    """Lower bounds of the times of a row, for each edge and dtype.
 
-    Backward needs the products and the traffic of forward once more, for the gradient of the
-    input; what the gradient of the strides multiplies is not counted. ``floor`` takes the copy
-    into a new tensor, which any layer that returns one has to make; ``floor_existing`` the copy
-    into memory that is already there.
+    The backward pass needs the products and the traffic of the forward pass once more, for the
+    gradient of the input. Products for the gradient of the strides are not counted. ``floor``
+    assumes the rate of copying into a new tensor, which a layer has to allocate.
+    ``floor_existing`` assumes the rate of copying into existing memory.
     """
     passes = 1 if direction == "forward" else 2
     found = []
@@ -98,7 +98,7 @@ def _copy_rate(row: Row, kind: str, dtype: str, timings: dict[Case, Timing]) -> 
 
 
 def product_rates(dtypes: Iterable[str], quick: bool) -> dict[str, float]:
-    """Multiply-adds a second by dtype; a dtype computed in another has the rate of that one."""
+    """MACs a second for each dtype; a dtype that is computed in another has the rate of that."""
     sizes = (64,) if quick else (1024, 1536, 2048)
     computed = {dtype: compute_dtype(DTYPES[dtype], "cpu") for dtype in dtypes}
     rates = {dtype: product_rate(dtype, sizes) for dtype in {*computed.values()}}
@@ -136,7 +136,7 @@ def _measure_row(
 
 
 def ratios(report: Report, direction: str, edge: str, dtype: str, layout: str) -> dict[str, list]:
-    """Of one kind of layer, per row: ``speedup`` over the reference, ``floor`` times its floor."""
+    """For each row: reference over ours (``speedup``), and ours over the two floors."""
     speedups, multiples, existing = [], [], []
     for ours in select(
         report["measurements"], direction=direction, contender=edge, dtype=dtype, format=layout
@@ -151,7 +151,7 @@ def ratios(report: Report, direction: str, edge: str, dtype: str, layout: str) -
 
 
 def goals(report: Report) -> list[dict[str, Any]]:
-    """The published window's geometric means over the rows, beside what they should be."""
+    """Geometric means over the rows for the published window, with their targets."""
     dtypes = [dtype for dtype in DTYPES if select(report["measurements"], dtype=dtype)]
     return [
         line for dtype in dtypes for layout in FORMATS for line in _goals(report, dtype, layout)
@@ -205,7 +205,7 @@ HEADER = (
 
 
 def _times(report: Report, direction: str, dtype: str, layout: str) -> str:
-    # The reference and the interpolation were timed contiguous, whatever the others' format.
+    # The reference and the interpolation are timed in contiguous format only.
     own = Case("", dtype, layout)
     columns = [own._replace(contender=name) for name in (*EDGES, "average", "convolution")]
     columns.insert(2, REFERENCE)

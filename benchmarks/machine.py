@@ -1,4 +1,4 @@
-"""What the machine is, how it hands out memory, and how fast it multiplies and copies."""
+"""The machine: processor, memory allocator, and speed of products and copies."""
 
 import ctypes
 import os
@@ -18,24 +18,24 @@ ROOT = Path(__file__).parents[1]
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _THRESHOLDS = {
-    # Freed memory stays with the process and is handed out again, as jemalloc and tcmalloc do.
-    # By default glibc maps every large tensor anew, and the kernel clears its pages one fault
-    # at a time, which takes longer than many a layer.
+    # The process keeps freed memory and reuses it, as with jemalloc and tcmalloc. By default glibc
+    # maps memory anew for every large tensor. The kernel clears its pages at one page fault each,
+    # which takes longer than many layers.
     "keep": {_M_MMAP_THRESHOLD: 1 << 30, _M_TRIM_THRESHOLD: (1 << 31) - 1},
-    # Freed tensors leave the process at once, so that its resident memory is what is alive.
+    # Freed memory returns to the system at once: the resident memory is that of live tensors.
     "release": {_M_MMAP_THRESHOLD: 1 << 16, _M_TRIM_THRESHOLD: 1 << 16},
 }
 
 
 def set_allocator(name: str) -> None:
-    """Choose how freed memory is handled; to be called before tensors are made.
+    """Choose what glibc does with freed memory; call this before tensors are made.
 
     ``"default"`` changes nothing, ``"keep"`` and ``"release"`` need glibc (RuntimeError without).
     """
     if name == "default":
         return
     if platform.libc_ver()[0] != "glibc":
-        raise RuntimeError(f"allocator {name!r} sets options of glibc, which is not in use here")
+        raise RuntimeError(f"allocator {name!r} needs glibc, which is not in use: use 'default'")
     libc = ctypes.CDLL(None)
     for parameter, value in _THRESHOLDS[name].items():
         if libc.mallopt(parameter, value) != 1:
@@ -43,7 +43,7 @@ def set_allocator(name: str) -> None:
 
 
 def processor_name() -> str:
-    """The processor's model as the kernel calls it, else what Python knows."""
+    """The model of the processor, from the kernel if possible, else from Python."""
     cpuinfo = Path("/proc/cpuinfo")
     for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else []:
         name, _, value = line.partition(":")
@@ -53,12 +53,12 @@ def processor_name() -> str:
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether the processor multiplies bf16 matrices itself."""
+    """Whether the processor has bf16 matrix products; torch emulates them otherwise."""
     return compute_dtype(torch.bfloat16, "cpu") == torch.bfloat16
 
 
 def environment() -> dict[str, Any]:
-    """What a timing depends on apart from the benchmark itself."""
+    """Facts of machine and software that a timing depends on."""
     commit = read_commit("src", ":(glob)benchmarks/*.py") or "unknown"
     return {
         "processor": processor_name(),
@@ -76,7 +76,7 @@ def environment() -> dict[str, Any]:
 
 
 def product_rate(dtype: torch.dtype, sizes: tuple[int, ...], repeats: int = 4) -> float:
-    """Multiply-adds a second of square matrix products, the best of all sizes and repetitions."""
+    """MACs a second of square matrix products, the best over sizes and repeats."""
     return max(_product_rate(torch.randn(size, size).to(dtype), repeats) for size in sizes)
 
 
@@ -93,9 +93,9 @@ def _product_rate(square: torch.Tensor, repeats: int) -> float:
 def floor_seconds(
     multiply_adds: float, moved_bytes: float, products: float, copies: float
 ) -> float:
-    """The least time of a layer: it has to multiply, and to move its input and its output.
+    """A lower bound of the time of a layer, from its products and its input and output.
 
-    ``products`` are multiply-adds a second, ``copies`` bytes (read and written) a second.
+    ``products`` is MACs a second, ``copies`` is bytes read and written a second.
 
     >>> floor_seconds(2e9, 1e9, products=1e9, copies=1e9)
     2.0

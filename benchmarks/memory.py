@@ -1,13 +1,12 @@
-"""The most memory that a network needs, measured in a process of its own.
+"""Peak memory of a network on a CPU, measured in a process of its own.
 
-What counts on a CPU is the resident memory of the process, for that is what a machine runs out of.
-It includes what a profiler of torch's own tensors does not see: the work space of convolutions and
-FFTs. It usually depends on the allocator as well, which keeps freed memory or not as it likes;
-here freed memory goes back at once, so that the peak is that of what is alive, and repeatable.
+Measured is the resident memory of the process, which is what a machine runs out of. Unlike a
+profiler of torch's tensors it includes the work space of convolutions and FFTs. Freed memory
+returns to the system at once, so that the peak is that of live tensors and repeatable.
 
-The number is the rise of the peak over the process before the network was made, after a step of a
-tiny network of the same kind has loaded code and made threads. It holds weights, gradients, the
-optimiser's momenta, activations and work space.
+The number is the rise of the peak above the memory before the network was made. A step of a tiny
+network of the same kind comes first, to load code and start threads. The number includes weights,
+gradients, momenta of the optimiser, activations and work space.
 """
 
 import gc
@@ -28,7 +27,7 @@ STEPS = 3
 
 
 def peaks(task: Task) -> dict[str, int | None]:
-    """Peak bytes by phase, or None where the system does not tell (it takes Linux and glibc)."""
+    """Peak bytes in each phase, None on systems other than Linux."""
     if not STATUS.exists():
         return dict.fromkeys(PHASES)
     run = subprocess.run(
@@ -42,7 +41,7 @@ def peaks(task: Task) -> dict[str, int | None]:
 
 
 def measure_peaks(task: Task) -> dict[str, int]:
-    """The peaks of this process, which should be a fresh one."""
+    """Peak bytes in each phase of this process, which should be a fresh one."""
     found = {}
     for phase in PHASES:
         step_of(task._replace(width=FEWEST_CHANNELS, batch=2), phase)()
@@ -51,10 +50,10 @@ def measure_peaks(task: Task) -> dict[str, int]:
 
 
 def peak_rise(make_step: Callable[[], Callable[[], object]]) -> int:
-    """By how many bytes the resident memory rises above what it is now, at most."""
+    """The largest rise of the resident memory above the present one, in bytes."""
     gc.collect()
     before = _resident("VmRSS")
-    # From here on Linux counts the peak anew.
+    # This resets the peak that Linux records.
     Path("/proc/self/clear_refs").write_text("5")
     step = make_step()
     for _ in range(STEPS):
@@ -66,7 +65,7 @@ def _resident(kind: str) -> int:
     for line in STATUS.read_text().splitlines():
         if line.startswith(kind + ":"):
             return int(line.split()[1]) * 1024
-    raise RuntimeError(f"{STATUS} has no {kind}")
+    raise RuntimeError(f"{STATUS} has no line {kind}: the peak cannot be measured here")
 
 
 def main() -> None:

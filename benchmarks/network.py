@@ -1,4 +1,4 @@
-"""A training step and an inference of resnet18 with every pooling: time, memory, multiply-adds."""
+"""Time, memory and MACs of training and inference of resnet18 with each pooling."""
 
 import argparse
 from collections.abc import Iterable, Sequence
@@ -36,7 +36,7 @@ QUICK = {
     "poolings": ["average", "stopband"],
     "formats": ["contiguous"],
 }
-# (ours, theirs, at most), with None where a ratio is only shown.
+# (ours, theirs, largest ratio allowed); a ratio with None is only shown.
 TIME_RATIOS = (
     ("stopband", "average", 1.15),
     ("stopband", "strided", None),
@@ -99,7 +99,7 @@ def _labels(task: Task) -> dict[str, str]:
 
 
 def goals(report: Report) -> list[dict[str, Any]]:
-    """Ratios of one pooling to another, beside what they should be."""
+    """Ratios between poolings, with their targets."""
     found = []
     for precision in PRECISIONS:
         for layout in FORMATS:

@@ -1,4 +1,4 @@
-"""How the cost of a layer grows with the map, the batch and the channels, beside the reference."""
+"""Time of a layer against map size, batch and channels, beside the reference."""
 
 import argparse
 from collections.abc import Iterator, Sequence
@@ -28,7 +28,7 @@ SWEEPS = ("size", "batch", "channels")
 
 
 def row_of_size(size: int, samples: int = SAMPLES) -> Row:
-    """A map of ``size`` whose tensor has about ``samples`` elements, in up to 64 channels.
+    """A row of map size ``size`` with about ``samples`` elements, in up to 64 channels.
 
     >>> row_of_size(8), row_of_size(512)
     (Row(batch=1024, channels=64, size=8), Row(batch=1, channels=16, size=512))
@@ -39,7 +39,7 @@ def row_of_size(size: int, samples: int = SAMPLES) -> Row:
 
 
 def sweeps(quick: bool) -> dict[str, list[Row]]:
-    """The rows of each sweep, one number of which grows."""
+    """The rows of each sweep, in which one number grows."""
     if quick:
         return {
             "size": [row_of_size(8, 256), row_of_size(32, 1024)],
@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> Report:
 
 
 def ratios(report: Report, sweep: str, direction: str) -> Iterator[dict[str, Any]]:
-    """Per row of a sweep: its timings, and how many times faster than the reference ours are."""
+    """For each row of a sweep: its timings, and the time of the reference over ours."""
     where = {"sweep": sweep, "direction": direction}
     for theirs in select(report["measurements"], **where, **REFERENCE._asdict()):
         row = {key: theirs[key] for key in ("batch", "channels", "size")}
@@ -82,7 +82,7 @@ def ratios(report: Report, sweep: str, direction: str) -> Iterator[dict[str, Any
 
 
 def goals(report: Report) -> list[dict[str, Any]]:
-    """The smallest ratio of each sweep: never slower than the reference."""
+    """The smallest ratio of each sweep, with the target of 1."""
     found = []
     for direction in DIRECTIONS:
         for sweep in SWEEPS:

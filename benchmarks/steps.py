@@ -1,4 +1,4 @@
-"""The networks of the comparison, and their training and inference steps."""
+"""Networks with each pooling, and their training and inference steps."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -36,7 +36,7 @@ def eager(network: nn.Module) -> nn.Module:
 
 
 class AdaptivePooling(nn.Module):
-    """Adaptive average pooling to the sizes that `DiffStride` gives."""
+    """Adaptive average pooling to the map sizes of `DiffStride`."""
 
     def __init__(self, strides: tuple[float, float], edge: str) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class AdaptivePooling(nn.Module):
 
 
 def average_pooling(strides: tuple[float, float], edge: str) -> nn.Module:
-    """The cheapest average pooling to the map sizes of `DiffStride`: at stride 1 nothing.
+    """The cheapest average pooling to the map sizes of `DiffStride`; none at stride 1.
 
     `SpatialPooling` with a window of the stride is ``F.avg_pool2d`` and has the sizes of
     ``edge="stopband"``.
@@ -74,7 +74,7 @@ POOLINGS: dict[str, Callable[..., nn.Module] | None] = {
 
 
 class Task(NamedTuple):
-    """A network and what it works on."""
+    """A network, its precision and memory format, and the size of its input."""
 
     pooling: str
     precision: str
@@ -122,8 +122,8 @@ def inference_step(task: Task, wrap: Wrap = eager) -> Callable[[], Tensor]:
 def training_step(task: Task, wrap: Wrap = eager) -> Callable[[], None]:
     """Forward, loss, backward, SGD with momentum, projection of the strides.
 
-    After the step the strides move on to a value of their own: what an optimiser of random labels
-    does to them is no rule, and a jump of a map's size would change the work.
+    After each step the strides get new values near the initial ones. With random labels the
+    optimiser could move them anywhere, and another map size would change the work.
     """
     network: nn.Module = task.network().train()
     images = task.images()
@@ -147,9 +147,9 @@ def training_step(task: Task, wrap: Wrap = eager) -> Callable[[], None]:
 
 
 def multiply_adds(task: Task) -> int:
-    """Multiply-adds of a network for one image, as torch's ``FlopCounterMode`` counts them.
+    """MACs of a network for one image, as torch's ``FlopCounterMode`` counts them.
 
-    It counts convolutions and matrix products, two operations to a multiply-add, and no FFT.
+    It counts convolutions and matrix products, at two operations a MAC, but no FFTs.
     """
     network, image = task.network().eval(), task._replace(batch=1).images()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

@@ -10,7 +10,7 @@ table = partial(markdown.table, align="---:")
 
 
 def number(value: float) -> str:
-    """Three digits that mean something.
+    """A number with three significant digits.
 
     >>> number(1234.5), number(12.345), number(0.12345)
     ('1234', '12.3', '0.123')
@@ -42,7 +42,7 @@ def goal(
     at_most: float | None = None,
     aim: float | None = None,
 ) -> dict[str, Any]:
-    """A number beside what it should be; without a bound it is only shown.
+    """A number with its target; without a bound it is only shown.
 
     >>> goal("speed", 8.0, at_least=7, aim=10)["reached"]
     True
@@ -57,7 +57,7 @@ def goal(
 
 
 def goal_table(goals: Iterable[Mapping[str, Any]]) -> str:
-    """The goals of a report, one a line."""
+    """A table with a row for each goal of a report."""
     return table(["ratio", "measured", "target", "aim", "reached"], map(_goal_row, goals))
 
 

@@ -1,4 +1,4 @@
-"""Times of contenders that take turns, so that a drift of the machine hits all of them alike."""
+"""Times of contenders that take turns, so that a drift of the machine affects all alike."""
 
 import gc
 import math
@@ -21,9 +21,9 @@ FEWEST_SAMPLES = 3
 class Effort(NamedTuple):
     """How long to measure.
 
-    Each contender is sampled ``repeats`` times, but only until it has used ``budget`` seconds
-    (three samples are always taken). A sample is as many calls as fill ``sample_seconds``. Three
-    calls warm up, fewer where they would use more than a tenth of the budget.
+    Each contender gets ``repeats`` samples, fewer (but at least three) if they would take more than
+    ``budget`` seconds. A sample is as many calls as fill ``sample_seconds``. There are three calls
+    to warm up, fewer if they take more than a tenth of the budget.
     """
 
     repeats: int
@@ -33,7 +33,7 @@ class Effort(NamedTuple):
 
 
 class Timing(NamedTuple):
-    """Seconds a call: median and quartiles over the samples, and how they were taken."""
+    """Median and quartiles over the samples, in seconds a call, and how they were taken."""
 
     median: float
     lower_quartile: float
@@ -68,7 +68,7 @@ def measure(
     turns = {key: _plan(call, effort, sample) for key, call in contenders.items()}
     samples: dict[Key, list[Sample]] = {key: [] for key in contenders}
     order = random.Random(effort.seed)
-    # Collecting garbage takes milliseconds and would hit whoever runs when it is due.
+    # Garbage collection takes milliseconds and would be timed with the contender that runs then.
     gc.collect()
     gc.disable()
     try:
@@ -82,7 +82,7 @@ def measure(
 
 
 def takes_turn(turn: int, samples: int, repeats: int) -> bool:
-    """Whether one who has ``samples`` of ``repeats`` turns, evenly spread, has this one.
+    """Whether a contender with ``samples`` turns, spread over ``repeats``, takes this one.
 
     >>> [turn for turn in range(9) if takes_turn(turn, 3, 9)]
     [2, 5, 8]

@@ -1,7 +1,7 @@
-"""Run ``examples/convert_torchvision.py`` on CIFAR-10, for the page that walks through it.
+"""Run ``examples/convert_torchvision.py`` on CIFAR-10, for ``docs/walkthrough.md``.
 
-Writes what it prints, and how it kept its budget, to ``results/walkthrough.json``, its pictures to
-``docs/images``, and the part of ``docs/walkthrough.md`` that shows them.
+Writes its output and its costs to ``results/walkthrough.json``, its pictures to ``docs/images``,
+and the section of the page that shows them.
 """
 
 import argparse
@@ -28,7 +28,7 @@ ARGUMENTS = ["cifar10", "resnet18", "2"]
 
 
 def shown(report: Report) -> str:
-    """The part of the page: the command, what it printed, and the pictures it drew."""
+    """The section of the page: the command, its output and its pictures."""
     words = " ".join(report["arguments"])
     command = f"$ python3 -m diffstride.examples.convert_torchvision {words}"
     spent = report["spent"]
@@ -39,14 +39,14 @@ def shown(report: Report) -> str:
     return "\n\n".join([printed, kept, *pictures])
 
 
-class NotingBudget(CostBudget):
-    """Notes after each step which share of the budget the network costs."""
+class RecordingBudget(CostBudget):
+    """Records the cost of the network relative to the budget, after each step."""
 
-    spent: list[float]
+    shares: list[float]
 
     def project_(self) -> None:
         super().project_()
-        self.spent.append(self.cost.value() / self.multiply_adds)
+        self.shares.append(self.cost.value() / self.multiply_adds)
 
 
 @contextmanager
@@ -61,14 +61,14 @@ def working_folder(path: str) -> Iterator[None]:
 
 def main(arguments: Sequence[str] | None = None) -> Report:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.walkthrough", description=__doc__)
-    parser.add_argument("arguments", nargs="*", default=ARGUMENTS, help="of the example")
+    parser.add_argument("arguments", nargs="*", default=ARGUMENTS, help="arguments of the example")
     options = parser.parse_args(arguments)
     printed, pictures = StringIO(), ROOT / "docs" / "images"
-    NotingBudget.spent = []
+    RecordingBudget.shares = []
     with tempfile.TemporaryDirectory() as folder:
         with working_folder(folder), redirect_stdout(printed), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of deprecations inside the exporter
-            with mock.patch.object(convert_torchvision, "CostBudget", NotingBudget):
+            with mock.patch.object(convert_torchvision, "CostBudget", RecordingBudget):
                 convert_torchvision.main(*options.arguments)
         pictures.mkdir(exist_ok=True)
         for name in PICTURES:
@@ -79,9 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> Report:
         "arguments": options.arguments,
         "printed": printed.getvalue(),
         "spent": {
-            "steps": len(NotingBudget.spent) - 1,  # the first is the projection before them
-            "least": min(NotingBudget.spent),
-            "most": max(NotingBudget.spent),
+            "steps": len(RecordingBudget.shares) - 1,  # the first is the initial projection
+            "least": min(RecordingBudget.shares),
+            "most": max(RecordingBudget.shares),
         },
     }
     write_json(RESULT, report)

@@ -1,4 +1,4 @@
-"""The benchmarks: their contract, and that every one of them runs (no time is judged here)."""
+"""The benchmarks: their contract, and that each of them runs. No times are judged here."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def _timing(seconds: float) -> clock.Timing:
     return clock.Timing(seconds, seconds, seconds, 3, 1, None)
 
 
-def test_floors_of_a_row_take_the_copies_of_its_own_input() -> None:
+def test_floors_use_the_copy_rate_of_the_same_input() -> None:
     row, size = Row(2, 3, 32), 2 * 3 * 32 * 32 * 4
     timings = {
         Case(COPIES[0], "float32", "contiguous"): _timing(2 * size / 1e6),
@@ -51,7 +51,7 @@ def test_floors_of_a_row_take_the_copies_of_its_own_input() -> None:
         assert stopband["multiply_adds"] == 6 * (16 * 32 * 32 + 16 * 32 * 16)
 
 
-def test_contenders_take_turns_and_slow_ones_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_contenders_take_fewer_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     now, log = [0.0], []
     monkeypatch.setattr(clock.time, "perf_counter", lambda: now[0])
 
@@ -88,7 +88,7 @@ def test_short_calls_are_repeated_within_a_sample(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("size", [8, 18, 20, 24, 32, 37, 56])
 @pytest.mark.parametrize("start", [1.0, 2.0])
-def test_moving_strides_are_always_new_and_change_no_map(size: int, start: float) -> None:
+def test_moving_strides_are_always_new_and_keep_the_map_size(size: int, start: float) -> None:
     for pool in (
         diffstride.DiffStride(start),
         diffstride.DiffStride(start, edge="stopband"),
@@ -103,7 +103,7 @@ def test_moving_strides_are_always_new_and_change_no_map(size: int, start: float
         assert len(seen) == 300
 
 
-def test_the_training_call_returns_the_gradients() -> None:
+def test_training_call_returns_the_gradients() -> None:
     x = torch.randn(1, 2, 12, 12, requires_grad=True)
     pool = diffstride.DiffStride(2.0)
     grads = forward_backward(pool, x)()
@@ -112,7 +112,7 @@ def test_the_training_call_returns_the_gradients() -> None:
     assert pool.strides[0] > 2
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(
+def test_file_is_replaced_as_a_whole_or_not_at_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "new" / "file.json"
@@ -129,7 +129,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_the_recorded_command_repeats_the_run(tmp_path: Path) -> None:
+def test_recorded_command_repeats_the_run(tmp_path: Path) -> None:
     parser = common.parser_of("layer", None, repeats=15)
     parser.add_argument("--rows", nargs="+", type=layer._row)
     words = ["--rows", "2,3,12", "1,4,18", "--quick", "--repeats", "5"]
@@ -140,7 +140,7 @@ def test_the_recorded_command_repeats_the_run(tmp_path: Path) -> None:
     assert (again.rows, again.quick, again.repeats) == ([Row(2, 3, 12), Row(1, 4, 18)], True, 5)
 
 
-def test_bad_options_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_options_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         layer.main(["--quick", "--rows", "1,2"])
     assert "a row is batch,channels,size" in capsys.readouterr().err
@@ -149,7 +149,7 @@ def test_bad_options_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--repeats must be at least 1, but got 0" in capsys.readouterr().err
 
 
-def test_goals_say_whether_they_are_reached() -> None:
+def test_goals_state_whether_they_are_reached() -> None:
     goals = [
         goal("fast", 6.9, at_least=7, aim=10),
         goal("small", 1.1, at_most=1.2),
@@ -189,13 +189,13 @@ print(default, min(faults() for _ in range(20)))
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="options of glibc")
-def test_the_keeping_allocator_ends_page_faults() -> None:
+def test_keeping_allocator_avoids_page_faults() -> None:
     default, kept = map(int, _run(KEEP).split())
     assert default > 1000 > 10 > kept
 
 
 @pytest.mark.skipif(not memory.STATUS.exists(), reason="the peak is read from /proc")
-def test_peak_memory_counts_what_lives_at_once() -> None:
+def test_peak_memory_counts_tensors_alive_at_the_same_time() -> None:
     # In a process of its own, as in the benchmark: a training in this one has the allocator keep
     # what is freed, and nothing would rise.
     assert int(_run(PEAK)) == pytest.approx(192 * 2**20, rel=0.05)
@@ -218,7 +218,7 @@ print(memory.peak_rise(make_step))
 """
 
 
-def test_average_pooling_stands_in_at_the_same_map_sizes() -> None:
+def test_average_pooling_gives_the_same_map_sizes() -> None:
     def maps(pooling: str) -> list[tuple[int, ...]]:
         task = steps.Task(pooling, "float32", "contiguous", steps.FEWEST_CHANNELS, 1, 32, 0)
         model, seen = task.network().eval(), []
@@ -234,7 +234,7 @@ def test_average_pooling_stands_in_at_the_same_map_sizes() -> None:
     assert [size for size, _ in maps("passband")[2::2]] == [24, 20, 18]
 
 
-def test_multiply_adds_of_the_strided_network_are_the_published_ones() -> None:
+def test_macs_of_the_strided_network_are_the_published_ones() -> None:
     task = steps.Task("strided", "float32", "contiguous", 64, 32, 32, 0)
     assert steps.multiply_adds(task) == pytest.approx(0.555e9, rel=0.01)
 
@@ -318,12 +318,12 @@ def test_frozen_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert costs["strided"] < costs["learned"] == costs["frozen"]
 
 
-def test_the_page_is_the_rendering_of_the_files() -> None:
+def test_benchmark_page_matches_its_results() -> None:
     expected = render.page(render.read_reports(common.RESULTS))
     assert render.PAGE.read_text(encoding="utf-8") == expected, "run: python -m benchmarks.render"
 
 
-def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+def test_file_of_an_unknown_benchmark_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text('{"benchmark": "speed"}')
     with pytest.raises(ValueError, match=r"x\.json is of benchmark 'speed'"):
         render.read_reports(tmp_path)

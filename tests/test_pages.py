@@ -1,4 +1,4 @@
-"""Pages of the docs say what the files of results hold, and what the code does."""
+"""The generated parts of converting.md and walkthrough.md, and the results behind them."""
 
 import itertools
 import json
@@ -35,12 +35,12 @@ def test_one_table_of_a_page_is_replaced():
     assert with_table(page, "a", "c") == page.replace("\na\n", "\nc\n")
 
 
-def test_accuracies_of_the_page_are_those_of_the_file():
+def test_conversion_page_matches_its_results():
     text = conversion.tables(report_of(conversion))
     assert table_is(conversion.PAGE.read_text(), "conversion", text)
 
 
-def test_the_file_of_accuracies_is_consistent():
+def test_accuracies_and_costs_of_the_conversion_are_consistent():
     """Freezing changes no accuracy to speak of, budgets hold, and costs are those of the stage."""
     report = report_of(conversion)
     assert not report["contract"]["quick"]
@@ -83,7 +83,7 @@ def test_conversion_is_measured_stage_by_stage(tmp_path):
     assert conversion.main([*arguments, "--out", str(out)])["rows"] == report["rows"]
 
 
-def test_walkthrough_shows_what_the_example_printed_and_drew():
+def test_walkthrough_page_matches_its_results():
     assert table_is(
         walkthrough.PAGE.read_text(), "walkthrough", walkthrough.shown(report_of(walkthrough))
     )
@@ -93,13 +93,13 @@ def test_walkthrough_shows_what_the_example_printed_and_drew():
         assert imread(picture).shape[1] > 500
 
 
-def test_walkthrough_counts_the_lines_of_the_example():
+def test_walkthrough_states_the_number_of_lines_of_the_example():
     lines = len(EXAMPLE.splitlines())
     assert lines < 40
     assert f"whole way in {lines} lines" in " ".join(walkthrough.PAGE.read_text().split())
 
 
-def test_walkthrough_kept_its_budget_and_its_answers():
+def test_walkthrough_keeps_its_budget_and_predictions():
     report = report_of(walkthrough)
     assert report["spent"]["steps"] > 700
     assert 0.99 <= report["spent"]["least"] <= report["spent"]["most"] <= 1
