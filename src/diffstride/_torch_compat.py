@@ -1,4 +1,4 @@
-"""All private parts of PyTorch that the library uses.
+"""All private parts of PyTorch that the library uses, and kinds of tensors.
 
 Tried on PyTorch 2.6.0, the oldest release that the package declares, and on 2.14.1.
 """
@@ -8,48 +8,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-# Fake tensors have a shape and no data: the analysis runs networks on them.
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 from torch.autograd import forward_ad
-
-# The proxy of `torch.fx` for an attribute of a traced value.
-from torch.fx.proxy import Attribute
+from torch.fx.proxy import Attribute as Attribute
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_leaves as tree_leaves
+from torch.utils._pytree import tree_map_only as tree_map_only
 
 # The base classes of layers of one to three axes.
-from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
-from torch.nn.modules.conv import _ConvNd as Conv
-from torch.nn.modules.conv import _ConvTransposeNd as ConvTranspose
-from torch.nn.modules.padding import _CircularPadNd as CircularPad
-from torch.nn.modules.padding import _ReflectionPadNd as ReflectionPad
+BatchNorm = nn.modules.batchnorm._BatchNorm
+Conv = nn.modules.conv._ConvNd
+ConvTranspose = nn.modules.conv._ConvTransposeNd
+CircularPad = nn.modules.padding._CircularPadNd
+ReflectionPad = nn.modules.padding._ReflectionPadNd
 
 # A context without fake tensors and operation counters, to compute on real tensors.
-from torch.utils._python_dispatch import _disable_current_modes as disable_current_modes
-
-# Nested tuples, lists and dictionaries of tensors, as networks take them.
-from torch.utils._pytree import tree_leaves, tree_map_only
-
-__all__ = [
-    "FAKE_TENSOR_LOGGER",
-    "Attribute",
-    "BatchNorm",
-    "CircularPad",
-    "Conv",
-    "ConvTranspose",
-    "FakeTensorMode",
-    "ReflectionPad",
-    "conv_padding",
-    "disable_current_modes",
-    "disable_functorch",
-    "in_forward_mode",
-    "is_compiled",
-    "is_functorch_tensor",
-    "mark_constant",
-    "multiplies_fast",
-    "tree_leaves",
-    "tree_map_only",
-    "uncompiled",
-]
+disable_current_modes = _disable_current_modes
 
 # Logs each error on a fake tensor with its traceback.
 FAKE_TENSOR_LOGGER = "torch._subclasses.fake_tensor"
@@ -60,14 +34,23 @@ def disable_functorch() -> Any:
     return torch._C._DisableFuncTorch()  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def is_functorch_tensor(x: Tensor) -> bool:
-    """Whether ``x`` is wrapped by a transform of `torch.func`."""
+def is_transformed(x: Tensor) -> bool:
+    """Whether a program is being compiled, or ``x`` is inside a transform of `torch.func`."""
+    return torch.compiler.is_compiling() or is_wrapped(x)
+
+
+def is_wrapped(x: Tensor) -> bool:
+    """Whether ``x`` is inside a transform of `torch.func`; False while a program is compiled."""
+    if torch.compiler.is_compiling():
+        return False
     return torch._C._functorch.is_functorch_wrapped_tensor(x)  # pyright: ignore
 
 
-def in_forward_mode() -> bool:
-    """Whether the code runs inside a context of `torch.autograd.forward_ad`."""
-    return forward_ad._current_level >= 0
+def has_tangent(x: Tensor) -> bool:
+    """Whether ``x`` is a dual number of `torch.autograd.forward_ad`."""
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return False
+    return forward_ad.unpack_dual(x).tangent is not None
 
 
 def mark_constant(function: Callable[..., Any]) -> None:

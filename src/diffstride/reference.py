@@ -1,7 +1,7 @@
-"""The published TensorFlow layers on plain torch FFTs, quirks included: slow and exact.
+"""The published TensorFlow layers, exactly, on plain torch FFTs: slow.
 
-Use ``diffstride.pooling`` for work, and these layers to reproduce published runs or to compare with
-them. They differ from the library on purpose:
+Use these layers to reproduce published runs and ``diffstride.pooling`` for everything else. As
+published,
 
 - the vertical window is not symmetric: frequency ``+k`` has the gain of position ``k`` and ``-k``
   that of ``k - 1``; for an odd height its peak is one bin off zero;
@@ -17,13 +17,8 @@ from math import inf
 import torch
 from torch import Tensor, nn
 
-from diffstride._arguments import (
-    as_strides,
-    check_limits,
-    check_window,
-    clamp_strides,
-    refuse_data_format,
-)
+from diffstride import _arguments
+from diffstride._arguments import as_strides, refuse_data_format
 from diffstride.pooling.base import SizedPooling
 
 Strides = float | Sequence[float]
@@ -53,7 +48,7 @@ def _spectrum(x: Tensor) -> Tensor:
             f"but got {x.dtype} of shape {tuple(x.shape)}"
         )
     _map_size(x.shape[2:], "the map")
-    # FFTs of half precision do not exist on every device and need powers of two on the others.
+    # Some devices have no FFT in half precision, others only for powers of two.
     return torch.fft.rfft2(_full_precision(x))
 
 
@@ -63,8 +58,8 @@ def _vertical_positions(height: int) -> Tensor:
 
 
 def _clip(value: Tensor, low: float, high: float) -> Tensor:
-    # As in TensorFlow, a value exactly on a bound still gets the gradient: at whole strides both
-    # ends of the ramp do. What torch.clamp does there depends on its version.
+    # As in TensorFlow, a value exactly on a bound has a gradient. At whole strides both ends of the
+    # ramp are on one. Versions of torch.clamp differ there.
     inside = (value >= low) & (value <= high)
     return torch.where(inside, value, value.detach().clamp(low, high))
 
@@ -76,25 +71,24 @@ def _window(edge: Tensor, smoothness_factor: float, positions: Tensor) -> Tensor
 class FixedSpectralPooling(SizedPooling):
     """Published spectral pooling: keeps the lowest frequencies of a map, without a window.
 
-    The output has the height ``H' = max(2, floor(H / s) - floor(H / s) mod 2)``, which is even, and
-    the width ``W' = max(2, floor(W / s))``. The rows ``[0, H'/2)`` and ``[H - H'/2, H)`` and the
-    columns ``[0, floor(W'/2)]`` of ``rfft2(x)`` go through ``irfft2``.
+    ``irfft2`` of the rows ``[0, H'/2)`` and ``[H - H'/2, H)`` and the columns ``[0, floor(W'/2)]``
+    of ``rfft2(x)``, with an even height ``H' = max(2, floor(H / s) - floor(H / s) mod 2)`` and the
+    width ``W' = max(2, floor(W / s))``.
 
-    Reference: Rippel, Snoek, Adams, Spectral Representations for Convolutional Neural Networks
-    (2015), https://arxiv.org/abs/1506.03767, as published with DiffStride.
+    Reference: *Spectral Representations for Convolutional Neural Networks*, 2015,
+    https://arxiv.org/abs/1506.03767, as published with DiffStride.
 
     Args:
         strides: strides of height and width, or one for both; finite, at least 1.
 
     Shape:
-        ``(B, C, H, W)`` to ``(B, C, H', W')``; the output height is even.
+        ``(B, C, H, W)`` to ``(B, C, H', W')``.
 
     Raises:
         ValueError: a stride is below 1, or there are not one or two of them.
 
-    Example:
-        >>> FixedSpectralPooling((2.0, 3.0)).output_size((32, 33))
-        (16, 11)
+    >>> FixedSpectralPooling((2.0, 3.0)).output_size((32, 33))
+    (16, 11)
     """
 
     num_axes = 2
@@ -105,9 +99,8 @@ class FixedSpectralPooling(SizedPooling):
         self.strides = _two_strides(strides)
 
     def output_size(self, input_size: Sequence[int]) -> tuple[int, int]:
-        """Size ``(H', W')`` of the output for a map of ``input_size = (H, W)``."""
         sizes = torch.tensor(_map_size(input_size, "input_size"), dtype=torch.float32)
-        # In float32, as published: 33 / 1.1 is 30 there and less than 30 in double precision.
+        # In float32, as published: there 33 / 1.1 is 30, and in float64 less than 30.
         kept = torch.floor(sizes / torch.tensor(self.strides, dtype=torch.float32))
         height, width = kept.clamp(min=2).int().tolist()
         return height - height % 2, width
@@ -124,21 +117,21 @@ class FixedSpectralPooling(SizedPooling):
 
 
 class DiffStride(SizedPooling):
-    """Published DiffStride: a window on the spectrum of a map whose edges depend on the strides.
+    """Published DiffStride: a window on a map's spectrum whose edges depend on the strides.
 
     On each axis ``m(p) = clip((R + T - p) / R, 0, 1)`` with ``T = max(H / s, 2) / 2`` over the
     rows and ``T = max(W / s, 2) / 2 + 1`` over the columns; bins with ``m > 0`` are kept.
 
-    Warning: ``forward`` raises a stride below ``N / (N - R)`` to that value in place; the value
-    used after it gets the ordinary gradient. ``N = R`` sends the stride to infinity, as published.
+    Warning: ``forward`` raises a stride below ``N / (N - R)`` to that value in place, so ``N = R``
+    makes it infinite. The raised stride has the ordinary gradient.
 
-    Reference: Riad, Teboul, Grangier, Zeghidour, Learning Strides in Convolutional Neural Networks
-    (ICLR 2022), https://arxiv.org/abs/2202.01653.
+    Reference: *Learning Strides in Convolutional Neural Networks*, ICLR 2022,
+    https://arxiv.org/abs/2202.01653.
 
     Args:
         strides: initial strides of height and width, or one for both; finite, at least 1.
         smoothness_factor: width ``R`` of the transition, in frequency bins; above 0.
-        cropping: whether bins outside the window are dropped, or only set to zero.
+        cropping: whether bins outside the window are dropped; if not, they are set to zero.
         trainable: whether the strides receive a gradient.
         shared_stride: whether one parameter serves both axes.
         lower_limit_stride: smallest stride used (1 if None); no gradient below it.
@@ -150,9 +143,8 @@ class DiffStride(SizedPooling):
     Raises:
         ValueError: a stride, the smoothness factor or a limit is out of range.
 
-    Example:
-        >>> DiffStride((2.0, 4.0)).output_size((64, 64))
-        (40, 24)
+    >>> DiffStride((2.0, 4.0)).output_size((64, 64))
+    (40, 24)
     """
 
     num_axes = 2
@@ -173,10 +165,9 @@ class DiffStride(SizedPooling):
         pair = _two_strides(strides)
         if shared_stride and pair[0] != pair[1]:
             raise ValueError(f"shared_stride needs equal strides, but got {strides!r}")
-        check_window(smoothness_factor, "passband")
-        check_limits(lower_limit_stride, upper_limit_stride)
-        self.smoothness_factor = smoothness_factor
-        self.cropping = cropping
+        _arguments.check_window(smoothness_factor, "passband")
+        _arguments.check_limits(lower_limit_stride, upper_limit_stride)
+        self.smoothness_factor, self.cropping = smoothness_factor, cropping
         self.shared_stride = shared_stride
         self.lower_limit_stride = lower_limit_stride
         self.upper_limit_stride = upper_limit_stride
@@ -214,7 +205,6 @@ class DiffStride(SizedPooling):
         return torch.fft.irfft2(spectrum).to(x.dtype)
 
     def output_size(self, input_size: Sequence[int]) -> tuple[int, int]:
-        """Size ``(H', W')`` of the output for a map of ``input_size = (H, W)``."""
         size = _map_size(input_size, "input_size")
         with torch.no_grad():
             vertical, horizontal = self._windows(self._raised(size), size)
@@ -223,14 +213,13 @@ class DiffStride(SizedPooling):
         return int((vertical > 0).sum()), 2 * (int((horizontal > 0).sum()) - 1)
 
     def project_(self) -> None:
-        """Move the parameter back into its limits, as the published optimiser does at a step."""
+        """Clamp the strides to their limits in place, as the published optimiser does at a step."""
         with torch.no_grad():
             self.strides.clamp_(*self._limits)
 
     def stride_values(self) -> tuple[float, ...]:
-        """The strides of height and width, within their limits."""
         values = self.strides.detach().expand(2).tolist()
-        return clamp_strides(values, self.lower_limit_stride, self.upper_limit_stride)
+        return _arguments.clamp_strides(values, self.lower_limit_stride, self.upper_limit_stride)
 
     def extra_repr(self) -> str:
         shown = ("smoothness_factor", "cropping", "lower_limit_stride", "upper_limit_stride")

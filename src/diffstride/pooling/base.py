@@ -13,6 +13,9 @@ from diffstride.spectral.map_product import multiply_adds
 if TYPE_CHECKING:
     from diffstride.pooling.frozen import FrozenPooling
 
+Plan = tuple[Axis, ...]
+Lengths = Sequence[Any]  # of the spatial axes, as numbers or as scalar tensors
+
 
 class SizedPooling(nn.Module):
     """Base class of pooling layers, which keep batch and channels and know their output's size.
@@ -37,9 +40,7 @@ class SizedPooling(nn.Module):
         """The strides as Python numbers, one per axis; ones if the layer has no strides."""
         return tuple(getattr(self, "strides", (1.0,) * self.num_axes))
 
-    def plan(
-        self, input_size: Sequence[int], strides: Sequence[float] | None = None
-    ) -> tuple[Axis, ...]:
+    def plan(self, input_size: Sequence[int], strides: Sequence[float] | None = None) -> Plan:
         """How each axis of a map of ``input_size`` is pooled, by the layer's strides or others."""
         check_input_size(self, input_size)
         outputs = self.output_size(input_size)
@@ -55,10 +56,8 @@ class SizedPooling(nn.Module):
         """
         return size / stride
 
-    def multiply_adds(
-        self, axes: Sequence[Axis], sizes: Sequence[Any], output_sizes: Sequence[Any]
-    ) -> Any:
-        """Multiply-adds of pooling one channel of one sample; ``sizes`` may be scalar tensors."""
+    def multiply_adds(self, axes: Sequence[Axis], sizes: Lengths, output_sizes: Lengths) -> Any:
+        """Multiply-adds of pooling one channel of one sample; 0 if none are counted."""
         return 0.0
 
 
@@ -74,9 +73,7 @@ class SpectralPooling(SizedPooling):
         """
         return tuple(axis.output_size for axis in self.plan(input_size))
 
-    def multiply_adds(
-        self, axes: Sequence[Axis], sizes: Sequence[Any], output_sizes: Sequence[Any]
-    ) -> Any:
+    def multiply_adds(self, axes: Sequence[Axis], sizes: Lengths, output_sizes: Lengths) -> Any:
         return multiply_adds(axes, sizes, output_sizes)
 
     def frozen(self, round_to: float | None = None) -> "FrozenPooling":

@@ -6,10 +6,10 @@ from torch import Tensor
 
 from diffstride import _arguments
 from diffstride._arguments import check_input, check_input_size, pooled_sizes
-from diffstride.pooling.base import SpectralPooling
+from diffstride.pooling.base import Plan, SpectralPooling
 from diffstride.pooling.frozen import FrozenPooling
 from diffstride.spectral.autograd import pool
-from diffstride.spectral.axis_plan import Axis, plan_spectral_axis
+from diffstride.spectral.axis_plan import plan_spectral_axis
 
 
 class FixedSpectralPooling(SpectralPooling):
@@ -47,9 +47,7 @@ class FixedSpectralPooling(SpectralPooling):
         check_input(self, x)
         return pool(x, self.plan(pooled_sizes(x, self.num_axes)))
 
-    def plan(
-        self, input_size: Sequence[int], strides: Sequence[float] | None = None
-    ) -> tuple[Axis, ...]:
+    def plan(self, input_size: Sequence[int], strides: Sequence[float] | None = None) -> Plan:
         check_input_size(self, input_size)
         values = self.strides if strides is None else strides
         return tuple(map(plan_spectral_axis, input_size, values))

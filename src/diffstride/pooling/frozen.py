@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffstride.pooling.base import SizedPooling
+from diffstride.pooling.base import Lengths, SizedPooling
 from diffstride.spectral.axis_plan import Axis, plan_axis, whole
 from diffstride.spectral.axis_product import multiply
 from diffstride.spectral.map_product import axis_order, multiply_adds
@@ -95,9 +95,7 @@ class FrozenPooling(SizedPooling):
         self._check_size(tuple(input_size))
         return self.sizes[tuple(input_size)]
 
-    def multiply_adds(
-        self, axes: Sequence[Axis], sizes: Sequence[Any], output_sizes: Sequence[Any]
-    ) -> Any:
+    def multiply_adds(self, axes: Sequence[Axis], sizes: Lengths, output_sizes: Lengths) -> Any:
         return multiply_adds(axes, sizes, output_sizes, transforms=False)
 
     def _check_size(self, sizes: tuple[int, ...]) -> None:

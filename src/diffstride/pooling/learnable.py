@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from diffstride import _arguments
 from diffstride._arguments import check_input, check_input_size, clamp_strides, pooled_sizes
-from diffstride.pooling.base import SpectralPooling
+from diffstride.pooling.base import Plan, SpectralPooling
 from diffstride.pooling.frozen import FrozenPooling
 from diffstride.spectral.autograd import pool
 from diffstride.spectral.axis_plan import Axis, plan_axis
@@ -121,9 +121,7 @@ class DiffStride(SpectralPooling):
         """The strides as Python numbers within their limits, one per axis."""
         return clamp_strides(self._read(), self.lower_limit_stride, self.upper_limit_stride)
 
-    def plan(
-        self, input_size: Sequence[int], strides: Sequence[float] | None = None
-    ) -> tuple[Axis, ...]:
+    def plan(self, input_size: Sequence[int], strides: Sequence[float] | None = None) -> Plan:
         check_input_size(self, input_size)
         values = self._read() if strides is None else strides
         values = clamp_strides(values, self.lower_limit_stride, self.upper_limit_stride)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffstride import _arguments
 from diffstride._arguments import as_whole_numbers, check_input
-from diffstride.pooling.base import SizedPooling
+from diffstride.pooling.base import Lengths, SizedPooling
 from diffstride.spectral.axis_plan import Axis
 from diffstride.spectral.memory_format import FULL_PRECISION, full_precision
 
@@ -204,9 +204,7 @@ class BlurPooling(_WholeStrides):
             x = F.pad(x, sides, mode) if any(sides) else x
         return x
 
-    def multiply_adds(
-        self, axes: Sequence[Axis], sizes: Sequence[Any], output_sizes: Sequence[Any]
-    ) -> Any:
+    def multiply_adds(self, axes: Sequence[Axis], sizes: Lengths, output_sizes: Lengths) -> Any:
         taps = self.kernel.numel() if max(self.strides) > 1 else 0
         return taps * prod(output_sizes)
 

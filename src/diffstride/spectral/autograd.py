@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffstride._torch_compat import has_tangent, is_transformed
 from diffstride.spectral.axis_plan import Axis
 from diffstride.spectral.map_product import pool_map, spread_map
 from diffstride.spectral.memory_format import Layout, full_precision, layout_of
-from diffstride.spectral.tensor_kind import has_tangent, is_constant, is_transformed
 
 
 def pool(x: Tensor, axes: tuple[Axis, ...], strides: Tensor | None = None) -> Tensor:
@@ -20,14 +20,24 @@ def pool(x: Tensor, axes: tuple[Axis, ...], strides: Tensor | None = None) -> Te
         strides: the parameter to receive a gradient, one stride for each axis or one for all.
     """
     with full_precision(x):
-        if strides is not None and not is_constant(strides):
-            refuse_tangents(strides, x)
+        if strides is not None and needs_derivative(strides):
+            if has_tangent(strides) or has_tangent(x):
+                raise NotImplementedError(
+                    "learned strides have no forward-mode derivatives (jvp, jacfwd, dual numbers): "
+                    "use reverse mode (backward, grad, vjp, jacrev), or fix the strides, with "
+                    "trainable=False or strides.requires_grad_(False)"
+                )
             return SpectralPool.apply(x, strides.expand(len(axes)), axes)[0]
         layout = layout_of(x, len(axes))
         # Where x needs a gradient, the products are plain operations, which double backward, vmap
         # and torch.export support.
         recorded = x.requires_grad and torch.is_grad_enabled()
         return layout.leave(pool_map(layout.enter(x), axes, layout, in_blocks=not recorded)[0])
+
+
+def needs_derivative(strides: Tensor) -> bool:
+    """Whether a derivative by ``strides`` is asked for, in reverse or in forward mode."""
+    return (strides.requires_grad and torch.is_grad_enabled()) or has_tangent(strides)
 
 
 class SpectralPool(torch.autograd.Function):
@@ -92,14 +102,4 @@ class SpectralSpread(torch.autograd.Function):
         raise NotImplementedError(
             "learned strides have no second derivatives: for a gradient penalty, a Hessian or "
             "meta-learning fix the strides, with trainable=False or strides.requires_grad_(False)"
-        )
-
-
-def refuse_tangents(*tensors: Tensor) -> None:
-    """Raise an error for dual numbers: learned strides have reverse-mode derivatives only."""
-    if any(map(has_tangent, tensors)):
-        raise NotImplementedError(
-            "learned strides have no forward-mode derivatives (jvp, jacfwd, dual numbers): use "
-            "reverse mode (backward, grad, vjp, jacrev), or fix the strides, with trainable=False "
-            "or strides.requires_grad_(False)"
         )

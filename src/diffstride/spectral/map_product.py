@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffstride._torch_compat import has_tangent, is_transformed
 from diffstride.spectral.axis_plan import Axis
 from diffstride.spectral.axis_product import inner, is_long, pool_axis, replace, spread_axis
 from diffstride.spectral.memory_format import FIRST_DIM, Layout
-from diffstride.spectral.tensor_kind import is_plain
 
 # On a CPU a large batch is pooled in blocks of about this many bytes of input. Intermediate results
 # then stay in the cache and in memory already allocated: new pages for whole maps cost more than
@@ -65,37 +65,35 @@ def pool_map(
     order = axis_order(axes)
     blocks = list(block_slices(x, layout)) if in_blocks else [slice(None)]
     if len(blocks) == 1:
-        return _pool_block(x.to(layout.compute_dtype), axes, order, learning, x.dtype)
-    y, on_ramp = _empty_outputs(x, axes, order, layout, learning)
-    for block in blocks:
-        part = x[block].to(layout.compute_dtype)
-        for j, i in enumerate(order):
-            out = y[block] if i == order[-1] else None
-            kept = on_ramp[j][block] if learning else None
-            part, _ = pool_axis(axes[i], part, FIRST_DIM + i, out, learning, kept)
-    return y, on_ramp
-
-
-def _pool_block(
-    x: Tensor, axes: Sequence[Axis], order: Sequence[int], learning: bool, dtype: torch.dtype
-) -> tuple[Tensor, list[Tensor]]:
-    on_ramp = []
-    for i in order:
-        x, bins = pool_axis(axes[i], x, FIRST_DIM + i, learning=learning)
-        on_ramp += [] if bins is None else [bins]
-    return x.to(dtype), on_ramp
-
-
-def _empty_outputs(
-    x: Tensor, axes: Sequence[Axis], order: Sequence[int], layout: Layout, learning: bool
-) -> tuple[Tensor, list[Tensor]]:
+        y, on_ramp = _pool_block(x.to(layout.compute_dtype), axes, order, learning)
+        return y.to(x.dtype), on_ramp
     shape, on_ramp = list(x.shape), []
     for i in order:
         if learning:
             ramp_shape = replace(shape, FIRST_DIM + i, 2 * len(axes[i].ramp))
             on_ramp.append(x.new_empty(ramp_shape, dtype=layout.compute_dtype))
         shape[FIRST_DIM + i] = axes[i].output_size
-    return x.new_empty(shape), on_ramp
+    y = x.new_empty(shape)
+    for block in blocks:
+        kept = [part[block] for part in on_ramp]
+        _pool_block(x[block].to(layout.compute_dtype), axes, order, learning, y[block], kept)
+    return y, on_ramp
+
+
+def _pool_block(
+    x: Tensor,
+    axes: Sequence[Axis],
+    order: Sequence[int],
+    learning: bool,
+    out: Tensor | None = None,
+    kept: Sequence[Tensor] = (),
+) -> tuple[Tensor, list[Tensor]]:
+    on_ramp = []
+    for j, i in enumerate(order):
+        last = out if i == order[-1] else None
+        x, bins = pool_axis(axes[i], x, FIRST_DIM + i, last, learning, kept[j] if kept else None)
+        on_ramp += [] if bins is None else [bins]
+    return x, on_ramp
 
 
 def spread_map(
@@ -132,7 +130,8 @@ def _spread_block(
 def block_slices(x: Tensor, layout: Layout) -> Iterator[slice]:
     """Slices of the first dimension, each of about `BLOCK_BYTES`; one slice off the CPU."""
     length = x.shape[0]
-    if not is_plain(x) or not length:
+    is_plain = x.device.type == "cpu" and type(x) in (Tensor, torch.nn.Parameter)
+    if not is_plain or is_transformed(x) or has_tangent(x) or not length:
         yield slice(None)  # a range would fix the batch size of an exported program
         return
     sample = x.numel() // length * layout.compute_dtype.itemsize

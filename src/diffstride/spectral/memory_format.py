@@ -7,8 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diffstride._torch_compat import multiplies_fast
-from diffstride.spectral.tensor_kind import is_wrapped
+from diffstride._torch_compat import is_wrapped, multiplies_fast
 
 _CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 FULL_PRECISION = (torch.float32, torch.float64)
