@@ -20,10 +20,8 @@ def as_strides(strides: Sequence[float] | float, name: str = "strides") -> tuple
     """
     if isinstance(strides, Tensor):
         raise TypeError(f"{name} must be numbers, but got {strides!r}: pass {name}.tolist()")
-    if isinstance(strides, Real):
-        values: tuple[Any, ...] = (strides, strides)
-    else:
-        values = tuple(strides) if isinstance(strides, Iterable) else (strides,)
+    pair = (strides, strides) if isinstance(strides, Real) else strides
+    values: tuple[Any, ...] = tuple(pair) if isinstance(pair, Iterable) else (pair,)
     if not 1 <= len(values) <= MAX_AXES:
         raise ValueError(
             f"{name} must be a number or a sequence of 1 to {MAX_AXES} numbers, one per spatial "
@@ -69,18 +67,16 @@ def check_limits(lower: float | None, upper: float | None) -> None:
         raise ValueError(f"lower_limit_stride={lower!r} exceeds upper_limit_stride={upper!r}")
 
 
-def check_window(smoothness_factor: float, edge: str) -> None:
-    """Refuse a transition width or an edge that no window has."""
+def check_window(
+    smoothness_factor: float, edge: str, cropping: bool = True, straight_through: bool = False
+) -> None:
+    """Refuse a transition width or an edge that no window has, and a layer that does nothing."""
     factor = smoothness_factor
     if not (isinstance(factor, Real) and math.isfinite(factor) and factor > 0):
         raise ValueError(
             f"smoothness_factor must be a finite number of bins above 0, but got {factor!r}"
         )
     check_edge(edge)
-
-
-def check_cropping(cropping: bool, straight_through: bool) -> None:
-    """Refuse a layer that would return its input."""
     if straight_through and not cropping:
         raise ValueError(
             "cropping=False with straight_through=True would return the input: set "

@@ -61,8 +61,8 @@ def whiten_(kernel: Tensor, images: Tensor, epsilon: float = 5e-4) -> None:
 def _fits(kernel: Tensor, images: Tensor) -> bool:
     if kernel.ndim != 4 or images.ndim != 4 or len(kernel) != 2 * kernel[0].numel():
         return False
-    sizes = zip(kernel.shape[2:], images.shape[2:], strict=True)
-    return kernel.shape[1] == images.shape[1] and all(k <= size for k, size in sizes)
+    (_, channels, height, width), size = kernel.shape, images.shape
+    return channels == size[1] and height <= size[2] and width <= size[3]
 
 
 def _second_moments(images: Tensor, size: Sequence[int]) -> Tensor:
@@ -97,8 +97,7 @@ class ConvBlock(nn.Module):
     """``num_layers`` times `ConvNormAct`; the first changes the channels, and is pooled.
 
     Args:
-        in_channels: channels of the input.
-        filters: channels of the output.
+        in_channels, filters: channels of the input and of the output.
         strides: one number or (height, width), at least 1; whole without ``pooling_cls``.
         num_layers: number of convolutions, at least 1.
         pooling_cls: builds the pooling layer as ``pooling_cls(strides=(s, s))``; with None the

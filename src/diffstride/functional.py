@@ -60,8 +60,7 @@ def diff_stride(
     tensor([[3., 4.],
             [3., 4.]])
     """
-    _arguments.check_window(smoothness_factor, edge)
-    _arguments.check_cropping(cropping, straight_through)
+    _arguments.check_window(smoothness_factor, edge, cropping, straight_through)
     _arguments.check_limits(lower_limit_stride, upper_limit_stride)
     if values is None:
         values = read_strides(strides) if isinstance(strides, Tensor) else as_strides(strides)

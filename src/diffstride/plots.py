@@ -28,19 +28,14 @@ from diffstride.spectral.axis_plan import Axis, window
 AXES = {1: ("stride",), 2: ("height", "width"), 3: ("depth", "height", "width")}
 STYLES = {"width": "--", "depth": ":"}
 COLOURS = {"width": "C1", "depth": "C2"}
-LINE_STYLES = ("-", "--", ":")
 MARKERS = ("o", "^", "s", "v", "D")
 Trajectories = dict[str, tuple[list[int], list[float]]]
 
 
 def read_trajectories(metrics: str | os.PathLike[str]) -> Trajectories:
-    """Read stride trajectories from the ``metrics.csv`` of a run.
+    """Read steps and strides by ``LAYER/AXIS`` from the ``metrics.csv`` of a run.
 
-    Args:
-        metrics: CSV file with columns ``step`` and ``stride/LAYER/AXIS``; cells may be empty.
-
-    Returns:
-        Steps and strides by ``LAYER/AXIS``, ordered by step.
+    The columns are ``step`` and ``stride/LAYER/AXIS``; cells may be empty.
     """
     trajectories: Trajectories = {}
     with Path(metrics).open(newline="") as file:
@@ -54,10 +49,7 @@ def read_trajectories(metrics: str | os.PathLike[str]) -> Trajectories:
 
 
 def trajectories_of(history: Sequence[Mapping[str, float]]) -> Trajectories:
-    """Stride trajectories from the `diffstride.stride_scalars` of each training step.
-
-    Args:
-        history: the scalars after steps 1, 2, …
+    """Stride trajectories from the `diffstride.stride_scalars` after steps 1, 2, …
 
     >>> trajectories_of([{"stride/pool/height": 2.0}, {"stride/pool/height": 1.9}])
     {'pool/height': ([1, 2], [2.0, 1.9])}
@@ -268,7 +260,7 @@ def plot_learned_strides(runs: Sequence[LearnedStrides], path: str | os.PathLike
     for run in runs:
         axes = panels[run.panel]
         lines = zip(*run.layers.values(), strict=True)
-        for strides, style in zip(lines, LINE_STYLES, strict=False):
+        for strides, style in zip(lines, ("-", "--", ":"), strict=False):
             look = {"color": colours[run.label], "marker": "o", "markersize": 4}
             axes.plot(list(run.layers), strides, style, label=run.label, **look)
         axes.set(xlabel="layer", ylabel="stride")

@@ -31,9 +31,9 @@ def _two_strides(strides: Strides) -> tuple[float, float]:
     return values
 
 
-def _map_size(size: Sequence[int], what: str) -> tuple[int, int]:
+def _map_size(size: Sequence[int]) -> tuple[int, int]:
     if len(size) != 2 or min(size) < 2:
-        raise ValueError(f"{what} must be (height, width), both at least 2, but got {tuple(size)}")
+        raise ValueError(f"a map is (height, width), both at least 2, but got {tuple(size)}")
     return size[0], size[1]
 
 
@@ -47,7 +47,7 @@ def _spectrum(x: Tensor) -> Tensor:
             f"x must be a real tensor (batch, channels, height, width), "
             f"but got {x.dtype} of shape {tuple(x.shape)}"
         )
-    _map_size(x.shape[2:], "the map")
+    _map_size(x.shape[2:])
     # Some devices have no FFT in half precision, others only for powers of two.
     return torch.fft.rfft2(_full_precision(x))
 
@@ -99,7 +99,7 @@ class FixedSpectralPooling(SizedPooling):
         self.strides = _two_strides(strides)
 
     def output_size(self, input_size: Sequence[int]) -> tuple[int, int]:
-        sizes = torch.tensor(_map_size(input_size, "input_size"), dtype=torch.float32)
+        sizes = torch.tensor(_map_size(input_size), dtype=torch.float32)
         # In float32, as published: there 33 / 1.1 is 30, and in float64 less than 30.
         kept = torch.floor(sizes / torch.tensor(self.strides, dtype=torch.float32))
         height, width = kept.clamp(min=2).int().tolist()
@@ -185,10 +185,9 @@ class DiffStride(SizedPooling):
 
     def _windows(self, strides: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         strides = _clip(_full_precision(strides), *self._limits)
-        vertical_stride, horizontal_stride = strides.expand(2)
-        height, width = size
-        lower_height = _clip(height / vertical_stride, 2.0, inf) / 2
-        upper_width = _clip(width / horizontal_stride, 2.0, inf) / 2 + 1
+        (height, width), (down, across) = size, strides.expand(2)
+        lower_height = _clip(height / down, 2.0, inf) / 2
+        upper_width = _clip(width / across, 2.0, inf) / 2 + 1
         vertical = _window(lower_height, self.smoothness_factor, _vertical_positions(height))
         horizontal = _window(upper_width, self.smoothness_factor, torch.arange(width // 2 + 1))
         return torch.fft.fftshift(vertical), horizontal
@@ -205,7 +204,7 @@ class DiffStride(SizedPooling):
         return torch.fft.irfft2(spectrum).to(x.dtype)
 
     def output_size(self, input_size: Sequence[int]) -> tuple[int, int]:
-        size = _map_size(input_size, "input_size")
+        size = _map_size(input_size)
         with torch.no_grad():
             vertical, horizontal = self._windows(self._raised(size), size)
         if not self.cropping:
@@ -222,8 +221,7 @@ class DiffStride(SizedPooling):
         return _arguments.clamp_strides(values, self.lower_limit_stride, self.upper_limit_stride)
 
     def extra_repr(self) -> str:
-        shown = ("smoothness_factor", "cropping", "lower_limit_stride", "upper_limit_stride")
+        shown = ("smoothness_factor", "cropping", "shared_stride")
+        shown += ("lower_limit_stride", "upper_limit_stride")
         options = ", ".join(f"{name}={getattr(self, name)}" for name in shown)
-        options += ", shared_stride=True" * self.shared_stride
-        learning = self.strides.requires_grad
-        return f"strides={self.stride_values()}, trainable={learning}, {options}"
+        return f"strides={self.stride_values()}, trainable={self.strides.requires_grad}, {options}"

@@ -82,8 +82,7 @@ class DiffStride(SpectralPooling):
         super().__init__()
         _arguments.refuse_data_format(data_format)
         values = _arguments.as_strides(strides)
-        _arguments.check_window(smoothness_factor, edge)
-        _arguments.check_cropping(cropping, straight_through)
+        _arguments.check_window(smoothness_factor, edge, cropping, straight_through)
         _arguments.check_limits(lower_limit_stride, upper_limit_stride)
         if values != clamp_strides(values, lower_limit_stride, upper_limit_stride):
             raise ValueError(
