@@ -1,4 +1,4 @@
-"""The ways to pool one axis agree: one product, two halves, Fourier transforms."""
+"""Pooling an axis by one product, by two halves and by Fourier transforms gives the same."""
 
 import math
 
@@ -18,13 +18,13 @@ WAYS = {"product": (NEVER, NEVER), "halves": (1, NEVER), "transforms": (NEVER, 1
 SHAPES = [(2, 3, 17), (2, 3, 16), (2, 3, 12, 18), (2, 3, 9, 12), (1, 2, 6, 5, 8), (7, 12)]
 
 
-def _go(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def _use(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in zip(("HALVED_AXIS", "LONG_AXIS"), WAYS[way], strict=True):
         monkeypatch.setattr(axis_product, name, value)
 
 
 def _pooled(x: Tensor, num_axes: int, stride: float, edge: str) -> list[Tensor]:
-    """Everything that comes out of a layer: values and gradients, learned and fixed."""
+    """Outputs and gradients, with learnable and with fixed strides."""
     x = x.detach().requires_grad_()
     strides = torch.full((num_axes,), stride, dtype=torch.float64, requires_grad=True)
     y = diff_stride(x, strides, smoothness_factor=2.0, edge=edge, straight_through=False)
@@ -43,16 +43,16 @@ def _pooled(x: Tensor, num_axes: int, stride: float, edge: str) -> list[Tensor]:
 @pytest.mark.parametrize("edge", EDGES)
 @pytest.mark.parametrize("stride", [1.0, 1.3, 2.0, 2.7, 9.0])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_products_halves_and_transforms_agree(
+def test_halves_and_transforms_equal_one_product(
     way: str, edge: str, stride: float, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     num_axes = max(1, len(shape) - 2)
     x = torch.randn(shape, dtype=torch.float64)
     if len(shape) == 4:
         x = x.contiguous(memory_format=torch.channels_last)
-    _go("product", monkeypatch)
+    _use("product", monkeypatch)
     expected = _pooled(x, num_axes, stride, edge)
-    _go(way, monkeypatch)
+    _use(way, monkeypatch)
     for got, wanted in zip(_pooled(x, num_axes, stride, edge), expected, strict=True):
         torch.testing.assert_close(got, wanted, atol=1e-13, rtol=1e-11)
 
@@ -65,7 +65,7 @@ def test_blocks_and_half_precision(way: str, monkeypatch: pytest.MonkeyPatch) ->
         @ x
         @ pooling_matrix(12, 1.9, **PUBLISHED).float().T
     )
-    _go(way, monkeypatch)
+    _use(way, monkeypatch)
     monkeypatch.setattr(map_product, "BLOCK_BYTES", 3 * x[0].numel() * 4)
     strides = torch.tensor([1.9, 1.9], requires_grad=True)
     torch.testing.assert_close(diff_stride(x, strides, **PUBLISHED), exact)
@@ -74,7 +74,7 @@ def test_blocks_and_half_precision(way: str, monkeypatch: pytest.MonkeyPatch) ->
     torch.testing.assert_close(half.float(), exact, atol=0.04, rtol=0.02)
 
 
-def test_a_second_of_sound_needs_no_matrix() -> None:
+def test_an_axis_of_16_000_samples_needs_no_matrix() -> None:
     # The matrix of this axis alone would hold 128 million numbers.
     time = torch.arange(16000, dtype=torch.float64) / 16000
     sound = torch.sin(2 * math.pi * 440 * time).float().expand(1, 2, -1).requires_grad_()
@@ -88,25 +88,27 @@ def test_a_second_of_sound_needs_no_matrix() -> None:
 
 
 @pytest.mark.parametrize(("way", "share"), [("product", 1), ("halves", 0.5), ("transforms", 0)])
-def test_halves_make_half_of_the_multiply_adds(
+def test_halves_take_half_of_the_multiply_adds(
     way: str, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     axes = [plan_axis(12, 2.0, **PUBLISHED), plan_axis(10, 2.0, **PUBLISHED)]
     one_product = map_product.multiply_adds(axes)
     x = torch.randn(1, 3, 12, 10)
-    _go(way, monkeypatch)
+    _use(way, monkeypatch)
     with torch.no_grad():
-        diff_stride(x, 2.0, **PUBLISHED)  # forms the matrices, which is counted too
+        diff_stride(x, 2.0, **PUBLISHED)  # computes the matrices, whose FLOPs count too
         with FlopCounterMode(display=False) as counter:
             diff_stride(x, 2.0, **PUBLISHED)
     assert counter.get_total_flops() == 2 * 3 * share * one_product
-    # What a budget goes by counts halves as the product they replace.
+    # The cost for a budget counts halves as one product.
     assert map_product.multiply_adds(axes) == (0 if way == "transforms" else one_product)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_evaluation_compiles_without_a_break(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    _go(way, monkeypatch)
+def test_evaluation_compiles_without_a_graph_break(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _use(way, monkeypatch)
     torch._dynamo.reset()
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), DiffStride(2.0, **PUBLISHED)).eval()
     program = torch.compile(model, backend="eager", fullgraph=True)
@@ -116,10 +118,12 @@ def test_evaluation_compiles_without_a_break(way: str, monkeypatch: pytest.Monke
     torch._dynamo.reset()
 
 
-def test_matrices_made_during_tracing_are_real_tensors():
+def test_matrices_cached_in_fake_tensor_mode_are_real_tensors():
     from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-    axis = plan_axis(27, 1.83, 4.0, "stopband", straight_through=False)  # of no other test
+    axis = plan_axis(
+        27, 1.83, 4.0, "stopband", straight_through=False
+    )  # in no other test, so not cached
     with FakeTensorMode():
         made = matrix(axis, torch.float32, torch.device("cpu"))
     assert not isinstance(made, FakeTensor)

@@ -1,4 +1,4 @@
-"""torch.compile: one program in evaluation, a bounded number of them while strides move."""
+"""torch.compile: one program in evaluation, and few programs while strides learn."""
 
 import copy
 import warnings
@@ -29,7 +29,7 @@ def _network() -> nn.Sequential:
 def _fresh_compiler():
     torch._dynamo.reset()
     with warnings.catch_warnings():
-        # What the compiler warns of inside torch is not ours to mend.
+        # Warnings from inside torch are not about this library.
         warnings.filterwarnings("ignore", module="torch")
         yield
     torch._dynamo.reset()
@@ -48,16 +48,16 @@ def test_fixed_strides_train_in_one_program() -> None:
     torch.testing.assert_close(program(x), layer(x))
 
 
-def test_a_gradient_in_evaluation_leaves_the_batch_free() -> None:
+def test_gradients_in_evaluation_work_for_any_batch_size() -> None:
     network, counter = _network().eval(), CompileCounter()
     program = torch.compile(network, backend=counter)
     for batch in (2, 3, 5, 6, 7):
         x = torch.randn(batch, 3, 32, 32)
         torch.testing.assert_close(program(x), network(x))
-    assert counter.frame_count == 2  # from the second batch on, one for all
+    assert counter.frame_count == 2  # one for the first batch size, one for all others
 
 
-def test_training_while_strides_move_equals_eager_and_stops_recompiling() -> None:
+def test_training_equals_eager_and_stops_recompiling() -> None:
     eager, counter = _network(), CompileCounter()
     compiled = copy.deepcopy(eager)
     program = torch.compile(compiled, backend=counter)
@@ -74,7 +74,7 @@ def test_training_while_strides_move_equals_eager_and_stops_recompiling() -> Non
             loss.backward()
             optimiser.step()
             for layer in (model[1], model[4]):
-                # A push as steady as a strong gradient's, through some 20 map sizes.
+                # A steady step, as from a strong gradient, through about 20 map sizes.
                 layer.strides.data += 0.01
                 layer.project_()
             losses.append(loss.item())
@@ -105,7 +105,7 @@ def test_evaluation_has_no_graph_break_and_follows_the_strides(pooling) -> None:
             torch.testing.assert_close(program(x), model(x))
 
 
-def test_evaluation_follows_strides_that_are_loaded() -> None:
+def test_evaluation_follows_loaded_strides() -> None:
     model, other = (
         nn.Sequential(nn.Conv2d(1, 1, 1), DiffStride(stride, **WINDOWED)).eval()
         for stride in (2.0, 3.0)
@@ -118,7 +118,7 @@ def test_evaluation_follows_strides_that_are_loaded() -> None:
 
 
 def test_evaluation_with_gradients_computes_no_matrix() -> None:
-    """Saliency and attacks want gradients in evaluation, and the matrices are there already."""
+    """Saliency maps and attacks need gradients in evaluation; matrices are constants there."""
     model, x, nodes = DiffStride((1.7, 2.1), **PUBLISHED).eval(), torch.randn(2, 3, 18, 15), []
 
     def record(graph, example_inputs):

@@ -1,4 +1,4 @@
-"""The plain network: what its whitening does, what its blocks compute, and that it learns."""
+"""ConvNet: whitening, blocks, gradients and errors."""
 
 import re
 from functools import partial
@@ -39,18 +39,18 @@ def test_whitening_orders_filters_by_variance_and_keeps_noise_small() -> None:
     kernel = torch.empty(24, 3, 2, 2)
     whiten_(kernel, images, epsilon=0.05)
     outputs = F.conv2d(images, kernel[:12]).transpose(0, 1).flatten(1)
-    variances = outputs.square().mean(1)  # l / (l + epsilon), hence falling as l falls
+    variances = outputs.square().mean(1)  # l / (l + epsilon), which falls with l
     assert (variances.diff() < 1e-6).all()
     assert variances[0] > 0.8
     assert variances[-1] < 0.4
 
 
-def test_whitening_refuses_no_epsilon() -> None:
+def test_whitening_refuses_an_epsilon_of_zero() -> None:
     with pytest.raises(ValueError, match="epsilon must be above 0, but got 0"):
         whiten_(torch.zeros(24, 3, 2, 2), smooth_images(), epsilon=0)
 
 
-def test_whitening_of_many_images_is_that_of_all() -> None:
+def test_whitening_in_parts_equals_whitening_at_once() -> None:
     images, kernel = smooth_images(130), torch.empty(24, 3, 2, 2)
     whiten_(kernel, images)
     patches = F.unfold(images, 2).transpose(1, 2).flatten(0, 1).double()
@@ -69,19 +69,19 @@ def test_whitening_of_many_images_is_that_of_all() -> None:
         ((24, 3, 2, 2), (5, 3, 1, 8)),
     ],
 )
-def test_whitening_refuses_what_does_not_fit(kernel: tuple, images: tuple) -> None:
+def test_whitening_refuses_shapes_that_do_not_fit(kernel: tuple, images: tuple) -> None:
     with pytest.raises(ValueError, match=re.escape(f"got {kernel} and {images}")):
         whiten_(torch.zeros(kernel), torch.zeros(images))
 
 
-def test_layer_passes_its_input_on_at_first() -> None:
+def test_a_new_layer_is_the_identity() -> None:
     layer = ConvNormAct(3, 8).eval()
     x = torch.randn(2, 3, 6, 6)
     torch.testing.assert_close(layer(x)[:, :3], F.gelu(x / (1 + 1e-5) ** 0.5))
 
 
 @pytest.mark.parametrize("order", ["after", "before"])
-def test_block_pools_once_at_its_place(order: str) -> None:
+def test_block_pools_once_before_or_after_its_first_layer(order: str) -> None:
     block = ConvBlock(3, 8, 1.6, num_layers=3, pooling_cls=FixedSpectralPooling, order=order).eval()
     x, pool = torch.randn(2, 3, 16, 16), FixedSpectralPooling((1.6, 1.6))
     first = block.first(pool(x)) if order == "before" else pool(block.first(x))
@@ -107,14 +107,14 @@ def test_network_equals_its_formula() -> None:
     assert features.shape == (3, 12, 6, 6)
 
 
-def test_before_it_is_whitened_the_first_layer_keeps_the_pixels() -> None:
+def test_the_first_layer_keeps_the_pixels_before_whitening() -> None:
     x = torch.randn(1, 3, 4, 4)
     patches = ConvNet([8], [2]).whitening(x)
     torch.testing.assert_close(patches[:, :12].flatten(2), F.unfold(x, 2))
     torch.testing.assert_close(patches[:, 12:], -patches[:, :12])
 
 
-def test_every_parameter_learns_but_the_whitening_and_the_scales() -> None:
+def test_all_parameters_learn_except_whitening_and_scales() -> None:
     network = ConvNet([8, 16], [2, 2], 5, pooling_cls=POOLING)
     network.whiten_(smooth_images())
     network(torch.randn(4, 3, 16, 16)).logsumexp(1).sum().backward()

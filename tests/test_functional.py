@@ -1,4 +1,4 @@
-"""The function on tensors: values, gradients, layouts, dtypes and transforms."""
+"""diff_stride and spectral_pool: values, gradients, memory formats, dtypes and transforms."""
 
 import itertools
 
@@ -43,8 +43,8 @@ def test_equals_complex_fft(shape: tuple, strides: tuple, edge: str) -> None:
 @pytest.mark.parametrize(("shape", "strides"), CASES)
 def test_gradcheck(shape: tuple, strides: tuple, edge: str, cropping: bool) -> None:
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
-    # Off the kinks of the window and the jumps of the length, and inside the useful range,
-    # since a clamp that lets the gradient through has another one than finite differences see.
+    # Away from kinks of the window, jumps of the length and the limits of the strides: gradients of
+    # clamped strides are straight-through, unlike finite differences.
     values = torch.tensor(strides, dtype=torch.float64).clamp(1.35, 3.0) + 0.0137
     values.requires_grad_()
 
@@ -73,7 +73,7 @@ def test_straight_through_keeps_all_bins_and_has_the_gradient_of_the_window(
         plan_axis(size, s, 1.5, edge, straight_through=False)
         for size, s in zip((12, 9), (2.1, 1.7), strict=True)
     ]
-    # Of spectral pooling to these sizes: no stride of its own, hence the one that just gives them.
+    # The matrices of spectral pooling to the same sizes.
     height, width = (axis_matrix(plan_spectral_axis(a.size, a.size / a.output_size)) for a in axes)
     torch.testing.assert_close(y, height @ x @ width.T)
     flat = pooling_matrix(12, 2.1, smoothness_factor=1.5, edge=edge, straight_through=True)
@@ -86,7 +86,7 @@ def test_straight_through_keeps_all_bins_and_has_the_gradient_of_the_window(
 
 
 @pytest.mark.parametrize("size", [384, 1100])
-def test_straight_through_on_long_axes_is_spectral_pooling_that_learns(size: int) -> None:
+def test_straight_through_on_long_axes_equals_spectral_pooling(size: int) -> None:
     x = torch.randn(2, 1, size, dtype=torch.float64)
     flat, windowed = (torch.tensor([2.5], dtype=torch.float64, requires_grad=True) for _ in "ab")
     y = diff_stride(x, flat, edge="stopband", straight_through=True)
@@ -94,7 +94,7 @@ def test_straight_through_on_long_axes_is_spectral_pooling_that_learns(size: int
     grad = torch.randn_like(y)
     y.backward(grad)
     diff_stride(x, windowed, **WINDOWED).backward(grad)
-    torch.testing.assert_close(flat.grad, windowed.grad)  # the window's derivative has no gains
+    torch.testing.assert_close(flat.grad, windowed.grad)  # both have the window's derivative
 
 
 def test_straight_through_at_stride_1_is_the_identity_and_learns() -> None:
@@ -107,8 +107,8 @@ def test_straight_through_at_stride_1_is_the_identity_and_learns() -> None:
 
 
 def test_gradient_at_a_jump_of_the_output_length() -> None:
-    # At stride 2 the length jumps from 16 to 17 towards smaller strides and the last bin of the
-    # ramp has gain 0: the gradient is the one from the side on which that bin counts.
+    # Just below stride 2 the length jumps from 16 to 17. The last bin of the ramp has gain 0 at
+    # stride 2 and more below it. It counts in the gradient, as for smaller strides.
     x = torch.randn(1, 1, 32, dtype=torch.float64)
     stride = torch.tensor([2.0], dtype=torch.float64, requires_grad=True)
     weights = torch.randn(1, 1, 16, dtype=torch.float64)
@@ -160,8 +160,8 @@ def test_linear_mean_kept_and_flips_commute(axes: list[tuple[int, float]], edge:
     torch.testing.assert_close(pool(3 * a - 2 * b), 3 * y - 2 * pool(b), **close)
     dims = tuple(range(2, 2 + len(axes)))
     torch.testing.assert_close(y.mean(dims), a.mean(dims), **close)
-    # A sample's mirror image about sample 0 (its neighbours run backwards) is a symmetry of the
-    # grid whatever the lengths are; `flip` moves sample 0, so it is rolled back.
+    # Mirroring an axis about sample 0 is a symmetry for all lengths. `flip` moves sample 0, so it
+    # is rolled back.
     for dim in dims:
         torch.testing.assert_close(pool(_mirror(a, dim)), _mirror(y, dim), **close)
 
@@ -176,7 +176,7 @@ def test_spectral_pool_at_stride_one_is_the_identity(strides: tuple) -> None:
     torch.testing.assert_close(spectral_pool(x, strides), x, rtol=0, atol=1e-14)
 
 
-def test_spectral_pool_keeps_low_frequencies_untouched() -> None:
+def test_spectral_pool_keeps_low_frequencies_unchanged() -> None:
     i, j = torch.arange(32, dtype=torch.float64), torch.arange(11, dtype=torch.float64)
     wave = torch.cos(2 * torch.pi * 5 * i / 32 + 0.3)
     expected = torch.cos(2 * torch.pi * 5 * j / 11 + 0.3)
@@ -241,7 +241,7 @@ def test_autocast_keeps_the_dtype_of_the_input() -> None:
     torch.testing.assert_close(y, diff_stride(x, strides, **PUBLISHED))
 
 
-def test_keeps_only_the_bins_on_the_ramp_for_the_backward() -> None:
+def test_only_the_bins_on_the_ramp_are_saved_for_backward() -> None:
     x = torch.randn(4, 8, 32, 32, requires_grad=True)
     kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
@@ -286,7 +286,7 @@ def test_second_derivatives_work_with_fixed_strides_and_are_refused_with_learned
     )
     with pytest.raises(NotImplementedError, match=r"no second derivatives.*trainable=False"):
         grad.sum().backward()
-    # Inside torch.func a refusal that autograd knows would come out as zeros.
+    # Inside torch.func `once_differentiable` would return zeros instead of an error.
     with pytest.raises(NotImplementedError, match="no second derivatives"):
         torch.func.jacrev(
             torch.func.jacrev(lambda x: diff_stride(x, strides, **PUBLISHED).pow(2).sum())
@@ -315,8 +315,7 @@ def test_forward_mode_works_with_fixed_strides_and_is_refused_with_learned_ones(
 
 
 @pytest.mark.parametrize("size", [11, 1030])
-def test_nested_transforms_leave_nothing_behind(size: int) -> None:
-    """What is cached while they run must serve afterwards, of their levels nothing is left."""
+def test_tensors_cached_inside_nested_transforms_work_afterwards(size: int) -> None:
     layer = DiffStride([1.3217], trainable=False, **PUBLISHED)
     x = torch.randn(1, 1, size, dtype=torch.float64)
     hessian = torch.func.jacrev(torch.func.jacrev(lambda x: layer(x).pow(2).sum()))
@@ -403,7 +402,7 @@ def test_errors_say_what_came_and_what_was_expected(call, error, message: str) -
         call(torch.zeros(1, 1, 8, 8))
 
 
-def test_an_empty_batch_passes_through() -> None:
+def test_an_empty_batch_gives_stride_gradients_of_zero() -> None:
     x = torch.zeros(0, 3, 8, 8, requires_grad=True)
     strides = torch.tensor([2.0, 2.0], requires_grad=True)
     y = diff_stride(x, strides, **WINDOWED)
@@ -438,17 +437,17 @@ def test_pooling_in_blocks_equals_pooling_at_once(
         torch.testing.assert_close(in_blocks, at_once)
 
 
-def test_flop_counter_sees_every_product() -> None:
+def test_flop_counter_counts_every_product() -> None:
     x = torch.randn(7, 3, 12, 10)
     axes = [plan_axis(12, 2.0, **PUBLISHED), plan_axis(10, 2.0, **PUBLISHED)]
-    diff_stride(x, 2.0, **PUBLISHED)  # forms the matrices, which is counted too
+    diff_stride(x, 2.0, **PUBLISHED)  # computes the matrices, whose FLOPs count too
     with FlopCounterMode(display=False) as counter:
         diff_stride(x, 2.0, **PUBLISHED)
     assert counter.get_total_flops() == 2 * 7 * 3 * map_product.multiply_adds(axes)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_an_in_place_operation_may_follow(memory_format: torch.memory_format) -> None:
+def test_an_in_place_operation_may_follow_the_pooling(memory_format: torch.memory_format) -> None:
     results = []
     for inplace in (False, True):
         torch.manual_seed(0)
@@ -463,7 +462,7 @@ def test_an_in_place_operation_may_follow(memory_format: torch.memory_format) ->
 
 @pytest.mark.parametrize("edge", EDGES)
 @pytest.mark.parametrize(("size", "stride"), [(32, 4.0), (32, 9.0), (16, 8.0), (64, 20.0)])
-def test_a_constant_map_gives_strides_no_gradient(edge: str, size: int, stride: float) -> None:
+def test_a_constant_map_gives_no_stride_gradient(edge: str, size: int, stride: float) -> None:
     strides = torch.tensor([stride], dtype=torch.float64, requires_grad=True)
     diff_stride(
         torch.ones(1, 1, size, dtype=torch.float64), strides, edge=edge, straight_through=False
@@ -483,7 +482,7 @@ def test_gradients_are_exact_under_autocast() -> None:
         torch.testing.assert_close(got, exact)
 
 
-def test_a_scalar_stride_gets_the_gradients_of_both_axes() -> None:
+def test_a_scalar_stride_sums_the_gradients_of_both_axes() -> None:
     x, one = torch.randn(1, 1, 16, 12), torch.tensor(2.0, requires_grad=True)
     two = torch.tensor([2.0, 2.0], requires_grad=True)
     for strides in (one, two):

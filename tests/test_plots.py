@@ -72,7 +72,7 @@ def pooled_network(number, edge="stopband"):
 
 
 @pytest.mark.parametrize("edge", ["stopband", "passband"])
-def test_windows_are_those_of_the_layers_for_their_inputs(edge, tmp_path):
+def test_plotted_windows_are_those_of_the_layers(edge, tmp_path):
     model = pooled_network(2, edge).train()
     figure = plot_windows(model, torch.zeros(1, 2, 64, 48), tmp_path / "windows.png")
     assert all(module.training for module in model.modules())
@@ -99,7 +99,7 @@ def test_windows_are_those_of_the_layers_for_their_inputs(edge, tmp_path):
         size = after
 
 
-def test_a_narrow_window_and_one_without_transition_keep_their_corners(tmp_path):
+def test_corners_of_a_narrow_window_and_of_one_without_transition(tmp_path):
     def drawn(pool):
         figure = plot_windows(pool, torch.zeros(1, 1, 24), tmp_path / "window.png")
         return figure.axes[0].get_lines()
@@ -179,7 +179,7 @@ def assert_drawn(path):
     assert 0.005 < (pixels[..., :3] < 0.9).any(-1).mean() < 0.5  # neither blank nor full
 
 
-def test_accuracy_is_drawn_over_cost_for_each_data_set(tmp_path):
+def test_accuracy_is_plotted_against_cost_for_each_data_set(tmp_path):
     figure = plot_accuracy_against_cost(POINTS, tmp_path / "cost.png")
     assert_drawn(tmp_path / "cost.png")
     first, second = figure.axes
@@ -200,7 +200,7 @@ def test_accuracy_is_drawn_over_cost_for_each_data_set(tmp_path):
     assert len(figure.legends[0].get_texts()) == 4
 
 
-def test_learned_strides_are_drawn_by_layer(tmp_path):
+def test_learned_strides_are_plotted_by_layer(tmp_path):
     runs = [
         LearnedStrides("CIFAR-10", "free", {"stem": [1.0, 1.1], "last": [2.0, 2.2]}),
         LearnedStrides("CIFAR-10", "free", {"stem": [1.3, 1.3], "last": [1.9, 1.8]}),

@@ -1,4 +1,4 @@
-"""The layers: arguments, limits, state, and that each is its function."""
+"""Pooling layers: arguments, limits, state, and equality with the functions."""
 
 import copy
 import io
@@ -65,14 +65,14 @@ def test_shared_stride_sums_the_gradients_of_the_axes() -> None:
     torch.testing.assert_close(shared.strides.grad, separate.strides.grad.sum(0, keepdim=True))
 
 
-def test_a_fixed_layer_has_no_gradient_and_says_so() -> None:
+def test_a_fixed_layer_has_no_gradient_and_its_repr_says_fixed() -> None:
     layer = DiffStride(2.0, trainable=False, **PUBLISHED)
     layer(torch.randn(1, 1, 8, 8, requires_grad=True)).sum().backward()
     assert layer.strides.grad is None
     assert "fixed" in repr(layer)
 
 
-def test_project_moves_strides_into_the_limits_and_forward_never_writes() -> None:
+def test_project_clamps_strides_and_forward_never_writes_them() -> None:
     layer = DiffStride([2.0, 2.0], lower_limit_stride=1.5, upper_limit_stride=3.0, **PUBLISHED)
     layer.strides.data = torch.tensor([0.2, 7.0])
     y = layer(torch.randn(1, 1, 32, 32))
@@ -120,7 +120,7 @@ def test_repr_shows_strides_and_whether_they_learn() -> None:
     assert repr(FixedSpectralPooling(1.5)) == "FixedSpectralPooling(strides=(1.5, 1.5))"
 
 
-def test_strides_of_a_checkpoint_in_half_precision_can_go_on_learning() -> None:
+def test_strides_from_a_half_precision_checkpoint_learn() -> None:
     layer = DiffStride([2.0, 1.5], **PUBLISHED)
     state = {name: value.bfloat16() for name, value in layer.state_dict().items()}
     layer.load_state_dict(state, assign=True)
@@ -132,21 +132,21 @@ def test_strides_of_a_checkpoint_in_half_precision_can_go_on_learning() -> None:
     assert layer.stride_values() == pytest.approx((2.05, 1.55), abs=1e-5)
 
 
-def test_strides_that_are_sharded_are_refused_with_a_way_out() -> None:
+def test_sharded_strides_are_refused_with_advice() -> None:
     layer = DiffStride(2.0, **PUBLISHED)
-    vars(layer.strides)["full_tensor"] = lambda: None  # what a DTensor is known by
+    vars(layer.strides)["full_tensor"] = lambda: None  # a DTensor has this method
     with pytest.raises(TypeError, match=r"sharded .* use DistributedDataParallel"):
         layer.eval()
 
 
-def test_moving_to_a_device_or_dtype_keeps_reading_the_right_strides() -> None:
+def test_moving_to_a_device_or_dtype_keeps_the_strides() -> None:
     layer = DiffStride([2.3, 1.4], **PUBLISHED).double()
     assert layer.stride_values() == tuple(layer.strides.tolist())
     assert layer.to("meta").stride_values() == pytest.approx((2.3, 1.4), abs=1e-6)
 
 
-class Distant(DiffStride):
-    """Counts how often it reads its strides, where it can tell that they have changed."""
+class OnAccelerator(DiffStride):
+    """A layer that reads its strides as on an accelerator, and counts how often."""
 
     reads = 0
 
@@ -159,8 +159,8 @@ class Distant(DiffStride):
 
 
 @torch.no_grad()
-def test_an_accelerator_is_read_once_per_change_of_the_strides() -> None:
-    layer, x = Distant(2.0, edge="stopband").eval(), torch.zeros(1, 1, 12, 12)
+def test_strides_on_an_accelerator_are_read_once_per_change() -> None:
+    layer, x = OnAccelerator(2.0, edge="stopband").eval(), torch.zeros(1, 1, 12, 12)
     layer(x)
     layer.reads = 0
     sizes = [layer(x).shape[2] for _ in range(3)]
@@ -170,8 +170,8 @@ def test_an_accelerator_is_read_once_per_change_of_the_strides() -> None:
     assert (sizes, layer.reads) == ([4, 4, 4], 1)
 
 
-def test_an_accelerator_is_read_once_per_step_of_training() -> None:
-    layer, x = Distant(2.0, edge="stopband"), torch.zeros(1, 1, 12, 12)
+def test_strides_on_an_accelerator_are_read_once_per_training_step() -> None:
+    layer, x = OnAccelerator(2.0, edge="stopband"), torch.zeros(1, 1, 12, 12)
     layer.reads = 0
     for _ in range(3):
         layer(x)
@@ -182,21 +182,21 @@ def test_an_accelerator_is_read_once_per_step_of_training() -> None:
 
 @pytest.mark.parametrize("training", [False, True])  # norms are often tuned in evaluation mode
 @pytest.mark.parametrize("fused", [False, True])
-def test_an_accelerator_notices_what_any_optimizer_does(fused: bool, training: bool) -> None:
-    """Fused optimisers do not count the version of a parameter up."""
-    layer, x = Distant(2.0, edge="stopband").train(training), torch.zeros(1, 1, 12, 12)
+def test_steps_of_any_optimizer_are_noticed_on_an_accelerator(fused: bool, training: bool) -> None:
+    """Fused optimisers do not change the version of a parameter."""
+    layer, x = OnAccelerator(2.0, edge="stopband").train(training), torch.zeros(1, 1, 12, 12)
     optimizer = torch.optim.SGD(layer.parameters(), lr=1.0, fused=fused)
     layer(x).sum().backward()
     layer.strides.grad = torch.full((2,), -1.0)
     if training:
         with torch.no_grad():
-            layer(x)  # a look in between
+            layer(x)  # a forward pass between two steps
     optimizer.step()
     assert layer(x).shape[2:] == (4, 4)
 
 
-def test_an_accelerator_notices_that_the_parameter_is_another() -> None:
-    layer, x = Distant(2.0, edge="stopband").eval(), torch.zeros(1, 1, 12, 12)
+def test_a_replaced_parameter_is_noticed_on_an_accelerator() -> None:
+    layer, x = OnAccelerator(2.0, edge="stopband").eval(), torch.zeros(1, 1, 12, 12)
     other = {"strides": torch.tensor([4.0, 3.0])}
     assert torch.func.functional_call(layer, other, (x,)).shape[2:] == (3, 4)
     assert layer(x).shape[2:] == (6, 6)
@@ -205,9 +205,7 @@ def test_an_accelerator_notices_that_the_parameter_is_another() -> None:
 
 
 @pytest.mark.parametrize(("size", "stride"), [(56, 1.4), (26, 1.3), (32, 1.28), (7, 7.0)])
-def test_sizes_are_those_of_the_number_given_although_parameters_are_float32(
-    size: int, stride: float
-) -> None:
+def test_rounding_of_strides_to_float32_does_not_change_sizes(size: int, stride: float) -> None:
     x, whole = torch.zeros(1, 1, size, size), round(size / stride)
     assert DiffStride(stride, **WINDOWED)(x).shape[2:] == (
         whole,
@@ -226,18 +224,18 @@ def test_sizes_are_those_of_the_number_given_although_parameters_are_float32(
 
 
 @pytest.mark.parametrize("size", [5_000, 10**7])
-def test_long_axes_lose_nothing_at_stride_1(size: int) -> None:
+def test_long_axes_keep_their_length_at_stride_1(size: int) -> None:
     assert DiffStride([1.0], **WINDOWED).output_size([size]) == (size,)
     assert FixedSpectralPooling([1.0]).output_size([size]) == (size,)
 
 
 @pytest.mark.parametrize("layer", [DiffStride, FixedSpectralPooling, BlurPooling, MaxPooling])
-def test_shapes_can_be_had_on_the_meta_device(layer) -> None:
+def test_layers_run_on_the_meta_device(layer) -> None:
     with torch.device("meta"):
         assert layer(2)(torch.zeros(2, 3, 17, 16)).shape == layer(2)(torch.rand(2, 3, 17, 16)).shape
 
 
-def test_blur_pooling_knows_its_filter_after_to_empty() -> None:
+def test_blur_pooling_restores_its_filter_after_to_empty() -> None:
     with torch.device("meta"):
         layer = BlurPooling(2, filter_size=4)
     x = torch.rand(1, 2, 9, 8)
@@ -323,12 +321,12 @@ def test_errors(build, message: str) -> None:
         build()
 
 
-def test_a_tensor_of_strides_is_refused_with_what_to_pass() -> None:
+def test_a_tensor_of_strides_is_refused_with_advice() -> None:
     with pytest.raises(TypeError, match=r"strides must be numbers, .* pass strides.tolist\(\)"):
         DiffStride(torch.tensor([2.0, 2.0]), **PUBLISHED)
 
 
-def test_spatial_pooling_picks_and_averages() -> None:
+def test_spatial_pooling_subsamples_and_averages() -> None:
     x = torch.randn(2, 3, 9, 8)
     torch.testing.assert_close(SpatialPooling()(x), x[..., ::2, ::2])
     torch.testing.assert_close(SpatialPooling(2, 2)(x[..., :8, :]), F.avg_pool2d(x[..., :8, :], 2))
@@ -351,8 +349,8 @@ def test_spatial_pooling_of_signals_and_volumes() -> None:
 
 @pytest.mark.parametrize("strides", [[2], [3], [2, 3], [1, 2], [3, 1], [2, 1, 3]])
 @pytest.mark.parametrize("size", [1, 2, 7, 12])
-def test_max_and_blur_pooling_take_windows_around_every_strided_sample(strides, size) -> None:
-    """Against one sample at a time, and the size of a padded strided convolution."""
+def test_max_and_blur_pooling_equal_a_loop_over_windows(strides, size) -> None:
+    """The loop computes one sample at a time; sizes are those of padded strided convolutions."""
     sizes = [size + 2 * axis for axis in range(len(strides))]
     x = torch.randn(2, 3, *sizes, dtype=torch.float64)
     greatest, blurred = x, x
@@ -373,7 +371,7 @@ def test_max_and_blur_pooling_take_windows_around_every_strided_sample(strides, 
 
 
 def _windows(x, dim, stride, combine):
-    """Three neighbours along an axis, whose borders are mirrored, combined at every stride."""
+    """Combine three neighbours around every strided sample of an axis with mirrored borders."""
     last = x.shape[dim] - 1
     picked = [
         combine(*(x.select(dim, min(max(_mirror(j, last), 0), last)) for j in (i - 1, i, i + 1)))
@@ -388,7 +386,7 @@ def _mirror(index, last):
 
 
 @pytest.mark.parametrize("layer", [MaxPooling, BlurPooling])
-def test_max_and_blur_pooling_leave_a_map_alone_at_stride_1(layer) -> None:
+def test_max_and_blur_pooling_return_the_input_at_stride_1(layer) -> None:
     x = torch.randn(1, 2, 5, 6)
     assert layer(1)(x) is x
 
@@ -402,7 +400,7 @@ def test_binomial_filters_of_other_sizes_keep_constants_and_size(filter_size) ->
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_blur_pooling_computes_once_rounded_and_keeps_the_dtype(autocast) -> None:
+def test_blur_pooling_rounds_once_and_keeps_the_dtype(autocast) -> None:
     x = torch.randn(2, 3, 9, 8, dtype=torch.bfloat16, requires_grad=True)
     exact = x.detach().float().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -425,7 +423,7 @@ def test_stride_layers_finds_learned_strides_only() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_strides_stay_in_float32_when_the_rest_goes_to_half_precision(dtype):
+def test_strides_stay_in_float32_in_a_half_precision_network(dtype):
     model = nn.Sequential(nn.Conv2d(1, 2, 3), DiffStride(1.7001, **WINDOWED)).to(dtype)
     assert model[0].weight.dtype == dtype
     assert model[1].strides.tolist() == torch.tensor([1.7001, 1.7001]).tolist()
@@ -437,7 +435,7 @@ def test_strides_stay_in_float32_when_the_rest_goes_to_half_precision(dtype):
 
 
 @pytest.mark.parametrize("taps", [2, 3, 4, 5])
-def test_blur_pooling_is_its_formula_away_from_the_borders(taps: int) -> None:
+def test_blur_pooling_equals_its_formula_away_from_the_borders(taps: int) -> None:
     x = torch.randn(1, 1, 24, dtype=torch.float64)
     weights = torch.tensor([comb(taps - 1, j) / 2 ** (taps - 1) for j in range(taps)]).double()
     y = BlurPooling([2], taps)(x)[0, 0]
@@ -447,7 +445,7 @@ def test_blur_pooling_is_its_formula_away_from_the_borders(taps: int) -> None:
         torch.testing.assert_close(y[i], expected)
 
 
-def test_max_pooling_takes_windows_of_its_size_along_axes_that_are_strided() -> None:
+def test_pool_size_of_max_pooling_is_for_axes_of_stride_above_1() -> None:
     x = torch.randn(1, 2, 11, 12)
     expected = nn.functional.max_pool2d(x, 5, 2, padding=2)
     assert torch.equal(MaxPooling(2, pool_size=5)(x), expected)
@@ -455,7 +453,7 @@ def test_max_pooling_takes_windows_of_its_size_along_axes_that_are_strided() -> 
     assert torch.equal(MaxPooling((1, 2), pool_size=1)(x), x[..., ::2])
 
 
-def test_defaults_shrink_a_map_as_a_strided_convolution_and_keep_every_bin() -> None:
+def test_defaults_give_the_size_of_a_strided_convolution_and_keep_every_bin() -> None:
     x = torch.randn(1, 2, 32, 31)
     y = DiffStride()(x)
     assert y.shape == (1, 2, 16, 16)

@@ -1,4 +1,4 @@
-"""The published layers: against the golden vectors, and what they promise besides."""
+"""The published layers: golden vectors, sizes, limits, dtypes and errors."""
 
 import json
 import pickle
@@ -68,7 +68,7 @@ def test_output_size_agrees_with_golden(name: str) -> None:
 @pytest.mark.parametrize("strides", [(1.0, 1.0), (1.1, 1.3), (2.0, 3.0), (2.5, 40.0)])
 def test_output_size_agrees_with_forward(layer_cls: type, size: tuple, strides: tuple) -> None:
     layer = layer_cls(strides)
-    expected = layer.output_size(size)  # asked first: forward may raise the strides
+    expected = layer.output_size(size)  # computed first, because forward may raise the strides
     assert tuple(layer(torch.randn(1, 1, *size)).shape[2:]) == expected
     assert layer.output_size(size) == expected
 
@@ -80,7 +80,7 @@ def test_without_cropping_only_an_odd_width_changes() -> None:
 
 
 @pytest.mark.parametrize("layer_cls", LAYERS)
-def test_constant_grows_by_the_ratio_of_the_areas(layer_cls: type) -> None:
+def test_a_constant_map_grows_by_the_ratio_of_the_areas(layer_cls: type) -> None:
     layer = layer_cls((2.0, 3.0))
     height, width = layer.output_size((32, 24))
     y = layer(torch.full((1, 1, 32, 24), 0.5))
@@ -115,7 +115,7 @@ def test_shared_stride_is_raised_for_the_shorter_axis() -> None:
     assert layer.stride_values() == pytest.approx((16 / 12, 16 / 12))
 
 
-def test_two_calls_of_which_the_second_raises_the_stride_differentiate() -> None:
+def test_gradient_of_two_calls_of_which_the_second_raises_the_stride() -> None:
     # As in a residual layer, where the two branches share the pooling layer.
     large, small = torch.randn(1, 1, 32, 32), torch.randn(1, 1, 12, 12)
     layer = reference.DiffStride(1.2)
@@ -147,14 +147,14 @@ def test_outside_the_limits_the_limit_is_used_without_a_gradient(
     assert layer.strides.tolist() == [limit, limit]
 
 
-def test_on_its_limit_a_stride_still_learns() -> None:
+def test_a_stride_at_its_limit_still_learns() -> None:
     layer = reference.DiffStride(2.0, lower_limit_stride=2.0)
     layer(torch.randn(1, 1, 24, 24)).square().sum().backward()
     assert layer.strides.grad is not None
     assert layer.strides.grad.abs().min() > 0
 
 
-def test_projection_without_limits_stops_at_one() -> None:
+def test_projection_without_limits_clamps_to_one() -> None:
     layer = reference.DiffStride(2.0)
     with torch.no_grad():
         layer.strides.copy_(torch.tensor([0.3, 7.0]))
@@ -237,6 +237,6 @@ def test_forward_refuses(layer_cls: type, x: Tensor, message: str) -> None:
         layer_cls()(x)
 
 
-def test_strides_beyond_the_map_are_those_that_leave_the_fewest_bins() -> None:
+def test_strides_larger_than_the_map_keep_the_fewest_bins() -> None:
     x = torch.randn(1, 1, 16, 16)  # a window ends at max(N / s, 2) / 2 at least
     torch.testing.assert_close(reference.DiffStride(40.0)(x), reference.DiffStride(8.0)(x))

@@ -47,7 +47,7 @@ def map_sizes(network: Resnet, image: Tensor) -> list[tuple[int, ...]]:
 
 
 def set_random_statistics(network: nn.Module) -> None:
-    """Make batch norms of evaluation mode tell one another apart."""
+    """Give every batch norm other statistics, for evaluation mode."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             for tensor in module.state_dict().values():
@@ -93,10 +93,10 @@ def test_map_sizes_of_resnet18(
     assert map_sizes(network, torch.zeros(1, 3, 32, 32)) == [(size, size) for size in sizes]
 
 
-def test_strides_go_to_their_layers_and_sizes_round_up() -> None:
+def test_strides_of_the_convolutions_and_rounded_up_sizes() -> None:
     network = small(strides=[2, 5, (3, 1), 1, 2])
     sizes = map_sizes(network, torch.zeros(1, 3, 29, 30))
-    # The first block does not project, hence its 5 has no effect.
+    # The first block does not project, so its stride of 5 is ignored.
     assert sizes == [(15, 15), (15, 15), (5, 15), (5, 15), (3, 8)]
 
 
@@ -266,8 +266,8 @@ def test_weight_decay_is_the_published_one_unless_given() -> None:
     assert small(weight_decay=0.1).weight_decay == 0.1
 
 
-def test_batch_norm_can_be_replaced_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    # How a Gin registry makes `batch_norm.momentum` reach networks that it does not build.
+def test_batch_norm_can_be_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A Gin registry replaces batch_norm like this, to bind its momentum for all networks.
     monkeypatch.setattr(resnet, "batch_norm", partial(resnet.batch_norm, momentum=0.99))
     norms = [module for module in small().modules() if isinstance(module, nn.BatchNorm2d)]
     assert all(norm.momentum == pytest.approx(0.01) for norm in norms)
@@ -331,7 +331,7 @@ def test_strides_of_two_axes_are_height_then_width():
     assert (2.0, 3.0) not in values
 
 
-def test_kernel_size_is_that_of_all_convolutions_of_a_block():
+def test_kernel_size_applies_to_all_convolutions_of_a_block():
     network = Resnet([4, 8], [1, 2], num_output_classes=3, kernel_size=5)
     block = network.blocks[0][0]
     assert block.first_conv.kernel_size == block.second_conv.kernel_size == (5, 5)

@@ -62,7 +62,7 @@ def test_output_size(size: int, stride: float, edge: str, expected: int) -> None
     assert spectral.output_size(size, stride, edge=edge, cropping=False) == size
 
 
-def test_effective_width_and_smallest_stride_follow_the_table() -> None:
+def test_transition_width_and_smallest_stride() -> None:
     assert spectral.transition_width(32, 4.0, "passband") == 4.0
     assert spectral.transition_width(8, 4.0, "passband") == 2.0
     assert spectral.transition_width(64, 4.0, "stopband") == 4.0
@@ -75,7 +75,7 @@ def test_effective_width_and_smallest_stride_follow_the_table() -> None:
 @pytest.mark.parametrize("edge", spectral.EDGES)
 @pytest.mark.parametrize(("size", "stride"), [(32, 2.0), (31, 1.7), (16, 3.3), (9, 2.2), (4, 1.8)])
 def test_derivative_equals_central_difference(size: int, stride: float, edge: str) -> None:
-    # A step off the jumps of the output length and off the kinks of the window.
+    # Away from jumps of the output length and kinks of the window.
     stride += 0.0123
     axis = spectral.plan_axis(size, stride, edge=edge, straight_through=False)
     synthesis, analysis = ramp_factors(size, axis.output_size, axis.ramp)
@@ -87,7 +87,7 @@ def test_derivative_equals_central_difference(size: int, stride: float, edge: st
     assert derivative.abs().max() > 1e-3
 
 
-def test_both_ends_of_the_ramp_carry_the_gradient() -> None:
+def test_the_ramp_includes_both_of_its_ends() -> None:
     assert list(spectral.plan_axis(32, 2.0, **PUBLISHED).ramp) == [8, 9, 10, 11, 12]
     assert list(spectral.plan_axis(32, 2.0, **WINDOWED).ramp) == [
         4,
@@ -111,7 +111,7 @@ def test_some_bin_is_always_on_the_ramp(edge: str) -> None:
     "function",
     [spectral.plan_axis, spectral.output_size, spectral.pooling_matrix],
 )
-def test_a_misspelt_edge_is_not_taken_for_the_other(function) -> None:
+def test_an_unknown_edge_is_refused(function) -> None:
     with pytest.raises(ValueError, match="one of 'passband', 'stopband', but got 'pasband'"):
         function(32, 2.0, edge="pasband")
     for function in (spectral.transition_width, spectral.smallest_stride):
