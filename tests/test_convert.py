@@ -303,6 +303,10 @@ def test_data_parallel_training_step():
         torch.testing.assert_close(model.conv.pooling.strides.grad, alone.conv.pooling.strides.grad)
         with pytest.raises(ValueError, match=r"inside a Distributed.*pass model.module, and wrap"):
             convert(wrapped, x)
+        with pytest.raises(
+            ValueError, match=r"'0' is inside a Dist.*pass model.0.module, and wrap"
+        ):
+            convert(nn.Sequential(wrapped), x)
         torch.testing.assert_close(freeze(wrapped.eval(), x)(x), model.eval()(x))
         with pytest.raises(ValueError, match=r"DistributedDataParallel is not: pass model\.module"):
             report(wrapped)

@@ -28,9 +28,11 @@ def check_traceable(model: nn.Module, inputs: tuple) -> None:
     """Refuse examples without a tensor or sample, and networks that cannot be traced."""
     if not has_tensor(inputs):
         got = inputs[0] if len(inputs) == 1 else inputs
+        shape = getattr(got, "shape", None)
+        shown = repr(got) if shape is None else f"a {type(got).__name__} of shape {tuple(shape)}"
         raise ExampleError(
             f"example must be an input of the network, a tensor or a tuple of several, but got "
-            f"{got!r}: pass torch.rand(1, 3, 224, 224), for instance"
+            f"{shown}: pass torch.rand(1, 3, 224, 224), for instance"
         )
     if not batch_size(inputs):
         shapes = [tuple(leaf.shape) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
@@ -75,12 +77,16 @@ def check_unwrapped(model: nn.Module) -> None:
 
     The wrapper has collected the parameters, so strides added later would not be synchronised.
     """
-    kinds = {cls.__name__ for cls in type(model).__mro__ if cls.__module__.startswith("torch.")}
-    if wrappers := kinds & WRAPPERS:
-        raise ValueError(
-            f"this network is inside a {wrappers.pop()}, which would not synchronise new layers: "
-            "pass model.module, and wrap the result"
-        )
+    for name, module in model.named_modules():
+        kinds = {
+            cls.__name__ for cls in type(module).__mro__ if cls.__module__.startswith("torch.")
+        }
+        if wrappers := kinds & WRAPPERS:
+            what, inner = (f"{name!r}", f"model.{name}") if name else ("this network", "model")
+            raise ValueError(
+                f"{what} is inside a {wrappers.pop()}, which would not synchronise new layers: "
+                f"pass {inner}.module, and wrap the result"
+            )
 
 
 def batch_size(inputs: tuple) -> int:

@@ -34,7 +34,9 @@ class SizedPooling(nn.Module):
 
     def output_size(self, input_size: Sequence[int]) -> tuple[int, ...]:
         """The spatial size of the output for a map of ``input_size``."""
-        raise NotImplementedError(f"{type(self).__name__} has no method output_size")
+        raise NotImplementedError(
+            f"{type(self).__name__} must define output_size(input_size), like every SizedPooling"
+        )
 
     def stride_values(self) -> tuple[float, ...]:
         """The strides as Python numbers, one per axis; ones if the layer has no strides."""

@@ -2,8 +2,8 @@
 
 Up to about 300 samples one matrix product is fastest. Longer axes are multiplied in halves: the sum
 of a line's two halves has its even bins and their difference has its odd bins. Matrices of half the
-height and width multiply these, with half the multiply-adds. From about a thousand samples on,
-Fourier transforms are faster still.
+height and width multiply these, with half the multiply-adds. From 1,024 samples on, axes are
+transformed.
 """
 
 import math
@@ -18,8 +18,8 @@ from diffstride.spectral.matrix import adjoint, analysis, halves, matrix, synthe
 from diffstride.spectral.memory_format import FULL_PRECISION
 
 # Lengths from which axes are pooled in halves and by transforms, measured on a CPU. One product is
-# as fast as two halves at 256 samples, and takes 1.6 times as long at 384. From 384 on transforms
-# are faster than halves, except channels-last and for lengths with large prime factors.
+# as fast as two halves at 256 samples, and takes 1.6 times as long at 384. From 384 to 1,023
+# samples transforms are faster only for contiguous maps of a length without large prime factors.
 HALVED_AXIS = 320
 LONG_AXIS = 1024
 
