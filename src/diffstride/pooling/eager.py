@@ -13,4 +13,4 @@ def call_eagerly(layer: nn.Module, x: Tensor) -> Tensor:
 
     The products gain nothing from compilation; the rest of the network is compiled.
     """
-    return layer.forward(x)
+    return layer._pool(x)  # pyright: ignore[reportCallIssue]

@@ -107,6 +107,10 @@ class DiffStride(SpectralPooling):
             from diffstride.pooling.eager import call_eagerly
 
             return call_eagerly(self, x)  # pyright: ignore[reportCallIssue]
+        return self._pool(x)
+
+    def _pool(self, x: Tensor) -> Tensor:
+        # Not in `forward`: torch.export compiles eager calls too, and would call it for ever.
         axes = self.plan(pooled_sizes(x, self.num_axes))
         learning = self.training or torch.is_grad_enabled()
         if self.strides.requires_grad and learning and not torch.compiler.is_compiling():
