@@ -59,7 +59,7 @@ def multiplies_bfloat16() -> bool:
 
 def environment() -> dict[str, Any]:
     """Facts of machine and software that a timing depends on."""
-    commit = read_commit("src", ":(glob)benchmarks/*.py") or "unknown"
+    commit = read_commit("src", ":(glob)benchmarks/**/*.py") or "unknown"
     return {
         "processor": processor_name(),
         "cores": os.cpu_count(),
