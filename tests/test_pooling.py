@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 from math import comb
+from unittest import mock
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from diffstride import (
     spectral_pool,
     stride_layers,
 )
+from diffstride.spectral import matrix
 
 OPTIONS = [
     {},
@@ -174,10 +176,30 @@ def test_strides_on_an_accelerator_are_read_once_per_training_step() -> None:
     layer, x = OnAccelerator(2.0, edge="stopband"), torch.zeros(1, 1, 12, 12)
     layer.reads = 0
     for _ in range(3):
-        layer(x)
+        layer(x).sum().backward()
         layer.project_()
         layer.stride_values()
     assert layer.reads == 3 + 1  # the first pass, and each projection
+
+
+def test_a_layer_called_twice_on_an_accelerator_reads_its_strides_once_per_step() -> None:
+    layer, x = OnAccelerator(2.0, edge="stopband"), torch.rand(1, 1, 12, 12)
+    optimiser = torch.optim.SGD(layer.parameters(), lr=1e-3, fused=True)
+    layer(x).sum().backward()
+    layer.reads = 0
+    for _ in range(3):
+        (layer(x).square().sum() + layer(x + 1).square().sum()).backward()
+        optimiser.step()
+    assert layer.reads == 3
+    assert layer.stride_values() == tuple(layer.strides.tolist())
+
+
+def test_strides_that_keep_the_map_sizes_need_no_new_matrix() -> None:
+    layer, x = DiffStride(2.1), torch.rand(1, 1, 20, 20)
+    layer(x)
+    with mock.patch.object(matrix, "axis_matrix", side_effect=AssertionError):
+        layer.strides.data.add_(0.01)
+        assert layer(x).shape == (1, 1, 10, 10)
 
 
 @pytest.mark.parametrize("training", [False, True])  # norms are often tuned in evaluation mode

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from diffstride import _arguments
 from diffstride._arguments import check_input, check_input_size, clamp_strides, pooled_sizes
+from diffstride._torch_compat import is_transformed
 from diffstride.pooling.base import Plan, SpectralPooling
 from diffstride.pooling.frozen import FrozenPooling
 from diffstride.spectral.autograd import pool
@@ -112,10 +113,7 @@ class DiffStride(SpectralPooling):
     def _pool(self, x: Tensor) -> Tensor:
         # Not in `forward`: torch.export compiles eager calls too, and would call it for ever.
         axes = self.plan(pooled_sizes(x, self.num_axes))
-        learning = self.training or torch.is_grad_enabled()
-        if self.strides.requires_grad and learning and not torch.compiler.is_compiling():
-            self._version = None  # read again at the next call
-        return pool(x, axes, self.strides)
+        return pool(x, axes, self._watched_strides())
 
     def stride_values(self) -> tuple[float, ...]:
         """The strides as Python numbers within their limits, one per axis."""
@@ -172,8 +170,8 @@ class DiffStride(SpectralPooling):
 
     # The output length is a Python integer, so the host has to know the strides. On a CPU it reads
     # them at every call, which costs nothing. On an accelerator it reads them when the parameter's
-    # version has changed. Fused optimisers do not change the version, so each call with gradients
-    # makes the next one read again, unless `project_` has. Moving and loading read them too.
+    # version has changed. Fused optimisers do not change the version, so the first call after a
+    # backward pass reads again, unless `project_` has. Moving and loading read them too.
 
     def _read(self) -> tuple[float, ...]:
         if torch.compiler.is_compiling():
@@ -183,6 +181,23 @@ class DiffStride(SpectralPooling):
         if self._is_on_cpu() or self._version != _version_of(self.strides):
             self._refresh()
         return self._values
+
+    def _watched_strides(self) -> Tensor:
+        """The parameter, or a view of it whose gradient makes the next call read it again."""
+        learning = self.training or torch.is_grad_enabled()
+        if self._is_on_cpu() or not (self.strides.requires_grad and learning):
+            return self.strides
+        if torch.compiler.is_compiling():
+            return self.strides
+        if is_transformed(self.strides) or not torch.is_grad_enabled():
+            self._version = None
+            return self.strides
+        watched = self.strides.view_as(self.strides)
+        watched.register_hook(self._forget)
+        return watched
+
+    def _forget(self, _: Tensor) -> None:
+        self._version = None
 
     def _is_on_cpu(self) -> bool:
         return self.strides.device.type == "cpu"

@@ -44,6 +44,14 @@ class Axis(NamedTuple):
         """The derivative ``dm/ds = -N / (2 s^2 R)`` of the window's gain on the ramp."""
         return -self.size / (2 * self.stride**2 * self.transition)
 
+    def without_ramp(self) -> "Axis":
+        """If flat, the axis of the same lengths without a ramp, else this one: equal gains.
+
+        >>> plan_axis(32, 2.1).without_ramp() == plan_axis(32, 2.12).without_ramp()
+        True
+        """
+        return Axis(self.size, self.output_size, 1.0, math.inf, 1.0, True) if self.flat else self
+
 
 def transition_width(size: int, smoothness_factor: float = 4.0, edge: str = "stopband") -> float:
     """Width of the window's ramp in bins: the smoothness factor ``R``, limited by the length ``N``.

@@ -71,6 +71,7 @@ def cached_per_axis(make: Make) -> Make:
     """Cache ``make(axis, dtype, device)``, and let compiled programs hold it as a constant.
 
     The caches hold the matrices of the last training steps, or in evaluation those of all layers.
+    A flat axis has the same matrix at all strides that give the same length.
     """
 
     @as_constant
@@ -79,4 +80,12 @@ def cached_per_axis(make: Make) -> Make:
         *fields, dtype, device = args
         return make(Axis(*fields), dtype, device)
 
-    return lambda axis, dtype, device: kept(*tuple(axis), dtype, device)
+    return lambda axis, dtype, device: kept(*tuple(axis.without_ramp()), dtype, device)
+
+
+def on_device(constant: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A tensor of the host in the dtype and on the device of a feature map.
+
+    A GPU receives it without waiting for the work that is queued there.
+    """
+    return constant.to(device, dtype, non_blocking=device.type == "cuda")

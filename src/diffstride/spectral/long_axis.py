@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from diffstride.spectral.axis_plan import Axis, window
-from diffstride.spectral.cache import as_constant, outside_modes
+from diffstride.spectral.cache import as_constant, on_device, outside_modes
 from diffstride.spectral.matrix import bin_weights
 from diffstride.spectral.memory_format import FULL_PRECISION
 
@@ -81,4 +81,4 @@ def _constant_gains(*args: Any) -> Tensor:
         gains = window(axis)
         if axis.output_size % 2 == 0 and axis.output_size < axis.size:
             gains[-1] /= 2
-    return gains.to(device, dtype)
+    return on_device(gains, device, dtype)

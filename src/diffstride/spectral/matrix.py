@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from diffstride.spectral.axis_plan import CPU, Axis, plan_axis, window
-from diffstride.spectral.cache import as_constant, cached, cached_per_axis
+from diffstride.spectral.cache import as_constant, cached, cached_per_axis, on_device
 
 
 @cached(256, 8)
@@ -88,7 +88,7 @@ def ramp_factors(size: int, output_size: int, ramp: range) -> tuple[Tensor, Tens
 @cached_per_axis
 def matrix(axis: Axis, dtype: torch.dtype, device: torch.device) -> Tensor:
     """``A`` of one axis, computed in float64 and rounded once to ``dtype``."""
-    return axis_matrix(axis).to(device, dtype)
+    return on_device(axis_matrix(axis), device, dtype)
 
 
 @cached_per_axis
@@ -105,7 +105,7 @@ def halves(axis: Axis, dtype: torch.dtype, device: torch.device) -> Tensor:
     ``A`` is ``[[E + O, E - O], [E - O, E + O]]``, and ``E`` and ``O`` are returned.
     """
     left, right = axis_matrix(axis)[: axis.output_size // 2].split(axis.size // 2, 1)
-    return (torch.stack([left + right, left - right]) / 2).to(device, dtype)
+    return on_device(torch.stack([left + right, left - right]) / 2, device, dtype)
 
 
 def analysis(axis: Axis, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -126,4 +126,4 @@ def _ramp_factor(*args: Any) -> Tensor:
     # The key has the bins and not the stride: most training steps leave the bins as they are.
     size, output_size, start, stop, which, dtype, device = args
     factors = ramp_factors(size, output_size, range(start, stop))
-    return factors[which].T.to(device, dtype).contiguous()
+    return on_device(factors[which].T.contiguous(), device, dtype)
