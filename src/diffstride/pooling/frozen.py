@@ -60,8 +60,9 @@ class FrozenPooling(SizedPooling):
         """Compute the matrices for maps of the spatial size ``sizes``."""
         axes = [self._axis(*each) for each in zip(sizes, self.frozen_strides, strict=True)]
         self.sizes[tuple(sizes)] = tuple(axis.output_size for axis in axes)
-        self.orders[tuple(sizes)] = axis_order(axes)
-        for i, axis in enumerate(axes):
+        order = [i for i in axis_order(axes) if not axes[i].is_identity]
+        self.orders[tuple(sizes)] = order
+        for i, axis in ((i, axes[i]) for i in order):
             self.register_buffer(f"matrix_{i}_{axis.size}", axis_matrix(axis).to(device, dtype))
 
     def _axis(self, size: int, stride: float) -> Axis:
@@ -76,6 +77,8 @@ class FrozenPooling(SizedPooling):
         sizes = tuple(int(size) for size in x.shape[2:])  # TorchScript traces them as tensors
         self._check_size(sizes)
         matrices = {i: getattr(self, f"matrix_{i}_{sizes[i]}") for i in self.orders[sizes]}
+        if not matrices:
+            return x.clone()  # an operation in place may follow
         with full_precision(x):
             return self._pool(x, matrices)
 
@@ -84,7 +87,7 @@ class FrozenPooling(SizedPooling):
             for i, matrix in matrices.items():
                 x = _multiply(matrix.to(x.dtype), x, 2 + i)
             return x
-        layout = layout_of(x, len(matrices))
+        layout = layout_of(x, self.num_axes)
         dense = layout.enter(x).to(layout.compute_dtype)
         for i, matrix in matrices.items():
             dense = multiply(matrix.to(dense.dtype), dense, FIRST_DIM + i, len(matrix))
@@ -96,7 +99,8 @@ class FrozenPooling(SizedPooling):
         return self.sizes[tuple(input_size)]
 
     def multiply_adds(self, axes: Sequence[Axis], sizes: Lengths, output_sizes: Lengths) -> Any:
-        return multiply_adds(axes, sizes, output_sizes, transforms=False)
+        order = self.orders[tuple(axis.size for axis in axes)]
+        return multiply_adds(axes, sizes, output_sizes, transforms=False, order=order)
 
     def _check_size(self, sizes: tuple[int, ...]) -> None:
         if sizes not in self.sizes:

@@ -40,6 +40,15 @@ class Axis(NamedTuple):
         return range(first, min(math.floor(self.cutoff), self.output_size // 2) + 1)
 
     @property
+    def is_identity(self) -> bool:
+        """Whether all bins of the axis are kept at gain 1, so that nothing is pooled.
+
+        >>> plan_axis(32, 1.0).is_identity, plan_axis(32, 1.1).is_identity
+        (True, False)
+        """
+        return self.flat and self.output_size == self.size
+
+    @property
     def slope(self) -> float:
         """The derivative ``dm/ds = -N / (2 s^2 R)`` of the window's gain on the ramp."""
         return -self.size / (2 * self.stride**2 * self.transition)

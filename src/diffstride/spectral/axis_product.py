@@ -34,14 +34,17 @@ def pool_axis(
 ) -> tuple[Tensor, Tensor | None]:
     """``A x`` and, while learning, the bins ``D_r^T x`` on the ramp.
 
-    If given, ``out`` and ``kept`` receive the two results, converted to their dtype.
+    Where ``A`` is the identity, the first result is ``x`` itself. If given, ``out`` and ``kept``
+    receive the two results, converted to their dtype.
     """
-    if is_long(axis):
+    if is_long(axis) and (learning or not axis.is_identity):
         y, bins = fourier_pool(axis, x, dim, learning)
         return _deliver(y, out), None if bins is None else _deliver(bins, kept)
     kind, bins = (x.dtype, x.device), None
     if learning:
         bins = multiply(analysis(axis, *kind), x, dim, 2 * len(axis.ramp), kept)
+    if axis.is_identity:
+        return _deliver(x, out), bins
     if is_halved(axis, x.dtype):
         y = multiply_halves(halves(axis, *kind), x, dim, axis.output_size, out)
         return y, bins
@@ -57,6 +60,8 @@ def spread_axis(
         return _deliver(grad_x, out), bins
     kind = (grad.dtype, grad.device)
     bins = multiply(synthesis(axis, *kind), grad, dim, 2 * len(axis.ramp))
+    if axis.is_identity:
+        return _deliver(grad, out), bins
     if is_halved(axis, grad.dtype):
         grad_x = multiply_halves(halves(axis, *kind).mT, grad, dim, axis.size, out)
         return grad_x, bins

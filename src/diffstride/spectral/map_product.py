@@ -28,15 +28,18 @@ def multiply_adds(
     sizes: Sequence[Any] | None = None,
     output_sizes: Sequence[Any] | None = None,
     transforms: bool = True,
+    order: Sequence[int] | None = None,
 ) -> Any:
     """Multiply-adds of pooling one channel of one sample, in evaluation.
 
-    Each axis costs the number of samples of the map when it is pooled, times its output length.
+    Each axis costs the number of samples of the map when it is pooled, times its output length. An
+    axis that keeps all its bins costs nothing.
 
     Args:
         axes: the plan of each axis.
         sizes, output_sizes: the same lengths as scalar tensors, for a differentiable cost.
         transforms: whether long axes are pooled by Fourier transforms, which count as 0.
+        order: the axes that are multiplied, in order (default: `axis_order`).
 
     >>> from diffstride.spectral import plan_axis
     >>> multiply_adds([plan_axis(32, 2.0)] * 2) == 16 * 32 * 32 + 16 * 16 * 32
@@ -45,8 +48,8 @@ def multiply_adds(
     current = [axis.size for axis in axes] if sizes is None else list(sizes)
     outputs = [axis.output_size for axis in axes] if output_sizes is None else output_sizes
     total = 0
-    for i in axis_order(axes):
-        if not (transforms and is_long(axes[i])):
+    for i in axis_order(axes) if order is None else order:
+        if not (axes[i].is_identity or (transforms and is_long(axes[i]))):
             # Products in halves count in full. They need an even M, so counting them as half would
             # double the cost from one size to the next and mislead a budget.
             total = total + math.prod(current) * outputs[i]
@@ -66,7 +69,8 @@ def pool_map(
     blocks = list(block_slices(x, layout)) if in_blocks else [slice(None)]
     if len(blocks) == 1:
         y, on_ramp = _pool_block(x.to(layout.compute_dtype), axes, order, learning)
-        return y.to(x.dtype), on_ramp
+        copy = all(axis.is_identity for axis in axes)  # the output must not be the input
+        return y.to(x.dtype, copy=copy), on_ramp
     shape, on_ramp = list(x.shape), []
     for i in order:
         if learning:
