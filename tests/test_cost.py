@@ -278,7 +278,7 @@ def test_a_size_worked_out_of_another_map_follows_that_one():
             return self.last(F.interpolate(large, size=small.shape[2] // 4)), small
 
     x = torch.rand(1, 4, 200)
-    model = convert(Net(), x)
+    model = convert(Net(), x, order="after")
     cost = MultiplyAdds(model, x)
     for strides in ((2.0, 2.0), (1.3, 3.7), (3.3, 1.2)):
         for layer, stride in zip(stride_layers(model).values(), strides, strict=True):

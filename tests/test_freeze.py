@@ -159,7 +159,7 @@ def test_a_layer_called_on_two_sizes_has_matrices_for_both():
 
 def test_rounding_gives_the_sizes_of_strided_networks():
     x = torch.rand(1, 3, 32, 32)
-    model = convert(networks.build("torchvision/resnet18").eval(), x)
+    model = convert(networks.build("torchvision/resnet18").eval(), x, min_channels=0)
     strided, sizes = networks.build("torchvision/resnet18").eval(), []
     for layer in stride_layers(model).values():
         layer.strides.data.copy_(torch.tensor([1.8, 2.3]))

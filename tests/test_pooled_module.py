@@ -28,13 +28,13 @@ def test_a_converted_module_runs_at_stride_1_and_pools(straight_through):
         "power": nn.LPPool2d(2, 3),
     }
     for module in modules.values():
-        converted = convert(nn.Sequential(module), x, straight_through=straight_through)[0]
+        options = {"edge": "stopband", "straight_through": straight_through}
+        converted = convert(nn.Sequential(module), x, order="after", **options)[0]
         stride = module.stride or module.kernel_size
         strides = torch.broadcast_to(torch.tensor(stride), (2,)).tolist()
         assert converted.pooling.stride_values() == tuple(strides)
         full = copy.deepcopy(module)
         full.stride = type(module.stride)((1, 1)) if isinstance(module.stride, tuple) else 1
-        options = {"edge": "stopband", "straight_through": straight_through}
         expected = diff_stride(full(x), [float(s) for s in strides], **options)
         torch.testing.assert_close(converted(x), expected)
         assert converted(x).shape == module(x).shape
@@ -54,7 +54,7 @@ def test_modules_parameters_and_hooks_are_kept():
     seen = []
     model.conv.register_forward_hook(lambda module, args, out: seen.append(out.shape))
     before = copy.deepcopy(model)
-    converted = convert(model, torch.rand(IMAGE))
+    converted = convert(model, torch.rand(IMAGE), order="after")
     assert type(model.conv) is nn.Conv2d
     assert model.conv.stride == (2, 2)
     assert seen == []

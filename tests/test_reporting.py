@@ -30,7 +30,7 @@ class Windows(nn.Module):
 
 def test_report_without_a_known_cost_lists_the_modules():
     x = torch.rand(IMAGE)
-    model = convert(Windows(), x)
+    model = convert(Windows(), x, order="after")
     with pytest.raises(ValueError, match=r"the cost of mix \(Conv2d\) is no product of the sizes"):
         MultiplyAdds(model, x)
     lines = report(model).splitlines()
@@ -61,14 +61,23 @@ def test_report_of_a_network_with_a_part_that_was_converted_before():
 
 
 def test_report_lists_modules_sizes_and_costs():
-    model = convert(Block(), torch.rand(IMAGE))
+    model = convert(Block(), torch.rand(IMAGE), order="after")
     model.conv.pooling.strides.data.copy_(torch.tensor([1.6, 2.5]))
     model.conv.pooling.project_()
     lines = report(model).splitlines()
     convolution, pooling = 32 * 32 * 9 * 64, 2 * 8 * (13 * 32 * 32 + 20 * 13 * 32)
-    expected = f"conv 1.60 x 2.50 2 x 2 32 x 32 -> 20 x 13 {convolution + pooling:,} 147,456"
+    expected = f"conv 1.60 x 2.50 2 x 2 after 32 x 32 -> 20 x 13 {convolution + pooling:,} 147,456"
     assert lines[1].split() == expected.split()
-    assert lines[2].split() == ["shortcut", "same", "2", "x", "2", f"{20 * 13 * 64:,}", "16,384"]
+    assert lines[2].split() == [
+        "shortcut",
+        "same",
+        "2",
+        "x",
+        "2",
+        "before",
+        f"{20 * 13 * 64:,}",
+        "16,384",
+    ]
     assert re.match(r"whole network +[\d,]+ +[\d,]+$", lines[3])
     with pytest.raises(ValueError, match="report needs a model returned by convert"):
         report(Block())

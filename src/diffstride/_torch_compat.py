@@ -78,3 +78,8 @@ def uncompiled(model: nn.Module) -> nn.Module:
 def conv_padding(conv: Conv) -> Sequence[int]:
     """The padding of a convolution as `torch.nn.functional.pad` takes it: last axis first."""
     return conv._reversed_padding_repeated_twice
+
+
+def set_conv_padding(conv: Conv, sizes: list[int]) -> None:
+    """Set what `conv_padding` returns."""
+    conv._reversed_padding_repeated_twice = sizes

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 from diffstride._arguments import check_limits, check_window
+from diffstride.conversion.kernel_resampling import resample_convolution
+from diffstride.conversion.placement import check_order, place
 from diffstride.conversion.pooled_groups import group_calls
 from diffstride.conversion.pooled_module import Pooled, attach_pooling
 from diffstride.conversion.reporting import Conversion, record_costs
@@ -30,6 +32,8 @@ def convert(
     model: Model,
     example: Any,
     *,
+    order: str = "auto",
+    min_channels: int = 8,
     edge: str = "stopband",
     filter_fn: Filter | None = None,
     include: Iterable[str] = (),
@@ -86,6 +90,7 @@ def convert(
     torch.Size([1, 8, 8, 8])
     """
     _check_model(model)
+    check_order(order)
     check_window(smoothness_factor, edge)
     check_limits(lower_limit_stride, upper_limit_stride)
     converted = deep_copy(model)
@@ -94,6 +99,8 @@ def convert(
     include = (include,) if isinstance(include, str) else include
     include = tuple(name for name in include if not isinstance(traced.modules.get(name), Pooled))
     calls, left_out = find_strided_calls(traced, filter_fn, include, patchify, leaf_modules)
+    keeps = straight_through and edge == "stopband" and (lower_limit_stride or 1.0) <= 1.0
+    place(calls, converted, order, min_channels if keeps else 0)
     groups = group_calls(traced, calls, left_out, include)
     if not (groups or stride_layers(converted)):
         reasons = "".join(f"; {name}: {reason}" for name, reason in left_out.items())
@@ -102,7 +109,9 @@ def convert(
     if not isinstance(conversion, Conversion):
         conversion = record_costs(traced, example, leaf_modules)
     conversion.left_out = left_out
-    conversion.strides |= {call.name: call.strides for group in groups for call in group.calls}
+    for call in (call for group in groups for call in group.calls):
+        conversion.strides[call.name] = stride_of(call.module, len(call.strides))
+        conversion.placements[call.name] = call.placement
     converted.conversion = conversion  # type: ignore[assignment]
     for group in groups:
         pooling = group.pooling or _new_pooling(
@@ -118,7 +127,11 @@ def convert(
         pooling.train(converted.training)
         first = {call.module: call for call in reversed(group.calls)}
         for module, call in first.items():
-            attach_pooling(module, pooling, group.crop_pads[module], pool_first=call.pointwise)
+            crop_pads, taps = group.crop_pads[module], ()
+            if call.placement == "before" and not call.pointwise:
+                taps = call.coarse_taps(group.size, crop_pads)
+                resample_convolution(module, taps)  # pyright: ignore[reportArgumentType]
+            attach_pooling(module, pooling, crop_pads, call.placement, group.sharers(call), taps)
     return converted
 
 

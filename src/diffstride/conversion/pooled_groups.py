@@ -1,6 +1,6 @@
 """Group the strided calls of a network that share one pooling layer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import fx, nn
 
@@ -17,12 +17,24 @@ SEVERAL = "is called several times, on maps that cannot share a stride"
 class PooledGroup:
     """Strided calls that share one pooling layer, which may exist already.
 
-    ``crop_pads`` make the outputs of all modules equal in size before they are pooled.
+    ``crop_pads`` give the maps of all modules the same ``size`` before they are pooled.
     """
 
     calls: list[StridedCall]
     crop_pads: dict[nn.Module, tuple[CropPad, ...]]
     pooling: nn.Module | None
+    size: tuple[int, ...]
+
+    def sharers(self, call: StridedCall) -> int:
+        """For how many modules the layer pools the map that this call pools."""
+        same = {
+            other.module
+            for other in self.calls
+            if other.placement == call.placement == "before"
+            and other.node.args[0] is call.node.args[0]
+            and self.crop_pads[other.module] == self.crop_pads[call.module]
+        }
+        return max(1, len(same))
 
 
 def group_calls(
@@ -65,7 +77,7 @@ def _pooled_group(
     stride_groups: StrideGroups, nodes: list[fx.Node], by_node: dict[fx.Node, StridedCall]
 ) -> PooledGroup:
     trace = stride_groups.trace
-    calls = [by_node[node] for node in nodes if node in by_node]
+    calls = [_settled(by_node[node], len(nodes) == 1) for node in nodes if node in by_node]
     pooled = [node for node in nodes if node not in by_node]
     if len({trace.module(node) for node in pooled}) > 1:
         names = " and ".join(dict.fromkeys(repr(str(node.target)) for node in pooled))
@@ -80,7 +92,14 @@ def _pooled_group(
     crop_pads = {call.module: call.crop_pad_to(size) for call in calls}
     if any(call.crop_pad_to(size) != crop_pads[call.module] for call in calls):
         raise StrideConflictError(SEVERAL, nodes)
-    return PooledGroup(calls, crop_pads, trace.module(pooled[0]) if pooled else None)
+    return PooledGroup(calls, crop_pads, trace.module(pooled[0]) if pooled else None, size)
+
+
+def _settled(call: StridedCall, alone: bool) -> StridedCall:
+    """The call, pooled on top of its stride only if no other has to share the layer."""
+    if call.placement != "on top":
+        return call
+    return call.on_top() if alone else replace(call, placement="before")
 
 
 def _join(one: PooledGroup, two: PooledGroup) -> PooledGroup:
@@ -91,4 +110,4 @@ def _join(one: PooledGroup, two: PooledGroup) -> PooledGroup:
     )
     if not same or (one.pooling and two.pooling):
         raise StrideConflictError(SEVERAL, [call.node for call in calls])
-    return PooledGroup(calls, one.crop_pads | two.crop_pads, one.pooling or two.pooling)
+    return PooledGroup(calls, one.crop_pads | two.crop_pads, one.pooling or two.pooling, one.size)

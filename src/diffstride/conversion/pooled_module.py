@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from diffstride.conversion.kernel_resampling import CoarseTaps, resampled_kernel
 from diffstride.spectral.memory_format import full_precision
 
 
@@ -26,18 +28,45 @@ class CropPad(NamedTuple):
 class Pooled(nn.Module):
     """Mixed into the class of a module: ``y = pooling(crop_or_pad(module(x)))``.
 
-    With ``pool_first`` it is ``y = module(pooling(crop_or_pad(x)))``. For a pointwise convolution
-    that gives the same at a much lower cost, since pooling keeps constants.
+    With ``pool_first`` it is ``y = module(pooling(crop_or_pad(x)))``. A convolution whose kernel
+    was resampled for that has ``taps``, one for each axis.
     """
 
     pooling: nn.Module
     crop_pads: tuple[CropPad, ...]
     pool_first: bool
+    sharers: int
+    taps: tuple[CoarseTaps, ...]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.pool_first:
-            return super().forward(self.pooling(crop_or_pad(x, self.crop_pads)), *args, **kwargs)  # type: ignore
+            return super().forward(self._pooled_input(x), *args, **kwargs)  # type: ignore
         return self.pooling(crop_or_pad(super().forward(x, *args, **kwargs), self.crop_pads))  # type: ignore
+
+    def _pooled_input(self, x: Tensor) -> Tensor:
+        """The pooled input, computed once for the modules that pool the same map."""
+        if self.sharers == 1 or not _remembers(x):
+            return self.pooling(crop_or_pad(x, self.crop_pads))
+        key: tuple[Any, ...] = (self.pooling, self.crop_pads)
+        if isinstance(x, Tensor):  # and not traced
+            strides = self.pooling.stride_values()  # type: ignore[operator]
+            key += (strides, x._version, torch.is_grad_enabled())
+        # An attribute of the map until the last module has it, so that it lives no longer.
+        known, pooled, left = vars(x).pop("_pooled", (None, x, 0))
+        if known != key:
+            pooled, left = self.pooling(crop_or_pad(x, self.crop_pads)), self.sharers
+        if left > 1:
+            vars(x)["_pooled"] = key, pooled, left - 1
+        return pooled
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        """Load a checkpoint, also that of the network before conversion: resample its kernel."""
+        name = f"{prefix}weight"
+        converted = any(key.startswith(f"{prefix}pooling.") for key in state_dict)
+        kernel = state_dict.get(name)
+        if self.taps and not converted and getattr(kernel, "shape", 0) == self.weight.shape:
+            state_dict = {**state_dict, name: resampled_kernel(kernel, self.taps)}
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def __reduce_ex__(self, protocol: Any) -> tuple:
         function, args, *state = super().__reduce_ex__(protocol)
@@ -49,10 +78,31 @@ class Pooled(nn.Module):
         return function, args, *state
 
 
+def _remembers(x: Any) -> bool:
+    """Whether what is computed of ``x`` may be stored on it: it is plain, and made in this pass."""
+    if torch.compiler.is_compiling() or not isinstance(x, Tensor):
+        return not torch.compiler.is_compiling()  # a traced value may
+    made_here = x.grad_fn is not None or not torch.is_grad_enabled()
+    return type(x) is Tensor and made_here and not x.is_inference()
+
+
 def attach_pooling(
-    module: nn.Module, pooling: nn.Module, crop_pads: Sequence[CropPad], pool_first: bool = False
+    module: nn.Module,
+    pooling: nn.Module,
+    crop_pads: Sequence[CropPad],
+    placement: str = "after",
+    sharers: int = 1,
+    taps: Sequence[CoarseTaps] = (),
 ) -> None:
-    """Make ``module`` run at stride 1 and pool its output, in place.
+    """Give ``module`` a pooling layer, in place.
+
+    Args:
+        module: the module.
+        pooling: the layer, which other modules may share.
+        crop_pads: how to crop or pad the map before it is pooled.
+        placement: ``"before"``, ``"after"`` or ``"on top"``, see `diffstride.conversion.placement`.
+        sharers: how many modules, this one included, pool the same map by the same layer.
+        taps: of a resampled kernel, for each axis.
 
     >>> conv = nn.Conv2d(3, 8, 3, stride=2, padding=1)
     >>> attach_pooling(conv, nn.AvgPool2d(4), [CropPad(), CropPad()])
@@ -64,12 +114,15 @@ def attach_pooling(
     >>> isinstance(conv, nn.Conv2d), list(conv.state_dict())
     (True, ['weight', 'bias'])
     """
-    set_stride(module, 1)
+    if placement != "on top":
+        set_stride(module, 1)
     base = type(module)
     module.__class__ = parametrized_class(base) if is_parametrized(module) else pooled_class(base)
     module.pooling = pooling
     module.crop_pads = tuple(crop_pads)  # type: ignore[assignment]
-    module.pool_first = pool_first  # type: ignore[assignment]
+    module.pool_first = placement == "before"  # type: ignore[assignment]
+    module.sharers = sharers  # type: ignore[assignment]
+    module.taps = tuple(taps)  # type: ignore[assignment]
 
 
 def set_stride(module: nn.Module, stride: int) -> None:
@@ -83,7 +136,7 @@ def set_stride(module: nn.Module, stride: int) -> None:
 @cache
 def pooled_class(base: type[nn.Module]) -> type[nn.Module]:
     """The subclass of ``base`` that pools; cached, so that types compare equal."""
-    namespace = {"__doc__": f"{base.__name__} followed by a pooling layer."}
+    namespace = {"__doc__": f"{base.__name__} with a pooling layer before or after it."}
     return type(f"Pooled{base.__name__}", (Pooled, base), namespace)
 
 

@@ -15,7 +15,7 @@ from diffstride.graph.tracer import Trace
 from diffstride.strides import stride_layers
 
 UNKNOWN = "?"
-HEADINGS = ("module", "strides", "was", "map", "multiply-adds", "before")
+HEADINGS = ("module", "strides", "was", "pooled", "map", "multiply-adds", "before")
 
 
 @dataclass
@@ -26,6 +26,8 @@ class Conversion(LeafModulesRecord):
         example: the example on the meta device: shapes without data.
         leaf_modules: as given.
         strides: the old stride of each converted module.
+        placements: where each converted module is pooled, ``"before"`` or ``"after"`` it, or
+            ``"on top"`` of its old stride.
         left_out: the reason for each module that strides and was not converted.
         multiply_adds: cost of one sample before conversion, in total (``""``) and by module.
     """
@@ -33,6 +35,7 @@ class Conversion(LeafModulesRecord):
     example: Any
     leaf_modules: tuple[Leaf, ...] = ()
     strides: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    placements: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     multiply_adds: dict[str, int] = field(default_factory=dict)
 
@@ -47,6 +50,7 @@ def record_costs(traced: Trace, example: Any, leaf_modules: tuple[Leaf, ...]) ->
         costs[""] += part.multiply_adds[""]
         costs |= {f"{prefix}.{name}".rstrip("."): cost for name, cost in part.multiply_adds.items()}
         conversion.strides |= {f"{prefix}.{name}": old for name, old in part.strides.items()}
+        conversion.placements |= {f"{prefix}.{name}": at for name, at in part.placements.items()}
     return conversion
 
 
@@ -79,8 +83,9 @@ def _converted_parts(model: nn.Module) -> dict[str, Conversion]:
 def report(model: nn.Module) -> str:
     """A table of the modules whose strides `convert` made learnable.
 
-    The columns are the current and the old strides, the size of the map before and after pooling,
-    and the multiply-adds of one sample, of the module with its pooling, now and before conversion.
+    The columns are the current and the old strides, where the pooling is (before or after the
+    module, or on top of its old stride), the size of the map before and after pooling, and the
+    multiply-adds of one sample, of the module with its pooling, now and before conversion.
     Modules that share a layer follow each other; the first has the strides. The last lines are the
     cost of the whole network and the modules left out, with the reason. If the cost is unknown, the
     table says why.
@@ -121,7 +126,7 @@ def report(model: nn.Module) -> str:
         cost, unknown = None, [f"multiply-adds: {error}"]
     rows = [HEADINGS, *_rows(model, conversion, cost)]
     before, now = conversion.multiply_adds[""], f"{cost.value():,}" if cost else UNKNOWN
-    rows.append(("whole network", "", "", "", now, f"{before:,}"))
+    rows.append(("whole network", "", "", "", "", now, f"{before:,}"))
     lines = _aligned(rows) + unknown
     if conversion.left_out:
         lines.append("left out:")
@@ -149,7 +154,8 @@ def _rows(
             now = pooling + (costs.get(name, 0) if name != layer_name else 0)
             before = conversion.multiply_adds.get(name, 0)
             shown = f"{now:,}" if cost else UNKNOWN
-            rows.append((name, strides, was, size, shown, f"{before:,}"))
+            placement = conversion.placements.get(name, "")
+            rows.append((name, strides, was, placement, size, shown, f"{before:,}"))
             strides, size, pooling = "  same", "", 0
     return rows
 

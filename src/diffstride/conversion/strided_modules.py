@@ -5,7 +5,7 @@ sampled. That is measured on noise, not looked up by type, so modules of any lib
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from math import ceil
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from diffstride._torch_compat import Conv, ConvTranspose
+from diffstride.conversion.kernel_resampling import CoarseTaps, coarse_taps
 from diffstride.conversion.pooled_module import CropPad, Pooled, set_stride
 from diffstride.graph.fake_run import restoring
 from diffstride.graph.leaf_modules import Leaf, is_among
@@ -34,6 +35,7 @@ class StridedCall:
         full_size: size of the output at stride 1, without its first ``crop`` samples.
         crop: how many samples the output at stride 1 has before the first strided one.
         strided_size: size of the strided output.
+        placement: where the pooling goes, see `diffstride.conversion.placement`.
     """
 
     node: fx.Node
@@ -43,6 +45,7 @@ class StridedCall:
     full_size: tuple[int, ...]
     crop: tuple[int, ...]
     strided_size: tuple[int, ...]
+    placement: str = "after"
 
     @property
     def name(self) -> str:
@@ -58,12 +61,49 @@ class StridedCall:
             and self.full_size == self.input_size
         )
 
+    @property
+    def patchifies(self) -> bool:
+        """Whether the patches of a convolution do not overlap along some axis."""
+        return patchifies(per_axis(self.module, "kernel_size", len(self.strides)), self.strides)
+
     def crop_pad_to(self, size: Sequence[int]) -> tuple[CropPad, ...]:
-        """How to crop or pad the output at stride 1 to this size."""
-        return tuple(
-            CropPad(crop, new - old)
-            for crop, old, new in zip(self.crop, self.full_size, size, strict=True)
-        )
+        """How to crop or pad the map that is pooled to this size."""
+        crops, sizes = self.crop, self.full_size
+        if self.placement == "before":
+            # Cropped so that the middle tap of the first sample lies on the map's first sample.
+            crops = tuple(max(0, int(middle)) for middle in self._middles)
+            sizes = tuple(size - c for size, c in zip(self.input_size, crops, strict=True))
+        each = zip(crops, sizes, size, strict=True)
+        return tuple(CropPad(crop, new - old) for crop, old, new in each)
+
+    @property
+    def _middles(self) -> list[float]:
+        """Where the middle of the kernel lies on the input for the first output, per axis."""
+        conv: Any = self.module
+        each = zip(conv.dilation, conv.kernel_size, _padding_before(conv), strict=True)
+        return [dilation * (size - 1) / 2 - padding for dilation, size, padding in each]
+
+    def coarse_taps(self, size: Sequence[int], crop_pads: Sequence[CropPad]) -> list[CoarseTaps]:
+        """The taps of the convolution on the pooled map, which is made of one of ``size``."""
+        conv: Any = self.module
+        kernels = zip(conv.kernel_size, conv.dilation, _padding_before(conv), strict=True)
+        spacings = [old / new for old, new in zip(size, self.strided_size, strict=True)]
+        return [
+            coarse_taps(length, dilation, padding, crop, spacing)
+            for (length, dilation, padding), (crop, _), spacing in zip(
+                kernels, crop_pads, spacings, strict=True
+            )
+        ]
+
+    def on_top(self) -> "StridedCall":
+        """The same call with its stride as it is, to be pooled on top from a stride of 1."""
+        zeros, ones = (0,) * len(self.strides), (1,) * len(self.strides)
+        sizes = {"input_size": self.strided_size, "full_size": self.strided_size}
+        return replace(self, strides=ones, crop=zeros, placement="on top", **sizes)
+
+
+def _padding_before(conv: Any) -> Sequence[int]:
+    return (0,) * len(conv.kernel_size) if isinstance(conv.padding, str) else conv.padding
 
 
 def common_size(calls: Sequence[StridedCall], axis: int) -> int:
@@ -87,6 +127,11 @@ def stride_of(module: nn.Module, axes: int = 1) -> tuple[int, ...]:
     values = per_axis(module, "stride", axes)
     integers = bool(values) and all(isinstance(value, int) for value in values)
     return values if integers and not isinstance(module, ConvTranspose) else (1,) * axes
+
+
+def patchifies(kernels: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether the windows of a module do not overlap along some axis."""
+    return any(1 < k <= s for k, s in zip(kernels, strides, strict=True))
 
 
 def per_axis(module: nn.Module, name: str, axes: int) -> tuple[int, ...]:
@@ -173,7 +218,7 @@ def _reason_to_skip(
         return f"strides along {len(strides)} axes, but its maps have {len(sizes)}"
     if not isinstance(module, Conv):
         return "pools the whole map" if _takes_whole_maps(trace, node, kernels) else None
-    if not patchify and any(1 < k <= s for k, s in zip(kernels, strides, strict=True)):
+    if not patchify and patchifies(kernels, strides):
         return "patchifying convolution: its patches do not overlap (patchify=True takes it)"
     return None
 
@@ -193,6 +238,8 @@ def _strided_function(trace: Trace, node: fx.Node) -> str | None:
     name, maps = getattr(node.target, "__name__", ""), maps_of(trace, node)
     if node.op != "call_function" or maps is None:
         return None
+    if isinstance(trace.modules[trace.owners[node]], Pooled):
+        return None  # pooled on top of its stride
     pairs = list(zip(maps[0].shape[2:], maps[1].shape[2:], strict=True))
     if name == "getitem":
         index = node.args[1]

@@ -1,0 +1,67 @@
+"""Where the pooling of a converted module goes: before it, after it, or on top of its stride.
+
+``"after"`` runs the module at stride 1 and pools its output: exact, and dear. ``"before"`` pools
+the input and resamples the kernel to the coarse grid (`diffstride.conversion.kernel_resampling`),
+at the cost of the strided convolution. It is exact for pointwise ones, which are always placed so.
+``"on top"`` leaves the module its stride and pools its output by a layer that starts at 1: exact,
+but the old stride stays.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from diffstride._torch_compat import Conv
+from diffstride.conversion.strided_modules import StridedCall
+
+ORDERS = ("auto", "before", "after")
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def check_order(order: str) -> None:
+    """Refuse any ``order`` that is not in `ORDERS`."""
+    if order not in ORDERS:
+        raise ValueError(f"order must be one of {', '.join(map(repr, ORDERS))}, but got {order!r}")
+
+
+def place(calls: Iterable[StridedCall], model: nn.Module, order: str, min_channels: int) -> None:
+    """Set the placement of each call.
+
+    Args:
+        calls: the calls of strided modules.
+        model: the network.
+        order: as for `diffstride.convert`.
+        min_channels: likewise.
+    """
+    calls = list(calls)
+    holders = Counter(id(w) for module in model.modules() for w in module._parameters.values())
+    uses = Counter(call.module for call in calls)
+    for call in calls:
+        conv = call.module
+        shared = isinstance(conv, Conv) and holders[id(conv.weight)] > 1
+        can_resample = _is_plain(conv) and not shared
+        if call.pointwise:
+            call.placement = "before"
+        elif order == "after" or not can_resample:
+            call.placement = "after"
+        elif order == "before":
+            call.placement = "before"
+        elif call.patchifies:
+            call.placement = "after"
+        else:
+            few = getattr(conv, "in_channels", 0) < min_channels and uses[conv] == 1
+            call.placement = "on top" if few else "before"
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a module computes what torch's convolution computes, from a kernel of its own."""
+    return (
+        isinstance(module, CONVOLUTIONS)
+        and any(type(module).forward is kind.forward for kind in CONVOLUTIONS)
+        and any(type(module)._conv_forward is kind._conv_forward for kind in CONVOLUTIONS)
+        and "forward" not in vars(module)
+        and "weight" in module._parameters  # not computed by a hook, as that of `weight_norm`
+        and not is_parametrized(module)
+    )
