@@ -21,8 +21,8 @@ class Figure(NamedTuple):
 COSTS = {
     ("strided", SHORT): 555e6,
     ("strided", LONG): 325e6,
-    ("spectral", SHORT): 736e6,
-    ("spectral", LONG): 462e6,
+    ("spectral", SHORT): 731e6,
+    ("spectral", LONG): 458e6,
     ("diffstride", SHORT): 4217e6,
     ("diffstride", LONG): 2928e6,
 }

@@ -293,7 +293,7 @@ def test_leaf_modules_by_name_and_class_are_one_node():
 
 def test_leaf_modules_of_a_conversion_are_used_again():
     x = torch.rand(1, 4, 16, 16)
-    converted = convert(nn.Sequential(strided(), Net(insist)), x, leaf_modules=["1"])
+    converted = convert(nn.Sequential(strided(), Net(insist)), x, order="after", leaf_modules=["1"])
     assert MultiplyAdds(converted, x).value() == CostBudget(converted, x).cost.value()
     trace(Net(lambda m, x: m.net(x), net=converted), x)
     assert convert(converted, x).conversion.leaf_modules == ("1",)

@@ -49,18 +49,32 @@ def convert(
     """Make the integer strides of a convolutional network learnable.
 
     Every module that strides (convolutions, max and average pooling, blur pooling and others) runs
-    at stride 1 and is followed by a `DiffStride` that starts at the old stride. With
-    ``edge="stopband"`` the maps keep their sizes. Modules whose outputs meet, in an addition or a
-    concatenation for instance, share one layer. The layer of a pointwise convolution comes before
-    it, which gives the same output at a lower cost.
+    at stride 1 and gets a `DiffStride` that starts at the old stride. With ``edge="stopband"`` the
+    maps keep their sizes. Modules whose outputs meet, in an addition or a concatenation for
+    instance, share one layer.
+
+    The layer comes before a convolution, whose kernel is resampled to the coarse grid, and after
+    other modules (see ``order``). So the network costs little more than before. It keeps its
+    function about, and exactly where nothing is resampled, but for detail that is too fine for the
+    smaller maps.
 
     The given model is not changed. In the copy, modules keep their names, classes (a ``Conv2d``
-    becomes a subclass of it), parameters, hooks, dtype, device, memory format, mode and
-    ``requires_grad``. A checkpoint of the original network lacks only the strides.
+    becomes a subclass of it), hooks, dtype, device, memory format, mode and ``requires_grad``, and
+    all parameters but for the kernels that are resampled. A checkpoint of the original network
+    lacks only the strides; its kernels are resampled when it is loaded.
 
     Args:
         model: any convolutional network that `torch.fx` can trace.
         example: an input, or a tuple of inputs; only shapes matter.
+        order: where modules are pooled. ``"before"``: convolutions of torch before, with their
+            kernel resampled, all else after. ``"after"``: all after, at stride 1, which is exact
+            and costs a convolution up to the square of its stride; only pointwise convolutions
+            before, which is exact, too. ``"auto"``: as ``"before"``, but convolutions whose patches
+            do not overlap after, and those of few channels on top of their stride.
+        min_channels: with ``order="auto"``, a convolution of fewer input channels keeps its stride
+            and is pooled after it from a stride of 1, as its input, the image, has fine detail. 0
+            treats all alike. Layers that are no identity at a stride of 1 (``"passband"``,
+            ``straight_through=False``) or may not start there do so, too.
         edge: of the pooling layers; ``"stopband"`` keeps the sizes of the maps.
         filter_fn: called with each module that strides and its name; if it returns false, the
             module is left out.
@@ -82,11 +96,11 @@ def convert(
             outside the limits; if the model is on the meta device, or has another attribute
             ``conversion``.
 
-    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(), nn.MaxPool2d(2))
-    >>> converted = convert(net, torch.zeros(1, 3, 32, 32))
+    >>> net = nn.Sequential(nn.Conv2d(8, 8, 3, stride=2, padding=1), nn.ReLU(), nn.MaxPool2d(2))
+    >>> converted = convert(net, torch.zeros(1, 8, 32, 32))
     >>> type(converted[0]).__name__, converted[0].stride, converted[0].pooling.stride_values()
     ('PooledConv2d', (1, 1), (2.0, 2.0))
-    >>> converted(torch.zeros(1, 3, 32, 32)).shape
+    >>> converted(torch.zeros(1, 8, 32, 32)).shape
     torch.Size([1, 8, 8, 8])
     """
     _check_model(model)

@@ -98,11 +98,11 @@ def report(model: nn.Module) -> str:
 
     >>> import torch
     >>> from diffstride import convert
-    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.Conv2d(8, 8, 2, stride=2))
-    >>> print(report(convert(net, torch.zeros(1, 3, 32, 32))))
-    module         strides     was    map                 multiply-adds   before
-    0              2.00 x 2.00 2 x 2  32 x 32 -> 16 x 16         417,792    55,296
-    whole network                                                434,176    71,680
+    >>> net = nn.Sequential(nn.Conv2d(8, 8, 3, stride=2, padding=1), nn.Conv2d(8, 8, 2, stride=2))
+    >>> print(report(convert(net, torch.zeros(1, 8, 32, 32))))
+    module         strides      was    pooled  map                 multiply-adds   before
+    0              2.00 x 2.00  2 x 2  before  32 x 32 -> 16 x 16        344,064  147,456
+    whole network                                                        360,448  163,840
     left out:
       1: patchifying convolution: its patches do not overlap (patchify=True takes it)
     """
