@@ -1,6 +1,8 @@
 """Project a gradient step onto constant cost, with box constraints."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
+from math import inf
 
 
 def project_step(
@@ -33,17 +35,26 @@ def project_step(
     [0.0, 0.0]
     """
 
+    lowest = [0.0 if low else -inf for low in at_lowest]
+    highest = [0.0 if high else inf for high in at_highest]
+    strides = list(zip(step, slopes, lowest, highest, strict=True))
+
     def moves(amount: float) -> list[float]:
-        left = [d - amount * g for d, g in zip(step, slopes, strict=True)]
-        left = [max(d, 0.0) if low else d for d, low in zip(left, at_lowest, strict=True)]
-        return [min(d, 0.0) if high else d for d, high in zip(left, at_highest, strict=True)]
+        return [min(max(d - amount * g, low), high) for d, g, low, high in strides]
 
-    def costs_more(amount: float) -> bool:
-        return sum(g * d for g, d in zip(slopes, moves(amount), strict=True)) > 0
+    def cost(amount: float) -> float:
+        return sum(g * d for g, d in zip(slopes, moves(amount), strict=True))
 
-    # At either end each term g (d - λ g) has one sign, and clamping keeps it.
-    reach = max((abs(d / g) for d, g in zip(step, slopes, strict=True) if g), default=0.0)
-    low, high = -reach, reach
-    while low < (middle := (low + high) / 2) < high:
-        low, high = (middle, high) if costs_more(middle) else (low, middle)
-    return moves(high)
+    # The cost of the moves falls with λ, on a straight line between the kinks, where a stride
+    # leaves its limit or reaches it. ``inside`` is between the two kinks around a cost of 0.
+    kinks = sorted(d / g for d, g, low, high in strides if g and not low < 0 < high)
+    ends = [kinks[0] - 1, *kinks, kinks[-1] + 1] if kinks else [0.0, 0.0]
+    before = bisect_left(kinks, True, key=lambda amount: cost(amount) <= 0)
+    inside = (ends[before] + ends[before + 1]) / 2
+    free = [
+        (d, g)
+        for (d, g, low, high), move in zip(strides, moves(inside), strict=True)
+        if low < move < high
+    ]
+    squares = sum(g * g for _, g in free)
+    return moves(sum(d * g for d, g in free) / squares if squares else inside)
