@@ -2,7 +2,8 @@
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from math import prod
 from typing import Any
 
@@ -11,9 +12,9 @@ from torch import Tensor, nn
 
 from diffstride._torch_compat import uncompiled
 from diffstride.cost.consistency import FACTORS, TOLERANCE, numbers_read, scaled_strides
-from diffstride.cost.pooling_cost import PooledMaps
+from diffstride.cost.pooling_cost import KEPT_COSTS, PooledMaps, Sizes, Slopes
 from diffstride.graph.leaf_modules import as_leaves
-from diffstride.graph.map_sizes import MapSizes, Number, SizeExpression, moving_dims, number
+from diffstride.graph.map_sizes import MapSizes, SizeExpression, Source, moving_dims, size_at
 from diffstride.graph.minimum_sizes import MinimumSizes
 from diffstride.graph.perturbed_sizes import proportional
 from diffstride.graph.stride_groups import StrideGroups, find_stride_groups
@@ -84,9 +85,10 @@ class MultiplyAdds:
         self._pooling = [PooledMaps(found, sizes, calls) for calls in found.members()]
         self._minimum_sizes = MinimumSizes(found, sizes)
         self._terms = _terms(found, sizes)
-        self._totals: dict[Factors, float] = defaultdict(float)
+        self._costs: dict[tuple[float, ...], float] = {}
+        self._totals: dict[tuple[Source, ...], float] = defaultdict(float)
         for (_, factors), count in self._terms.items():
-            self._totals[factors] += count
+            self._totals[tuple(factor.simplest for factor in factors)] += count
         return found
 
     def _verify(self, retrace: Callable[[], Trace], readers: list[str]) -> None:
@@ -117,7 +119,7 @@ class MultiplyAdds:
                 actual = other.value()
                 known, _ = other._pool(other._complete(None))
                 # Padding of odd sizes may add one sample to each axis of every map.
-                margin = number(other._sum(known, added=1) - other._sum(known))
+                margin = other._sum(known, added=1) - other._sum(known)
                 if abs(expected - actual) > TOLERANCE * actual + margin:
                     raise wrong(
                         f"at {factor:.2f} times the strides {expected:,} multiply-adds were "
@@ -135,27 +137,60 @@ class MultiplyAdds:
         Raises:
             ValueError: if a map is empty at these strides.
         """
-        own = {n: layer.strides.to(CPU, torch.float64) for n, layer in self.layers.items()}
-        given = self._complete(own | dict(strides or {}))
-        return torch.as_tensor(self._evaluate(given), dtype=torch.float64, device=CPU)
+        own = {name: layer.strides for name, layer in self.layers.items()}
+        given = own | dict(strides or {})
+        for name, values in given.items():
+            self._check(name, values)
+        vectors = on_host([as_vector(values) for values in given.values()])
+        each = iter(vectors.tolist())
+        cost, slopes = self.slopes({n: list(islice(each, len(given[n]))) for n in given})
+        flat = vectors.new_tensor([slope for name in given for slope in slopes[name]])
+        return cost + flat @ (vectors - vectors.detach())
 
     def value(self, strides: Strides | None = None) -> int:
         """The cost as a whole number without a gradient, for searches; otherwise as a call."""
-        return round(number(self._evaluate(self._complete(strides))))
+        return self.evaluate(self._complete(strides))[0]
 
-    def maps(self, strides: Mapping[str, Any] | None = None) -> dict[str, list[Axis]]:
+    def maps(self, strides: Mapping[str, Any] | None = None) -> dict[str, Sequence[Axis]]:
         """How each layer pools its axes in its first call, at these strides.
 
-        The strides of a layer may also be a function of its input size.
+        In place of strides a layer may have a function that plans its axes, given its input size.
         """
-        _, pooled = self._pool(self._complete(strides))
-        return {name: axes for name, axes in reversed(pooled) if name in self.layers}
+        return self.evaluate(self._complete(strides))[1]
+
+    def evaluate(self, strides: Mapping[str, Any]) -> tuple[int, dict[str, Sequence[Axis]]]:
+        """The results of `value` and of `maps`, at once and without a check of the strides."""
+        known, pooled = self._pool(strides)
+        return round(self._cost(known, pooled)), self._by_layer(pooled)
+
+    def slopes(self, strides: Strides | None = None) -> tuple[float, dict[str, list[float]]]:
+        """The cost, and its derivatives by the strides of each layer, as numbers.
+
+        They are those of the sizes before rounding, where sizes meet at their whole values.
+        """
+        given = self._complete(strides)
+        known, pooled = self._pool(given)
+        slopes: Slopes = defaultdict(float)
+        for factors, count in self._totals.items():
+            SizeExpression(factors, count).add_slopes(known, 1.0, slopes)
+        for layer, axes in zip(self._pooling, pooled, strict=True):
+            layer.add_cost_slopes(known, axes, slopes)
+        found = {name: [0.0] * len(values) for name, values in given.items()}
+        for layer, axes in zip(reversed(self._pooling), reversed(pooled), strict=True):
+            by_axis = layer.stride_slopes(known, axes, slopes)
+            for i, slope in enumerate(by_axis if layer.name in found else ()):
+                found[layer.name][i % len(found[layer.name])] += slope  # one for all, if shared
+        return self._cost(known, pooled), found
 
     @property
     def order(self) -> list[str]:
         """The names of the stride layers, in the order of their first calls."""
-        names = [layer.name for layer in self._pooling if layer.name in self.layers]
-        return list(dict.fromkeys(names))
+        return list(dict.fromkeys(self.calls))
+
+    @property
+    def calls(self) -> list[str]:
+        """The names of the stride layers, as often as they are called at another resolution."""
+        return [layer.name for layer in self._pooling if layer.name in self.layers]
 
     @property
     def has_empty_maps(self) -> bool:
@@ -164,19 +199,20 @@ class MultiplyAdds:
 
     def by_module(self) -> dict[str, int]:
         """The cost at the present strides, by the name of the module."""
-        known, _ = self._pool(self._complete(None))
+        known, pooled = self._pool(self._complete(None))
         costs: dict[str, float] = defaultdict(float)
-        for layer in self._pooling:
-            costs[layer.name] += number(layer.cost(known))
+        for layer, axes in zip(self._pooling, pooled, strict=True):
+            costs[layer.name] += layer.cost(known, axes)
         for (name, factors), count in self._terms.items():
-            costs[name] += count * number(prod(factor.at(known) for factor in factors))
+            costs[name] += count * prod(factor.at(known) for factor in factors)
         return {name: round(cost) for name, cost in costs.items()}
 
     def _complete(self, strides: Mapping[str, Any] | None) -> dict[str, Any]:
-        """These strides, and for the other layers their own, as numbers."""
+        """These strides as numbers, and for the other layers their own."""
         given = dict(strides or {})
         for name, values in given.items():
             self._check(name, values)
+            given[name] = values if callable(values) else list(map(float, values))
         missing = self.layers.keys() - given.keys()
         return given | {name: self.layers[name].stride_values() for name in missing}
 
@@ -193,28 +229,53 @@ class MultiplyAdds:
         numbers = isinstance(strides, Sequence) or (isinstance(strides, Tensor) and strides.dim())
         if not callable(strides) and not (numbers and len(strides) in (1, axes)):
             raise ValueError(
-                f"strides: {name!r} takes {axes}, one for each axis, but got {strides!r}"
+                f"strides: {name!r} takes {axes}, one for each axis, but got {strides!r}: pass a "
+                "sequence or a tensor of one dimension"
             )
 
-    def _evaluate(self, strides: Mapping[str, Any]) -> Number:
-        known, _ = self._pool(strides)
-        return sum(layer.cost(known) for layer in self._pooling) + self._sum(known)
+    def _cost(self, known: Sizes, pooled: list[Sequence[Axis]]) -> float:
+        """The cost at these output sizes, on which alone it depends."""
+        key = tuple(known.values())
+        if key not in self._costs:
+            if len(self._costs) == KEPT_COSTS:
+                self._costs.clear()
+            each = zip(self._pooling, pooled, strict=True)
+            self._costs[key] = sum(layer.cost(known, axes) for layer, axes in each) + self._sum(
+                known
+            )
+        return self._costs[key]
 
-    def _sum(self, known: Mapping[Hashable, Number], added: int = 0) -> Number:
+    def _sum(self, known: Sizes, added: int = 0) -> float:
         """The cost without pooling layers, of maps with so many samples added to each axis."""
         totals = self._totals.items()
         return sum(
-            count * prod(size.at(known) + added for size in sizes) for sizes, count in totals
+            count * prod(size_at(size, known) + added for size in sizes) for sizes, count in totals
         )
 
-    def _pool(
-        self, strides: Mapping[str, Any]
-    ) -> tuple[dict[Hashable, Number], list[tuple[str, list[Axis]]]]:
+    def _by_layer(self, pooled: list[Sequence[Axis]]) -> dict[str, Sequence[Axis]]:
+        calls = zip(reversed(self._pooling), reversed(pooled), strict=True)
+        return {layer.name: axes for layer, axes in calls if layer.name in self.layers}
+
+    def _pool(self, strides: Mapping[str, Any]) -> tuple[Sizes, list[Sequence[Axis]]]:
         """The output sizes of all layers, and how each layer pools its axes."""
-        known: dict[Hashable, Number] = {}
-        pooled = [(each.name, each.pool(known, strides.get(each.name))) for each in self._pooling]
+        known: Sizes = {}
+        pooled = [each.pool(known, strides.get(each.name)) for each in self._pooling]
         self._minimum_sizes.check(known)
         return known, pooled
+
+
+def as_vector(strides: Tensor | Sequence[Any]) -> Tensor:
+    """Strides as one tensor, differentiable in those that are tensors."""
+    if isinstance(strides, Tensor):
+        return strides
+    return torch.stack([torch.as_tensor(each, dtype=torch.float64, device=CPU) for each in strides])
+
+
+def on_host(vectors: Sequence[Tensor]) -> Tensor:
+    """All vectors as one on the CPU, in float64; off the CPU by one transfer."""
+    if not vectors:
+        return torch.zeros(0, dtype=torch.float64, device=CPU)
+    return torch.cat([each.to(vectors[0].device) for each in vectors]).to(CPU, torch.float64)
 
 
 def _terms(found: StrideGroups, sizes: MapSizes) -> dict[tuple[str, Factors], float]:

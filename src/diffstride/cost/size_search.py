@@ -6,19 +6,16 @@ on the other maps, once the strides of the layers behind keep their maps as they
 effects of single samples are measured one by one, and added up to see which of them fill a gap.
 """
 
-from collections import ChainMap
 from collections.abc import Iterator, Sequence
-from functools import partial
-from math import log
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from diffstride.cost.stride_space import BEHIND, Logs, StrideSpace, as_stored, threshold
+from diffstride.cost.stride_space import Key, Logs, StrideSpace
 from diffstride.graph.minimum_sizes import EmptyMapError
-from diffstride.spectral.axis_plan import CPU
+from diffstride.spectral.axis_plan import CPU, Axis
 
-OutputSizes = dict[tuple[str, int], int]  # by layer and axis, of a shared stride the first
+OutputSizes = dict[Key, int]
 
 AXES = 9  # how many axes take part in changes that are made together
 TRIES = 30
@@ -48,6 +45,8 @@ class SizeSearch:
     def __init__(self, space: StrideSpace) -> None:
         self._space = space
         # The sizes at the strides wanted, and those chosen, in the last step.
+        # Strides and axes of layers in this step, by input and output sizes.
+        self._chosen: dict[tuple[Any, ...], tuple[list[float], list[Axis]]] = {}
         self.last: tuple[OutputSizes, OutputSizes] = {}, {}
 
     def use_up(self, wanted: Logs, least: float, most: float) -> Logs:
@@ -59,6 +58,7 @@ class SizeSearch:
             wanted: strides that cost at most ``most``.
             least, most: limits of the MACs.
         """
+        self._chosen.clear()
         start = self._choice(wanted, {})
         if start is None or start.cost >= least:
             return wanted
@@ -119,18 +119,18 @@ class SizeSearch:
 
         None if a map would be empty.
         """
-        logs: Logs = {}
 
-        def fit(name: str, incoming: Sequence[int]) -> list[float]:
-            if name not in logs:  # a layer may be called again, at another resolution
-                logs[name] = [
-                    self._nearest(name, value, size, sizes.get((name, i)))
-                    for i, (value, size) in enumerate(zip(wanted[name], incoming, strict=False))
-                ]
-            return as_stored(logs[name])
+        def choose(
+            name: str, logs: list[float], incoming: list[int]
+        ) -> tuple[list[float], list[Axis]]:
+            # Most choices of a step differ in two layers only.
+            key = name, *incoming, *(sizes.get((name, i)) for i in range(len(logs)))
+            if key not in self._chosen:
+                self._chosen[key] = self._space.nearest_each(name, logs, incoming, sizes)
+            return self._chosen[key]
 
         try:
-            maps = self._space.cost.maps({name: partial(fit, name) for name in wanted})
+            logs, cost, maps = self._space.fit(wanted, choose)
         except EmptyMapError:
             return None
         reached = {
@@ -139,23 +139,7 @@ class SizeSearch:
             for i in range(len(values))
         }
         moved = (abs(a - b) for name in logs for a, b in zip(logs[name], wanted[name], strict=True))
-        return Choice(logs, reached, self._space.value(logs), sum(moved))
-
-    def _nearest(self, name: str, value: float, incoming: int, size: int | None) -> float:
-        """The logarithm nearest to ``value`` of a stride that makes ``size`` of ``incoming``."""
-        layer, (low, high) = self._space.layers[name], self._space.limits(name)
-
-        def size_at(at: float) -> int:
-            (stride,) = as_stored([at])
-            return layer.plan_axis(incoming, stride).output_size
-
-        size = size_at(value) if size is None else size
-        if size_at(value) > size:
-            high = max(value, min(high, log(2 * incoming)))
-            return threshold(lambda at: size_at(at) <= size, value, high)
-        if size_at(value) < size:
-            return max(low, threshold(lambda at: size_at(at) < size, low, value) - BEHIND)
-        return value
+        return Choice(logs, reached, cost, sum(moved))
 
 
 def combinations(
@@ -163,7 +147,7 @@ def combinations(
 ) -> Iterator[OutputSizes]:
     """Combinations of one change or none of each option, with effects that add up as wanted.
 
-    They are in order of distance.
+    They are in order of distance, at most `TRIES`.
 
     Args:
         options: the possible changes of each map.
@@ -174,15 +158,18 @@ def combinations(
     [{'a': 9}, {'a': 9, 'b': 4}]
     """
     choices = [[Change({}, 0.0, 0.0), *option] for option in options]
-    rows = torch.cartesian_prod(*(torch.arange(len(choice), device=CPU) for choice in choices))
-    rows = rows.view(-1, len(choices))
-    effect, distance = torch.zeros(2, len(rows), dtype=torch.float32, device=CPU)
-    for choice, column in zip(choices, rows.T, strict=True):
+    # Effects and distances of all combinations; the last option changes fastest.
+    sums = torch.zeros(2, 1, dtype=torch.float64, device=CPU)
+    for choice in choices:
         numbers = [(change.effect, change.distance) for change in choice]
-        effects, distances = torch.tensor(numbers, dtype=torch.float32, device=CPU).T
-        effect += effects[column]
-        distance += distances[column]
+        added = torch.tensor(numbers, dtype=torch.float64, device=CPU).T
+        sums = (sums[:, :, None] + added[:, None]).flatten(1)
+    effect, distance = sums
     (fitting,) = torch.where((effect >= least) & (effect <= most))
-    for row in rows[fitting[distance[fitting].argsort()][:TRIES]].tolist():
-        changes = [choice[i].sizes for choice, i in zip(choices, row, strict=True)]
-        yield dict(ChainMap(*reversed(changes)))
+    nearest = distance[fitting].topk(min(TRIES, len(fitting)), largest=False).indices
+    for index in fitting[nearest].tolist():
+        sizes: OutputSizes = {}
+        for choice in reversed(choices):
+            index, i = divmod(index, len(choice))
+            sizes = choice[i].sizes | sizes
+        yield sizes

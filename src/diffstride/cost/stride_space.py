@@ -1,18 +1,46 @@
 """The strides of some layers as logarithms: limits, cost, and one factor that meets a budget."""
 
 from array import array
-from collections.abc import Callable, Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property, lru_cache, partial
 from math import exp, inf, log
+from typing import NamedTuple
 
 from diffstride.cost.multiply_adds import MultiplyAdds
+from diffstride.cost.pooling_cost import each_axis
 from diffstride.graph.minimum_sizes import EmptyMapError
 from diffstride.pooling.learnable import DiffStride
+from diffstride.spectral.axis_plan import Axis, plan_axis
 
 Logs = dict[str, list[float]]  # logarithms of strides, by layer
+Key = tuple[str, int]  # a layer and an axis, of a shared stride the first
+Choose = Callable[[str, list[float], list[int]], tuple[list[float], list[Axis]]]
+Window = tuple[float, str, bool, bool]  # the settings of a layer's window
 
 BEHIND = 2e-6  # how far a logarithm steps back behind a threshold: strides are stored in float32
 FURTHEST = 24.0  # logarithm of the largest factor that is tried
 LARGEST = 30.0  # logarithm of the largest stride that is tried, where there is no limit
+
+
+class UnreachableBudgetError(ValueError):
+    """No strides cost so little."""
+
+
+class Fit(NamedTuple):
+    """Strides, the MACs at them, and the axes of each layer in its first call."""
+
+    logs: Logs
+    cost: int
+    maps: dict[str, Sequence[Axis]]
+
+
+class Range(NamedTuple):
+    """Logarithms of strides, from ``low`` to below ``high``, that lead to the same output size."""
+
+    low: float
+    high: float
+    axis: Axis
 
 
 class StrideSpace:
@@ -25,6 +53,7 @@ class StrideSpace:
 
     def __init__(self, cost: MultiplyAdds, layers: Mapping[str, DiffStride]) -> None:
         self.cost, self.layers = cost, layers
+        self._last: dict[Key, Range] = {}
         self._order = [name for name in cost.order if name in layers]
 
     def limits(self, name: str) -> tuple[float, float]:
@@ -39,18 +68,129 @@ class StrideSpace:
 
     def value(self, logs: Logs) -> int:
         """The MACs at these strides, or at the `runnable` ones where a map would be empty."""
-        try:
-            return self.cost.value(_all_stored(logs))
-        except EmptyMapError:
-            return self.cost.value(_all_stored(self.runnable(logs)))
+        return self.running(logs).cost
 
     def runnable(self, logs: Logs) -> Logs:
         """The nearest smaller strides at which no map is empty.
 
         Layers get the strides asked for in the order of their calls: early strides save most.
         """
-        if not self.cost.has_empty_maps or self._runs(logs):
-            return logs
+        return self.running(logs).logs
+
+    def fit(self, logs: Logs, choose: Choose | None = None) -> Fit:
+        """Choose strides in the order of the calls, for the input size that those before leave.
+
+        Args:
+            logs: the strides wanted.
+            choose: the logarithms to use in a layer and its axes there, by its name, the logarithms
+                wanted and its input size; None to use those wanted.
+
+        Raises:
+            EmptyMapError: if a map is empty.
+        """
+        found: Logs = {}
+
+        def plan(name: str, sizes: list[int]) -> list[Axis]:
+            if name in found:  # a layer may be called again, at another resolution
+                return self.axes(name, found[name], sizes)
+            found[name], axes = (choose or self.unchanged)(name, logs[name], sizes)
+            return axes
+
+        cost, maps = self.cost.evaluate({name: partial(plan, name) for name in logs})
+        return Fit(found, cost, maps)
+
+    def axes(self, name: str, logs: list[float], sizes: list[int]) -> list[Axis]:
+        """How a layer pools its axes, or at other strides of the same output size."""
+        low, high = self.limits(name)
+        each = enumerate(zip(sizes, each_axis(logs, len(sizes)), strict=True))
+        return [self._axis((name, i), size, min(max(at, low), high)) for i, (size, at) in each]
+
+    def unchanged(
+        self, name: str, logs: list[float], sizes: list[int]
+    ) -> tuple[list[float], list[Axis]]:
+        """The strides as they are wanted, for `fit`."""
+        return logs, self.axes(name, logs, sizes)
+
+    def nearest(self, key: Key, at: float, incoming: int, output_size: int) -> float:
+        """The logarithm nearest to ``at``, within the limits, that leads to this output size."""
+        name = key[0]
+        window, (low, high) = self.layers[name].window_settings, self.limits(name)
+        present = self._axis(key, incoming, at).output_size
+        if present > output_size:
+            return max(at, min(high, first_log(window, incoming, output_size)))
+        if present < output_size:
+            return max(low, first_log(window, incoming, output_size - 1) - BEHIND)
+        return at
+
+    def _axis(self, key: Key, size: int, at: float) -> Axis:
+        """An axis at the stride of a logarithm, or at another stride of the same output size.
+
+        Most strides lead to the same size as when they were last asked for.
+        """
+        last = self._last.get(key)
+        if last is not None and last.axis.size == size and last.low <= at < last.high:
+            return last.axis
+        window = self.layers[key[0]].window_settings
+        axis = plan_at(window, size, at)
+        low = first_log(window, size, axis.output_size)
+        high = first_log(window, size, axis.output_size - 1) - BEHIND
+        self._last[key] = Range(low, high, axis)
+        return axis
+
+    def running(self, logs: Logs) -> Fit:
+        """The cost at the `runnable` strides."""
+        if not self.cost.has_empty_maps:
+            return self.fit(logs)
+        try:
+            return self.fit(logs, self._large_enough)
+        except EmptyMapError:  # sizes depend on each other: try one axis after the other
+            return self.fit(self._largest_runnable(logs))
+
+    def nearest_each(
+        self, name: str, logs: list[float], incoming: list[int], sizes: Mapping[Key, int]
+    ) -> tuple[list[float], list[Axis]]:
+        """The `nearest` strides of a layer for those of its output sizes that are given."""
+        keys = [(name, i) for i in range(len(logs))]
+        each = zip(keys, logs, incoming, strict=False)
+        found = [self.nearest(k, at, n, sizes[k]) if k in sizes else at for k, at, n in each]
+        return found, self.axes(name, found, incoming)
+
+    def _large_enough(
+        self, name: str, logs: list[float], incoming: list[int]
+    ) -> tuple[list[float], list[Axis]]:
+        least, sizes = self._least_sizes, {}
+        for i, (at, size) in enumerate(zip(logs, incoming, strict=False)):
+            sizes[name, i] = max(
+                self._axis((name, i), size, at).output_size, least.get((name, i), 1)
+            )
+        return self.nearest_each(name, logs, incoming, sizes)
+
+    @cached_property
+    def _least_sizes(self) -> dict[Key, int]:
+        """The output size of each axis below which a map is empty, even at the smallest strides.
+
+        Only of axes whose stride sets nothing but this size.
+        """
+        smallest = self.smallest()
+        maps, least = self.fit(smallest).maps, {}
+        for name, logs in smallest.items():
+            if self.cost.calls.count(name) > 1 or len(logs) < len(maps[name]):
+                continue
+            for i, axis in enumerate(maps[name]):
+                fits = partial(self._runs_at, smallest, (name, i))
+                least[name, i] = 1 + bisect_left(range(1, axis.output_size), True, key=fits)
+        return least
+
+    def _runs_at(self, logs: Logs, key: Key, output_size: int) -> bool:
+        """Whether the network runs at these strides if one axis is made to have another size."""
+        try:
+            self.fit(logs, partial(self.nearest_each, sizes={key: output_size}))
+        except EmptyMapError:
+            return False
+        return True
+
+    def _largest_runnable(self, logs: Logs) -> Logs:
+        """The `runnable` strides, by trying all strides behind an axis at their lower limits."""
         found = self.smallest()
         for name in self._order:
             low, values = self.limits(name)[0], found[name]
@@ -66,7 +206,7 @@ class StrideSpace:
 
     def _runs(self, logs: Logs) -> bool:
         try:
-            self.cost.maps(_all_stored(logs))
+            self.fit(logs)
         except EmptyMapError:
             return False
         return True
@@ -80,11 +220,11 @@ def scale_to_budget(logs: Logs, space: StrideSpace, least: float, most: float) -
     is empty.
 
     Raises:
-        ValueError: if there is no such factor.
+        UnreachableBudgetError: if there is no such factor.
     """
+    limits = {name: space.limits(name) for name in logs}
 
     def clamped(start: Logs, factor: float, shift: float) -> Logs:
-        limits = {name: space.limits(name) for name in start}
         return {
             name: [min(max(v * factor + shift, low), high, LARGEST) for v in start[name]]
             for name, (low, high) in limits.items()
@@ -93,38 +233,82 @@ def scale_to_budget(logs: Logs, space: StrideSpace, least: float, most: float) -
     def stretched(amount: float) -> Logs:
         return clamped(logs, exp(amount), 0.0)
 
-    def shifted(amount: float) -> Logs:
-        return clamped(stretched(FURTHEST), 1.0, amount)
+    furthest = stretched(FURTHEST)
 
-    if least <= space.value(stretched(0.0)) <= most:
-        return space.runnable(stretched(0.0))
-    for path in (stretched, shifted):
-        amount = _least_amount(path, space, most)
-        if amount is not None:
-            return space.runnable(path(amount))
+    def shifted(amount: float) -> Logs:
+        return clamped(furthest, 1.0, amount)
+
+    present = space.running(stretched(0.0))
+    if least <= present.cost <= most:
+        return present.logs
+    for path in (Path(stretched, logs, _factor), Path(shifted, furthest, _difference)):
+        found = _least_amount(path, space, most)
+        if found is not None:
+            return found.logs
     cheapest = space.value(shifted(FURTHEST))
     condition = " at which no map is empty" if space.cost.has_empty_maps else ""
-    raise ValueError(
-        f"a budget of {most:,.0f} multiply-adds cannot be met: at the largest strides{condition} "
-        f"the network costs {cheapest:,}"
+    raise UnreachableBudgetError(
+        f"a budget of {most:,.0f} multiply-adds cannot be met: raise it, or the upper_limit_stride "
+        f"of layers; at the largest strides{condition} the network costs {cheapest:,}"
     )
 
 
-def _least_amount(path: Callable[[float], Logs], space: StrideSpace, most: float) -> float | None:
-    """The least amount at which the network costs at most ``most``; None if there is none."""
+class Path(NamedTuple):
+    """Strides that grow with an amount, and the amount at which a logarithm reaches a value."""
 
-    def affords(amount: float) -> bool:
-        return space.value(path(amount)) <= most
-
-    reach = 1e-3  # steps of optimisers are small
-    while reach < FURTHEST and not (affords(reach) and not affords(-reach)):
-        reach *= 4
-    reach = min(reach, FURTHEST)
-    return threshold(affords, -reach, reach) if affords(reach) else None
+    at: Callable[[float], Logs]
+    start: Logs
+    amount: Callable[[float, float], float]
 
 
-def _all_stored(logs: Logs) -> dict[str, list[float]]:
-    return {name: as_stored(values) for name, values in logs.items()}
+def _factor(start: float, at: float) -> float:
+    return log(at / start) if min(start, at) > 0 else -inf
+
+
+def _difference(start: float, at: float) -> float:
+    return at - start
+
+
+def _least_amount(path: Path, space: StrideSpace, most: float) -> Fit | None:
+    """The strides of the least amount that cost at most ``most``; None if there is none."""
+    low, high, step = -1e-3, 0.0, 1e-3  # steps of optimisers are small
+    found = space.running(path.at(high))
+    while found.cost > most:
+        if high >= FURTHEST:
+            return None
+        low, high = high, min(max(4 * high, step), FURTHEST)
+        found = space.running(path.at(high))
+    while low < 0 and (fit := space.running(path.at(low))).cost <= most:
+        found, high = fit, low
+        if low <= -FURTHEST:
+            return found
+        low = max(4 * low, -FURTHEST)
+    while high - low > 1e-7:
+        # Where the map sizes of ``high`` begin, and before: the cost changes nowhere else.
+        first, before = _beginning(path, space, found)
+        for amount in (first, before, (low + high) / 2):
+            if low < amount < high:
+                fit = space.running(path.at(amount))
+                if fit.cost <= most:
+                    found, high = fit, amount
+                else:
+                    low = amount
+            if before <= low and high <= first:
+                return found
+    # Strides are stored in float32: stay on the side where the budget is met.
+    return space.running(path.at(high + 5e-7))
+
+
+def _beginning(path: Path, space: StrideSpace, fit: Fit) -> tuple[float, float]:
+    """The least amount with the same map sizes as ``fit``, and one just below."""
+    found = []
+    for name, start in path.start.items():
+        axes = fit.maps[name]
+        for value, axis in zip(each_axis(start, len(axes)), axes, strict=True):
+            window = space.layers[name].window_settings
+            at = first_log(window, axis.size, axis.output_size)
+            found.append((path.amount(value, at), path.amount(value, at - BEHIND)))
+    return max(found)
 
 
 def as_stored(logs: Iterable[float]) -> list[float]:
@@ -132,7 +316,39 @@ def as_stored(logs: Iterable[float]) -> list[float]:
 
     A stride may lie where the size of a map changes, and there the rounding decides.
     """
-    return array("f", map(exp, logs)).tolist()
+    return in_float32(map(exp, logs))
+
+
+def in_float32(numbers: Iterable[float]) -> list[float]:
+    """The nearest float32 of each number."""
+    return array("f", numbers).tolist()
+
+
+@lru_cache(maxsize=1 << 12)
+def plan_at(window: Window, size: int, at: float) -> Axis:
+    """How an axis is pooled at the stride of a logarithm."""
+    (stride,) = as_stored([at])
+    return plan_axis(size, stride, *window)
+
+
+@lru_cache(maxsize=1 << 14)
+def first_log(window: Window, size: int, output_size: int) -> float:
+    """The logarithm of the smallest stride that makes at most ``output_size`` of ``size`` samples.
+
+    >>> window = 4.0, "stopband", True, True
+    >>> round(exp(first_log(window, 32, 20)), 4)  # 32 / 20
+    1.6
+    """
+
+    def holds(at: float) -> bool:
+        (stride,) = as_stored([at])
+        return plan_axis(size, stride, *window).output_size <= output_size
+
+    low, high = 0.0, log(2 * size)
+    about = log(size / output_size) if output_size else high
+    if holds(about + 1e-5) and not holds(about - 1e-5):  # without a passband edge
+        low, high = about - 1e-5, about + 1e-5
+    return threshold(holds, low, high)
 
 
 def threshold(holds: Callable[[float], bool], low: float, high: float) -> float:

@@ -1,7 +1,7 @@
 """Sizes of maps as functions of the sizes that pooling layers return."""
 
 from collections import ChainMap
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import floor, prod
 from typing import Any
@@ -13,7 +13,7 @@ from diffstride.graph.fake_run import run_node
 from diffstride.graph.perturbed_sizes import Dim, proportional
 from diffstride.graph.stride_groups import SizeMismatchError, StrideGroups
 
-Number = float | Tensor
+Number = float
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class SizeExpression:
 
     A source is another expression, or the key of a known size: a call and an axis of its output.
     If ``exact`` is given, the size is ``exact(known) + offset``, and the product only gives its
-    gradient.
+    slopes.
     """
 
     sources: tuple[Hashable, ...] = ()
@@ -32,27 +32,64 @@ class SizeExpression:
     exact: Callable[[Mapping[Hashable, Number]], float] | None = None
 
     def at(self, known: Mapping[Hashable, Number]) -> Number:
-        """The value for these known sizes, differentiable in them.
+        """The value for these known sizes.
 
         >>> half = SizeExpression(("rows",), 0.5, 0.5, rounded=True)
         >>> half.at({"rows": 7}), half.at({"rows": 8})
         (4, 4)
         """
-        parts = (s.at(known) if isinstance(s, SizeExpression) else known[s] for s in self.sources)
-        value = prod(parts) * self.scale + self.offset
         if self.exact is not None:
-            return straight_through(self.exact(known) + self.offset, value)
-        return straight_through(floor(number(value) + 1e-6), value) if self.rounded else value
+            return self.exact(known) + self.offset
+        value = prod(self._parts(known)) * self.scale + self.offset
+        return floor(value + 1e-6) if self.rounded else value
+
+    @property
+    def simplest(self) -> "Source":
+        """The key of a known size if that is all there is, else the expression."""
+        factor_alone = (self.scale, self.offset, self.rounded, self.exact) == (1, 0, False, None)
+        return self.sources[0] if factor_alone and len(self.sources) == 1 else self
+
+    def add_slopes(
+        self, known: Mapping[Hashable, Number], factor: float, slopes: dict[Hashable, float]
+    ) -> None:
+        """Add ``factor`` times the derivative by each known size, without the rounding.
+
+        >>> tokens, slopes = SizeExpression(("rows", "columns")), {"rows": 0.0, "columns": 0.0}
+        >>> tokens.add_slopes({"rows": 7, "columns": 5}, 2.0, slopes)
+        >>> slopes
+        {'rows': 10.0, 'columns': 14.0}
+        """
+        if not self.sources:
+            return
+        parts = self._parts(known)
+        for i, source in enumerate(self.sources):
+            slope = factor * self.scale * prod(parts[:i] + parts[i + 1 :])
+            if isinstance(source, SizeExpression):
+                source.add_slopes(known, slope, slopes)
+            else:
+                slopes[source] += slope
+
+    def _parts(self, known: Mapping[Hashable, Number]) -> list[Number]:
+        return [size_at(source, known) for source in self.sources]
 
 
-def straight_through(exact: float, smooth: Number) -> Number:
-    """The value ``exact`` with the gradient of ``smooth``, if that is a tensor."""
-    return exact + smooth - smooth.detach() if isinstance(smooth, Tensor) else exact
+Source = SizeExpression | Hashable
 
 
-def number(value: Number) -> float:
-    """The value of a number or a scalar tensor."""
-    return float(value.detach() if isinstance(value, Tensor) else value)
+def size_at(source: Source, known: Mapping[Hashable, Number]) -> Number:
+    """The size that an expression or a key stands for."""
+    return source.at(known) if isinstance(source, SizeExpression) else known[source]
+
+
+def product(sizes: Iterable[SizeExpression]) -> SizeExpression:
+    """The product of sizes, with all constants in one factor."""
+    moving, scale = [], 1.0
+    for size in sizes:
+        if size.sources or size.exact:
+            moving.append(size.simplest)
+        else:
+            scale *= size.offset
+    return SizeExpression(tuple(moving), scale)
 
 
 class MapSizes:
@@ -198,7 +235,7 @@ class ComputedNumber:
         """The number for these sizes."""
         values: dict[fx.Node, Any] = {}
         for source, sizes in self._shapes.items():
-            shape = [round(number(size.at(known))) for size in sizes]
+            shape = [round(size.at(known)) for size in sizes]
             values[source] = torch.empty(shape, device="meta")
         found = ChainMap(values, self._groups.trace.values)
         for node in self._calls:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import fx, nn
 
 from diffstride._torch_compat import CircularPad, Conv, ReflectionPad, conv_padding
-from diffstride.graph.map_sizes import MapSizes, Number, SizeExpression, number
+from diffstride.graph.map_sizes import MapSizes, Number, SizeExpression
 from diffstride.graph.perturbed_sizes import Dim
 from diffstride.graph.stride_groups import StrideGroups
 
@@ -61,7 +61,7 @@ class MinimumSizes:
             EmptyMapError: if one is.
         """
         for expression, where in self._sizes:
-            size = number(expression.at(known))
+            size = expression.at(known)
             if size < ONE_SAMPLE:
                 raise EmptyMapError(where, size)
 
@@ -110,4 +110,4 @@ def minimum_size(module: Any, axis: int) -> int:
 def _may_be_empty(size: SizeExpression) -> bool:
     """Whether a size is below 1 where all pooling layers return one sample, their minimum."""
     ones: Mapping[Hashable, Number] = defaultdict(lambda: 1.0)
-    return size.exact is not None or number(size.at(ones)) < ONE_SAMPLE
+    return size.exact is not None or size.at(ones) < ONE_SAMPLE

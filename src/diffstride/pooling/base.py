@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from diffstride.pooling.frozen import FrozenPooling
 
 Plan = tuple[Axis, ...]
-Lengths = Sequence[Any]  # of the spatial axes, as numbers or as scalar tensors
+Lengths = Sequence[float]  # of the spatial axes
 
 
 class SizedPooling(nn.Module):
@@ -50,16 +50,15 @@ class SizedPooling(nn.Module):
         lengths = zip(input_size, outputs, values, strict=True)
         return tuple(Axis(*each, cutoff=inf, transition=1.0) for each in lengths)
 
-    def unrounded_size(self, size: Any, stride: Any, axis: Axis) -> Any:
-        """The output length of an axis before it is rounded to whole samples.
+    def size_slopes(self, axis: Axis) -> tuple[float, float]:
+        """The derivatives of an axis's output length ``N/s``, unrounded, by ``N`` and by ``s``."""
+        return 1 / axis.stride, -axis.size / axis.stride**2
 
-        ``size`` and ``stride`` are numbers or scalar tensors, in which the result is
-        differentiable. ``axis`` is the plan of the axis at these values.
+    def multiply_adds(self, axes: Sequence[Axis], sizes: Lengths, output_sizes: Lengths) -> float:
+        """Multiply-adds of pooling one channel of one sample; 0 if none are counted.
+
+        The lengths may lie half a sample beside those of ``axes``, for the slopes of the cost.
         """
-        return size / stride
-
-    def multiply_adds(self, axes: Sequence[Axis], sizes: Lengths, output_sizes: Lengths) -> Any:
-        """Multiply-adds of pooling one channel of one sample; 0 if none are counted."""
         return 0.0
 
 
@@ -75,7 +74,7 @@ class SpectralPooling(SizedPooling):
         """
         return tuple(axis.output_size for axis in self.plan(input_size))
 
-    def multiply_adds(self, axes: Sequence[Axis], sizes: Lengths, output_sizes: Lengths) -> Any:
+    def multiply_adds(self, axes: Sequence[Axis], sizes: Lengths, output_sizes: Lengths) -> float:
         return multiply_adds(axes, sizes, output_sizes)
 
     def frozen(self, round_to: float | None = None) -> "FrozenPooling":

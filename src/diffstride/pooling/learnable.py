@@ -129,14 +129,13 @@ class DiffStride(SpectralPooling):
         """How one axis is pooled at a stride within the limits."""
         return plan_axis(size, stride, *self.window_settings)
 
-    def unrounded_size(self, size: Any, stride: Any, axis: Axis) -> Any:
-        if self.cropping and self.edge == "stopband":
-            return size / stride
-        if not self.cropping or 2 * axis.cutoff >= axis.size:
-            return size + 0 * stride  # a tensor with a gradient of 0
+    def size_slopes(self, axis: Axis) -> tuple[float, float]:
+        if not self.cropping or (self.edge == "passband" and 2 * axis.cutoff >= axis.size):
+            return 1.0, 0.0
+        by_size, by_stride = super().size_slopes(axis)
         # The passband edge adds the transition width, R or N/4, at both ends of the spectrum.
-        factor = self.smoothness_factor
-        return size / stride + (2 * factor if axis.transition == factor else size / 2)
+        follows = self.edge == "passband" and axis.transition != self.smoothness_factor
+        return by_size + follows / 2, by_stride
 
     def frozen(self, round_to: float | None = None) -> FrozenPooling:
         return FrozenPooling(self.stride_values(), self.window_settings, round_to)
