@@ -9,6 +9,7 @@ from networks import counted
 from torch import nn
 
 from diffstride import CostBudget, DiffStride, MultiplyAdds, convert, stride_layers
+from diffstride.cost.stride_space import UnreachableBudgetError
 from diffstride.graph.minimum_sizes import EmptyMapError
 
 
@@ -158,7 +159,7 @@ def test_steps_after_which_no_budget_can_be_met_are_undone(monkeypatch):
     before = [layer.strides.tolist() for layer in stride_layers(net).values()]
 
     def refuse(*args):
-        raise ValueError("cannot be met")
+        raise UnreachableBudgetError("cannot be met")
 
     monkeypatch.setattr("diffstride.cost.budget.scale_to_budget", refuse)
     for layer in stride_layers(net).values():

@@ -1,19 +1,27 @@
 """Hold a network to a budget of multiply-adds while its strides learn."""
 
 from collections.abc import Iterable, Mapping
-from math import exp, log
+from itertools import islice
+from math import exp, isfinite, log, log1p
 from numbers import Real
 from typing import Any
 
 import torch
 from torch import nn
 
-from diffstride.cost.multiply_adds import MultiplyAdds
+from diffstride._arguments import clamp_strides
+from diffstride.cost.multiply_adds import MultiplyAdds, on_host
 from diffstride.cost.projection import project_step
 from diffstride.cost.size_search import SizeSearch
-from diffstride.cost.stride_space import Logs, StrideSpace, as_stored, scale_to_budget
+from diffstride.cost.stride_space import (
+    Logs,
+    StrideSpace,
+    UnreachableBudgetError,
+    as_stored,
+    in_float32,
+    scale_to_budget,
+)
 from diffstride.pooling.learnable import DiffStride
-from diffstride.spectral.axis_plan import CPU
 
 TOLERANCE = 0.01  # share of the budget that may stay unused
 LIMIT = 1e-6  # distance at which a stride counts as at its limit
@@ -89,13 +97,16 @@ class CostBudget:
             if name in used and getattr(layer, "learns_size", False)
         }
         if not self._layers:
-            raise ValueError("the model has no DiffStride layer whose strides learn and crop")
+            raise ValueError(
+                "the model has no DiffStride layer whose strides learn and crop: call "
+                "diffstride.convert first, or give its layers trainable=True and cropping=True"
+            )
         _check_apart(self._layers)
         self.multiply_adds = budget if budget > 100 else budget * self.cost.value()
-        self._written = self._read()
-        self._wanted = self._read()
         self._space = StrideSpace(self.cost, self._layers)
         self._size_search = SizeSearch(self._space)
+        # Logarithms of the strides that the layers have, and of those before map sizes are rounded.
+        self._in_use = self._target = _logs(self._by_layer(self._read()))
         self._check_reachable()
         self.project_()
 
@@ -107,16 +118,14 @@ class CostBudget:
         Raises:
             ValueError: a stride is not finite; nothing is changed then.
         """
-        self._check_finite()
-        wanted, limits = self._moved(), (self._least, self.multiply_adds)
+        moved, limits = self._moved_target(self._read()), (self._least, self.multiply_adds)
         try:
-            wanted = scale_to_budget(wanted, self._space, *limits)
-        except ValueError:  # no factor leads there
-            if self._space.value(self._written) > self.multiply_adds:
+            self._target = scale_to_budget(moved, self._space, *limits)
+        except UnreachableBudgetError:
+            if self._space.value(self._in_use) > self.multiply_adds:
                 raise
-            wanted = self._written
-        self._write(self._size_search.use_up(wanted, *limits))
-        self._wanted = wanted
+            self._target = self._in_use
+        self._write(self._size_search.use_up(self._target, *limits))
 
     @torch.no_grad()
     def project_gradients_(self) -> None:
@@ -125,10 +134,12 @@ class CostBudget:
         Call it before each step of an optimiser that rescales gradients. Layers without a gradient
         count as having one of 0.
         """
-        strides = [layer.strides for layer in self._layers.values()]
+        strides = self._parameters
         gradients = [torch.zeros_like(x) if x.grad is None else x.grad for x in strides]
-        projected = -self._project(-torch.cat(gradients).to(CPU, torch.float64))
-        for gradient, part in zip(gradients, projected.split(list(map(len, strides))), strict=True):
+        steps = [-gradient for gradient in on_host(gradients).tolist()]
+        projected = gradients[0].new_tensor([-step for step in self._projected(steps)])
+        parts = projected.split(list(map(len, strides)))
+        for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part)
 
     level_gradients_ = project_gradients_  # its name in 0.1
@@ -137,8 +148,8 @@ class CostBudget:
         """What a resumed training needs to continue like an uninterrupted one."""
         return {
             "multiply_adds": self.multiply_adds,
-            "wanted": dict(self._wanted),
-            "written": dict(self._written),
+            "wanted": dict(self._target),
+            "written": dict(self._in_use),
             "size_search": {"last": self._size_search.last},
         }
 
@@ -148,22 +159,34 @@ class CostBudget:
         Raises:
             ValueError: if it is that of a network with other layers.
         """
-        if state["written"].keys() != self._written.keys():
+        if state["written"].keys() != self._layers.keys():
             raise ValueError(
                 f"the state is of a network with the layers {', '.join(state['written'])}, but "
-                f"this one has {', '.join(self._written)}"
+                f"this one has {', '.join(self._layers)}: load that of the same network, with the "
+                "same layers learning"
             )
         self.multiply_adds = state["multiply_adds"]
-        self._wanted = dict(state["wanted"])
+        self._target = dict(state["wanted"])
         # States of 0.1 have the key "spending".
         self._size_search.last = (state.get("size_search") or state["spending"])["last"]
         self._write(state["written"])
 
-    def _read(self) -> Logs:
-        return {
-            name: [log(max(stride, 1.0)) for stride in layer.strides.tolist()]
-            for name, layer in self._layers.items()
-        }
+    @torch.no_grad()
+    def _read(self) -> list[float]:
+        """All strides, one layer after the other, by one read.
+
+        Raises:
+            ValueError: if one is not finite.
+        """
+        strides = on_host(self._parameters).tolist()
+        if not all(map(isfinite, strides)):
+            for name, values in self._by_layer(strides).items():
+                if not all(map(isfinite, values)):
+                    raise ValueError(
+                        f"the strides of {name!r} are {values}: training has diverged; load the "
+                        "last checkpoint, and lower their learning rate"
+                    )
+        return strides
 
     def _check_reachable(self) -> None:
         most, now = self._space.value(self._space.smallest()), self.cost.value()
@@ -175,51 +198,63 @@ class CostBudget:
                 "fraction of the present cost, above that a number of multiply-adds"
             )
 
-    def _check_finite(self) -> None:
-        for name, layer in self._layers.items():
-            if not layer.strides.isfinite().all():
-                raise ValueError(
-                    f"the strides of {name!r} are {layer.strides.tolist()}: training has diverged; "
-                    "load the last checkpoint, and lower their learning rate"
-                )
-
-    def _moved(self) -> Logs:
-        """The strides wanted, moved by the optimiser's last step, projected onto constant cost."""
-        written = [exp(each) for logs in self._written.values() for each in logs]
-        # As the parameters hold them.
-        at = torch.tensor(written, dtype=torch.float32, device=CPU).double()
+    def _moved_target(self, strides: list[float]) -> Logs:
+        """The target, moved as the last step moved the strides, at constant cost."""
+        before = [stride for logs in self._in_use.values() for stride in as_stored(logs)]
         # Unclamped: how far a step would lead below the limit is part of the gradient.
-        now = torch.cat([layer.strides.detach().to(at) for layer in self._layers.values()])
+        steps = self._projected([now - at for now, at in zip(strides, before, strict=True)])
         # No step makes a stride less than half as large.
-        moves = (self._project(now - at) / at).clamp(min=-0.5).log1p()
-        each = iter(moves.tolist())
-        return {name: [log + next(each) for log in self._wanted[name]] for name in self._written}
-
-    @torch.inference_mode(mode=False)
-    @torch.enable_grad()
-    def _project(self, steps: torch.Tensor) -> torch.Tensor:
-        """The part of steps from the strides in use along which the cost stays constant."""
-        strides = {
-            name: torch.tensor(logs, dtype=torch.float64, device=CPU).exp().requires_grad_()
-            for name, logs in self._written.items()
+        moves = [log1p(max(step / at, -0.5)) for step, at in zip(steps, before, strict=True)]
+        return {
+            name: [at + move for at, move in zip(self._target[name], moved, strict=True)]
+            for name, moved in self._by_layer(moves).items()
         }
-        slopes = torch.cat(torch.autograd.grad(self.cost(strides), list(strides.values())))
-        at = torch.cat(list(strides.values())).detach()
-        limits = [self._space.limits(name) for name, logs in self._written.items() for _ in logs]
-        low, high = torch.tensor(limits, dtype=torch.float64, device=CPU).exp().T
-        at_limits = (at <= low + LIMIT).tolist(), (at >= high - LIMIT).tolist()
-        return steps.new_tensor(project_step(steps.tolist(), slopes.tolist(), *at_limits))
 
-    @torch.no_grad()
+    def _projected(self, steps: list[float]) -> list[float]:
+        """The part of steps from the strides in use along which the cost stays constant."""
+        strides = {name: list(map(exp, logs)) for name, logs in self._in_use.items()}
+        _, slopes = self.cost.slopes(strides)
+        at_lowest, at_highest = [], []
+        for name, values in strides.items():
+            low, high = map(exp, self._space.limits(name))
+            at_lowest += [value <= low + LIMIT for value in values]
+            at_highest += [value >= high - LIMIT for value in values]
+        flat = [slope for name in strides for slope in slopes[name]]
+        return project_step(steps, flat, at_lowest, at_highest)
+
     def _write(self, logs: Logs) -> None:
-        for name, layer in self._layers.items():
-            layer.strides.copy_(layer.strides.new_tensor(as_stored(logs[name])))
-            layer.project_()
-        self._written = self._read()
+        """Write the strides of all layers, by one transfer; nothing is read back."""
+        stored = {name: self._within_limits(name, as_stored(logs[name])) for name in self._layers}
+        flat = [value for values in stored.values() for value in values]
+        parts = self._parameters[0].new_tensor(flat).split(list(map(len, self._parameters)))
+        for (name, layer), part in zip(self._layers.items(), parts, strict=True):
+            layer.write_(part, stored[name])
+        self._in_use = _logs(stored)
+
+    def _within_limits(self, name: str, strides: list[float]) -> list[float]:
+        layer = self._layers[name]
+        limits = layer.lower_limit_stride, layer.upper_limit_stride
+        return in_float32(clamp_strides(strides, *limits))
+
+    def _by_layer(self, numbers: list[float]) -> dict[str, list[float]]:
+        """Numbers of all strides, one layer after the other, by layer."""
+        each = iter(numbers)
+        return {
+            name: list(islice(each, len(parameter)))
+            for name, parameter in zip(self._layers, self._parameters, strict=True)
+        }
+
+    @property
+    def _parameters(self) -> list[nn.Parameter]:
+        return [layer.strides for layer in self._layers.values()]
 
     @property
     def _least(self) -> float:
         return (1 - TOLERANCE) * self.multiply_adds
+
+
+def _logs(strides: Mapping[str, list[float]]) -> Logs:
+    return {name: [log(max(each, 1.0)) for each in values] for name, values in strides.items()}
 
 
 def _check_apart(layers: Mapping[str, DiffStride]) -> None:

@@ -155,6 +155,17 @@ class DiffStride(SpectralPooling):
         self.strides.clamp_(self.lower_limit_stride or 1.0, self.upper_limit_stride)
         self._refresh()
 
+    @torch.no_grad()
+    def write_(self, strides: Tensor, values: Sequence[float]) -> None:
+        """Write strides whose values the host knows, in place: nothing is read from the device.
+
+        Args:
+            strides: the new strides, within the limits.
+            values: the same numbers.
+        """
+        self.strides.copy_(strides)
+        self._refresh(values)
+
     def extra_repr(self) -> str:
         strides = ", ".join(f"{value:.4g}" for value in self.stride_values())
         state = "learning" if self.strides.requires_grad else "fixed"
@@ -201,7 +212,8 @@ class DiffStride(SpectralPooling):
     def _is_on_cpu(self) -> bool:
         return self.strides.device.type == "cpu"
 
-    def _refresh(self) -> None:
+    def _refresh(self, known: Sequence[float] | None = None) -> None:
+        """Let the host know the strides: those ``known`` to it, or else by reading them."""
         if self.strides.is_meta:
             return
         if hasattr(self.strides, "full_tensor"):
@@ -210,7 +222,7 @@ class DiffStride(SpectralPooling):
                 "DistributedDataParallel, or pass them to fully_shard as ignored_params (torch 2.7 "
                 "and later) and average their gradients"
             )
-        values = tuple(self.strides.tolist())
+        values = tuple(self.strides.tolist() if known is None else known)
         self._values = values * self.num_axes if self.shared_stride else values
         self._texts = tuple(map(repr, self._values))
         self._version = _version_of(self.strides)
