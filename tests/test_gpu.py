@@ -330,6 +330,18 @@ def test_training_synchronises_at_most_once_a_layer_and_step(gpu: torch.device) 
     assert 0 < synchronisations(step) <= len(stride_layers(model))
 
 
+def test_a_budget_synchronises_to_read_and_to_write(gpu: torch.device) -> None:
+    model = small_network().to(gpu)
+    budget = CostBudget(model, images(gpu), 0.7)
+    for _ in range(3):
+        with torch.no_grad():
+            for layer in stride_layers(model).values():
+                layer.strides += 0.05
+        assert 0 < synchronisations(budget.project_) <= 2
+    with torch.no_grad():
+        assert synchronisations(lambda: model(images(gpu))) == 0
+
+
 def test_evaluation_never_synchronises(gpu: torch.device) -> None:
     model, x = small_network().to(gpu).eval(), images(gpu)
     with torch.no_grad():

@@ -44,9 +44,9 @@ class SizeSearch:
 
     def __init__(self, space: StrideSpace) -> None:
         self._space = space
-        # The sizes at the strides wanted, and those chosen, in the last step.
         # Strides and axes of layers in this step, by input and output sizes.
         self._chosen: dict[tuple[Any, ...], tuple[list[float], list[Axis]]] = {}
+        # The sizes at the strides wanted, and those chosen, in the last step.
         self.last: tuple[OutputSizes, OutputSizes] = {}, {}
 
     def use_up(self, wanted: Logs, least: float, most: float) -> Logs:

@@ -24,7 +24,7 @@ LARGEST = 30.0  # logarithm of the largest stride that is tried, where there is 
 
 
 class UnreachableBudgetError(ValueError):
-    """No strides cost so little."""
+    """No strides within the limits cost so little."""
 
 
 class Fit(NamedTuple):
@@ -254,7 +254,11 @@ def scale_to_budget(logs: Logs, space: StrideSpace, least: float, most: float) -
 
 
 class Path(NamedTuple):
-    """Strides that grow with an amount, and the amount at which a logarithm reaches a value."""
+    """Strides that grow with an amount.
+
+    ``at`` gives their logarithms at an amount, and ``amount(x, y)`` the amount at which one that is
+    ``x`` in ``start`` is ``y``.
+    """
 
     at: Callable[[float], Logs]
     start: Logs

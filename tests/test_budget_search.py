@@ -1,0 +1,255 @@
+"""The fast parts of costs and budgets against slow obvious versions."""
+
+import itertools
+from math import exp, inf, log
+
+import pytest
+import torch
+from conftest import PUBLISHED, WINDOWED
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from networks import counted
+from torch import nn
+
+from diffstride import CostBudget, DiffStride, MultiplyAdds, convert, stride_layers
+from diffstride.cost.projection import project_step
+from diffstride.cost.size_search import TRIES, Change, combinations
+from diffstride.cost.stride_space import StrideSpace, first_log, scale_to_budget, threshold
+from diffstride.spectral.axis_plan import plan_axis
+from diffstride.spectral.map_product import multiply_adds
+
+SIZE = 40, 37
+STRIDES = st.floats(1.0, 6.0, width=32)
+
+
+def network(first, second):
+    """Two poolings, with convolutions and a rounded size between them."""
+    return nn.Sequential(
+        DiffStride(**first),
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.MaxPool2d(2),
+        DiffStride(**second),
+        nn.Conv2d(4, 8, 3, padding=1),
+    )
+
+
+def straight_through(whole, smooth):
+    return whole + smooth - smooth.detach()
+
+
+def pooled(layer, sizes, strides):
+    """Output sizes of a layer as tensors whose gradient is that of the unrounded sizes."""
+    axes = layer.plan([round(size.item()) for size in sizes], strides.tolist())
+    outputs = []
+    for size, stride, axis in zip(sizes, strides, axes, strict=True):
+        smooth = size / (stride + (axis.stride - stride.detach()))
+        if layer.edge == "passband":
+            factor = layer.smoothness_factor
+            smooth = smooth + (2 * factor if axis.transition == factor else size / 2)
+            if 2 * axis.cutoff >= axis.size:
+                smooth = size + 0 * stride
+        outputs.append(straight_through(axis.output_size, smooth))
+    return axes, outputs
+
+
+def slow_cost(net, first, second):
+    """The cost of `network` by autograd over its sizes."""
+    start = [torch.tensor(float(size), dtype=torch.float64) for size in SIZE]
+    axes, sizes = pooled(net[0], start, first)
+    total = multiply_adds(axes, start, sizes) + 9 * 4 * sizes[0] * sizes[1]
+    halves = [straight_through(round(size.item()) // 2, size / 2) for size in sizes]
+    axes, sizes = pooled(net[3], halves, second)
+    return total + 4 * multiply_adds(axes, halves, sizes) + 9 * 4 * 8 * sizes[0] * sizes[1]
+
+
+NETWORKS = {
+    name: network(*({"strides": 2.0, **window} for window in windows))
+    for name, windows in {
+        "stopband": (WINDOWED, WINDOWED),
+        "passband": (PUBLISHED, PUBLISHED),
+        "both": (WINDOWED, PUBLISHED),
+    }.items()
+}
+COSTS = {name: MultiplyAdds(net, torch.zeros(1, 1, *SIZE)) for name, net in NETWORKS.items()}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@settings(deadline=None)
+@given(strides=st.lists(STRIDES, min_size=4, max_size=4))
+def test_costs_and_gradients_are_those_of_autograd(name, strides):
+    net, cost = NETWORKS[name], COSTS[name]
+    ours, slow = (
+        torch.tensor(strides, dtype=torch.float64).view(2, 2).requires_grad_() for _ in range(2)
+    )
+    found, expected = cost({"0": ours[0], "3": ours[1]}), slow_cost(net, *slow)
+    assert found.item() == cost.value({"0": strides[:2], "3": strides[2:]})
+    assert found.item() == pytest.approx(expected.item())
+    found.backward()
+    expected.backward()
+    torch.testing.assert_close(ours.grad, slow.grad, rtol=1e-9, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_costs_of_other_strides_do_not_depend_on_those_before(name):
+    """Costs are kept by map sizes: at strides in any order they are those that torch counts."""
+    net, x = NETWORKS[name].eval(), torch.zeros(1, 1, *SIZE)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        for layer in stride_layers(net).values():
+            layer.strides.data = 1 + 2 * torch.rand(2, generator=generator)
+        assert COSTS[name].value() == counted(net, x)
+
+
+def test_scalar_tensors_and_numbers_may_be_mixed():
+    cost, stride = COSTS["stopband"], torch.tensor(2.5, requires_grad=True)
+    cost({"0": [stride, 3.0], "3": (2.0, 2.0)}).backward()
+    assert stride.grad.item() < 0
+    assert cost.value({"0": [stride, 3.0]}) == cost.value({"0": torch.tensor([2.5, 3.0])})
+
+
+@pytest.mark.parametrize("edge", ["stopband", "passband"])
+@settings(deadline=None)
+@given(size=st.integers(1, 300), part=st.floats(0, 1))
+def test_strides_at_which_a_size_changes(edge, size, part):
+    window = 4.0, edge, True, True
+
+    def output_size(at):
+        return plan_axis(size, exp(at), *window).output_size
+
+    most = round(part * size)
+    slow = threshold(lambda at: output_size(at) <= most, 0.0, log(2 * size))
+    found = first_log(window, size, most)
+    assert found == pytest.approx(slow, abs=2e-7)
+    if output_size(log(2 * size)) <= most:
+        assert output_size(found) <= most
+    if found > 1e-5:
+        assert output_size(found - 2e-6) > most
+
+
+EFFECTS = st.integers(-8, 8).map(float)
+DISTANCES = st.floats(0.01, 1.0)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.lists(st.tuples(EFFECTS, DISTANCES), min_size=1, max_size=2), max_size=5),
+    EFFECTS,
+)
+def test_combinations_are_the_nearest_of_all(numbers, least):
+    options = [
+        [Change({(str(i), 0): j}, *each) for j, each in enumerate(option)]
+        for i, option in enumerate(numbers)
+    ]
+    every = [[Change({}, 0.0, 0.0), *option] for option in options]
+    expected = sorted(
+        sum(change.distance for change in changes)
+        for changes in itertools.product(*every)
+        if least <= sum(change.effect for change in changes) <= least + 1
+    )
+    distances = {key: c.distance for o in options for c in o for key in [tuple(c.sizes.items())]}
+    found = [
+        sum(distances[(item,)] for item in sizes.items())
+        for sizes in combinations(options, least, least + 1)
+    ]
+    assert found == pytest.approx(expected[:TRIES])
+
+
+def test_the_projection_of_strides_that_stand_still():
+    no = [False, False]
+    assert project_step([1.0, 0.0], [1.0, 1.0], no, no) == [0.5, -0.5]
+    assert project_step([0.0, 0.0], [1.0, 1.0], [True, False], no) == [0.0, 0.0]
+
+
+def spaces():
+    """Networks with both edges, limits, a shared stride, and maps that can be empty."""
+    chain = network({"strides": 2.0, **WINDOWED}, {"strides": 1.5, **PUBLISHED})
+    limited = network(
+        {"strides": 2.0, "shared_stride": True, **WINDOWED},
+        {"strides": 1.5, "lower_limit_stride": 1.3, "upper_limit_stride": 2.5, **WINDOWED},
+    )
+    lenet = nn.Sequential(
+        nn.Conv2d(1, 6, 5), nn.AvgPool2d(2), nn.Conv2d(6, 16, 5), nn.AvgPool2d(2),
+        nn.Conv2d(16, 40, 5),
+    )  # fmt: skip
+    x = torch.zeros(1, 1, 40, 37)
+    return {"chain": chain, "limited": limited, "lenet": convert(lenet, x)}, x
+
+
+def random_logs(space, generator, high):
+    return {
+        name: [high * torch.rand(1, generator=generator).item() for _ in layer.strides]
+        for name, layer in space.layers.items()
+    }
+
+
+@pytest.mark.parametrize("name", ["chain", "limited", "lenet"])
+def test_the_factor_that_meets_a_budget_is_the_least(name):
+    models, x = spaces()
+    cost = MultiplyAdds(models[name], x)
+    space, generator = StrideSpace(cost, cost.layers), torch.Generator().manual_seed(0)
+    for _ in range(20):
+        logs = random_logs(space, generator, 0.7)
+        most = space.value(logs) * (0.8 + 0.4 * torch.rand(1, generator=generator).item())
+
+        def path(amount, logs=logs):
+            clamped = {}
+            for key, values in logs.items():
+                low, high = space.limits(key)
+                clamped[key] = [min(max(v * exp(amount), low), high) for v in values]
+            return clamped
+
+        amount = threshold(lambda a, most=most: space.value(path(a)) <= most, -5.0, 5.0)
+        if space.value(path(amount)) > most or amount <= -5.0:
+            continue
+        found = scale_to_budget(logs, space, inf, most)
+        slow = space.runnable(path(amount))
+        assert space.value(found) == space.value(slow) <= most
+        # Both stop a little behind the change of a size, by 6e-7 of a logarithm or of the amount.
+        for key, values in found.items():
+            assert values == pytest.approx(slow[key], abs=2e-5)
+
+
+def test_the_least_sizes_lead_to_the_strides_that_a_search_finds():
+    models, x = spaces()
+    cost = MultiplyAdds(models["lenet"], x)
+    space, generator = StrideSpace(cost, cost.layers), torch.Generator().manual_seed(0)
+    differ = 0
+    for _ in range(20):
+        logs = random_logs(space, generator, 1.6)
+        found, slow = space.runnable(logs), space._largest_runnable(logs)
+        for key, values in slow.items():
+            assert found[key] == pytest.approx(values, abs=1e-6)
+        differ += found != logs
+    assert differ > 5
+
+
+@pytest.mark.parametrize("name", ["chain", "limited", "lenet"])
+@pytest.mark.parametrize("far", [0.003, 0.05, 0.5])
+@settings(deadline=None, max_examples=15)
+@given(seed=st.integers(0, 1000))
+def test_a_budget_is_never_exceeded(name, far, seed):
+    models, x = spaces()
+    model = models[name].eval()
+    budget, generator = CostBudget(model, x, 0.8), torch.Generator().manual_seed(seed)
+    for _ in range(10):
+        for layer in stride_layers(model).values():
+            layer.strides.data += far * torch.randn(layer.strides.shape, generator=generator)
+        budget.project_()
+        assert counted(model, x) == budget.cost.value() <= budget.multiply_adds
+    for layer in stride_layers(model).values():
+        low, high = layer.lower_limit_stride or 1.0, layer.upper_limit_stride or inf
+        assert all(low <= stride <= high for stride in layer.stride_values())
+
+
+def test_layers_know_the_strides_that_a_budget_writes(monkeypatch):
+    models, x = spaces()
+    model = models["limited"]
+    budget, layers = CostBudget(model, x, 0.8), list(stride_layers(model).values())
+    monkeypatch.setattr(DiffStride, "_is_on_cpu", lambda self: False)
+    for layer in layers:
+        layer.strides.data += 0.3
+    budget.project_()
+    monkeypatch.setattr(DiffStride, "_refresh", None)  # nothing is read from here on
+    for layer in layers:
+        values = layer.strides.tolist() * (2 if layer.shared_stride else 1)
+        assert layer.stride_values() == pytest.approx(values, abs=1e-6)
