@@ -88,21 +88,28 @@ def fsdp_missing() -> str | None:
 
 
 class HostReads(TorchFunctionMode):
-    """Counts how often a program reads the values of strides, as it would on an accelerator."""
+    """Counts how often a program reads the values of strides, as it would on an accelerator.
+
+    It may read the strides of a layer, or those of several layers in one tensor.
+    """
 
     READING = (Tensor.tolist, Tensor.item, Tensor.to, Tensor.cpu, Tensor.isfinite)
 
     def __init__(self, strides: Sequence[Tensor]) -> None:
         super().__init__()
         self.addresses = {each.data_ptr() for each in strides}
+        self.joined: Tensor | None = None
         self.count = 0
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        if func in self.READING and args[0].data_ptr() in self.addresses:
-            self.count += 1
-        return func(*args, **kwargs or {})
+        result = func(*args, **kwargs or {})
+        if func is torch.cat and any(each.data_ptr() in self.addresses for each in args[0]):
+            self.joined = result
+        elif func in self.READING and result is not args[0]:  # `to` the same device reads nothing
+            self.count += args[0] is self.joined or args[0].data_ptr() in self.addresses
+        return result
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import frozen, layer, network, processes, scaling
+from benchmarks import budget, frozen, layer, network, processes, scaling
 from benchmarks.common import RESULTS, Report, write_text
 from benchmarks.gpu import page as gpu_page
 from benchmarks.machine import ROOT
@@ -17,6 +17,7 @@ TITLES = {
     "network": "A network",
     "scaling": "How the cost grows",
     "frozen": "Frozen networks",
+    "budget": "Budgets",
     "processes": "Several processes",
 }
 TABLES: dict[str, Callable[[Report], str]] = {
@@ -24,6 +25,7 @@ TABLES: dict[str, Callable[[Report], str]] = {
     "network": network.tables,
     "scaling": scaling.tables,
     "frozen": frozen.tables,
+    "budget": budget.tables,
     "processes": processes.tables,
 }
 HEAD = """\
@@ -95,14 +97,26 @@ have the sizes of the `strided` network.
 
 In torchvision's ResNet-18 every strided 3 x 3 convolution runs at stride 1 before it is pooled. The
 small ResNet-18 pools before its convolutions.""",
+    "budget": """\
+This section times `CostBudget.project_`, the call after each training step that holds a converted
+network of torchvision to its budget. The strides move by SGD with momentum 0.9 on noisy gradients
+that pull them towards random targets. The learning rate says how fast: at the largest one almost
+every step changes a map size, far more often than in a training.
+
+- `project_` is measured alone, by the clock of the wall: the median and, in brackets, the quartiles
+  over the steps, and the longest step. Garbage collection is off meanwhile.
+- Processor time is that of the process, which other programs on the machine affect less.
+- The time does not depend on the batch or on the weights. A training step of resnet18 gives the
+  scale.""",
     "processes": """\
 The same training on one, two and four processes of one host, connected by gloo on its CPU. Each
 takes its share of one batch. Batch norm is in evaluation mode. `project` clamps the strides after a
 step, `budget` holds the cost. Differences are the largest over all steps, layers and axes. Bytes
 are what a process gives to gloo in a step. Host reads are counted by the rule for accelerators,
 where each of them waits for the device. A layer that is called once reads its strides once a step,
-and a layer that is called twice reads them twice. A budget adds four reads for each layer. There
-are no times, as the processes share the cores of the host.""",
+and a layer that is called twice reads them twice. At the commit of this file a budget added four
+reads for each layer. Since then it reads all strides at once, and its layers none. There are no
+times, as the processes share the cores of the host.""",
 }
 FACTS = {
     "command": "command",

@@ -10,7 +10,18 @@ import pytest
 import torch
 
 import diffstride
-from benchmarks import common, frozen, layer, machine, memory, network, render, scaling, steps
+from benchmarks import (
+    budget,
+    common,
+    frozen,
+    layer,
+    machine,
+    memory,
+    network,
+    render,
+    scaling,
+    steps,
+)
 from benchmarks import timing as clock
 from benchmarks.contenders import COPIES, Case, Row, forward_backward
 from benchmarks.tables import goal, goal_table, milliseconds
@@ -316,6 +327,17 @@ def test_frozen_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert goals["largest difference of outputs, in 1e-4"]["reached"]
     costs = report["multiply_adds"]["resnet18, width 16"]
     assert costs["strided"] < costs["learned"] == costs["frozen"]
+
+
+def test_budget_runs(tmp_path: Path) -> None:
+    report = _quick(budget.main, tmp_path, "--steps", "40")
+    (row,) = report["measurements"]
+    assert (row["network"], row["layers"], row["strides"], row["steps"]) == ("resnet18", 5, 10, 40)
+    assert row["upper_quartile"] <= row["worst"]
+    assert 0 < row["size_changes"] < 40
+    assert 0.9 < row["least_share"] <= row["largest_share"] <= 1
+    assert report["training_step"]["batch"] == 2
+    assert common.only(report["goals"], what="largest share of a budget")["reached"]
 
 
 def test_benchmark_page_matches_its_results() -> None:

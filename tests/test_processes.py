@@ -60,6 +60,8 @@ def test_host_reads_do_not_grow_with_the_processes(rows: list[dict[str, Any]]) -
         assert row["host_reads"] == alone[0]["host_reads"]
     for row in select(rows, after_step="project"):
         assert row["host_reads"] == row["layers"]
+    for row in select(rows, after_step="budget"):
+        assert row["host_reads"] == 1  # of all layers at once
 
 
 def test_the_file_is_shown_on_the_page(folder: Path) -> None:
