@@ -132,7 +132,9 @@ DISTANCES = st.floats(0.01, 1.0)
 
 @settings(deadline=None)
 @given(
-    st.lists(st.lists(st.tuples(EFFECTS, DISTANCES), min_size=1, max_size=2), max_size=5),
+    st.lists(
+        st.lists(st.tuples(EFFECTS, DISTANCES), min_size=1, max_size=2), min_size=1, max_size=5
+    ),
     EFFECTS,
 )
 def test_combinations_are_the_nearest_of_all(numbers, least):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from diffstride._torch_compat import uncompiled
 from diffstride.cost.consistency import FACTORS, TOLERANCE, numbers_read, scaled_strides
-from diffstride.cost.pooling_cost import KEPT_COSTS, PooledMaps, Sizes, Slopes
+from diffstride.cost.pooling_cost import PooledMaps, Sizes, Slopes, kept
 from diffstride.graph.leaf_modules import as_leaves
 from diffstride.graph.map_sizes import MapSizes, SizeExpression, Source, moving_dims, size_at
 from diffstride.graph.minimum_sizes import MinimumSizes
@@ -212,7 +212,7 @@ class MultiplyAdds:
         given = dict(strides or {})
         for name, values in given.items():
             self._check(name, values)
-            given[name] = values if callable(values) else list(map(float, values))
+            given[name] = values if callable(values) else as_numbers(values)
         missing = self.layers.keys() - given.keys()
         return given | {name: self.layers[name].stride_values() for name in missing}
 
@@ -235,15 +235,12 @@ class MultiplyAdds:
 
     def _cost(self, known: Sizes, pooled: list[Sequence[Axis]]) -> float:
         """The cost at these output sizes, on which alone it depends."""
-        key = tuple(known.values())
-        if key not in self._costs:
-            if len(self._costs) == KEPT_COSTS:
-                self._costs.clear()
+
+        def compute() -> float:
             each = zip(self._pooling, pooled, strict=True)
-            self._costs[key] = sum(layer.cost(known, axes) for layer, axes in each) + self._sum(
-                known
-            )
-        return self._costs[key]
+            return sum(layer.cost(known, axes) for layer, axes in each) + self._sum(known)
+
+        return kept(self._costs, tuple(known.values()), compute)
 
     def _sum(self, known: Sizes, added: int = 0) -> float:
         """The cost without pooling layers, of maps with so many samples added to each axis."""
@@ -262,6 +259,11 @@ class MultiplyAdds:
         pooled = [each.pool(known, strides.get(each.name)) for each in self._pooling]
         self._minimum_sizes.check(known)
         return known, pooled
+
+
+def as_numbers(strides: Iterable[Any]) -> list[float]:
+    """Strides, or scalar tensors, as numbers."""
+    return [float(each.detach() if isinstance(each, Tensor) else each) for each in strides]
 
 
 def as_vector(strides: Tensor | Sequence[Any]) -> Tensor:

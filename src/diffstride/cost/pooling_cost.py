@@ -1,6 +1,7 @@
 """The sizes and the cost of the feature maps that a pooling layer pools."""
 
 from collections.abc import Callable, Hashable, Sequence
+from typing import TypeVar
 
 from torch import fx
 
@@ -14,9 +15,10 @@ Sizes = dict[Hashable, float]  # output sizes, by call and axis
 Slopes = dict[Hashable, float]  # derivatives of a cost by such sizes
 Strides = Sequence[float] | Callable[[list[int]], Sequence[Axis]]
 
-# Differences over one sample are exact derivatives where the cost is linear or quadratic in a size.
-KEPT_COSTS = 4096  # how many costs at different sizes are kept
-HALVES = 0.5, -0.5
+Key = TypeVar("Key", bound=Hashable)
+Result = TypeVar("Result")
+
+KEPT = 4096  # how many results at different sizes are kept
 
 
 class PooledMaps:
@@ -40,14 +42,18 @@ class PooledMaps:
         try:
             self.inputs = [sizes.read(dim) for dim in found.input_dims(self.call)]
             # Where rows or patches have joined the batch, their number depends on strides.
-            self._maps = [product(map(sizes.read, found.dims(call)[:2])) for call in calls]
+            maps = [product(map(sizes.read, found.dims(call)[:2])) for call in calls]
         except LookupError as error:
             raise ValueError(
                 f"the size of the maps that {self.name} ({type(self.module).__name__}) pools does "
                 f"not follow from the strides before it in a way that is understood ({error}), so "
                 "that the multiply-adds of the network are unknown"
             ) from error
-        self._costs: dict[tuple[float, ...], float] = {}  # of a map, by its sizes
+        self._moving_maps = [each for each in maps if each.sources]
+        self._maps = sum(each.scale for each in maps if not each.sources)
+        # Of one map, by its sizes before and after pooling.
+        self._costs: dict[tuple[float, ...], float] = {}
+        self._slopes: dict[tuple[float, ...], tuple[list[float], list[float]]] = {}
         self._sources = [size.simplest for size in self.inputs]
         self.outputs = [(self.call, i) for i in range(len(self.inputs))]
 
@@ -76,32 +82,18 @@ class PooledMaps:
 
     def cost(self, known: Sizes, axes: Sequence[Axis]) -> float:
         """Multiply-adds of the layer for one sample, given its axes from `pool`."""
-        sizes, outputs = self._lengths(known)
-        key = *sizes, *outputs
-        if key not in self._costs:
-            if len(self._costs) == KEPT_COSTS:
-                self._costs.clear()
-            self._costs[key] = self.module.multiply_adds(axes, sizes, outputs)
-        return self._costs[key] * sum(size.at(known) for size in self._maps) / self._batch
+        return self._cost_of_map(axes) * self._maps_at(known)
 
     def add_cost_slopes(self, known: Sizes, axes: Sequence[Axis], slopes: Slopes) -> None:
         """Add the derivatives of `cost` by all known sizes."""
-        sizes, outputs = self._lengths(known)
-        maps = sum(size.at(known) for size in self._maps) / self._batch
-        for size in self._maps:
-            size.add_slopes(
-                known, self.module.multiply_adds(axes, sizes, outputs) / self._batch, slopes
-            )
-        for i, size in enumerate(self.inputs):
-            more, less = (
-                self.module.multiply_adds(axes, shifted(sizes, i, by), outputs) for by in HALVES
-            )
-            size.add_slopes(known, (more - less) * maps, slopes)
-        for i, key in enumerate(self.outputs):
-            more, less = (
-                self.module.multiply_adds(axes, sizes, shifted(outputs, i, by)) for by in HALVES
-            )
-            slopes[key] += (more - less) * maps
+        maps = self._maps_at(known)
+        for size in self._moving_maps:
+            size.add_slopes(known, self._cost_of_map(axes) / self._batch, slopes)
+        by_size, by_output = self._slopes_of_map(axes)
+        for size, slope in zip(self.inputs, by_size, strict=True):
+            size.add_slopes(known, slope * maps, slopes)
+        for key, slope in zip(self.outputs, by_output, strict=True):
+            slopes[key] += slope * maps
 
     def stride_slopes(self, known: Sizes, axes: Sequence[Axis], slopes: Slopes) -> list[float]:
         """The derivatives of the network's cost by the stride of each axis.
@@ -118,9 +110,44 @@ class PooledMaps:
             found.append(slopes[key] * by_stride)
         return found
 
-    def _lengths(self, known: Sizes) -> tuple[list[float], list[float]]:
-        sizes = [size_at(source, known) for source in self._sources]
-        return sizes, [known[key] for key in self.outputs]
+    def _maps_at(self, known: Sizes) -> float:
+        """The number of maps that are pooled, for one sample."""
+        return (self._maps + sum(size.at(known) for size in self._moving_maps)) / self._batch
+
+    def _cost_of_map(self, axes: Sequence[Axis]) -> float:
+        sizes, outputs = lengths(axes)
+        key = *sizes, *outputs
+        return kept(self._costs, key, lambda: self.module.multiply_adds(axes, sizes, outputs))
+
+    def _slopes_of_map(self, axes: Sequence[Axis]) -> tuple[list[float], list[float]]:
+        """The derivatives of the cost of a map by its sizes before and after pooling."""
+        sizes, outputs = lengths(axes)
+
+        def differences(cost: Callable[[list[float]], float], at: list[float]) -> list[float]:
+            return [cost(shifted(at, i, 0.5)) - cost(shifted(at, i, -0.5)) for i in range(len(at))]
+
+        def compute() -> tuple[list[float], list[float]]:
+            # Exact where the cost is linear or quadratic in each size.
+            return (
+                differences(lambda moved: self.module.multiply_adds(axes, moved, outputs), sizes),
+                differences(lambda moved: self.module.multiply_adds(axes, sizes, moved), outputs),
+            )
+
+        return kept(self._slopes, (*sizes, *outputs), compute)
+
+
+def kept(results: dict[Key, Result], key: Key, compute: Callable[[], Result]) -> Result:
+    """A result that is computed once, as long as no more than `KEPT` are."""
+    if key not in results:
+        if len(results) >= KEPT:
+            results.clear()
+        results[key] = compute()
+    return results[key]
+
+
+def lengths(axes: Sequence[Axis]) -> tuple[list[float], list[float]]:
+    """The lengths of axes before and after pooling."""
+    return [axis.size for axis in axes], [axis.output_size for axis in axes]
 
 
 def each_axis(values: Sequence[float], axes: int) -> Sequence[float]:

@@ -7,9 +7,12 @@ effects of single samples are measured one by one, and added up to see which of 
 """
 
 from collections.abc import Iterator, Sequence
+from functools import reduce
+from math import inf
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from diffstride.cost.stride_space import Key, Logs, StrideSpace
 from diffstride.graph.minimum_sizes import EmptyMapError
@@ -44,6 +47,10 @@ class SizeSearch:
 
     def __init__(self, space: StrideSpace) -> None:
         self._space = space
+        self._keys = {
+            name: [(name, i) for i in range(len(layer.strides))]
+            for name, layer in space.layers.items()
+        }
         # Strides and axes of layers in this step, by input and output sizes.
         self._chosen: dict[tuple[Any, ...], tuple[list[float], list[Axis]]] = {}
         # The sizes at the strides wanted, and those chosen, in the last step.
@@ -98,13 +105,14 @@ class SizeSearch:
 
     def _grow(self, wanted: Logs, start: Choice, least: float, most: float) -> Choice:
         """Enlarge one map after the other, always the one of most MACs per distance."""
+        keys = list(start.sizes)
         while start.cost < least:
-            larger = [
-                self._choice(wanted, start.sizes | {key: size + 1})
-                for key, size in start.sizes.items()
-            ]
-
-            fitting = [each for each in larger if each and start.cost < each.cost <= most]
+            choices = {
+                key: self._choice(wanted, start.sizes | {key: start.sizes[key] + 1}) for key in keys
+            }
+            larger = {key: each for key, each in choices.items() if each and each.cost <= most}
+            keys = list(larger)  # what is too much now is too much once other maps are larger
+            fitting = [each for each in larger.values() if each.cost > start.cost]
             if not fitting:
                 break
             worths = [
@@ -124,7 +132,7 @@ class SizeSearch:
             name: str, logs: list[float], incoming: list[int]
         ) -> tuple[list[float], list[Axis]]:
             # Most choices of a step differ in two layers only.
-            key = name, *incoming, *(sizes.get((name, i)) for i in range(len(logs)))
+            key = name, *incoming, *map(sizes.get, self._keys[name])
             if key not in self._chosen:
                 self._chosen[key] = self._space.nearest_each(name, logs, incoming, sizes)
             return self._chosen[key]
@@ -134,9 +142,9 @@ class SizeSearch:
         except EmptyMapError:
             return None
         reached = {
-            (name, i): maps[name][i].output_size
-            for name, values in wanted.items()
-            for i in range(len(values))
+            key: axis.output_size
+            for name, keys in self._keys.items()
+            for key, axis in zip(keys, maps[name], strict=False)
         }
         moved = (abs(a - b) for name in logs for a, b in zip(logs[name], wanted[name], strict=True))
         return Choice(logs, reached, cost, sum(moved))
@@ -150,21 +158,19 @@ def combinations(
     They are in order of distance, at most `TRIES`.
 
     Args:
-        options: the possible changes of each map.
+        options: the one or two possible changes of each map; at least one map.
         least, most: limits of the sum of the effects.
 
     >>> larger, smaller = Change({"a": 9}, 8.0, 0.1), Change({"b": 4}, -3.0, 0.2)
     >>> list(combinations([[larger], [smaller]], 4.0, 8.0))
     [{'a': 9}, {'a': 9, 'b': 4}]
     """
-    choices = [[Change({}, 0.0, 0.0), *option] for option in options]
-    # Effects and distances of all combinations; the last option changes fastest.
-    sums = torch.zeros(2, 1, dtype=torch.float64, device=CPU)
-    for choice in choices:
-        numbers = [(change.effect, change.distance) for change in choice]
-        added = torch.tensor(numbers, dtype=torch.float64, device=CPU).T
-        sums = (sums[:, :, None] + added[:, None]).flatten(1)
-    effect, distance = sums
+    never = Change({}, inf, inf)
+    choices = [[Change({}, 0.0, 0.0), *option, *[never] * (2 - len(option))] for option in options]
+    numbers = [[(change.effect, change.distance) for change in choice] for choice in choices]
+    parts = torch.tensor(numbers, dtype=torch.float64, device=CPU).movedim(-1, 0)
+    half = len(choices) // 2  # sums of halves, then of both: few additions of long vectors
+    effect, distance = _outer_sum(_sums(parts[:, :half]), _sums(parts[:, half:]))
     (fitting,) = torch.where((effect >= least) & (effect <= most))
     nearest = distance[fitting].topk(min(TRIES, len(fitting)), largest=False).indices
     for index in fitting[nearest].tolist():
@@ -173,3 +179,12 @@ def combinations(
             index, i = divmod(index, len(choice))
             sizes = choice[i].sizes | sizes
         yield sizes
+
+
+def _sums(parts: Tensor) -> Tensor:
+    """All sums of one number of each part, the last part changing fastest: (2, parts, numbers)."""
+    return reduce(_outer_sum, parts.unbind(1), parts.new_zeros(2, 1))
+
+
+def _outer_sum(a: Tensor, b: Tensor) -> Tensor:
+    return (a[:, :, None] + b[:, None]).flatten(1)

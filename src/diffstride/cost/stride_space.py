@@ -158,12 +158,14 @@ class StrideSpace:
     def _large_enough(
         self, name: str, logs: list[float], incoming: list[int]
     ) -> tuple[list[float], list[Axis]]:
-        least, sizes = self._least_sizes, {}
-        for i, (at, size) in enumerate(zip(logs, incoming, strict=False)):
-            sizes[name, i] = max(
-                self._axis((name, i), size, at).output_size, least.get((name, i), 1)
-            )
-        return self.nearest_each(name, logs, incoming, sizes)
+        axes = self.axes(name, logs, incoming)
+        least = {(name, i): self._least_sizes.get((name, i), 1) for i in range(len(logs))}
+        raised = {
+            key: size
+            for (key, size), axis in zip(least.items(), axes, strict=False)
+            if axis.output_size < size
+        }
+        return self.nearest_each(name, logs, incoming, raised) if raised else (logs, axes)
 
     @cached_property
     def _least_sizes(self) -> dict[Key, int]:
