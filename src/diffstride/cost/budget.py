@@ -189,12 +189,12 @@ class CostBudget:
         return strides
 
     def _check_reachable(self) -> None:
-        most, now = self._space.value(self._space.smallest()), self.cost.value()
+        most, now = self._space.largest_value(), self.cost.value()
         if most < self._least:
             raise ValueError(
                 f"a budget of {self.multiply_adds:,.0f} multiply-adds, "
                 f"{self.multiply_adds / now:.3g} times the present {now:,}, is more than the "
-                f"network costs at its smallest strides, {most:,}; up to 100 a budget is a "
+                f"network costs at small strides, {most:,}; up to 100 a budget is a "
                 "fraction of the present cost, above that a number of multiply-adds"
             )
 

@@ -20,6 +20,7 @@ Window = tuple[float, str, bool, bool]  # the settings of a layer's window
 
 BEHIND = 2e-6  # how far a logarithm steps back behind a threshold: strides are stored in float32
 FURTHEST = 24.0  # logarithm of the largest factor that is tried
+JUST_ABOVE = (0.0, 1e-3, 0.01, 0.03, 0.1, 0.3)  # in logarithms: on long axes and on short ones
 LARGEST = 30.0  # logarithm of the largest stride that is tried, where there is no limit
 
 
@@ -65,6 +66,14 @@ class StrideSpace:
         """All strides at their lower limits."""
         sizes = {name: len(layer.strides) for name, layer in self.layers.items()}
         return {name: [self.limits(name)[0]] * size for name, size in sizes.items()}
+
+    def largest_value(self) -> int:
+        """The MACs at the smallest strides, or a little above, where pooling is not free."""
+        smallest = self.smallest().items()
+        return max(
+            self.value({name: [at + above for at in logs] for name, logs in smallest})
+            for above in JUST_ABOVE
+        )
 
     def value(self, logs: Logs) -> int:
         """The MACs at these strides, or at the `runnable` ones where a map would be empty."""
