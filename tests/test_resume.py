@@ -6,8 +6,11 @@ import os
 import re
 import shutil
 import signal
+import zipfile
 from fractions import Fraction
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryFile
 from types import SimpleNamespace
 
 import lightning.pytorch as pl
@@ -27,8 +30,10 @@ from tiny_runs import (
 )
 
 from diffstride import reference
-from diffstride.training import classifier, files
-from diffstride.training.checkpoints import Checkpoints, atomic_file, newest_checkpoint
+from diffstride.training import checkpoints, classifier, files
+from diffstride.training.checkpoints import RECORD, TO_RESUME, Checkpoints, load, newest_checkpoint
+from diffstride.training.files import atomic_file
+from diffstride.training.run_folder import find_checkpoint
 from diffstride.training.run_settings import as_python, check_settings
 from diffstride.training.run_summary import SUMMARY, save_summary
 
@@ -103,12 +108,13 @@ def test_a_killed_run_loses_only_its_last_epoch(uninterrupted, tmp_path, capsys)
     assert_same_log(tmp_path, uninterrupted[0])
 
 
-def half_a_file(original, calls, checkpoint, file):
-    calls.extend([file] * ("last.ckpt" in file.name))
+def half_a_file(original, calls, path, **options):
+    calls.extend([path] * (path.name == "last.ckpt"))
     if len(calls) == 2:
-        file.write(b"half of it")
-        interrupt()
-    original(checkpoint, file)
+        with original(path, **options) as file:
+            file.write(b"half of it")
+            interrupt()
+    return original(path, **options)
 
 
 def rename_fewer(allowed):
@@ -125,7 +131,7 @@ def rename_fewer(allowed):
 @pytest.mark.parametrize(
     ("module", "name", "interruption"),
     [
-        (torch, "save", half_a_file),
+        (checkpoints, "atomic_file", half_a_file),
         (os, "replace", rename_fewer(1)),
         (os, "replace", rename_fewer(2)),
     ],
@@ -277,6 +283,76 @@ def test_the_error_without_usable_checkpoint_names_the_files(workdir):
         os.truncate(workdir / "checkpoints" / name, 100)
     with pytest.raises(ValueError, match=r"last\.ckpt.*previous\.ckpt.*choose another workdir"):
         train_tiny(workdir)
+
+
+def test_a_checkpoint_with_any_flipped_bit_is_refused_or_unchanged(tmp_path):
+    weights = torch.nn.Linear(6, 5).state_dict()
+    path = tmp_path / "last.ckpt"
+    torch.save({"state_dict": weights, "epoch": 3}, path)
+    whole = path.read_bytes()
+    # The first has once made a directory of a part, whose weights torch.load left out.
+    flips = [(whole.rindex(b"last/data/1") - 8, 4), *((i, i % 8) for i in range(len(whole)))]
+    refused = 0
+    for position, bit in flips:
+        changed = bytearray(whole)
+        changed[position] ^= 1 << bit
+        path.write_bytes(changed)
+        found = load_or_none(path)
+        refused += found is None
+        if found is not None:
+            assert found["epoch"] == 3
+            assert all(torch.equal(found["state_dict"][name], weights[name]) for name in weights)
+    assert refused > len(whole) / 3  # the rest are gaps between the parts
+
+
+def load_or_none(path):
+    try:
+        return load(path)
+    except ValueError:
+        return None
+
+
+def test_a_compressed_checkpoint_is_refused(tmp_path):
+    content = zipfile.ZipFile(tmp_path / "last.ckpt", "w", zipfile.ZIP_DEFLATED)
+    content.writestr("archive/data/0", bytes(10_000_000))
+    content.close()
+    with pytest.raises(ValueError, match=r"last\.ckpt cannot be read: .*larger than the file"):
+        load(tmp_path / "last.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("change", "lacking"),
+    [
+        *[(lambda saved, name=name: saved.pop(name), name) for name in [*TO_RESUME][3:]],
+        *[(lambda saved, name=name: saved["run"].pop(name), f"run['{name}']") for name in RECORD],
+        (lambda saved: saved["optimizer_states"].clear(), "optimizer_states"),
+        (lambda saved: saved["lr_schedulers"].clear(), "lr_schedulers"),
+        (lambda saved: saved.update(global_step="5"), "global_step"),
+    ],
+)
+def test_a_checkpoint_that_lacks_what_a_run_needs_is_set_aside(workdir, capsys, change, lacking):
+    last = workdir / "checkpoints" / "last.ckpt"
+    content = torch.load(last)
+    settings = content["run"]["settings"]
+    change(content)
+    torch.save(content, last)
+    path, record, step = find_checkpoint(last.parent, tiny_network(10, 1), settings)
+    assert (path.name, record["epochs"], step) == ("previous.ckpt", 1, STEPS_PER_EPOCH)
+    assert f"{last} lacks {lacking}, which a run needs to resume" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+def test_an_error_of_reading_is_no_damage(workdir, monkeypatch, number):
+    def read(path):
+        raise OSError(number, os.strerror(number), str(path))
+
+    folder = workdir / "checkpoints"
+    before = {path.name for path in folder.iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", read)
+        with pytest.raises(OSError, match=rf"{os.strerror(number)}.*last\.ckpt"):
+            train_tiny(workdir)
+    assert {path.name for path in folder.iterdir()} == before
 
 
 class Keeps(pl.Callback):
@@ -482,6 +558,52 @@ def test_atomic_file_keeps_the_old_content_until_the_new_one_is_complete(tmp_pat
     with atomic_file(path, backup=tmp_path / "backup") as file:
         file.write(b"new")
     assert (path.read_bytes(), (tmp_path / "backup").read_bytes()) == (b"new", b"old")
+
+
+def test_a_failed_replacement_leaves_nothing_behind(tmp_path):
+    folder = tmp_path / "file"
+    folder.mkdir()
+    with pytest.raises(OSError, match="file"), atomic_file(folder) as file:
+        file.write(b"new")
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_symbolic_link_stays_and_its_target_is_replaced(tmp_path):
+    (tmp_path / "shared").mkdir()
+    target, link = tmp_path / "shared" / "file", tmp_path / "link"
+    target.write_bytes(b"old")
+    link.symlink_to(target)
+    with atomic_file(link) as file:
+        file.write(b"new")
+    assert link.is_symlink()
+    assert target.read_bytes() == b"new"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def full_disk(*args):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_the_error_of_a_full_disk_names_the_file(tmp_path, monkeypatch):
+    path = tmp_path / "last.ckpt"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match=f"No space left on device: {str(path)!r}") as caught:
+        checkpoints.AtomicCheckpointIO().save_checkpoint({"epoch": 1}, path)
+    assert caught.value.errno == errno.ENOSPC
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == b"old"
+
+
+def test_a_folder_of_checkpoints_that_takes_no_files_is_refused_at_the_start(tmp_path, monkeypatch):
+    def create(dir):
+        if dir.name == "checkpoints":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return TemporaryFile(dir=dir)
+
+    monkeypatch.setattr("tempfile.TemporaryFile", create)
+    with pytest.raises(OSError, match=r"checkpoints' \(Permission denied\): choose another folder"):
+        train_tiny(tmp_path, callbacks=[At(1, interrupt)])
 
 
 def test_a_checkpoint_with_other_shapes_is_refused(tmp_path):

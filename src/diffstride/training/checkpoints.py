@@ -1,6 +1,9 @@
 """Checkpoints of a run: save them, find the newest one, resume from it."""
 
+import io
 import os
+import zipfile
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,17 +17,44 @@ from diffstride.training.run_settings import as_python
 CHECKPOINTS = "checkpoints"  # subfolder of the run folder
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 
+Content = Mapping[str, type | tuple[type, ...]]
+WEIGHTS: Content = {"state_dict": dict, "run": dict, "loops": dict}
+"""Entries of a checkpoint with the weights of a network, and their types."""
+TO_RESUME: Content = {
+    **WEIGHTS,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    "callbacks": dict,
+    "epoch": int,
+    "global_step": int,
+}
+"""Entries of a checkpoint that a run can resume from."""
+RECORD: Content = {
+    "settings": dict,
+    "epochs": int,
+    "steps": int,
+    "seconds": (int, float),
+    "test_accuracy": (int, float),
+    "multiply_adds_start": (int, float),
+    "multiply_adds_end": (int, float),
+    "strides_start": dict,
+}
+"""Entries of ``run``, the record of a run that has finished an epoch."""
+
 
 class AtomicCheckpointIO(plugins.TorchCheckpointIO):
     """Writes checkpoints through `atomic_file` and keeps the one before the last.
 
-    Checkpoints are read with ``weights_only=True``. The first one is read back at once, so that a
-    state which cannot be read raises in the first epoch, not when the run is resumed.
+    Checkpoints are read by `load`. The first one is read back at once, so that a state which cannot
+    be read raises in the first epoch, not when the run is resumed.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.readable = False
+
+    def load_checkpoint(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        return load(Path(path))
 
     def save_checkpoint(
         self,
@@ -34,31 +64,62 @@ class AtomicCheckpointIO(plugins.TorchCheckpointIO):
     ) -> None:
         path = Path(path)
         backup = path.with_name(PREVIOUS) if path.name == LAST else None
+        # Into memory first: on a full disk torch.save raises an error that names no file.
+        content = io.BytesIO()
+        torch.save(as_python(checkpoint), content)
         with atomic_file(path, backup=backup) as file:
-            torch.save(as_python(checkpoint), file)
+            file.write(content.getbuffer())
         if not self.readable:
             load(path)
             self.readable = True
 
 
 def load(path: Path) -> Any:
-    """Read a checkpoint to the CPU, with ``weights_only=True``.
+    """Read a checkpoint to the CPU, after a test of its checksums, with ``weights_only=True``.
 
     Raises:
-        ValueError: the file is truncated or no checkpoint, or it holds objects other than data.
+        OSError: the file cannot be opened or read, which says nothing about its content.
+        ValueError: the file is truncated, changed or no checkpoint, or it holds objects other than
+            data.
     """
+    content = path.read_bytes()
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many types: zip, pickle, OS, runtime
-        raise ValueError(f"{path} {_read_problem(path)}") from error
+        verified = _verified(content)
+    except Exception as error:  # zipfile raises many types: zip, zlib, struct, OS, …
+        reason = "truncated, changed or no checkpoint"
+        raise ValueError(f"{path} cannot be read: it is {reason} ({error})") from error
+    try:
+        return torch.load(verified, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many types: pickle, runtime, key, …
+        raise ValueError(f"{path} {_read_problem(content)}") from error
 
 
-def _read_problem(path: Path) -> str:
+def _verified(content: bytes) -> io.BytesIO:
+    """A copy of a file of `torch.save`, part by part, with a test of the CRC-32 of each.
+
+    `torch.load` does not test them. It also reads nothing where a flipped bit makes a directory of
+    a part, which the copy cannot hold.
+
+    Raises:
+        Exception: the content is no zip file, or a part has another checksum.
+    """
+    verified = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as found, zipfile.ZipFile(verified, "w") as copy:
+        # They are stored as they are: a compressed one could fill the memory.
+        if sum(part.file_size for part in found.infolist()) > len(content):
+            raise ValueError("its parts are larger than the file")
+        for part in found.infolist():
+            copy.writestr(part.filename, found.read(part))
+    verified.seek(0)
+    return verified
+
+
+def _read_problem(content: bytes) -> str:
     foreign: list[str] = []
     with suppress(Exception):
-        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(content))
     if not foreign:
-        return "cannot be read: it is truncated or no checkpoint"
+        return "cannot be read: it is no checkpoint"
     return (
         f"holds objects that cannot be read back, {', '.join(foreign)}: give the schedule plain "
         "numbers, and keep only numbers, strings, tensors, lists and dicts in the state_dict of "
@@ -94,23 +155,31 @@ class Checkpoints(callbacks.Checkpoint):
             pl_module.print("stopped; the same command resumes this run after its last whole epoch")
 
 
-def newest_checkpoint(folder: Path, network: torch.nn.Module) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint in ``folder`` that can be read and belongs to ``network``.
+def newest_checkpoint(
+    folder: Path, network: torch.nn.Module, content: Content = WEIGHTS
+) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint in ``folder`` that is whole and belongs to ``network``.
+
+    If ``last.ckpt`` is damaged and ``previous.ckpt`` is not, the first is moved aside.
 
     Args:
         folder: folder of the checkpoints; need not exist.
         network: the network to train, attribute ``network`` of the `LightningModule`.
+        content: entries that the checkpoint needs: `WEIGHTS` or `TO_RESUME`.
 
     Returns:
         Path and content, or None if there are no checkpoints yet.
 
     Raises:
+        OSError: a checkpoint cannot be opened or read. No file is moved then.
         ValueError: there are checkpoints, but none can be used.
     """
     problems = []
-    for path in filter(Path.exists, (folder / LAST, folder / PREVIOUS)):
+    for path in (folder / LAST, folder / PREVIOUS):
         try:
-            checkpoint = _read(path, network)
+            checkpoint = _read(path, network, content)
+        except FileNotFoundError:
+            continue
         except ValueError as problem:
             problems.append(str(problem))
         else:
@@ -138,15 +207,33 @@ def weights(folder: Path, network: torch.nn.Module) -> dict[str, Any]:
     return {name.removeprefix("network."): state for name, state in states}
 
 
-def _read(path: Path, network: torch.nn.Module) -> dict[str, Any]:
+def _read(path: Path, network: torch.nn.Module, content: Content) -> dict[str, Any]:
     checkpoint = load(path)
-    expected = {f"network.{name}": value.shape for name, value in network.state_dict().items()}
-    states = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
-    if not isinstance(states, dict) or "run" not in checkpoint or "loops" not in checkpoint:
+    if not isinstance(checkpoint, dict) or _missing(checkpoint, WEIGHTS):
         raise ValueError(f"{path} is not a checkpoint of this program")
-    if {name: value.shape for name, value in states.items()} != expected:
+    expected = {f"network.{name}": value.shape for name, value in network.state_dict().items()}
+    found = {name: getattr(each, "shape", None) for name, each in checkpoint["state_dict"].items()}
+    if found != expected:
         raise ValueError(f"{path} holds another network")
+    if content is TO_RESUME and (missing := _missing_to_resume(checkpoint)):
+        raise ValueError(f"{path} lacks {', '.join(missing)}, which a run needs to resume")
     return checkpoint
+
+
+def _missing(found: Mapping[str, Any], content: Content) -> list[str]:
+    """The entries that are missing or of another type."""
+    return [name for name, kind in content.items() if not isinstance(found.get(name), kind)]
+
+
+def _missing_to_resume(checkpoint: Mapping[str, Any]) -> list[str]:
+    missing = _missing(checkpoint, TO_RESUME)
+    missing += [f"run[{name!r}]" for name in _missing(checkpoint["run"], RECORD)]
+    if not missing:
+        # Lightning would skip the states that are missing in these lists.
+        scheduled = checkpoint["run"]["settings"].get("schedule") != "constant"
+        counts = {"optimizer_states": 1, "lr_schedulers": int(scheduled)}
+        missing += [name for name, count in counts.items() if len(checkpoint[name]) != count]
+    return missing
 
 
 @rank_zero_only

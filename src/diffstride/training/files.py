@@ -5,7 +5,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -19,9 +19,15 @@ NO_LOCKS = errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK
 def atomic_file(path: Path, backup: Path | None = None) -> Iterator[IO[bytes]]:
     """Open a file for writing that replaces ``path`` once it is complete and on the disk.
 
+    A symbolic link stays, and the file that it points to is replaced. After an error nothing has
+    changed, and no partial file is left.
+
     Args:
         path: the file to replace; its folder is created.
         backup: new path of the file that is replaced, if there is one.
+
+    Raises:
+        OSError: the file cannot be written, for instance as the disk is full; names ``path``.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "numbers"
@@ -30,19 +36,24 @@ def atomic_file(path: Path, backup: Path | None = None) -> Iterator[IO[bytes]]:
     >>> path.read_bytes()
     b'42'
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    target = Path(os.path.realpath(path))
+    partial = target.with_name(f".{target.name}.partial")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-    except BaseException:
-        partial.unlink(missing_ok=True)
+        if backup and target.exists():
+            os.replace(target, os.path.realpath(backup))
+        os.replace(partial, target)
+    except OSError as error:  # writing to an open file raises errors without a name
+        if error.filename in (None, str(partial)):
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         raise
-    if backup and path.exists():
-        os.replace(path, backup)
-    os.replace(partial, path)
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import gin
 import torch
 from torch import nn
 
-from diffstride.training.checkpoints import CHECKPOINTS, newest_checkpoint, weights
+from diffstride.training.checkpoints import CHECKPOINTS, TO_RESUME, newest_checkpoint, weights
 from diffstride.training.classifier import Classifier
 from diffstride.training.files import atomic_file, check_writable, explain_write_errors, locked
 from diffstride.training.lightning_compat import print_once, rank_zero_only
@@ -60,9 +60,10 @@ def find_checkpoint(
         None, a record with the settings only, and 0.
 
     Raises:
+        OSError: a checkpoint cannot be opened or read.
         ValueError: the checkpoints belong to a run with other settings, or none can be used.
     """
-    found = newest_checkpoint(folder, network)
+    found = newest_checkpoint(folder, network, TO_RESUME)
     if found is None:
         return None, {"settings": settings}, 0
     path, checkpoint = found
@@ -83,9 +84,8 @@ def hold_folder(workdir: Path) -> Iterator[None]:
     if getattr(rank_zero_only, "rank", 0):  # the main process holds the lock for all
         yield
         return
-    with explain_write_errors(workdir, "workdir"):
-        (workdir / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-    check_writable(workdir, "workdir")
+    for folder in (workdir, workdir / CHECKPOINTS):
+        check_writable(folder, "workdir")
     with locked(workdir / CHECKPOINTS, wait=False) as free:
         if not free:
             raise ValueError(
