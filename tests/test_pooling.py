@@ -3,8 +3,10 @@
 import copy
 import io
 import pickle
+import re
 from math import comb
 from unittest import mock
+from typing import Any
 
 import pytest
 import torch
@@ -108,6 +110,15 @@ def test_state_survives_saving_copying_and_pickling() -> None:
     other.load_state_dict(torch.load(buffer))
     for copied in (other, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         torch.testing.assert_close(copied(x), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", [DiffStride, reference.DiffStride])
+def test_repr_shows_strides_that_are_not_finite(kind: Any) -> None:
+    layer = kind((2.0, 2.0))
+    layer.strides.data.copy_(torch.tensor([float("nan"), float("inf")]))
+    assert re.search(r"strides=\(nan, inf\)", repr(nn.Sequential(layer)))
+    with pytest.raises(ValueError, match=r"have become \(nan, inf\): .*; look whether the loss"):
+        layer.stride_values()
 
 
 def test_repr_shows_strides_and_whether_they_learn() -> None:

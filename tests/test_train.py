@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import re
 from functools import partial
 from itertools import pairwise
@@ -15,7 +14,16 @@ import torch.nn.functional as F
 from lightning.pytorch.trainer.connectors import accelerator_connector
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny_runs import EPOCHS, POOLING, STEPS_PER_EPOCH, At, read_log, tiny_network, train_tiny
+from tiny_runs import (
+    EPOCHS,
+    POOLING,
+    STEPS_PER_EPOCH,
+    At,
+    read_log,
+    tiny_datasets,
+    tiny_network,
+    train_tiny,
+)
 from torch import nn
 
 from diffstride import DiffStride, reference, stride_layers
@@ -247,11 +255,24 @@ def test_test_loss_ignores_label_smoothing(tmp_path):
     assert row["test_loss"] == pytest.approx(torch.cat(losses).mean().item(), rel=1e-4)
 
 
-def test_test_loss_of_a_training_that_has_diverged_is_nan(tmp_path):
-    diverging = partial(torch.optim.SGD, lr=1e30)
-    model = partial(tiny_network, pooling_cls=None)
-    train_tiny(tmp_path, num_epochs=1, schedule=None, optimizer=diverging, model=model)
-    assert math.isnan(read_log(tmp_path)[STEPS_PER_EPOCH]["test_loss"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": partial(tiny_network, pooling_cls=None)}, "training loss is nan after 1 steps"),
+        ({}, "training loss is nan after 1 steps"),  # the weights have diverged, not the strides
+        (
+            {"datasets": tiny_datasets(train_examples=64, batch_size=64)},
+            "test loss is nan after 1 steps",
+        ),
+    ],
+    ids=["fixed strides", "learned strides", "test loss"],
+)
+def test_a_training_that_has_diverged_is_stopped(tmp_path, options, message):
+    options = {"optimizer": partial(torch.optim.SGD, lr=1e30), "schedule": None} | options
+    with pytest.raises(ValueError, match=rf"{message}: training has diverged; choose lower learn"):
+        train_tiny(tmp_path, stride_learning_rate=0.0, **options)
+    assert not (tmp_path / "checkpoints" / "last.ckpt").exists()
+    assert not (tmp_path / "summary.json").exists()
 
 
 def small_network(num_output_classes, in_channels):

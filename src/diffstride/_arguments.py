@@ -92,8 +92,9 @@ def clamp_strides(
     for value in values:
         if not math.isfinite(value):
             raise ValueError(
-                f"the strides have become {tuple(values)}: training has diverged; lower the "
-                "learning rate of the strides or clip their gradient"
+                f"the strides have become {tuple(values)}: training has diverged; look whether the "
+                "loss and the weights are finite, and lower their learning rate or that of the "
+                "strides"
             )
     return tuple(min(max(value, low), high) for value in values)
 

@@ -224,4 +224,5 @@ class DiffStride(SizedPooling):
         shown = ("smoothness_factor", "cropping", "shared_stride")
         shown += ("lower_limit_stride", "upper_limit_stride")
         options = ", ".join(f"{name}={getattr(self, name)}" for name in shown)
-        return f"strides={self.stride_values()}, trainable={self.strides.requires_grad}, {options}"
+        strides = tuple(self.strides.detach().expand(2).tolist())  # also those that are not finite
+        return f"strides={strides}, trainable={self.strides.requires_grad}, {options}"

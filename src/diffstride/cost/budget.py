@@ -184,7 +184,8 @@ class CostBudget:
                 if not all(map(isfinite, values)):
                     raise ValueError(
                         f"the strides of {name!r} are {values}: training has diverged; load the "
-                        "last checkpoint, and lower their learning rate"
+                        "last checkpoint, look whether the loss and the weights were finite, and "
+                        "lower their learning rate or that of the strides"
                     )
         return strides
 

@@ -167,7 +167,7 @@ class DiffStride(SpectralPooling):
         self._refresh(values)
 
     def extra_repr(self) -> str:
-        strides = ", ".join(f"{value:.4g}" for value in self.stride_values())
+        strides = ", ".join(f"{value:.4g}" for value in self._read())
         state = "learning" if self.strides.requires_grad else "fixed"
         options = [f"strides=({strides})", f"smoothness_factor={self.smoothness_factor:g}"]
         options += [f"edge={self.edge!r}", *["cropping=False"] * (not self.cropping)]

@@ -1,5 +1,6 @@
 """The `LightningModule` of a run: training and test steps, logging, and the record of the run."""
 
+import math
 import sys
 import time
 from typing import Any
@@ -54,7 +55,7 @@ class Classifier(pl.LightningModule):
         self.label_smoothing = label_smoothing
         self.stride_penalty = stride_penalty
         self.record = record
-        # "disable" keeps nan, the loss of a training that has diverged.
+        # "disable" keeps nan, the loss of a training that has diverged, which is then refused.
         self.test_loss = MeanMetric(nan_strategy="disable")
         self.test_accuracy = MeanMetric(nan_strategy="disable")
 
@@ -87,6 +88,7 @@ class Classifier(pl.LightningModule):
         loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
         if self.stride_penalty:
             loss = loss + self.stride_penalty * stride_penalty(self.network)
+        self._check_finite("the training loss", float(loss.detach()))
         step = {"loss": loss.detach(), "accuracy": _hits(logits, targets).mean()}
         self.log_dict(step, on_step=True, on_epoch=False, prog_bar=True, logger=False)
         epoch = {f"train_{name}": value for name, value in step.items()}
@@ -99,6 +101,18 @@ class Classifier(pl.LightningModule):
             batch_size=len(images),
         )
         return loss
+
+    def _check_finite(self, what: str, value: float) -> None:
+        """Stop a training that has diverged, before its strides do and before a checkpoint.
+
+        Raises:
+            ValueError: the value is not finite.
+        """
+        if not math.isfinite(value):
+            raise ValueError(
+                f"{what} is {value} after {self.global_step} steps: training has diverged; choose "
+                "lower learning rates, and another workdir for them"
+            )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         # Every process loads all test images and takes its share. A distributed sampler would
@@ -143,6 +157,7 @@ class Classifier(pl.LightningModule):
         now = time.perf_counter()
         seconds, self.clock = now - self.clock, now
         metrics = self._metrics("train_loss", "train_accuracy", "test_loss", "test_accuracy")
+        self._check_finite("the test loss", metrics["test_loss"])
         self.record["seconds"] = self.record.get("seconds", 0.0) + seconds
         self.record["epochs"] = self.current_epoch + 1
         self.record["test_accuracy"] = round(100 * metrics["test_accuracy"], 4)
