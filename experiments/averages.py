@@ -67,6 +67,12 @@ class Entry:
 
     def _over_runs(self, statistic: Callable[[Sequence[float]], float]) -> dict[str, list[float]]:
         ends = [row["strides_end"] or {} for row in self.rows]
+        shapes = [{layer: len(strides) for layer, strides in end.items()} for end in ends]
+        if shapes != shapes[:1] * len(shapes):
+            raise ValueError(
+                f"the runs of {self['config']!r}, {self.label}, from {self.start} differ in their "
+                "layers with learned strides: give their groups different values of 'config'"
+            )
         return {
             layer: [statistic(axis) for axis in zip(*(end[layer] for end in ends), strict=True)]
             for layer in ends[0]

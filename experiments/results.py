@@ -6,7 +6,23 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from diffstride.resnet import ORDERS
+from diffstride.spectral.axis_plan import EDGES
 from diffstride.training.files import atomic_file, locked
+from experiments.groups import POOLINGS
+from experiments.values import (
+    Rule,
+    are_stage_strides,
+    check_values,
+    is_budget,
+    is_count,
+    is_integer,
+    is_name,
+    is_number,
+    is_stride,
+    list_of,
+    one_of,
+)
 
 Row = dict[str, Any]
 
@@ -36,6 +52,50 @@ CHOSEN = tuple(key for key in KEYS if key not in MEASURED)
 HOLDOUT = "holdout"
 
 
+RULES = {
+    "config": Rule(is_name, "a name"),
+    "dataset": Rule(is_name, "a name"),
+    "pooling": Rule(one_of([*POOLINGS]), f"one of {', '.join(POOLINGS)}"),
+    "edge": Rule(one_of([None, *EDGES]), "None or the name of an edge"),
+    "budget": Rule(is_budget, "None, 'strided' or a number above 0"),
+    "order": Rule(one_of([None, *ORDERS]), f"None or one of {', '.join(ORDERS)}"),
+    "strides_start": Rule(are_stage_strides, "a list of strides of at least 1"),
+    "strides_end": Rule(
+        lambda value: value is None or _are_learned(value),
+        "None or a dictionary with a list of strides of at least 1 for each layer",
+    ),
+    "seed": Rule(is_integer, "a whole number"),
+    "width": Rule(lambda value: value is None or is_count(value), "None or a whole number above 0"),
+    "epochs": Rule(is_count, "a whole number above 0"),
+    "test_accuracy": Rule(
+        lambda value: is_number(value) and 0 <= value <= 100, "a number from 0 to 100"
+    ),
+    "multiply_adds_start": Rule(lambda value: is_number(value) and value > 0, "a number above 0"),
+    "multiply_adds_end": Rule(lambda value: is_number(value) and value > 0, "a number above 0"),
+    "seconds": Rule(lambda value: is_number(value) and value >= 0, "a number of at least 0"),
+    "threads": Rule(is_count, "a whole number above 0"),
+    "commit": Rule(lambda value: value is None or is_name(value), "None or a commit"),
+    "torch": Rule(is_name, "a version"),
+}
+"""What the values of a row have to be."""
+
+
+def _are_learned(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(list_of(is_stride), value.values()))
+
+
+def check_row(row: Row) -> Row:
+    """Return a row whose keys and values are valid.
+
+    Raises:
+        ValueError: a key is missing or unknown, or a value is not valid; names it.
+    """
+    if set(row) != set(KEYS):
+        raise ValueError(f"a row must have the keys {', '.join(KEYS)}, but got {', '.join(row)}")
+    check_values(row, RULES)
+    return row
+
+
 def identity(row: Mapping[str, Any], keys: Iterable[str] = CHOSEN) -> str:
     """Text that is equal for two rows of the same run.
 
@@ -60,7 +120,8 @@ def read_rows(folder: Path) -> list[Row]:
         UserWarning: two rows of the same run have different accuracies. The first one is used.
 
     Raises:
-        ValueError: a line is not a row; the message names file and line.
+        ValueError: a line is not a row, or has a value that is not valid; the message names file
+            and line.
     """
     rows: dict[str, tuple[Row, Path]] = {}
     for path in sorted(folder.glob("runs*.jsonl")):
@@ -80,10 +141,11 @@ def append_row(path: Path, row: Mapping[str, Any]) -> bool:
     """Add a row to a file unless the file has this run; returns whether it was added.
 
     The file is locked and replaced as a whole. So neither a kill nor another process that appends
-    leaves half a line.
+    leaves half a line. If it is a symbolic link, this is done where it points to.
     """
     if set(row) != set(KEYS):
         raise ValueError(f"a row has the keys {', '.join(KEYS)}, but got {', '.join(row)}")
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.parent):
         rows = list(_read(path)) if path.exists() else []
@@ -91,19 +153,22 @@ def append_row(path: Path, row: Mapping[str, Any]) -> bool:
             return False
         rows.append({key: row[key] for key in KEYS})
         with atomic_file(path) as file:
-            file.write("".join(json.dumps(each) + "\n" for each in rows).encode())
+            file.write("".join(json.dumps(each, allow_nan=False) + "\n" for each in rows).encode())
     return True
 
 
 def _read(path: Path) -> Iterator[Row]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # also of text that is not UTF-8
             raise ValueError(f"line {number} of {path} is not JSON: {error}") from error
-        if not isinstance(row, dict) or set(row) != set(KEYS):
-            raise ValueError(f"line {number} of {path} must have the keys {', '.join(KEYS)}")
-        yield row
+        if not isinstance(row, dict):
+            raise ValueError(f"line {number} of {path} must be a row, but is {row!r:.100}")
+        try:
+            yield check_row(row)
+        except ValueError as error:
+            raise ValueError(f"line {number} of {path}: {error}: remove or correct it") from error
 
 
 def check_holdout(folder: Path, run: str, holdout: int) -> None:

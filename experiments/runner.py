@@ -23,7 +23,7 @@ from experiments.gin_bindings import (
 )
 from experiments.grid import Grid, Paths, Run, grid
 from experiments.groups import POOLINGS
-from experiments.results import CHOSEN, KEYS, Row
+from experiments.results import CHOSEN, KEYS, Row, check_row
 
 # Measured: the rest of a step takes as long as this many MACs an image. The Fourier transforms of
 # the published layer, which are not counted as MACs, add about half.
@@ -151,7 +151,7 @@ class GridRunner:
         row = self.chosen(run)
         self._configure(run, workdir)
         noted = note_commit(workdir, commit)
-        return make_row(row, gin_registry.train()) | {"commit": noted}
+        return check_row(make_row(row, gin_registry.train()) | {"commit": noted})
 
 
 def make_row(chosen: Row, summary: Mapping[str, Any]) -> Row:

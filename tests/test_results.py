@@ -97,6 +97,14 @@ def test_rows_with_other_options_are_another_entry(key):
     assert len(average_seeds([row(), row(seed=1)])) == 1
 
 
+def test_runs_with_other_layers_have_no_average():
+    other = learned(1.5, 1.6, seed=1)
+    other["strides_end"] = {"stem.pooling": [1.0, 1.0]}
+    (entry,) = average_seeds([learned(1.5, 1.6), other])
+    with pytest.raises(ValueError, match=r"runs of 'small', DiffStride, .* differ in their layers"):
+        _ = entry.learned
+
+
 def test_labels_name_the_options():
     options = [
         ({"edge": "passband", "order": "after"}, "DiffStride, passband, after the convolution"),

@@ -4,6 +4,7 @@ import errno
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -511,7 +512,7 @@ def test_damaged_file_of_results_is_refused(capsys, fake_training, arguments):
     Path("results/runs.jsonl").write_text('{"config": "tiny"}\n')
     assert command(*arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: line 1 of results/runs.jsonl must have the keys")
+    assert line.startswith("error: line 1 of results/runs.jsonl: a row must have the keys")
     assert not fake_training
 
 
@@ -665,22 +666,98 @@ def test_numbers_are_matched_by_value_and_other_text_by_name():
 # The file
 
 
+ROW = {
+    "config": "c",
+    "dataset": "digits",
+    "pooling": "max",
+    "edge": None,
+    "budget": None,
+    "order": "after",
+    "strides_start": [1, 2],
+    "strides_end": None,
+    "seed": 0,
+    "width": 4,
+    "epochs": 1,
+    "test_accuracy": 50.0,
+    "multiply_adds_start": 1,
+    "multiply_adds_end": 1,
+    "seconds": 1.0,
+    "threads": 1,
+    "commit": None,
+    "torch": "2",
+}
+
+
+NEVER_NONE = [key for key in KEYS if ROW[key] is not None and key not in ("order", "width")]
+
+
 def row_of(**changes):
-    return {**dict.fromkeys(KEYS), "config": "c", "strides_start": [1, 2], "seed": 0, **changes}
+    return ROW | changes
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *[(key, None) for key in NEVER_NONE],
+        *[("test_accuracy", each) for each in (float("nan"), float("inf"), "50", -1, 101, True)],
+        *[("multiply_adds_end", each) for each in (float("inf"), 0, [1])],
+        *[("strides_start", each) for each in ([], [0.5, 1], [1, "2"], 2)],
+        *[("strides_end", each) for each in (3, {"pool": 2.0}, {"pool": [float("nan")]})],
+        *[("seed", each) for each in (0.5, "0")],
+        ("budget", float("nan")),
+        ("pooling", "other"),
+        ("commit", 7),
+    ],
+)
+def test_values_of_rows_are_checked(key, value):
+    lines = [json.dumps(row) + "\n" for row in (row_of(), row_of(seed=1) | {key: value})]
+    Path("runs.jsonl").write_text("".join(lines))
+    shown = re.escape(repr(json.loads(json.dumps(value))))
+    message = rf"line 2 of runs\.jsonl: '{key}' must be .*, but got {shown}: remove or correct it"
+    with pytest.raises(ValueError, match=message):
+        read_rows(Path())
+
+
+@pytest.mark.parametrize("line", [b"\xff", b'{"config": "\xff"}', b"[" * 100_000, b"{"])
+def test_lines_that_are_no_json_are_named(line):
+    Path("runs.jsonl").write_bytes(json.dumps(row_of()).encode() + b"\n" + line + b"\n")
+    with pytest.raises(ValueError, match=r"line 2 of runs\.jsonl is not JSON"):
+        read_rows(Path())
+
+
+def test_a_run_whose_values_are_not_valid_gets_no_row(fake_training, monkeypatch, capsys):
+    train = gin_registry.train
+    monkeypatch.setattr(gin_registry, "train", lambda: train() | {"test_accuracy": float("nan")})
+    assert command() == table.FAILED
+    assert "'test_accuracy' must be a number from 0 to 100, but got nan" in capsys.readouterr().err
+    assert not list(Path("results").glob("runs*.jsonl"))
+
+
+def test_a_linked_file_of_results_grows_where_it_points_to():
+    Path("shared").mkdir()
+    Path("runs.jsonl").symlink_to("shared/all.jsonl")
+    assert append_row(Path("runs.jsonl"), row_of())
+    assert append_row(Path("runs.jsonl"), row_of(seed=1))
+    assert Path("runs.jsonl").is_symlink()
+    assert len(Path("shared/all.jsonl").read_text().splitlines()) == 2
+    assert [row["seed"] for row in read_rows(Path())] == [0, 1]
 
 
 def test_processes_that_append_to_one_file_lose_no_row():
     program = """
-import sys
+import json, sys
 from pathlib import Path
-from experiments.results import KEYS, append_row
+from experiments.results import append_row
+row = json.loads(sys.argv[2])
 for seed in range(8):
-    append_row(Path("runs.jsonl"), {**dict.fromkeys(KEYS), "config": sys.argv[1], "seed": seed})
-    append_row(Path("runs.jsonl"), {**dict.fromkeys(KEYS), "config": "both", "seed": seed})
+    append_row(Path("runs.jsonl"), row | {"config": sys.argv[1], "seed": seed})
+    append_row(Path("runs.jsonl"), row | {"config": "both", "seed": seed})
 """
     command = [sys.executable, "-c", program]
     processes = [
-        subprocess.Popen([*command, name], env=os.environ | {"PYTHONPATH": str(ROOT)})
+        subprocess.Popen(
+            [*command, name, json.dumps(ROW)], env=os.environ | {"PYTHONPATH": str(ROOT)}
+        )
         for name in ("one", "two")
     ]
     assert [process.wait(timeout=60) for process in processes] == [0, 0]
