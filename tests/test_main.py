@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import gin
@@ -332,6 +333,28 @@ def test_bindings_reach_resnet56_and_resnet():
         norm = next(each for each in network.modules() if isinstance(each, torch.nn.BatchNorm2d))
         assert norm.eps == 0.5
         assert 0 < len(stride_layers(network)) <= count
+
+
+def test_threads_that_build_networks_leave_the_library_unchanged():
+    """The second begins while the first builds, and would end after it."""
+    builders = resnet.Resnet, resnet.batch_norm
+    inside, ended = threading.Event(), threading.Event()
+
+    def build(event, awaited):
+        def pooling_cls(strides):
+            inside.set()
+            awaited.wait(timeout=0.1)
+            return torch.nn.Identity()
+
+        gin_registry.resnet18(width=4, num_output_classes=2, pooling_cls=pooling_cls)
+        event.set()
+
+    first = threading.Thread(target=build, args=(ended, threading.Event()))
+    first.start()
+    inside.wait()
+    build(threading.Event(), ended)
+    first.join()
+    assert (resnet.Resnet, resnet.batch_norm) == builders
 
 
 def test_bindings_do_not_change_the_library_itself():

@@ -1,7 +1,10 @@
 """Tracing: control flow on shapes, errors, and networks that are restored afterwards."""
 
 import io
+import sys
+import threading
 from collections import defaultdict, deque
+from functools import partial
 
 import pytest
 import torch
@@ -299,3 +302,38 @@ def test_leaf_modules_of_a_conversion_are_used_again():
     assert convert(converted, x).conversion.leaf_modules == ("1",)
     with pytest.raises(ValueError, match="cannot be traced into '1'"):
         MultiplyAdds(converted, x, leaf_modules=["0"])
+
+
+def test_threads_trace_one_at_a_time_and_others_run_meanwhile():
+    def build():
+        return nn.Sequential(strided(stride=1), DiffStride(2.0), strided(stride=1))
+
+    x, other, errors = torch.zeros(1, 4, 16, 16), build(), []
+    stop = threading.Event()
+
+    def attempt(action):
+        try:
+            action()
+        except Exception as error:
+            errors.append(error)
+
+    def run():
+        while not stop.is_set():
+            attempt(lambda: other(x))
+
+    tracing = [partial(attempt, partial(CostBudget, build(), x)) for _ in range(4)]
+    threads = [threading.Thread(target=each) for each in tracing]
+    running = threading.Thread(target=run)
+    switched = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for thread in (running, *threads):
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        stop.set()
+        running.join()
+        sys.setswitchinterval(switched)
+    assert errors == []
+    assert other(x).shape == (1, 4, 8, 8)  # nn.Module is no longer patched

@@ -1,6 +1,7 @@
 """Run single calls of a network on fake tensors, and restore the network afterwards."""
 
 import logging
+import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -29,14 +30,25 @@ SHAPE_KEEPING_MODULES = {
 SHAPE_KEEPING_FUNCTIONS = {F.relu, F.relu6, F.gelu, F.silu, F.dropout, F.batch_norm, torch.relu}
 
 
+# torch.fx patches `nn.Module` for the whole process while it traces: two threads at once would
+# leave it patched for good. The same thread may enter again, to run a part of a network.
+_ONE_THREAD = threading.RLock()
+
+
 @contextmanager
 def restoring(model: nn.Module) -> Iterator[None]:
     """Restore the buffers and attributes of a model after parts of it have run.
 
     A norm updates its statistics, and even on fake tensors a true buffer, such as a count of
     batches. A ``forward`` may store a value, here a fake tensor or a proxy, as an attribute or in a
-    list or dictionary.
+    list or dictionary. Other threads that would run a model here wait until this one has ended.
     """
+    with _ONE_THREAD, _restoring(model):
+        yield
+
+
+@contextmanager
+def _restoring(model: nn.Module) -> Iterator[None]:
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if not buffer.is_meta]
     seen: set[int] = set()
     found = (each for module in model.modules() for each in _containers(vars(module), seen))

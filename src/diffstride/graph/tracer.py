@@ -7,6 +7,7 @@ The graph is for analysis only, and runs on fake tensors alone.
 
 import os
 import re
+import threading
 import traceback
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -134,6 +135,7 @@ class Tracer(fx.Tracer):
         self.names = {id(tensor): name for name, tensor in self.tensors.items()}
         self.stack = [""]
         self.evaluating = False
+        self.thread = threading.get_ident()
 
     def create_args_for_root(
         self, root_fn: Any, is_module: bool, concrete_args: Any = None
@@ -156,6 +158,8 @@ class Tracer(fx.Tracer):
         )
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple, kwargs: dict) -> Any:
+        if threading.get_ident() != self.thread:  # torch.fx patches the calls of all threads
+            return forward(*args, **kwargs)
         if self.evaluating:
             return m.forward(*args, **kwargs)
         name = self.path_of_module(m)
@@ -170,6 +174,8 @@ class Tracer(fx.Tracer):
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         if self.evaluating or id(attr_val) not in self.names:
+            return attr_val
+        if threading.get_ident() != self.thread:
             return attr_val
         name = self.names[id(attr_val)]
         if name not in parameter_proxy_cache:

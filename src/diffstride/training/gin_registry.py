@@ -6,6 +6,7 @@ The library itself does not use Gin. Parts that it builds inside a call, such as
 
 import functools
 import inspect
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -34,14 +35,18 @@ def register(
     return gin.external_configurable(target, name=name, module=module, denylist=denied)
 
 
+_ONE_THREAD = threading.RLock()  # another thread would restore what the first has replaced
+
+
 @contextmanager
 def _replaced(module: Any, replacements: dict[str, Any]) -> Iterator[None]:
-    originals = {name: getattr(module, name) for name in replacements}
-    vars(module).update(replacements)
-    try:
-        yield
-    finally:
-        vars(module).update(originals)
+    with _ONE_THREAD:
+        originals = {name: getattr(module, name) for name in replacements}
+        vars(module).update(replacements)
+        try:
+            yield
+        finally:
+            vars(module).update(originals)
 
 
 def _register_network(
