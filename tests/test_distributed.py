@@ -1,6 +1,8 @@
 """Two processes with half batches train as one process with whole batches."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from tiny_runs import EPOCHS, STEPS_PER_EPOCH, WriteStrides, run_script, train_tiny
@@ -42,3 +44,54 @@ def test_a_signal_to_stop_ends_all_processes_between_two_steps(tmp_path):
     assert "epoch   2/3" not in stopped.stdout
     with locked(tmp_path / "checkpoints", wait=False) as free:
         assert free
+
+
+BUDGETS = """
+import sys, torch, torch.distributed as dist
+from torch import nn
+from diffstride import CostBudget, DiffStride
+rank, store, stride, when = int(sys.argv[1]), sys.argv[2], float(sys.argv[3]), sys.argv[4]
+torch.set_num_threads(1)
+dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+torch.manual_seed(0)
+pooling = DiffStride(stride if rank else 1.5)
+net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), pooling, nn.Conv2d(8, 8, 3, padding=1))
+x = torch.zeros(1, 1, 20, 20)
+budget = CostBudget(net, x, 0.7) if when == "before" else None
+ddp = nn.parallel.DistributedDataParallel(net)
+budget = budget or CostBudget(ddp.module, x, 0.7)
+optimizer = torch.optim.SGD(net.parameters(), lr=0.001)
+for step in range(3):
+    torch.manual_seed(2 * step + rank)
+    optimizer.zero_grad()
+    ddp(torch.randn(4, 1, 20, 20)).square().sum().backward()
+    optimizer.step()
+    budget.project_()
+print(pooling.strides.tolist())
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize(
+    ("stride", "when", "right"),
+    [(2.5, "before", False), (2.5, "after", True)],
+    ids=["before", "after"],
+)
+def test_a_budget_built_before_ddp_needs_equal_networks(tmp_path, stride, when, right):
+    command = [sys.executable, "-c", BUDGETS]
+    ranks = [
+        subprocess.Popen(
+            [*command, str(rank), str(tmp_path / "store"), str(stride), when],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    printed, errors = zip(*(each.communicate(timeout=120) for each in ranks), strict=True)
+    assert [each.returncode == 0 for each in ranks] == [right, right], errors
+    if right:
+        assert printed[0] == printed[1] != ""
+    for error in errors if not right else ():
+        assert "budgets of the processes differ" in error
+        assert "build CostBudget after DistributedDataParallel" in error

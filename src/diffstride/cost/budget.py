@@ -7,6 +7,7 @@ from numbers import Real
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from diffstride._arguments import clamp_strides
@@ -44,6 +45,10 @@ class CostBudget:
        do so, more stays unused. The budget is never exceeded.
     4. It writes the strides, and remembers those of step 2: small steps of the optimiser add up
        until they change a size.
+
+    With several processes, every process calls `project_` after each step, and all need the same
+    strides and budget from the start. Build the budget after `DistributedDataParallel`, which makes
+    the networks equal, with ``ddp.module``.
 
     In networks without padding, strides stay below those at which a map would be empty; the first
     layers get the strides asked for first.
@@ -108,7 +113,8 @@ class CostBudget:
         # Logarithms of the strides that the layers have, and of those before map sizes are rounded.
         self._in_use = self._target = _logs(self._by_layer(self._read()))
         self._check_reachable()
-        self.project_()
+        self._compared = False  # not yet: the other processes may build none, or build it later
+        self._meet_budget(self._read())
 
     def project_(self) -> None:
         """Project the last step onto constant cost and scale the strides to the budget, in place.
@@ -116,9 +122,17 @@ class CostBudget:
         Weights loaded from a checkpoint count as a step: load the budget's state, too.
 
         Raises:
-            ValueError: a stride is not finite; nothing is changed then.
+            ValueError: a stride is not finite, or the budgets of several processes differ; nothing
+                is changed then.
         """
-        moved, limits = self._moved_target(self._read()), (self._least, self.multiply_adds)
+        strides = self._read()
+        if not self._compared:
+            self._check_same_in_all_processes()
+            self._compared = True
+        self._meet_budget(strides)
+
+    def _meet_budget(self, strides: list[float]) -> None:
+        moved, limits = self._moved_target(strides), (self._least, self.multiply_adds)
         try:
             self._target = scale_to_budget(moved, self._space, *limits)
         except UnreachableBudgetError:
@@ -170,6 +184,7 @@ class CostBudget:
         # States of 0.1 have the key "spending".
         self._size_search.last = (state.get("size_search") or state["spending"])["last"]
         self._write(state["written"])
+        self._compared = False
 
     @torch.no_grad()
     def _read(self) -> list[float]:
@@ -197,6 +212,26 @@ class CostBudget:
                 f"{self.multiply_adds / now:.3g} times the present {now:,}, is more than the "
                 f"network costs at small strides, {most:,}; up to 100 a budget is a "
                 "fraction of the present cost, above that a number of multiply-adds"
+            )
+
+    def _check_same_in_all_processes(self) -> None:
+        # DistributedDataParallel carries the strides of the first process to the others, but not
+        # this budget, which would move them apart.
+        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            return
+        logs = [*self._in_use.values(), *self._target.values()]
+        values = [log(self.multiply_adds), *(each for part in logs for each in part)]
+        device = next(iter(self._layers.values())).strides.device
+        own = torch.tensor(values, dtype=torch.float64, device=device)
+        ends = [own.clone(), own.clone()]
+        for end, operation in zip(ends, (dist.ReduceOp.MIN, dist.ReduceOp.MAX), strict=True):
+            dist.all_reduce(end, operation)
+        if not torch.equal(*ends):
+            low, high = (end[0].exp().item() for end in ends)
+            raise ValueError(
+                f"the budgets of the processes differ ({low:,.0f} to {high:,.0f} multiply-adds), "
+                "or the strides that they began with: build CostBudget after "
+                "DistributedDataParallel, with ddp.module, or from equal networks"
             )
 
     def _moved_target(self, strides: list[float]) -> Logs:
