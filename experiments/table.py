@@ -10,9 +10,10 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from diffstride.training.command_line import KILLED_BY, USAGE_ERROR, explain
+from diffstride.training.command_line import USAGE_ERROR, explain
 from diffstride.training.files import check_writable, locked
 from diffstride.training.lightning_compat import exceptions
+from diffstride.training.trainer import KILLED_BY
 from experiments.grid import DEFAULT_PATHS, Paths, Run
 from experiments.report import write_report
 from experiments.results import append_row, check_holdout, identity, read_rows

@@ -159,8 +159,10 @@ def test_a_signal_to_stop_prints_how_to_resume(uninterrupted, tmp_path, capsys, 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background ignore it
     expected = KeyboardInterrupt if number == signal.SIGINT else SystemExit
     try:
-        with pytest.raises(expected):
+        with pytest.raises(expected) as caught:
             train_tiny(tmp_path, callbacks=[At(STEPS_PER_EPOCH + 1, send)])
+        # Of a script that calls `train`; Python makes 130 of a KeyboardInterrupt.
+        assert getattr(caught.value, "code", 130) == 128 + number
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, handler)

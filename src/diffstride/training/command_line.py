@@ -20,12 +20,12 @@ from absl import app, flags
 from diffstride.training import gin_registry
 from diffstride.training.gin_compat import search_path
 from diffstride.training.lightning_compat import exceptions
+from diffstride.training.trainer import KILLED_BY
 
 PACKAGED = Path(__file__).parent / "configs"
 USAGE_ERROR = 2
 MISCONFIGURED = exceptions.MisconfigurationException  # pyright: ignore[reportPrivateImportUsage]
 FATAL = -3  # verbosity of absl that logs nothing else
-KILLED_BY = 128  # plus the number of the signal: exit code of a killed program, as in shells
 
 FLAGS = flags.FLAGS
 flags.DEFINE_multi_string(

@@ -14,6 +14,7 @@ from diffstride.training.data import Datasets
 from diffstride.training.lightning_compat import (
     LightningEnvironment,
     SLURMEnvironment,
+    exceptions,
     forks_processes,
     is_single_process,
     loggers,
@@ -21,6 +22,9 @@ from diffstride.training.lightning_compat import (
     stop_between_batches,
 )
 from diffstride.training.metrics_log import MetricsFile
+
+KILLED_BY = 128
+"""Plus the number of the signal: exit code of a killed program, as in shells."""
 
 
 def build_trainer(
@@ -87,10 +91,15 @@ def fit(trainer: pl.Trainer, module: pl.LightningModule, data: Datasets, checkpo
 
     Raises:
         KeyboardInterrupt: the user pressed Ctrl+C; Lightning itself would exit the program.
+        SystemExit: SIGTERM has ended the training; the exit code is 143, as in shells. Lightning's
+            own code is 0, with which a script would go on.
     """
     handler = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(module, data.train, data.test, ckpt_path=checkpoint)
+    except exceptions.SIGTERMException as error:
+        error.code = KILLED_BY + signal.SIGTERM
+        raise
     except SystemExit as error:
         if not isinstance(error.__context__, KeyboardInterrupt):
             raise
