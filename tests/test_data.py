@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import struct
 from collections import Counter
 from pathlib import Path
 
@@ -430,7 +431,7 @@ def test_the_error_of_a_corrupt_image_names_it(tmp_path, keep):
     root = folder_of_images(tmp_path / "pets")
     damaged = root / "train" / "dog" / "2.png"
     damaged.write_bytes(damaged.read_bytes()[:keep])
-    reason = "" if keep else "not one of the formats WEBP, PNG"
+    reason = "" if keep else "0 bytes, not 1 to"
     place = rf"cannot decode row \d+ \('.*dog/2\.png'\) of the train split of 'pets' \({reason}"
     refused(place, "pets", tmp_path, 2)
 
@@ -477,7 +478,111 @@ def test_an_empty_folder_and_a_single_class_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     refused(r"cannot read '.*empty' \(.*\): expected train\.parquet", "empty", tmp_path)
     folder_of_images(tmp_path / "single", classes=("cat",))
-    refused(r"'single' has no column of labels.*two or more classes", "single", tmp_path)
+    refused(r"'single' has images of 'cat' only: add a second class", "single", tmp_path)
+    write(tmp_path / "flat" / "train" / "0.png", pixels(0))
+    refused(r"'flat' has no column of labels.*two or more classes", "flat", tmp_path)
+
+
+def move(root, name, target):
+    (root / "train/cat" / name).rename(root / "train" / target)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (
+            lambda root: write(root / "train/cat/camera/0.png", pixels(0)),
+            r"train/cat/camera' is a folder inside a class: move its images",
+        ),
+        (lambda root: move(root, "0.png", "0.png"), r"train/0\.png' lies beside the class folders"),
+        (
+            lambda root: (root / "train/cat/notes.txt").write_text("cats"),
+            r"cat/notes\.txt'\) of the train split of 'pets' \(not one of the formats WEBP",
+        ),
+        (lambda root: os.mkfifo(root / "train/cat/4.png"), r"cat/4\.png' is no regular file"),
+        (
+            lambda root: (root / "train/cat/4.png").symlink_to("nowhere"),
+            r"cannot open '.*cat/4\.png' \(No such file or directory\)",
+        ),
+        (
+            lambda root: move(root, "0.png", os.fsdecode(b"cat/\xff.png")),
+            r"the name of '.*cat/\\udcff\.png' is not UTF-8",
+        ),
+        (
+            lambda root: [(root / part / "yak").mkdir() for part in ("train", "test")],
+            r"the train split of 'pets' has no images of class 'yak' to train on",
+        ),
+    ],
+    ids=["nested", "beside", "format", "pipe", "dangling link", "name", "empty class"],
+)
+def test_nothing_in_a_folder_of_images_is_left_out_without_a_word(tmp_path, change, match):
+    change(folder_of_images(tmp_path / "pets"))
+    refused(match, "pets", tmp_path, 2)
+
+
+def test_a_class_that_cannot_be_opened_is_refused(tmp_path, monkeypatch):
+    def scan(folder):
+        if str(folder).endswith("train/dog"):
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    scandir = os.scandir
+    folder_of_images(tmp_path / "pets")
+    monkeypatch.setattr(os, "scandir", scan)
+    refused(r"cannot open '.*train/dog' \(Permission denied\)", "pets", tmp_path, 2)
+
+
+def test_links_are_followed_and_hidden_files_left_out(tmp_path):
+    root = folder_of_images(tmp_path / "pets")
+    plain = load_folder(root)
+    (root / "train/dog").rename(tmp_path / "elsewhere")
+    (root / "train/dog").symlink_to(tmp_path / "elsewhere")
+    (root / "train/cat/.DS_Store").write_bytes(b"x")
+    (root / ".hidden").mkdir()
+    linked = load_folder(root)
+    assert torch.equal(plain.train.dataset.images, linked.train.dataset.images)
+    assert torch.equal(plain.train.dataset.labels, linked.train.dataset.labels)
+
+
+def header(width, height):
+    """A BMP file that states these sizes."""
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "BMP")
+    content = bytearray(file.getvalue())
+    content[18:26] = width.to_bytes(4, "little") + height.to_bytes(4, "little")
+    return bytes(content)
+
+
+def no_pixels(*args):
+    raise AssertionError("decoded")
+
+
+@pytest.mark.parametrize("size", [(8192, 8193), (10_000, 10_000), (100_000, 100_000)])
+def test_images_of_too_many_pixels_are_refused_before_they_are_decoded(size, monkeypatch):
+    encoded = header(*size)
+    monkeypatch.setattr(Image.Image, "load", no_pixels)
+    with pytest.raises(DataError, match=r"cannot decode row 7 of the train split \(.* pixels"):
+        image_decoding._decode({"bytes": encoded, "path": None}, 7, "the train split")
+
+
+def test_a_long_image_that_resizing_would_blow_up_is_refused(tmp_path):
+    root = folder_of_images(tmp_path / "pets")
+    write(root / "train/dog/3.png", pixels(0, height=1, width=20_000))
+    refused(
+        r"1 x 20000 pixels, too many where .* image_size=64", "pets", tmp_path, 2, image_size=64
+    )
+
+
+@pytest.mark.parametrize("error", [KeyError("Exif"), EOFError(), MemoryError(), struct.error("x")])
+def test_any_error_of_a_decoder_names_the_image(tmp_path, monkeypatch, error):
+    def transpose(*args, **kwargs):
+        raise error
+
+    folder_of_images(tmp_path / "pets")
+    monkeypatch.setattr("PIL.ImageOps.exif_transpose", transpose)
+    refused(
+        r"cannot decode row \d \('.*png'\) of the train split of 'pets' \(", "pets", tmp_path, 2
+    )
 
 
 # Parquet and the Hub
@@ -558,6 +663,34 @@ def test_the_error_of_a_corrupt_image_in_parquet_names_its_row(tmp_path):
     save(tmp_path / "own", damaged, table(2, [0, 1], feature=datasets.Value("int64")))
     refused(r"cannot decode row 4 of the train split of 'own'.*replace", "own", tmp_path, 2)
     assert load_datasets("own", tmp_path, 2, train_examples=4).num_classes == 2
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "system"])
+def test_a_path_in_parquet_is_opened_only_if_it_is_a_file(tmp_path, kind):
+    os.mkfifo(tmp_path / "pipe")
+    path = {"pipe": str(tmp_path / "pipe"), "device": "/dev/zero", "system": "/proc/self/status"}
+    cells = [{"bytes": None, "path": path[kind]}] * 4
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.Value("int64")})
+    foreign = datasets.Dataset.from_dict({"img": cells, "label": [0, 1] * 2}, features=features)
+    (tmp_path / "own").mkdir()
+    for part in ("train", "test"):
+        foreign.to_parquet(tmp_path / "own" / f"{part}.parquet", batch_size=None)
+    refused(r"cannot decode row 0 .*(no regular file|0 bytes)", "own", tmp_path, 2)
+
+
+def test_parquet_files_that_would_hang_or_be_left_out_are_refused(tmp_path):
+    save(tmp_path / "own", table(3), table(3))
+    (tmp_path / "more").mkdir()
+    (tmp_path / "own" / "more").symlink_to(tmp_path / "more")
+    refused(r"own/more' is a link to a folder, which is not followed", "own", tmp_path)
+    (tmp_path / "own" / "more").unlink()
+    os.mkfifo(tmp_path / "own" / "train-2.parquet")
+    refused(r"own/train-2\.parquet' is no regular file", "own", tmp_path)
+
+
+def test_an_empty_parquet_file_is_refused(tmp_path):
+    save(tmp_path / "own", table(3).select([]), table(3))
+    refused(r"own/train\.parquet has no rows", "own", tmp_path)
 
 
 def test_the_error_of_corrupt_parquet_names_its_folder(tmp_path):

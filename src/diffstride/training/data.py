@@ -20,7 +20,8 @@ from diffstride.training.augment import (
     seeded_generator,
 )
 from diffstride.training.image_decoding import read_images
-from diffstride.training.image_sources import DataError, Rows, Source, read_source
+from diffstride.training.image_folder import DataError
+from diffstride.training.image_sources import Rows, Source, read_source
 
 PROBE_IMAGES = 4  # images by whose augmentation settings are compared
 
@@ -75,8 +76,9 @@ def load_datasets(
         name: `"digits"` (8 x 8, grey, embedded), `"cifar10"`, `"cifar100"`, `"fashion_mnist"` or
             `"owner/name"` of a data set on the Hugging Face Hub; with `root`, name of a folder.
         root: folder that contains the folder `name`, with `train.parquet` and `test.parquet` or
-            images as `train/CLASS/*.png` and `test/CLASS/*.png`. The default is the environment
-            variable `DIFFSTRIDE_DATA`. `"digits"` needs neither.
+            images as `train/CLASS/*.png` and `test/CLASS/*.png`. All files of a class are taken
+            for images, except hidden ones, and what cannot be read is an error. The default is the
+            environment variable `DIFFSTRIDE_DATA`. `"digits"` needs neither.
         batch_size: images per step and process, 1 or more.
         augment_fn: `"crop_flip"`, `"crop"`, `"flip"` or a function of a uint8 batch and a
             `torch.Generator` that returns the augmented batch, in the same range of 0 to 255.

@@ -56,6 +56,21 @@ def atomic_file(path: Path, backup: Path | None = None) -> Iterator[IO[bytes]]:
             partial.unlink(missing_ok=True)
 
 
+def expand_home(path: str | os.PathLike[str]) -> Path:
+    """A path whose ``~`` stands for the home folder, as in shells.
+
+    Raises:
+        ValueError: it begins with ``~`` and a name that is no user's.
+
+    >>> expand_home("runs/a~b").as_posix()
+    'runs/a~b'
+    """
+    expanded = os.path.expanduser(path)
+    if str(expanded).startswith("~"):
+        raise ValueError(f"{str(path)!r} begins with a home folder that is not known: write ./~…")
+    return Path(expanded)
+
+
 @contextmanager
 def explain_write_errors(folder: Path, name: str) -> Iterator[None]:
     """Raise errors of writing to a folder with the folder and the option that names it.

@@ -1,6 +1,9 @@
 """Decodes image files into uint8 tensors."""
 
 import io
+import os
+import stat
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +14,22 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as vision
 
-from diffstride.training.image_sources import DataError, Rows, first_line
+from diffstride.training.image_folder import DataError
+from diffstride.training.image_sources import Rows, first_line
 
 # Without this list Pillow tries dozens of formats on every image. torchvision's decoders are faster
 # by half, but deprecated.
 FORMATS = ("WEBP", "PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF")
+MAX_PIXELS = 2**26  # 8,192 x 8,192; larger images are refused before they are decoded
+MAX_BYTES = 2**29  # of an encoded image
 
 
 def read_images(train: Rows, test: Rows, image_size: int | None) -> tuple[Tensor, Tensor]:
     """Decode both splits to uint8 tensors `(N, C, H, W)`, with one channel if all images are grey.
 
     Raises:
-        DataError: an image cannot be decoded, or its size differs from that of the first one.
+        DataError: an image cannot be decoded, has more than `MAX_PIXELS` pixels, before or after
+            resizing, or differs in size from the first one.
 
     >>> from diffstride.training.image_sources import read_source
     >>> source = read_source("digits")
@@ -42,6 +49,7 @@ def _read(split: Rows, image_size: int | None, shape: torch.Size | None = None) 
     for count, (row, item) in enumerate(zip(split.rows, split.fetch(split.rows), strict=True)):
         image = item if isinstance(item, Tensor) else _decode(item, row, split.title)
         if image_size is not None:
+            _check_resized(image.shape, image_size, _name_image(item, row, split.title))
             image = vision.resize(image, [image_size])
             image = vision.center_crop(image, [image_size])
         if image.shape != (shape := shape or image.shape):
@@ -57,11 +65,20 @@ def _read(split: Rows, image_size: int | None, shape: torch.Size | None = None) 
     return images
 
 
+def _check_resized(shape: torch.Size, image_size: int, name: str) -> None:
+    """Refuse a long, thin image, which would fill the memory once its shorter side has grown."""
+    short, long = sorted(shape[1:])
+    if image_size * (image_size * long // short) > MAX_PIXELS:
+        raise DataError(
+            f"{name} has {shape[1]} x {shape[2]} pixels, too many where its shorter side has "
+            f"image_size={image_size}: crop or remove it"
+        )
+
+
 def _decode(item: Any, row: int, title: str) -> Tensor:
     try:
-        encoded = item["bytes"]
-        return _pixels(Path(item["path"]).read_bytes() if encoded is None else encoded)
-    except (OSError, SyntaxError, TypeError, ValueError) as error:
+        return _pixels(_encoded(item))
+    except Exception as error:  # the readers of Pillow promise no types
         reason = first_line(error)
         if isinstance(error, PIL.UnidentifiedImageError):  # its text has an address in memory
             reason = f"not one of the formats {', '.join(FORMATS)}"
@@ -70,11 +87,29 @@ def _decode(item: Any, row: int, title: str) -> Tensor:
         ) from error
 
 
+def _encoded(item: Any) -> bytes:
+    """The bytes of an image, which a file of rows may hold itself, or as the path of a file."""
+    if item["bytes"] is not None:
+        return item["bytes"]
+    # Reading a pipe or a device may never end. Some of the system's files say that they are empty.
+    found = os.stat(item["path"])
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError("no regular file")
+    if not 0 < found.st_size <= MAX_BYTES:
+        raise ValueError(f"{found.st_size:,} bytes, not 1 to {MAX_BYTES:,}")
+    return Path(item["path"]).read_bytes()
+
+
 def _pixels(encoded: bytes) -> Tensor:
-    with PIL.Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
-        if image.mode.startswith(
-            ("I", "F")
-        ):  # Pillow would clip these at 255 instead of scaling them
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)  # our limit is lower
+        image = PIL.Image.open(io.BytesIO(encoded), formats=FORMATS)
+    with image:
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"{width} x {height} pixels, more than {MAX_PIXELS:,}")
+        if image.mode.startswith(("I", "F")):
+            # Pillow would clip these at 255 instead of scaling them.
             raise ValueError(f"more than 8 bits per pixel, mode {image.mode!r}")
         PIL.ImageOps.exif_transpose(image, in_place=True)
         return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)

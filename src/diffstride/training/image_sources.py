@@ -1,6 +1,5 @@
 """Finds image data sets and reads their labels: scikit-learn digits, folders, Hugging Face Hub."""
 
-import glob
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+
+from diffstride.training.files import expand_home
+from diffstride.training.image_folder import DataError, check_files, find_images, has_folders
 
 if TYPE_CHECKING:
     from datasets import Dataset as HubDataset
@@ -21,11 +23,8 @@ HUB_NAMES = {
     "fashion_mnist": "zalando-datasets/fashion_mnist",
 }
 LABEL_COLUMNS = ("fine_label", "label", "labels")
+PARTS = ("train", "test")
 LAYOUT = "train.parquet and test.parquet, or train/CLASS/*.png and test/CLASS/*.png"
-
-
-class DataError(ValueError):
-    """A data set cannot be found, read or used; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -64,20 +63,30 @@ def read_source(
     if name == "digits":
         return _digits()
     root = root or os.environ.get("DIFFSTRIDE_DATA")
-    splits = _from_folder(name, Path(root).expanduser()) if root else _from_hub(name)
+    folder = _existing_folder(name, expand_home(root)) if root else None
+    if folder and any(has_folders(folder / part) for part in PARTS):
+        return _from_class_folders(name, folder)
+    splits = _from_folder(folder) if folder else _from_hub(name)
+    _check_train_split(name, splits)
+    features = splits["train"].features
+    image, label = _image_column(features, name), _label_column(features, label_column, name)
+    found = {split: splits[split][label][:] for split in PARTS if split in splits}
+    for split, values in found.items():
+        if not values:
+            raise DataError(f"{_title(split, name)} has no rows: add some, or remove it")
+    classes = _classes(features[label], chain.from_iterable(found.values()))
+    rows = {
+        split: _rows(splits[split], image, values, classes, _title(split, name))
+        for split, values in found.items()
+    }
+    return Source(rows["train"], rows.get("test"), tuple(classes.values()))
+
+
+def _check_train_split(name: str, splits: Iterable[Any]) -> None:
     if "train" not in splits:
         raise DataError(
             f"{name!r} has no train split, only {_quoted(map(str, splits))}: add one as train"
         )
-    features = splits["train"].features
-    image, label = _image_column(features, name), _label_column(features, label_column, name)
-    found = {split: splits[split][label][:] for split in ("train", "test") if split in splits}
-    classes = _classes(features[label], chain.from_iterable(found.values()))
-    rows = {
-        split: _rows(splits[split], image, values, classes, f"the {split} split of {name!r}")
-        for split, values in found.items()
-    }
-    return Source(rows["train"], rows.get("test"), tuple(classes.values()))
 
 
 def _digits() -> Source:
@@ -92,22 +101,53 @@ def _digits() -> Source:
     return Source(train, test, tuple("0123456789"))
 
 
-def _from_folder(name: str, root: Path) -> "DatasetDict":
-    from datasets import load_dataset
-
+def _existing_folder(name: str, root: Path) -> Path:
     folder = root / name
     if not folder.is_dir():
         raise DataError(
             f"there is no folder {str(folder)!r}: put {LAYOUT} there, set another root (or "
             f"DIFFSTRIDE_DATA), or set neither to load {name!r} from the Hugging Face Hub"
         )
+    return folder
+
+
+def _from_class_folders(name: str, folder: Path) -> Source:
+    # Not by the image folders of `datasets`, which leave out what they cannot open or do not know,
+    # and take the innermost folder for the class.
+    parts = {part: find_images(folder / part) for part in PARTS if (folder / part).exists()}
+    _check_train_split(name, parts)
+    classes = sorted(set().union(*parts.values()))
+    if len(classes) < 2:
+        raise DataError(f"{name!r} has images of {_quoted(classes)} only: add a second class")
+    rows = {
+        part: _rows_of_files([found.get(each, []) for each in classes], _title(part, name))
+        for part, found in parts.items()
+    }
+    return Source(rows["train"], rows.get("test"), tuple(classes))
+
+
+def _rows_of_files(paths: Sequence[Sequence[str]], title: str) -> Rows:
+    """Rows of the files of each class."""
+    files = list(chain.from_iterable(paths))
+    labels = np.repeat(np.arange(len(paths)), list(map(len, paths)))
+    order = _order(labels)
+
+    def fetch(rows: np.ndarray) -> Iterator[Any]:
+        return ({"bytes": None, "path": files[row]} for row in rows)
+
+    return Rows(fetch, labels[order], order, title)
+
+
+def _title(part: str, name: str) -> str:
+    return f"the {part} split of {name!r}"
+
+
+def _from_folder(folder: Path) -> "DatasetDict":
+    from datasets import load_dataset
+
+    check_files(folder)
     try:
-        if any(each.is_dir() for each in (folder / "train").glob("*")):
-            # Explicit files, as `datasets` takes a class named "test" or "val" for a split.
-            parts = [part for part in ("train", "test") if (folder / part).is_dir()]
-            files = {part: f"{glob.escape(str(folder / part))}/**" for part in parts}
-            return load_dataset("imagefolder", data_files=files)
-        _check_class_names(folder)
+        _check_parquet(folder)
         return load_dataset(str(folder))
     except DataError:
         raise
@@ -117,17 +157,20 @@ def _from_folder(name: str, root: Path) -> "DatasetDict":
         ) from error
 
 
-def _check_class_names(folder: Path) -> None:
+def _check_parquet(folder: Path) -> None:
     """Refuse files with different class names: `datasets` would use those of the first file.
 
     Raises:
-        DataError: two files have different class names, or another order of them.
+        DataError: two files have different class names, or another order of them, or a file has no
+            rows.
     """
     from datasets import ClassLabel, Features
     from pyarrow import parquet
 
     first: dict[str, tuple[Path, list[str]]] = {}
     for file in sorted(folder.rglob("*.parquet")):
+        if not parquet.read_metadata(file).num_rows:
+            raise DataError(f"{file} has no rows: add some, or remove the file")
         for column, feature in Features.from_arrow_schema(parquet.read_schema(file)).items():
             if isinstance(feature, ClassLabel):
                 other, names = first.setdefault(column, (file, feature.names))
@@ -207,10 +250,7 @@ def _rows(
             raise DataError(f"row {row} of {title} has the label {value!r}: correct or remove it")
     labels = np.array([positions[value] for value in values], dtype=np.int64)
     encoded = split.select_columns(column).cast_column(column, Image(decode=False))
-    order = np.arange(len(labels))
-    if (np.diff(labels) >= 0).all():
-        # Folders are sorted by class: a few first or last rows would show a single class.
-        order = np.random.default_rng(0).permutation(order)
+    order = _order(labels)
 
     def fetch(rows: np.ndarray) -> Iterator[Any]:
         # In batches: row by row, `datasets` would take as long as the decoding.
@@ -218,6 +258,14 @@ def _rows(
         return chain.from_iterable(batch[column] for batch in batches)
 
     return Rows(fetch, labels[order], order, title)
+
+
+def _order(labels: np.ndarray) -> np.ndarray:
+    """The order of rows: shuffled if they are sorted by class, as those of folders are."""
+    # A few first or last rows would otherwise show a single class.
+    order = np.arange(len(labels))
+    is_sorted = bool((np.diff(labels) >= 0).all())
+    return np.random.default_rng(0).permutation(order) if is_sorted else order
 
 
 def first_line(error: Exception) -> str:
