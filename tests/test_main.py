@@ -194,6 +194,21 @@ def test_a_folder_of_configs_may_include_packaged_ones():
         (["--gin_bindings=data.load_datasets.name = 'cifra10'"], "unknown data set 'cifra10'"),
         (["--gin_bindings=resnet.resnet18.strides = [1, 2]"], r"\[1, 2\]"),
         (
+            ["--gin_bindings=resnet.Resnet.strides = [1, 1, 3, 2, 3]"],
+            r"resnet\.Resnet\.strides is bound, but has no effect.*bind resnet\.resnet18\.strides",
+        ),
+        (
+            ["--gin_bindings=resnet.Resnet.kernel_size = 5"],
+            r"resnet\.Resnet\.kernel_size is bound, but has no effect, .*: remove the binding$",
+        ),
+        (
+            [
+                "--gin_bindings=resnet.Resnet.pooling_cls = @pooling.DiffStride",
+                "--gin_bindings=pooling.DiffStride.strides = (3.0, 3.0)",
+            ],
+            r"pooling\.DiffStride\.strides is bound, but has no effect",
+        ),
+        (
             ["--gin_bindings=resnet.resnet18.strides = '1, 1, two'"],
             r"as \[1, 1, 2, 2, 2\] or as '1, 1, 2, 2, 2', but got '1, 1, two'",
         ),
@@ -219,7 +234,7 @@ def test_a_folder_of_configs_may_include_packaged_ones():
             r"No bindings specified for 'FOO/gin\.macro'",
         ),
         (["--configs_folder=nowhere"], "configs_folder='nowhere' does not exist"),
-        (["--workdir=tiny.gin"], "cannot write to workdir 'tiny.gin' .Not a directory.: choose"),
+        (["--workdir=tiny.gin"], "cannot write to workdir 'tiny.gin' .File exists.: choose"),
         (["--workdir=/dev/null/run"], "cannot write to workdir '/dev/null/run' .Not a dir"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What the project uses of Gin beyond its public functions: search path, parser, references.
+"""What the project uses of Gin beyond its public functions: search path, parser, values in use.
 
 Tried with gin-config 0.5.0, the only release from 0.5 on so far.
 """
@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import gin.config
 from gin.config import ConfigurableReference, ParserDelegate
@@ -17,6 +18,7 @@ __all__ = [
     "ConfigParser",
     "ConfigurableReference",
     "ParserDelegate",
+    "refuse_overruled_bindings",
     "search_path",
 ]
 
@@ -38,3 +40,34 @@ def search_path(folders: Sequence[Path]) -> Iterator[None]:
 
 def _is_not_about_missing_path(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith("Path not found")
+
+
+def refuse_overruled_bindings(*but: str) -> None:
+    """Refuse bindings of functions that were called, all of whose callers gave other values.
+
+    Args:
+        but: functions whose callers may overrule bindings.
+
+    Raises:
+        ValueError: there is such a binding, which had no effect.
+    """
+    used = gin.config._OPERATIVE_CONFIG  # the values of all calls, without those of the callers
+    for (scope, name), bound in gin.config._CONFIG.items():
+        inner = f"{scope}/" * bool(scope)  # a binding holds in scopes inside of its own
+        calls = [
+            values
+            for (inside, of), values in used.items()
+            if of == name and f"{inside}/".startswith(inner)
+        ]
+        for argument in bound if calls and name not in but else ():
+            if not any(argument in values for values in calls):
+                raise ValueError(_no_effect(name, argument, used))
+
+
+def _no_effect(name: str, argument: str, used: dict[tuple[str, str], dict[str, Any]]) -> str:
+    others = sorted({f"{of}.{argument}" for (_, of), values in used.items() if argument in values})
+    instead = f", and bind {' or '.join(others)} instead" if others else ""
+    return (
+        f"{name}.{argument} is bound, but has no effect, as what calls {name} sets it: remove the "
+        f"binding{instead}"
+    )

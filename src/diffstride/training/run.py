@@ -18,6 +18,7 @@ from diffstride.strides import parameter_groups
 from diffstride.training.checkpoints import CHECKPOINTS
 from diffstride.training.classifier import Classifier
 from diffstride.training.data import Datasets, load_datasets
+from diffstride.training.gin_compat import refuse_overruled_bindings
 from diffstride.training.hardware import choose_precision, keep_freed_memory
 from diffstride.training.lightning_compat import is_single_process, print_once, set_main_process
 from diffstride.training.network import (
@@ -164,6 +165,7 @@ def train(
         weight_averaging=weight_averaging,
         stride_phase=stride_phase,
     )
+    refuse_overruled_bindings("train.train")  # now, as all else that can be bound has been called
     given = network if isinstance(model, nn.Module) else None
     finished = find_finished(workdir, settings, given)
     if finished is not None:
