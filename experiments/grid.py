@@ -7,6 +7,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from diffstride.training.files import expand_home
 from experiments.groups import COMBINED, POOLINGS, Group, complete_group
 
 
@@ -104,7 +105,9 @@ def grid(
             raise ValueError(f"group {number} of the grid: {error}") from error
     runs = [run for _, run in sorted(found, key=lambda item: item[0])]
     _check_different(runs)
-    return Grid(runs, Paths(Path(results), tuple(map(Path, pages)), Path(pictures)))
+    return Grid(
+        runs, Paths(expand_home(results), tuple(map(expand_home, pages)), expand_home(pictures))
+    )
 
 
 def _expand(group: Group) -> Iterator[tuple[int, Run]]:

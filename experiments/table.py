@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from diffstride.training.command_line import USAGE_ERROR, explain
-from diffstride.training.files import check_writable, locked
+from diffstride.training.files import check_writable, expand_home, locked
 from diffstride.training.lightning_compat import exceptions
 from diffstride.training.trainer import KILLED_BY
 from experiments.grid import DEFAULT_PATHS, Paths, Run
@@ -114,18 +114,18 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add(
         "--runs",
-        type=Path,
+        type=expand_home,
         default=Path("runs/table"),
         help="folder of the run folders; processes that share it do not train the same run "
         "[%(default)s]",
     )
     results, pages, pictures = DEFAULT_PATHS
     shown = " and ".join(map(str, pages))
-    add("--results", type=Path, help=f"folder of runs*.jsonl [the grid's, or {results}]")
+    add("--results", type=expand_home, help=f"folder of runs*.jsonl [the grid's, or {results}]")
     add("--list", action="store_true", help="list the runs, and which of them are done")
     add("--report", action="store_true", help="write tables and pictures of the results")
-    add("--pages", type=Path, nargs="*", help=f"pages with tables [the grid's, or {shown}]")
-    add("--pictures", type=Path, help=f"folder of pictures [the grid's, or {pictures}]")
+    add("--pages", type=expand_home, nargs="*", help=f"pages with tables [the grid's, or {shown}]")
+    add("--pictures", type=expand_home, help=f"folder of pictures [the grid's, or {pictures}]")
     options = parser.parse_args(arguments)
     if options.report and (options.list or options.shard or options.only):
         parser.error("--report shows all results: remove --list, --shard and --only")
@@ -177,6 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Damaged files and read-only folders are refused before anything is trained.
         if _missing(runner, runs, paths.results):
             check_writable(paths.results, "--results")
+            check_writable((paths.results / file).resolve().parent, "--results")  # of a link
             check_writable(options.runs, "--runs")
     except Exception as error:  # Gin raises many types for mistakes in a configuration
         print(f"error: {explain(error)}", file=sys.stderr)

@@ -145,7 +145,10 @@ def test_biases_learn_at_their_own_rate() -> None:
         (lambda: ConvNet([], []), "[] and []"),
         (lambda: ConvNet([8], [1.5]), "1.5"),
         (lambda: ConvNet([8], [0.5], pooling_cls=POOLING), "0.5"),
-        (lambda: ConvNet([8], [2], num_layers=0), "num_layers must be at least 1, but got 0"),
+        (
+            lambda: ConvNet([8], [2], num_layers=0),
+            "num_layers must be a whole number",
+        ),
         (lambda: ConvNet([8], [2], order="first"), "order must be one of"),
         (lambda: ConvNet([8], [(2, 2, 2)], pooling_cls=POOLING), "(height, width)"),
     ],

@@ -755,6 +755,8 @@ def test_a_set_without_images_is_refused(monkeypatch):
     ("kwargs", "match"),
     [
         ({"batch_size": 0}, "batch_size must be 1 or more, but got 0"),
+        ({"batch_size": "64"}, "batch_size must be a whole number, but got '64'"),
+        ({"image_size": 8193}, "image_size must be at most 8192, but got 8193"),
         ({"image_size": -8}, "image_size must be 1 or more, but got -8"),
         ({"train_examples": 0}, "train_examples must be 1 or more, but got 0"),
         ({"test_examples": 0}, "test_examples must be 1 or more, but got 0"),
@@ -773,6 +775,12 @@ def test_a_set_without_images_is_refused(monkeypatch):
 )
 def test_arguments_out_of_range_are_refused(kwargs, match):
     refused(match, "digits", error=ValueError, **kwargs)
+
+
+def test_an_unknown_home_folder_is_refused():
+    refused(
+        "home folder that is not known: write ./~", "x", root="~nobody_here/x", error=ValueError
+    )
 
 
 # The real CIFAR

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import gin
 import pytest
@@ -176,6 +177,72 @@ def test_a_folder_of_configs_may_include_packaged_ones():
 # Mistakes
 
 
+ARGUMENTS = [
+    (name, argument)
+    for name, arguments in gin_registry.NAMES.items()
+    for argument in arguments
+    if gin_registry.KINDS[name][argument] not in (Any, dict[str, Any])
+]
+
+
+def test_a_value_of_a_wrong_type_names_the_argument():
+    assert len(ARGUMENTS) > 200
+    for name, argument in ARGUMENTS:
+        with pytest.raises(ValueError, match=rf"^{name}\.{argument} must be .*, but got .*odd"):
+            command_line.configure([], [f"{name}.{argument} = {{'odd': 1}}"])
+
+
+@pytest.mark.parametrize(
+    "binding",
+    [
+        "resnet.resnet18.width = %wide\nwide = 'eight'",
+        "resnet.resnet18.width = @resnet.resnet56",
+        "resnet.resnet18.pooling_cls = 'DiffStride'",
+        "a/resnet.resnet18.width = True",
+        "torch.optim.SGD.lr = '0.05'",
+    ],
+)
+def test_macros_references_and_scopes_are_checked_too(binding):
+    with pytest.raises(ValueError, match=r" must be .*, but got "):
+        command_line.configure([], [binding])
+
+
+def test_values_that_fit_are_taken():
+    bindings = [
+        "resnet.resnet18.strides = '1, 1, 2, 2, 2'",
+        "resnet.resnet18.pooling_cls = None",
+        "train.stride_phase = [0, 0.5]",
+        "train.budget = %budget\nbudget = 'strided'",
+        "torch.optim.SGD.lr = 1",
+        "data.load_datasets.augment_fn = @augment.flip",
+        "data.load_datasets.root = %made\nmade = @make()",
+    ]
+    gin.external_configurable(lambda: "/data", name="make", module="test")
+    command_line.configure(["digits.gin"], bindings)
+
+
+def test_files_that_include_each_other_give_a_short_error(capsys):
+    Path("a.gin").write_text("include 'b.gin'")
+    Path("b.gin").write_text("include 'a.gin'")
+    assert command("--gin_config=a.gin") == 2
+    printed = capsys.readouterr().err
+    assert re.search(r"the Gin files .*b\.gin.* include each other", printed)
+    assert len(printed) < 500
+
+
+def test_long_errors_are_cut(capsys):
+    assert command(f"--gin_bindings=train.seed = {[*range(10_000)]}") == 2
+    assert len(capsys.readouterr().err) < 500
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    train_tiny("train.workdir = '~/run'")
+    assert (tmp_path / "home" / "run" / "summary.json").exists()
+    assert not Path("~").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -191,6 +258,17 @@ def test_a_folder_of_configs_may_include_packaged_ones():
         (["--gin_bindings=DiffStride.edge = 'stopband'"], "Ambiguous selector 'DiffStride'"),
         (["--gin_bindings=OneCycleLR.max_lr = 1.0"], "OneCycleLR.*'max_lr'"),
         (["--gin_bindings=import nothing_of_this_name"], "No module named 'nothing_of_this_name'"),
+        (["--gin_bindings=train.callbacks = [3]"], r"list of Lightning callbacks, but got \[3\]"),
+        (["--gin_bindings=resnet.resnet18.width = 0"], "width must be a whole number of at least"),
+        (["--gin_bindings=train.threads = 100000"], "threads must be .* from 1 to 1024, but got 1"),
+        (
+            ["--gin_bindings=data.load_datasets.image_size = 9000"],
+            "image_size must be at most",
+        ),
+        (
+            ["--gin_bindings=train.schedule = @StepLR", "--gin_bindings=StepLR.step_size = 0"],
+            r"the optimizer or the schedule cannot be built \(ZeroDivisionError.*check its argum",
+        ),
         (["--gin_bindings=data.load_datasets.name = 'cifra10'"], "unknown data set 'cifra10'"),
         (["--gin_bindings=resnet.resnet18.strides = [1, 2]"], r"\[1, 2\]"),
         (

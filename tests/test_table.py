@@ -451,7 +451,10 @@ def test_mistake_in_the_options_gives_a_one_line_error(capsys, arguments, messag
             "@a/data.load_datasets, but the bindings of the grid",
         ),
         ("train.devices = 2", "train.train.devices is bound to 2, but the grid asks for 1"),
-        ("resnet.resnet18.width = @resnet.resnet56", "resnet18.width is bound to @resnet.resnet56"),
+        (
+            "resnet.resnet18.width = @resnet.resnet56",
+            "resnet18.width must be a whole number",
+        ),
     ],
 )
 def test_bindings_that_contradict_their_group_are_refused(capsys, bindings, message):

@@ -12,6 +12,7 @@ from diffstride.resnet import (
     Stride,
     batch_norm,
     check_block,
+    check_counts,
     downsampling,
     parse_strides,
     whole_strides,
@@ -122,6 +123,7 @@ class ConvBlock(nn.Module):
     ) -> None:
         super().__init__()
         check_block(num_layers, order)
+        check_counts(in_channels=in_channels, filters=filters)
         self.order = order
         strides, self.pooling = downsampling(strides, pooling_cls)
         self.first = ConvNormAct(in_channels, filters, strides)

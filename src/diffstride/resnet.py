@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ def batch_norm(channels: int, momentum: float = 0.9, epsilon: float = 1e-5) -> n
 
 
 def _conv2d(in_channels: int, filters: int, kernel_size: int, strides: Stride = 1) -> nn.Conv2d:
+    check_counts(in_channels=in_channels, filters=filters, kernel_size=kernel_size)
     if kernel_size % 2 == 0:
         raise ValueError(f"kernel_size must be odd, to keep a map's size, but got {kernel_size}")
     # Centred windows, so that the 3 x 3 and the 1 x 1 sample the same pixels. TensorFlow's "same"
@@ -66,10 +68,16 @@ def downsampling(strides: Stride, pooling_cls: PoolingFactory | None) -> tuple[S
     return (pair, nn.Identity()) if pooling_cls is None else (1, pooling_cls(strides=pair))
 
 
+def check_counts(**counts: Any) -> None:
+    """Refuse numbers of channels or layers that are not whole or below 1."""
+    for name, count in counts.items():
+        if not isinstance(count, Integral) or count < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, but got {count!r}")
+
+
 def check_block(num_layers: int = 1, order: str = "after") -> None:
     """Refuse a block without layers, or with an unknown order of pooling and convolution."""
-    if num_layers < 1:
-        raise ValueError(f"num_layers must be at least 1, but got {num_layers}")
+    check_counts(num_layers=num_layers)
     if order not in ORDERS:
         raise ValueError(f"order must be one of {ORDERS}, but got {order!r}")
 
@@ -283,6 +291,7 @@ def resnet18(
     >>> sum(parameter.numel() for parameter in resnet18(num_output_classes=10).parameters())
     11172170
     """
+    check_counts(width=width)
     strides = (1, 1, 2, 2, 2) if strides is None else strides
     filters = [width, width, 2 * width, 4 * width, 8 * width]
     return Resnet(filters, strides, id_only=(0,), num_layers=2, kernel_size=3, **kwargs)
@@ -298,6 +307,7 @@ def resnet56(
     >>> sum(parameter.numel() for parameter in resnet56(num_output_classes=10).parameters())
     855834
     """
+    check_counts(width=width)
     strides = (1, 1, 2, 2) if strides is None else strides
     filters = [width, width, 2 * width, 4 * width]
     return Resnet(filters, strides, num_layers=9, kernel_size=3, **kwargs)

@@ -18,6 +18,7 @@ import gin
 from absl import app, flags
 
 from diffstride.training import gin_registry
+from diffstride.training.files import expand_home
 from diffstride.training.gin_compat import search_path
 from diffstride.training.lightning_compat import exceptions
 from diffstride.training.trainer import KILLED_BY
@@ -26,6 +27,8 @@ PACKAGED = Path(__file__).parent / "configs"
 USAGE_ERROR = 2
 MISCONFIGURED = exceptions.MisconfigurationException  # pyright: ignore[reportPrivateImportUsage]
 FATAL = -3  # verbosity of absl that logs nothing else
+
+LONGEST = 2000  # characters of an error
 
 FLAGS = flags.FLAGS
 flags.DEFINE_multi_string(
@@ -56,31 +59,37 @@ def configure(
 
     Raises:
         FileNotFoundError: a file or ``configs_folder`` does not exist.
+        ValueError: a bound value has another type than its argument, or files include each other.
         Exception: Gin cannot parse a file or does not know a name; it raises many types.
     """
-    given = [Path(configs_folder)] if configs_folder else []
+    given = [expand_home(configs_folder)] if configs_folder else []
     folders = [Path(), *given, *more_folders, PACKAGED]
-    if configs_folder and not Path(configs_folder).is_dir():
+    if given and not given[0].is_dir():
         raise FileNotFoundError(
             f"configs_folder={configs_folder!r} does not exist: give an existing folder"
         )
     gin.clear_config()
-    with search_path(folders):
-        gin.parse_config_files_and_bindings(
-            [_find_config(name, folders) for name in gin_config],
-            gin_bindings,
-            finalize_config=False,
-        )
+    files = [_find_config(name, folders) for name in gin_config]
+    try:
+        with search_path(folders):
+            gin.parse_config_files_and_bindings(files, gin_bindings, finalize_config=False)
+    except RecursionError as error:
+        among = dict.fromkeys(re.findall(r'In file "([^"]+)"', str(error))) or files
+        raise ValueError(
+            f"the Gin files {', '.join(among)} include each other, or nest values too deeply: "
+            "remove one of the includes"
+        ) from error
     for name, value in (("workdir", workdir), ("seed", seed)):
         if value is not None:
             gin.bind_parameter(f"train.train.{name}", value)
     gin.finalize()
+    gin_registry.check_bindings()
 
 
 def _find_config(name: str, folders: Sequence[Path]) -> str:
     for folder in folders:
-        if (folder / name).is_file():
-            return str(folder / name)
+        if (path := folder / expand_home(name)).is_file():
+            return str(path)
     packaged = sorted(path.name for path in PACKAGED.glob("*.gin"))
     raise FileNotFoundError(
         f"there is no Gin file {name!r} in {', '.join(str(folder) for folder in folders)}"
@@ -107,7 +116,8 @@ def explain(error: BaseException) -> str:
     lines = [line.strip(" ^") for line in message.splitlines()]
     # Gin adds the calls that led to the error, with addresses in memory.
     kept = [line for line in lines if line and not line.startswith("In call to configurable")]
-    return " ".join(kept or [type(error).__name__]) + _suggest_name(message)
+    text = " ".join(kept or [type(error).__name__])
+    return (text if len(text) <= LONGEST else f"{text[:LONGEST]}…") + _suggest_name(message)
 
 
 def _suggest_name(message: str) -> str:

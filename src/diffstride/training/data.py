@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, distributed
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from diffstride.training.argument_types import check_arguments
 from diffstride.training.augment import (
     Augmentation,
     describe_augmentation,
@@ -19,7 +21,7 @@ from diffstride.training.augment import (
     mixup,
     seeded_generator,
 )
-from diffstride.training.image_decoding import read_images
+from diffstride.training.image_decoding import MAX_PIXELS, read_images
 from diffstride.training.image_folder import DataError
 from diffstride.training.image_sources import Rows, Source, read_source
 
@@ -108,10 +110,15 @@ def load_datasets(
     >>> images.shape, labels.dtype
     (torch.Size([32, 1, 8, 8]), torch.int64)
     """
+    check_arguments(load_datasets, locals())
     _check_positive(batch_size=batch_size, image_size=image_size)
     _check_positive(train_examples=train_examples, test_examples=test_examples)
     if not 0 <= mixup_alpha < float("inf"):
         raise ValueError(f"mixup_alpha must be 0, for no mixup, or more, but got {mixup_alpha}")
+    if image_size is not None and image_size**2 > MAX_PIXELS:
+        raise ValueError(
+            f"image_size must be at most {math.isqrt(MAX_PIXELS)}, but got {image_size}"
+        )
     augment = find_augmentation(augment_fn)
     source = read_source(name, root, label_column)
     train, test = _split(source, holdout, train_examples, test_examples)

@@ -18,6 +18,7 @@ __all__ = [
     "ConfigParser",
     "ConfigurableReference",
     "ParserDelegate",
+    "bound_values",
     "refuse_overruled_bindings",
     "search_path",
 ]
@@ -40,6 +41,33 @@ def search_path(folders: Sequence[Path]) -> Iterator[None]:
 
 def _is_not_about_missing_path(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith("Path not found")
+
+
+def bound_values() -> Iterator[tuple[str, str, Any]]:
+    """Name, argument and value of all bindings whose value is known before anything is called.
+
+    Macros are resolved. A reference to a function or class is that function or class.
+    """
+    for (_, name), bound in gin.config._CONFIG.items():
+        for argument, value in bound.items():
+            try:
+                known = _known(value)
+            except (LookupError, ValueError):  # also of a macro without a value, which Gin tells
+                continue
+            yield name, argument, known
+
+
+def _known(value: Any) -> Any:
+    """A bound value; raises `LookupError` if it depends on a call."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_known, value))
+    if not isinstance(value, ConfigurableReference):
+        return value
+    if value.selector == "gin.macro":
+        return _known(gin.query_parameter(f"{value.scoped_selector}.value"))
+    if value.evaluate:
+        raise LookupError(value)
+    return gin.config._REGISTRY[value.selector].wrapper
 
 
 def refuse_overruled_bindings(*but: str) -> None:

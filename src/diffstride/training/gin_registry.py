@@ -16,10 +16,15 @@ import torch
 
 from diffstride import convnet, pooling, reference, resnet
 from diffstride.training import augment, data, schedules
+from diffstride.training.argument_types import argument_kinds, check_argument
+from diffstride.training.gin_compat import bound_values
 from diffstride.training.run import train as _train
 
 NAMES: dict[str, list[str]] = {}
 """Registered names, as ``module.name``, with the arguments that may be bound."""
+
+KINDS: dict[str, dict[str, Any]] = {}
+"""The annotations of the arguments of registered names."""
 
 
 def register(
@@ -31,11 +36,22 @@ def register(
     signature = inspect.signature(target.__init__ if isinstance(target, type) else target)
     arguments = [argument for argument in signature.parameters if argument != "self"]
     denied = [argument for argument in given if argument in arguments]
+    KINDS[f"{module}.{name}"] = argument_kinds(target)
     NAMES[f"{module}.{name}"] = [argument for argument in arguments if argument not in denied]
     return gin.external_configurable(target, name=name, module=module, denylist=denied)
 
 
 _ONE_THREAD = threading.RLock()  # another thread would restore what the first has replaced
+
+
+def check_bindings() -> None:
+    """Refuse bound values of a type that the annotation of their argument excludes.
+
+    Raises:
+        ValueError: there is one; names the argument, the value, and what was expected.
+    """
+    for name, argument, value in bound_values():
+        check_argument(f"{name}.{argument}", value, KINDS.get(name, {}).get(argument, Any))
 
 
 @contextmanager
@@ -77,6 +93,8 @@ batch_norm = register(resnet.batch_norm, "resnet", given=["channels"])
 Resnet = _register_network(resnet.Resnet, batch_norm=batch_norm)
 resnet18 = _register_network(resnet.resnet18, Resnet=Resnet)
 resnet56 = _register_network(resnet.resnet56, Resnet=Resnet)
+for network in ("resnet.resnet18", "resnet.resnet56"):  # they pass further arguments on
+    KINDS[network] = KINDS["resnet.Resnet"] | KINDS[network]
 ConvNet = _register_network(convnet.ConvNet, convnet, batch_norm=batch_norm)
 for layer in (
     pooling.DiffStride,

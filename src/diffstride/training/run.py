@@ -1,7 +1,8 @@
 """`train`: trains a network and its strides on images, with or without Gin."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
@@ -15,9 +16,11 @@ from torch.optim.lr_scheduler import LRScheduler
 from diffstride.callbacks import BudgetCallback, StrideMonitor, StridePhase
 from diffstride.resnet import resnet18
 from diffstride.strides import parameter_groups
+from diffstride.training.argument_types import check_arguments
 from diffstride.training.checkpoints import CHECKPOINTS
 from diffstride.training.classifier import Classifier
 from diffstride.training.data import Datasets, load_datasets
+from diffstride.training.files import expand_home
 from diffstride.training.gin_compat import refuse_overruled_bindings
 from diffstride.training.hardware import choose_precision, keep_freed_memory
 from diffstride.training.lightning_compat import is_single_process, print_once, set_main_process
@@ -35,8 +38,17 @@ from diffstride.training.run_folder import (
     save_config,
 )
 from diffstride.training.run_settings import as_python, describe_run
-from diffstride.training.trainer import build_trainer, check_strategy, fit, quiet_lightning
+from diffstride.training.trainer import (
+    build_trainer,
+    check_callbacks,
+    check_strategy,
+    fit,
+    quiet_lightning,
+)
 from diffstride.training.weight_averaging import MovingAverage
+
+MAX_THREADS = 1024
+"""More threads than machines have cores; many more end the process."""
 
 
 def train(
@@ -123,15 +135,12 @@ def train(
 
     >>> summary = train("runs/first", num_epochs=1)  # doctest: +SKIP
     """
+    check_arguments(train, locals())
     num_epochs, seed, threads, budget = as_python((num_epochs, seed, threads, budget))
     _check_range("num_epochs", num_epochs, 1, math.inf, Integral)
     _check_range("seed", seed, 0, 2**63 - 1, Integral)
     _check_range("label_smoothing", label_smoothing, 0, 1)
     _check_range("stride_penalty", stride_penalty, 0, math.inf)
-    if not isinstance(stride_phase, Sequence) or len(stride_phase) != 2:
-        raise ValueError(
-            f"stride_phase must be two shares such as (0, 0.5), but got {stride_phase!r}"
-        )
     StridePhase(*stride_phase)  # raises if a share is out of its range
     check_strategy(strategy)
     _check_optimizer(optimizer)
@@ -141,30 +150,32 @@ def train(
     if is_single_process(devices, strategy):
         set_main_process()
     if threads is not None:
-        _check_range("threads", threads, 1, math.inf, Integral)
+        _check_range("threads", threads, 1, MAX_THREADS, Integral)
         torch.set_num_threads(threads)
-    workdir = Path(workdir)
+    workdir, callbacks = expand_home(workdir), check_callbacks(callbacks)
     data = datasets(seed=seed)
-    network = build_network(model, data, seed)
+    with explain_build_errors("network"):
+        network = build_network(model, data, seed)
     check_strides(network, stride_penalty=stride_penalty, budget=budget)
     allowed = None if budget is None else resolve_budget(budget, network, model, data)
     decay = getattr(network, "weight_decay", 0.0) if weight_decay is None else weight_decay
     _check_range("weight_decay", decay, 0, math.inf)
     rates = stride_learning_rate, bias_learning_rate
     build_optimizer = partial(_build_optimizer, optimizer, network, decay, *rates)
-    settings = describe_run(
-        data,
-        network,
-        build_optimizer,
-        schedule,
-        num_epochs=num_epochs,
-        label_smoothing=label_smoothing,
-        seed=seed,
-        budget=allowed,
-        stride_penalty=stride_penalty,
-        weight_averaging=weight_averaging,
-        stride_phase=stride_phase,
-    )
+    with explain_build_errors("optimizer or the schedule"):
+        settings = describe_run(
+            data,
+            network,
+            build_optimizer,
+            schedule,
+            num_epochs=num_epochs,
+            label_smoothing=label_smoothing,
+            seed=seed,
+            budget=allowed,
+            stride_penalty=stride_penalty,
+            weight_averaging=weight_averaging,
+            stride_phase=stride_phase,
+        )
     refuse_overruled_bindings("train.train")  # now, as all else that can be bound has been called
     given = network if isinstance(model, nn.Module) else None
     finished = find_finished(workdir, settings, given)
@@ -197,6 +208,21 @@ def train(
         return finish(workdir, module, facts)
 
 
+@contextmanager
+def explain_build_errors(what: str) -> Iterator[None]:
+    """Raise errors of other types than those of wrong arguments with what was being built.
+
+    Raises:
+        ValueError: a `RuntimeError` of torch, or a division by zero, a missing name or key.
+    """
+    try:
+        yield
+    except (RuntimeError, ArithmeticError, LookupError, AttributeError) as error:
+        raise ValueError(
+            f"the {what} cannot be built ({type(error).__name__}: {error}): check its arguments"
+        ) from error
+
+
 def _build_optimizer(
     optimizer: Callable[..., Optimizer],
     network: nn.Module,
@@ -227,7 +253,7 @@ def _build_callbacks(
 def _check_range(
     name: str, value: float, lowest: float, highest: float, kind: type[Real] = Real
 ) -> None:
-    if isinstance(value, kind) and lowest <= value <= highest:
+    if isinstance(value, kind) and lowest <= value <= highest and value != math.inf:
         return
     what = "a whole number" if kind is Integral else "a number"
     limits = f"of at least {lowest}" if highest == math.inf else f"from {lowest} to {highest}"

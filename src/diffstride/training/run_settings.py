@@ -1,5 +1,6 @@
 """Describes the settings of a run and compares them with those of a run folder."""
 
+import warnings
 from collections.abc import Callable
 from itertools import zip_longest
 from pathlib import Path
@@ -119,10 +120,14 @@ def _describe_optimization(
     optimizer = build_optimizer()
     description = {"optimizer": repr(optimizer), "schedule": "constant"}
     if schedule is not None:
-        state = build_schedule(schedule, optimizer, total_steps).state_dict()
+        built = build_schedule(schedule, optimizer, total_steps)
+        state = built.state_dict()
         description["schedule"] = "\n".join(f"{name}: {state[name]!r}" for name in sorted(state))
         # Some schedules store arguments in the optimiser, such as min_lr or base_momentum.
         description["scheduled"] = repr(optimizer)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*lr_scheduler.step", UserWarning)
+            built.step()  # now: some compute with their arguments only at the first step
     return description
 
 

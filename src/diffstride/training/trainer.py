@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from diffstride.training.argument_types import shorten
 from diffstride.training.checkpoints import CHECKPOINTS, AtomicCheckpointIO, Checkpoints
 from diffstride.training.data import Datasets
 from diffstride.training.lightning_compat import (
@@ -84,6 +85,20 @@ def check_strategy(strategy: Any, forks: bool = False) -> None:
             f"strategy={strategy!r} trains in forked or spawned processes, which cannot return the "
             "results: use 'ddp' in a script, or one device"
         )
+
+
+def check_callbacks(callbacks: Iterable[Any]) -> list[Any]:
+    """Return callbacks as a list, and refuse anything else in it.
+
+    Raises:
+        ValueError: one is no Lightning callback.
+    """
+    found = list(callbacks)
+    if not all(isinstance(each, pl.Callback) for each in found):
+        raise ValueError(
+            f"callbacks must be a list of Lightning callbacks, but got {shorten(found)}"
+        )
+    return found
 
 
 def fit(trainer: pl.Trainer, module: pl.LightningModule, data: Datasets, checkpoint: Any) -> None:
