@@ -597,6 +597,11 @@ def test_the_error_of_a_full_disk_names_the_file(tmp_path, monkeypatch):
     assert path.read_bytes() == b"old"
 
 
+def test_the_error_of_a_full_disk_in_another_writer_names_the_run_folder(tmp_path):
+    with pytest.raises(OSError, match=f"No space left on device: {str(tmp_path)!r}"):
+        train_tiny(tmp_path, callbacks=[At(2, full_disk)])
+
+
 def test_a_folder_of_checkpoints_that_takes_no_files_is_refused_at_the_start(tmp_path, monkeypatch):
     def create(dir):
         if dir.name == "checkpoints":

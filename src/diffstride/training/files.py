@@ -16,6 +16,25 @@ NO_LOCKS = errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK
 
 
 @contextmanager
+def name_errors(path: Path, hidden: str | None = None) -> Iterator[None]:
+    """Give the path to errors of writing that have none, as those of a full disk.
+
+    Args:
+        path: the file or folder that is written to.
+        hidden: a file name that stands for ``path``.
+
+    Raises:
+        OSError: the error, with a file name.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, hidden):
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+
+
+@contextmanager
 def atomic_file(path: Path, backup: Path | None = None) -> Iterator[IO[bytes]]:
     """Open a file for writing that replaces ``path`` once it is complete and on the disk.
 
@@ -39,18 +58,15 @@ def atomic_file(path: Path, backup: Path | None = None) -> Iterator[IO[bytes]]:
     target = Path(os.path.realpath(path))
     partial = target.with_name(f".{target.name}.partial")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if backup and target.exists():
-            os.replace(target, os.path.realpath(backup))
-        os.replace(partial, target)
-    except OSError as error:  # writing to an open file raises errors without a name
-        if error.filename in (None, str(partial)):
-            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
-        raise
+        with name_errors(path, str(partial)):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            if backup and target.exists():
+                os.replace(target, os.path.realpath(backup))
+            os.replace(partial, target)
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)

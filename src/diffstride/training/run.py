@@ -20,7 +20,7 @@ from diffstride.training.argument_types import check_arguments
 from diffstride.training.checkpoints import CHECKPOINTS
 from diffstride.training.classifier import Classifier
 from diffstride.training.data import Datasets, load_datasets
-from diffstride.training.files import expand_home
+from diffstride.training.files import expand_home, name_errors
 from diffstride.training.gin_compat import refuse_overruled_bindings
 from diffstride.training.hardware import choose_precision, keep_freed_memory
 from diffstride.training.lightning_compat import is_single_process, print_once, set_main_process
@@ -203,9 +203,10 @@ def train(
             max_epochs=num_epochs,
             log_every_n_steps=min(50, len(data.train)),
         )
-        fit(trainer, module, data, checkpoint)
-        facts = {"budget": allowed, "stride_penalty": stride_penalty, "precision": precision}
-        return finish(workdir, module, facts)
+        with name_errors(workdir):  # TensorBoard and pictures name no file where a disk is full
+            fit(trainer, module, data, checkpoint)
+            facts = {"budget": allowed, "stride_penalty": stride_penalty, "precision": precision}
+            return finish(workdir, module, facts)
 
 
 @contextmanager
