@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format docs bench clean
+.PHONY: demo test check format docs bench soak clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -36,6 +36,9 @@ bench: .venv/installed  ## on a quiet machine
 	$(BIN)/python -m benchmarks.budget
 	$(BIN)/python -m benchmarks.processes
 	$(BIN)/python -m benchmarks.render
+
+soak: .venv/installed  ## a quarter of an hour of kills, flipped bits and full disks
+	$(BIN)/python -m benchmarks.soak
 
 clean:
 	rm -rf .venv runs site
