@@ -5,8 +5,8 @@ import io
 import pickle
 import re
 from math import comb
-from unittest import mock
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
