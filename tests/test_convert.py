@@ -185,18 +185,6 @@ def test_a_module_called_twice_has_one_stride_or_is_refused():
         convert(Several(nn.MaxPool2d(3, 2, ceil_mode=True)), torch.rand(1, 3, 30, 30))
 
 
-@pytest.mark.parametrize("make", [torch.zeros, torch.randn])
-def test_sizes_passed_to_a_factory_one_by_one_are_refused(make):
-    class Padded(nn.Module):
-        def forward(self, x):
-            b, _, h, w = x.shape
-            return torch.cat([x, make(b, 1, h, w)], 1)
-
-    message = rf"the sizes as one tuple, torch.{make.__name__}\(\(…\)\)"
-    with pytest.raises(ValueError, match=message):
-        convert(nn.Sequential(nn.MaxPool2d(2), Padded()), torch.rand(IMAGE))
-
-
 def test_pooling_the_whole_map_by_a_fixed_window_is_refused():
     x = torch.rand(IMAGE)
     conv = nn.Conv2d(3, 4, 3, stride=2, padding=1)

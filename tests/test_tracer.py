@@ -71,7 +71,7 @@ class Pair(nn.Module):
 @pytest.mark.parametrize(
     ("count", "message"),
     [
-        (1, r"holds 1 input\(s\), which Pair.forward\(self, x, y, scale=1.0\) .* argument: 'y'"),
+        (1, r"holds 1 input\(s\), which Pair.forward\(x, y, scale=1.0\) .* argument: 'y'"),
         (4, r"holds 4 input\(s\), .* \(too many positional .*\): pass a tuple with one for each"),
     ],
 )
@@ -258,21 +258,16 @@ def test_a_module_that_cannot_be_traced_is_named():
         trace(strided(), torch.zeros(1, 3, 8, 8))
 
 
-def make(m, x):
-    return torch.zeros(x.shape[0], 1, *x.shape[2:])
-
-
 def insist(m, x):
-    assert isinstance(x, torch.Tensor)
+    assert not isinstance(x, torch.fx.Proxy)
     return x
 
 
-@pytest.mark.parametrize(("forward", "line"), [(make, "return torch.zeros"), (insist, "assert")])
-def test_the_line_that_cannot_be_traced_is_quoted(forward, line):
-    net, x = Net(forward), torch.zeros(1, 4, 8, 8)
-    with pytest.raises(ValueError, match=rf"at '{line}.* line \d+\).*module of its own.*leaf_modu"):
+def test_the_line_that_cannot_be_traced_is_quoted():
+    net, x = Net(insist), torch.zeros(1, 4, 8, 8)
+    with pytest.raises(ValueError, match=r"at 'assert.* line \d+\).*module of its own.*leaf_modu"):
         trace(net, x)
-    with pytest.raises(ValueError, match=rf"at '{line}.* line \d+\).*leaf_modules=\['0'\]"):
+    with pytest.raises(ValueError, match=r"at 'assert.* line \d+\).*leaf_modules=\['0'\]"):
         trace(nn.Sequential(net), x)
 
 

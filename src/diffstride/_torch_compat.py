@@ -8,12 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException as _DataDependent
+from torch._subclasses.fake_tensor import FakeTensor as FakeTensor
 from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 from torch.autograd import forward_ad
 from torch.fx.proxy import Attribute as Attribute
+from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves as tree_leaves
 from torch.utils._pytree import tree_map_only as tree_map_only
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 # The base classes of layers of one to three axes.
 BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -21,6 +25,8 @@ Conv = nn.modules.conv._ConvNd
 ConvTranspose = nn.modules.conv._ConvTransposeNd
 CircularPad = nn.modules.padding._CircularPadNd
 ReflectionPad = nn.modules.padding._ReflectionPadNd
+
+DataDependentError = _DataDependent  # raised where a fake tensor has to have data
 
 # A context without fake tensors and operation counters, to compute on real tensors.
 disable_current_modes = _disable_current_modes
@@ -83,3 +89,78 @@ def conv_padding(conv: Conv) -> Sequence[int]:
 def set_conv_padding(conv: Conv, sizes: list[int]) -> None:
     """Set what `conv_padding` returns."""
     conv._reversed_padding_repeated_twice = sizes
+
+
+def empty_wrapper(cls: type[Tensor], like: Tensor) -> Any:
+    """A tensor of a subclass, with the shape, dtype and device of ``like`` and without memory."""
+    return Tensor._make_wrapper_subclass(cls, like.shape, dtype=like.dtype, device=like.device)
+
+
+def class_of(module: nn.Module) -> type[nn.Module]:
+    """The class of a module; for a parametrized module the class that it had before."""
+    return type(module).__bases__[0] if parametrize.is_parametrized(module) else type(module)
+
+
+def hook_dictionaries(module: nn.Module) -> Sequence[dict[Any, Any]]:
+    """The hooks that run before ``forward``, and those that run after it."""
+    return module._forward_pre_hooks, module._forward_hooks
+
+
+def call_with_hooks(
+    module: nn.Module, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any]
+) -> Any:
+    """Call ``forward`` between the forward hooks of a module, as the module itself does.
+
+    The values may be stand-ins without data. A hook that fails on them, since it prints numbers or
+    saves them, is left out: it returns nothing in the network either.
+    """
+    for key, hook in module._forward_pre_hooks.items():
+        if key in module._forward_pre_hooks_with_kwargs:
+            changed = _try(hook, module, args, kwargs)
+            args, kwargs = (args, kwargs) if changed is None else changed
+        else:
+            changed = _try(hook, module, args)
+            changed = args if changed is None else changed
+            args = changed if isinstance(changed, tuple) else (changed,)
+    result = forward(*args, **kwargs)
+    for key, hook in module._forward_hooks.items():
+        options = (kwargs,) if key in module._forward_hooks_with_kwargs else ()
+        changed = _try(hook, module, args, *options, result)
+        result = result if changed is None else changed
+    return result
+
+
+def _try(hook: Callable[..., Any], *args: Any) -> Any:
+    try:
+        return hook(*args)
+    except Exception:
+        return None
+
+
+# Fused attention that torch's counter takes to be free, by devices and releases.
+ATTENTION = (
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_attention_math_for_mps",
+    "_scaled_dot_product_fused_attention_overrideable",
+)
+
+
+class OperationCounter(FlopCounterMode):
+    """Counts as torch's ``FlopCounterMode`` does, and attention of any kernel alike.
+
+    ``multiply_adds`` lists the counted operations in order of execution.
+    """
+
+    def __init__(self) -> None:
+        found = [getattr(torch.ops.aten, name, None) for name in ATTENTION]
+        super().__init__(display=False, custom_mapping=dict.fromkeys(filter(None, found), _attend))
+        self.multiply_adds: list[int] = []
+
+    def _count_flops(self, func_packet: Any, out: Any, args: Any, kwargs: Any) -> Any:
+        if formula := self.flop_registry.get(func_packet):
+            self.multiply_adds.append(formula(*args, **kwargs, out_val=out) // 2)
+        return super()._count_flops(func_packet, out, args, kwargs)
+
+
+def _attend(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+    return sdpa_flop_count(query, key, value)

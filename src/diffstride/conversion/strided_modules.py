@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import ceil
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
 
 from diffstride._torch_compat import Conv, ConvTranspose
 from diffstride.conversion.kernel_resampling import CoarseTaps, coarse_taps
@@ -125,8 +127,10 @@ def stride_of(module: nn.Module, axes: int = 1) -> tuple[int, ...]:
     ((2, 2), (1, 1))
     """
     values = per_axis(module, "stride", axes)
-    integers = bool(values) and all(isinstance(value, int) for value in values)
-    return values if integers and not isinstance(module, ConvTranspose) else (1,) * axes
+    integers = bool(values) and all(isinstance(value, Integral) for value in values)
+    if not integers or isinstance(module, ConvTranspose):
+        return (1,) * axes
+    return tuple(map(int, values))  # NumPy has integers of its own
 
 
 def patchifies(kernels: Sequence[int], strides: Sequence[int]) -> bool:
@@ -204,6 +208,13 @@ def _reason_to_skip(
         return "is given its map by keyword: pass it by position"
     if maps is None:
         return "does not map one batch of maps to another"
+    if not maps[1].is_floating_point():
+        return f"its maps are of {maps[1].dtype}, and pooling needs real floating-point numbers"
+    if "forward" in vars(module):
+        return (
+            "its forward was replaced on the object, where no pooling could follow it: convert the "
+            "network before, or restore it (accelerate: remove_hook_from_module)"
+        )
     if isinstance(module, SizedPooling):
         return "is a pooling layer already"
     if isinstance(module, Pooled) or hasattr(module, "pooling"):
@@ -275,12 +286,17 @@ def measure_call(trace: Trace, node: fx.Node, module: nn.Module) -> StridedCall 
     args, kwargs = fx.map_arg((node.args[1:], node.kwargs), lambda n: trace.values[n])
     if any(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
         return "takes more than one tensor"
-    with restoring(module), torch.random.fork_rng(devices=[]):
-        strided = full = module.forward(noise, *args, **kwargs)
-        # Without a stride, nothing to compare; dropout would not return the same twice.
-        if hasattr(module, "stride"):
-            set_stride(module, 1)
-            full = module.forward(noise, *args, **kwargs)
+    # Spectral norm changes its weight from one call to the next in training, unless it is cached.
+    with restoring(module), torch.random.fork_rng(devices=[]), parametrize.cached():
+        try:
+            with trace.autocast(node):
+                strided = full = module.forward(noise, *args, **kwargs)
+                # Without a stride, nothing to compare; dropout would not return the same twice.
+                if hasattr(module, "stride"):
+                    set_stride(module, 1)
+                    full = module.forward(noise, *args, **kwargs)
+        except Exception as error:
+            return f"cannot be measured at stride 1 ({' '.join(str(error).split())[:150]})"
     crop = _first_sample(strided, full, strides)
     if crop is None:
         return "its output is not its output at stride 1, sampled"

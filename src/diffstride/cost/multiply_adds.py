@@ -8,7 +8,7 @@ from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from diffstride._torch_compat import uncompiled
 from diffstride.cost.consistency import FACTORS, TOLERANCE, numbers_read, scaled_strides
@@ -16,7 +16,7 @@ from diffstride.cost.pooling_cost import PooledMaps, Sizes, Slopes, kept
 from diffstride.graph.leaf_modules import as_leaves
 from diffstride.graph.map_sizes import MapSizes, SizeExpression, Source, moving_dims, size_at
 from diffstride.graph.minimum_sizes import MinimumSizes
-from diffstride.graph.perturbed_sizes import proportional
+from diffstride.graph.perturbed_sizes import Dim, proportional
 from diffstride.graph.stride_groups import StrideGroups, find_stride_groups
 from diffstride.graph.tracer import Trace, trace
 from diffstride.pooling.base import SizedPooling
@@ -282,24 +282,29 @@ def on_host(vectors: Sequence[Tensor]) -> Tensor:
 
 def _terms(found: StrideGroups, sizes: MapSizes) -> dict[tuple[str, Factors], float]:
     """Multiply-adds per sample and unit of size, by module and map sizes."""
-    traced, terms = found.trace, defaultdict(float)
-    for node, cost in traced.multiply_adds.items():
-        total = found.cost(node)
-        if not any((total.size, *total.perturbed)):
-            continue
-        dims = proportional(total, moving_dims(node, found), most=4) if total.growth else ()
-        try:
-            if dims is None:
-                raise LookupError(f"{total.size:,} grew to {max(total.perturbed):,}")
-            factors = tuple(sizes.read(dim) for dim in dims)
-        except LookupError as error:
-            raise ValueError(
-                f"the cost of {traced.label(node)} is no product of the sizes of its maps, so that "
-                "the multiply-adds of the network are unknown"
-            ) from error
-        count = cost / traced.batch / prod(dim.size for dim in dims)
-        terms[traced.module_name(node), factors] += count
+    terms: dict[tuple[str, Factors], float] = defaultdict(float)
+    for node in found.trace.operations:
+        name = found.trace.module_name(node)
+        for cost in found.costs(node):
+            if any((cost.size, *cost.perturbed)):
+                count, factors = _term(found, sizes, node, cost)
+                terms[name, factors] += count
     return terms
+
+
+def _term(found: StrideGroups, sizes: MapSizes, node: fx.Node, cost: Dim) -> tuple[float, Factors]:
+    """One operation of a node: its multiply-adds per sample and unit of size, and map sizes."""
+    dims = proportional(cost, moving_dims(node, found), most=4) if cost.growth else ()
+    try:
+        if dims is None:
+            raise LookupError(f"{cost.size:,} grew to {max(cost.perturbed):,}")
+        factors = tuple(sizes.read(dim) for dim in dims)
+    except LookupError as error:
+        raise ValueError(
+            f"the cost of {found.trace.label(node)} is no product of the sizes of its maps, so "
+            "that the multiply-adds of the network are unknown"
+        ) from error
+    return cost.size / found.trace.batch / prod(dim.size for dim in dims), factors
 
 
 def _check_shared(found: StrideGroups) -> None:

@@ -1,14 +1,23 @@
 """Check the example inputs of a network, and match them to the arguments of its ``forward``."""
 
 import copy
+import functools
 import inspect
+from collections.abc import Mapping
+from types import CellType, FunctionType
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.parameter import UninitializedParameter
 
-from diffstride._torch_compat import Conv, is_compiled, tree_leaves, tree_map_only
+from diffstride._torch_compat import (
+    Conv,
+    hook_dictionaries,
+    is_compiled,
+    tree_leaves,
+    tree_map_only,
+)
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -56,13 +65,17 @@ def check_traceable(model: nn.Module, inputs: tuple) -> None:
 
 
 def deep_copy(model: Model) -> Model:
-    """A deep copy of a network.
+    """A deep copy of a network, in its mode.
+
+    Hooks and replaced ``forward`` functions that refer to the network by a variable around them
+    refer to the copy.
 
     Raises:
         ValueError: if it cannot be copied; says why and what to do.
     """
+    memo: dict[int, Any] = {}
     try:
-        return copy.deepcopy(model)
+        copied = copy.deepcopy(model, memo)
     except RuntimeError as error:
         raise ValueError(
             f"this {type(model).__name__} cannot be copied ({' '.join(str(error).split())[:80]}…): "
@@ -70,6 +83,44 @@ def deep_copy(model: Model) -> Model:
             "torch.nn.utils.parametrizations, or remove them first; make a pruned weight a plain "
             'one by torch.nn.utils.prune.remove(module, "weight")'
         ) from error
+    modes = {memo[id(module)]: module.training for module in model.modules() if id(module) in memo}
+    set_modes(modes)  # the copy of a module may be in training mode, as of torchvision's extractors
+    for module in copied.modules():
+        holders: list[dict[Any, Any]] = [vars(module), *hook_dictionaries(module)]
+        for functions in holders:
+            for name, function in functions.items():
+                if isinstance(function, FunctionType) and function.__closure__:
+                    functions[name] = _refer_to_copies(function, memo)
+    return copied
+
+
+def _refer_to_copies(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
+    """A function whose variables from around it are the copies of modules, if there are any."""
+
+    def copied(cell: CellType) -> CellType:
+        try:
+            value = cell.cell_contents
+        except ValueError:  # no value yet
+            return cell
+        return CellType(memo.get(id(value), value)) if isinstance(value, nn.Module) else cell
+
+    cells = tuple(map(copied, function.__closure__ or ()))
+    if cells == function.__closure__:
+        return function
+    name, defaults = function.__name__, function.__defaults__
+    other = FunctionType(function.__code__, function.__globals__, name, defaults, cells)
+    other.__kwdefaults__ = function.__kwdefaults__
+    functools.update_wrapper(other, function)
+    return other
+
+
+def set_modes(modes: Mapping[nn.Module, bool]) -> None:
+    """Set each module to a mode of its own, training or evaluation, the outer modules first."""
+    for module, training in modes.items():
+        if module.training is not training:
+            module.train(training)  # a module may do more than set the attribute
+    for module, training in modes.items():
+        module.training = training
 
 
 def check_unwrapped(model: nn.Module) -> None:
@@ -143,15 +194,15 @@ def has_tensor(value: Any) -> bool:
 
 
 def name_inputs(forward: Any, kind: str, inputs: tuple) -> dict[str, Any]:
-    """The inputs, each under the name of its argument of ``forward``.
+    """The inputs, each under the name of its argument of ``forward``, a bound method.
 
-    >>> def forward(self, x, *others, scale=1.0): ...
+    >>> def forward(x, *others, scale=1.0): ...
     >>> name_inputs(forward, "Net", (4, 5, 6))
     {'x': 4, 'others_0': 5, 'others_1': 6}
     """
     signature = inspect.signature(forward)
     try:
-        bound = signature.bind(None, *inputs)
+        bound = signature.bind(*inputs)
     except TypeError as error:
         raise ExampleError(
             f"the example holds {len(inputs)} input(s), which {kind}.forward{signature} does not "
@@ -161,4 +212,4 @@ def name_inputs(forward: Any, kind: str, inputs: tuple) -> dict[str, Any]:
     for name, value in bound.arguments.items():
         many = signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL
         names += [f"{name}_{i}" for i in range(len(value))] if many else [name]
-    return dict(zip(names[1:], inputs, strict=True))
+    return dict(zip(names, inputs, strict=True))

@@ -2,22 +2,25 @@
 
 import logging
 import threading
+import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from diffstride._torch_compat import (
     FAKE_TENSOR_LOGGER,
     BatchNorm,
     FakeTensorMode,
+    OperationCounter,
     disable_current_modes,
+    hook_dictionaries,
 )
+from diffstride.graph.example_inputs import set_modes
 from diffstride.pooling.base import SizedPooling
 
 CONTAINERS = list, deque, dict, set, tuple
@@ -40,8 +43,9 @@ def restoring(model: nn.Module) -> Iterator[None]:
     """Restore the buffers and attributes of a model after parts of it have run.
 
     A norm updates its statistics, and even on fake tensors a true buffer, such as a count of
-    batches. A ``forward`` may store a value, here a fake tensor or a proxy, as an attribute or in a
-    list or dictionary. Other threads that would run a model here wait until this one has ended.
+    batches. A ``forward`` or a hook may store a value, here a fake tensor or a proxy, as attribute
+    or in a list or dictionary. Other threads that would run a model here wait until this one has
+    ended.
     """
     with _ONE_THREAD, _restoring(model):
         yield
@@ -51,7 +55,8 @@ def restoring(model: nn.Module) -> Iterator[None]:
 def _restoring(model: nn.Module) -> Iterator[None]:
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if not buffer.is_meta]
     seen: set[int] = set()
-    found = (each for module in model.modules() for each in _containers(vars(module), seen))
+    held = (each for module in model.modules() for each in (vars(module), *_held_by_hooks(module)))
+    found = (each for value in held for each in _containers(value, seen))
     contents = [(container, _content(container)) for container in found]
     try:
         yield
@@ -63,6 +68,15 @@ def _restoring(model: nn.Module) -> Iterator[None]:
                 # A container without changes is not written to: it may be read-only.
                 if _identities(_content(container)) != _identities(content):
                     stack.callback(_restore, container, content)
+
+
+def _held_by_hooks(module: nn.Module) -> Iterator[Any]:
+    """What the forward hooks of a module can write to: variables around them, and their object."""
+    for hook in (hook for hooks in hook_dictionaries(module) for hook in hooks.values()):
+        function = getattr(hook, "__func__", hook)
+        with suppress(ValueError):  # a variable that has no value yet
+            yield [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+        yield getattr(getattr(hook, "__self__", hook), "__dict__", None)
 
 
 def _containers(value: Any, seen: set[int]) -> Iterator[Any]:
@@ -106,12 +120,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for module, training in modes.items():
-            module.training = training
+        set_modes(modes)
 
 
 @contextmanager
-def shapes_only(fake_mode: FakeTensorMode) -> Iterator[FlopCounterMode]:
+def shapes_only(fake_mode: FakeTensorMode) -> Iterator[OperationCounter]:
     """Run calls on fake tensors, and count their operations; to be used inside of `restoring`."""
     # torch logs each error on fake tensors with its traceback. Here errors are expected, or raised
     # again with a message of our own.
@@ -120,11 +133,16 @@ def shapes_only(fake_mode: FakeTensorMode) -> Iterator[FlopCounterMode]:
     # Fake casts of weights must not get into the cache of `torch.autocast`, which outlives the run.
     cached = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
+    # In evaluation, attention modules run as one operation, of which nothing would be counted.
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad(), fake_mode, FlopCounterMode(display=False) as counter:
+        with warnings.catch_warnings(), torch.no_grad(), fake_mode, OperationCounter() as counter:
+            warnings.simplefilter("ignore")  # the network warns again when it runs
             yield counter
     finally:
         logger.disabled = disabled
+        torch.backends.mha.set_fastpath_enabled(fast)
         torch.set_autocast_cache_enabled(cached)
         torch.clear_autocast_cache()  # a forward pass may enter autocast itself
 
@@ -136,6 +154,7 @@ def first_argument(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
 
 def run_node(module: nn.Module | None, node: fx.Node, args: Any, kwargs: Any) -> Any:
     """Run a node on these arguments, a module without its hooks."""
+    args, kwargs = _changeable(args), _changeable(kwargs)
     if _keeps_shape(module, node):
         x = first_argument(args, kwargs)
         if isinstance(x, Tensor) and x.is_floating_point():
@@ -149,9 +168,20 @@ def run_node(module: nn.Module | None, node: fx.Node, args: Any, kwargs: Any) ->
     return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
+def _changeable(value: Any) -> Any:
+    """Arguments with lists and dictionaries that the function called may write to."""
+    if isinstance(value, list):
+        return [_changeable(each) for each in value]
+    if isinstance(value, dict):
+        return {key: _changeable(each) for key, each in value.items()}
+    return tuple(map(_changeable, value)) if type(value) is tuple else value
+
+
 def _keeps_shape(module: nn.Module | None, node: fx.Node) -> bool:
     if module is None:
         return node.target in SHAPE_KEEPING_FUNCTIONS
+    if "forward" in vars(module):
+        return False
     # In training, batch norms refuse single values. Other subclasses may do something else.
     return type(module) in SHAPE_KEEPING_MODULES or isinstance(module, BatchNorm)
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from torch import Tensor, fx, nn
 
-from diffstride.graph.fake_run import first_argument, restoring, run_node, shapes_only
+from diffstride.graph.fake_run import first_argument, restoring, shapes_only
 from diffstride.graph.perturbed_sizes import REMAINDERS, Dim, draw_growths, proportional
 from diffstride.graph.tracer import Trace
 
@@ -43,10 +43,10 @@ class SizeMismatchError(Exception):
 
 
 class Run(NamedTuple):
-    """Values and multiply-adds (of the whole batch) of nodes that depend on a resizing call."""
+    """Values of nodes that depend on a resizing call, and multiply-adds of their operations."""
 
     values: dict[fx.Node, Any]
-    multiply_adds: dict[fx.Node, int]
+    operations: dict[fx.Node, list[int]]
 
 
 class StrideGroups:
@@ -95,10 +95,17 @@ class StrideGroups:
         value = self.trace.values[node]
         return Dim(value, tuple(run.values.get(node, value) for run in self.runs))
 
-    def cost(self, node: fx.Node) -> Dim:
-        """The multiply-adds of a node, in the form of a dimension."""
-        cost = self.trace.multiply_adds[node]
-        return Dim(cost, tuple(run.multiply_adds.get(node, cost) for run in self.runs))
+    def costs(self, node: fx.Node) -> list[Dim]:
+        """The multiply-adds of each operation of a node, in the form of dimensions.
+
+        The operations of one node, as of an attention module, may grow differently. They are one
+        total where their number is not the same in all runs.
+        """
+        counts = self.trace.operations[node]
+        perturbed = [run.operations.get(node, counts) for run in self.runs]
+        if {len(counts)} != set(map(len, perturbed)):
+            return [Dim(sum(counts), tuple(map(sum, perturbed)))]
+        return [Dim(*each) for each in zip(counts, zip(*perturbed, strict=True), strict=True)]
 
     def input_dims(self, call: fx.Node) -> list[Dim]:
         """The spatial dimensions of the input of a resizing call."""
@@ -212,7 +219,7 @@ def _may_round(groups: StrideGroups) -> bool:
 
 def _run_perturbed(groups: StrideGroups, nodes: list[fx.Node]) -> None:
     """Run those of ``nodes`` that depend on a resizing call, with perturbed sizes."""
-    values, multiply_adds = groups.runs[-1]
+    values, operations = groups.runs[-1]
     modules = filter(None, map(groups.trace.module, nodes))
     # They may store a tensor of this run's size. Modules of torch.nn do not.
     others = [each for each in modules if not type(each).__module__.startswith("torch.nn.")]
@@ -221,9 +228,9 @@ def _run_perturbed(groups: StrideGroups, nodes: list[fx.Node]) -> None:
             if node in groups.leaders:
                 values[node] = _enlarged_output(groups, node)
             elif node.op != "output" and any(n in values for n in node.all_input_nodes):
-                before = counter.get_total_flops()
+                before = len(counter.multiply_adds)
                 values[node] = _try_node(groups, node, ChainMap(values, groups.trace.values))
-                multiply_adds[node] = (counter.get_total_flops() - before) // 2
+                operations[node] = counter.multiply_adds[before:]
 
 
 def _enlarged_output(groups: StrideGroups, call: fx.Node) -> Tensor:
@@ -237,7 +244,7 @@ def _enlarged_output(groups: StrideGroups, call: fx.Node) -> Tensor:
 def _try_node(groups: StrideGroups, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n])
     try:
-        return run_node(groups.trace.module(node), node, args, kwargs)
+        return groups.trace.run(node, args, kwargs)
     except Exception as error:
         why = " ".join(str(error).split())[:200]
         raise SizeMismatchError(node, _disagreement(groups, node), why) from error

@@ -6,19 +6,29 @@ The graph is for analysis only, and runs on fake tensors alone.
 """
 
 import os
-import re
 import threading
 import traceback
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from threading import RLock
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from diffstride._torch_compat import FakeTensorMode, tree_map_only
+from diffstride._torch_compat import (
+    DataDependentError,
+    FakeTensor,
+    FakeTensorMode,
+    OperationCounter,
+    call_with_hooks,
+    class_of,
+    disable_current_modes,
+    tree_leaves,
+    tree_map_only,
+)
 from diffstride.graph.example_inputs import (
     ExampleError,
     as_inputs,
@@ -31,10 +41,38 @@ from diffstride.graph.example_inputs import (
 )
 from diffstride.graph.fake_run import restoring, run_node, shapes_only
 from diffstride.graph.leaf_modules import Leaf, as_leaves, is_among, recorded_leaves
-from diffstride.graph.value_proxies import ValueProxy
+from diffstride.graph.value_proxies import as_proxy
 from diffstride.pooling.base import SizedPooling
 
 PACKAGE = os.path.dirname(os.path.dirname(__file__))
+
+# They take sizes one by one, or in a list, where torch does not look for proxies.
+FACTORIES = (
+    *(torch.zeros, torch.ones, torch.empty, torch.full, torch.rand, torch.randn, torch.randint),
+    *(torch.eye, torch.arange, torch.linspace, torch.tensor, torch.as_tensor),
+)
+TRACING = RLock()  # torch.fx replaces the methods of torch.nn.Module while it traces
+
+
+class DataError(ValueError):
+    """A number is needed that depends on the input of the network, not on its shape alone."""
+
+
+@dataclass(frozen=True)
+class Autocast:
+    """Whether operations of a kind of device are cast, and to which dtype."""
+
+    device_type: str
+    enabled: bool
+    dtype: torch.dtype
+
+    @classmethod
+    def now(cls, device_type: str) -> "Autocast":
+        enabled = torch.is_autocast_enabled(device_type)
+        return cls(device_type, enabled, torch.get_autocast_dtype(device_type))
+
+    def context(self) -> torch.autocast:
+        return torch.autocast(self.device_type, self.dtype, self.enabled)
 
 
 @dataclass
@@ -45,7 +83,8 @@ class Trace:
         batch: number of samples in the example.
         graph: the calls, in order of execution.
         values: what each node returned: a fake tensor, a number or a container of them.
-        multiply_adds: cost of each node for the whole batch.
+        operations: multiply-adds of each counted operation of a node, for the whole batch.
+        autocasts: nodes that ``forward`` runs under an autocast of its own, and that autocast.
         owners: name of the module whose ``forward`` made the call.
         constants: nodes whose value ``forward`` made a constant, by ``int()`` or an ``if`` for
             instance, with the name of the module that did.
@@ -56,12 +95,28 @@ class Trace:
     batch: int
     graph: fx.Graph = field(default_factory=fx.Graph)
     values: dict[fx.Node, Any] = field(default_factory=dict)
-    multiply_adds: dict[fx.Node, int] = field(default_factory=dict)
+    operations: dict[fx.Node, list[int]] = field(default_factory=dict)
+    autocasts: dict[fx.Node, "Autocast"] = field(default_factory=dict)
     owners: dict[fx.Node, str] = field(default_factory=dict)
     constants: dict[fx.Node, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.modules = dict(self.model.named_modules())
+
+    @property
+    def multiply_adds(self) -> dict[fx.Node, int]:
+        """The cost of each node for the whole batch."""
+        return {node: sum(counts) for node, counts in self.operations.items()}
+
+    def run(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        """Run a node on other arguments, under the autocast of the network."""
+        with self.autocast(node):
+            return run_node(self.module(node), node, args, kwargs)
+
+    def autocast(self, node: fx.Node) -> Any:
+        """A context with the autocast that ``forward`` runs this node under."""
+        state = self.autocasts.get(node)
+        return nullcontext() if state is None else state.context()
 
     def module(self, node: fx.Node) -> nn.Module | None:
         """The module that a node calls; None if it calls a function."""
@@ -82,9 +137,10 @@ class Trace:
 def trace(model: nn.Module, example: Any, leaf_modules: Iterable[Leaf] = ()) -> Trace:
     """Record the calls that ``model(example)`` makes, on shapes alone.
 
-    The model runs in its current mode (training or evaluation), without its hooks, and is restored
-    afterwards. These modules are recorded as one node: those of `torch.nn`, pooling layers, modules
-    with a ``stride`` and no children, and ``leaf_modules``. All others are traced into.
+    The model runs in its current mode (training or evaluation), with its forward hooks, and is
+    restored afterwards. These modules are recorded as one node: pooling layers, modules with a
+    ``stride`` that hold no network, modules of `torch.nn` that hold nothing else, scripted modules
+    and ``leaf_modules``. All others are traced into.
 
     Args:
         model: any network.
@@ -105,7 +161,7 @@ def trace(model: nn.Module, example: Any, leaf_modules: Iterable[Leaf] = ()) -> 
     inputs = as_inputs(example)
     check_traceable(model, inputs)
     traced = Trace(model, FakeTensorMode(allow_non_fake_inputs=True), batch_size(inputs))
-    with restoring(model), shapes_only(traced.fake_mode) as counter:
+    with TRACING, restoring(model), shapes_only(traced.fake_mode) as counter:
         fakes = tree_map_only(Tensor, partial(empty_like_weights, model=model), inputs)
         tracer = Tracer(traced, fakes, leaf_modules, counter)
         try:
@@ -121,9 +177,10 @@ class Tracer(fx.Tracer):
     """Records the value, cost and owner of each node; control flow may depend on sizes."""
 
     def __init__(
-        self, traced: Trace, inputs: tuple, leaf_modules: Iterable[Leaf], counter: FlopCounterMode
+        self, traced: Trace, inputs: tuple, leaf_modules: Iterable[Leaf], counter: OperationCounter
     ) -> None:
-        super().__init__()
+        super().__init__(autowrap_functions=FACTORIES)
+        self._autowrap_search.append(torch)  # ``torch.zeros``, besides ``from torch import zeros``
         model = traced.model
         self.leaves = as_leaves(leaf_modules) or recorded_leaves(model)
         names = {leaf for leaf in self.leaves if isinstance(leaf, str)}
@@ -133,44 +190,64 @@ class Tracer(fx.Tracer):
         self.values = traced.values
         self.tensors = dict(model.named_parameters()) | dict(model.named_buffers())
         self.names = {id(tensor): name for name, tensor in self.tensors.items()}
+        self.paths = {module: name for name, module in traced.modules.items()}
         self.stack = [""]
         self.evaluating = False
         self.thread = threading.get_ident()
+        device = next((x.device for x in tree_leaves(inputs) if isinstance(x, Tensor)), None)
+        self.device_type = device.type if device else "cpu"
+        self.autocast = Autocast.now(self.device_type)
 
     def create_args_for_root(
         self, root_fn: Any, is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
         # Unlike in fx, only tensors become proxies: other arguments and defaults stay values.
-        kind = type(self.root).__name__
-        self.arguments = name_inputs(root_fn, kind, self.inputs)
+        model = self.traced.model
+        self.arguments = name_inputs(model.forward, type(model).__name__, self.inputs)
         proxies = [
             self.create_proxy("placeholder", name, (), {}) if has_tensor(value) else value
             for name, value in self.arguments.items()
         ]
-        return root_fn, [self.root, *proxies]
+
+        def forward(model: nn.Module, *args: Any) -> Any:
+            return call_with_hooks(model, _forward_of(model), args, {})
+
+        return forward, [model, *proxies]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return (
             is_among(self.leaves, module_qualified_name, m)
-            or isinstance(m, SizedPooling)
-            or (hasattr(m, "stride") and not any(m.children()))
-            or super().is_leaf_module(m, module_qualified_name)
+            or isinstance(m, SizedPooling | torch.jit.ScriptModule)
+            or (hasattr(m, "stride") and not any(map(_is_network, _inner_modules(m))))
+            or (_is_of_torch(m) and not any(map(_is_to_be_traced, _inner_modules(m))))
         )
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple, kwargs: dict) -> Any:
         if threading.get_ident() != self.thread:  # torch.fx patches the calls of all threads
             return forward(*args, **kwargs)
         if self.evaluating:
-            return m.forward(*args, **kwargs)
-        name = self.path_of_module(m)
+            return forward(*args, **kwargs)
+        name = self.paths.get(m)
+        if name is None:
+            self._check_weights(m)
+            return call_with_hooks(m, m.forward, args, kwargs)
         self.stack.append(name)
-        if self.is_leaf_module(m, name):
-            result = self.create_proxy("call_module", name, args, kwargs)
-        else:
-            # Not through __call__: hooks must not receive proxies.
-            result = m.forward(*args, **kwargs)
+
+        def record(*args: Any, **kwargs: Any) -> fx.Proxy:
+            return self.create_proxy("call_module", name, args, kwargs)
+
+        inner = record if self.is_leaf_module(m, name) else _forward_of(m)
+        result = call_with_hooks(m, inner, args, kwargs)
         self.stack.pop()  # not after an error: `describe_error` needs it
         return result
+
+    def _check_weights(self, module: nn.Module) -> None:
+        """Refuse weights that the network does not hold: they would not be learned."""
+        if any(id(parameter) not in self.names for parameter in module.parameters()):
+            raise ValueError(
+                f"a {type(module).__name__} with weights is called that is no part of the network: "
+                "make it an attribute of the module in __init__, or put it into an nn.ModuleList"
+            )
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         if self.evaluating or id(attr_val) not in self.names:
@@ -183,6 +260,8 @@ class Tracer(fx.Tracer):
         return parameter_proxy_cache[name]
 
     def create_arg(self, a: Any) -> Any:
+        if isinstance(a, fx.Proxy):
+            return a.node
         if not isinstance(a, Tensor):
             return super().create_arg(a)
         # Unlike in fx, no search through all parameters, and no constants stored on the model.
@@ -193,11 +272,18 @@ class Tracer(fx.Tracer):
     def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(kind, *args, **kwargs)
         self.traced.owners[node] = self.stack[-1]
-        before = self.counter.get_total_flops()
+        before = len(self.counter.multiply_adds)
         self.evaluating = True
-        self.values[node] = self._evaluate(node)
-        self.evaluating = False
-        self.traced.multiply_adds[node] = (self.counter.get_total_flops() - before) // 2
+        try:
+            self.values[node] = self._evaluate(node)
+        except Exception:
+            self.graph.erase_node(node)  # the network may catch the error
+            raise
+        finally:
+            self.evaluating = False
+        self.traced.operations[node] = self.counter.multiply_adds[before:]
+        if (autocast := Autocast.now(self.device_type)) != self.autocast:
+            self.traced.autocasts[node] = autocast
         return node
 
     def _evaluate(self, node: fx.Node) -> Any:
@@ -210,10 +296,31 @@ class Tracer(fx.Tracer):
             return args[0]
         module = self.traced.module(node)
         check_batch_axis(module, node, args)
-        return run_node(module, node, args, kwargs)
+        try:
+            return run_node(module, node, args, kwargs)
+        except DataDependentError:
+            return self._run_on_data(node)
+
+    def _run_on_data(self, node: fx.Node) -> Any:
+        """The value of a node that is computed from buffers and parameters alone."""
+        if node.op == "get_attr" and not isinstance(self.values[node], FakeTensor):
+            return self.values[node]
+        if node.op not in ("call_function", "call_method") or _is_random(node):
+            raise DataError(f"a number is read from {node.name}, which depends on the input")
+        with disable_current_modes():
+            args, kwargs = fx.map_arg((node.args, node.kwargs), self._data)
+            return run_node(None, node, args, kwargs)
+
+    def _data(self, node: fx.Node) -> Any:
+        return self._run_on_data(node) if has_tensor(self.values[node]) else self.values[node]
+
+    def known_value(self, node: fx.Node) -> Any:
+        """The value of a node, with data where Python needs its number."""
+        value = self.values[node]
+        return self._run_on_data(node) if isinstance(value, Tensor) and not value.dim() else value
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return ValueProxy(node, self)
+        return as_proxy(node, self)
 
     def record_constant(self, node: fx.Node) -> None:
         """Record that ``forward`` made the value of a node a constant."""
@@ -221,7 +328,7 @@ class Tracer(fx.Tracer):
 
     def to_bool(self, obj: Any) -> bool:
         self.record_constant(obj.node)
-        return bool(self.values[obj.node])
+        return bool(self.known_value(obj.node))
 
     def iter(self, obj: Any) -> Iterator:
         return iter([obj[i] for i in range(len(obj))])
@@ -234,6 +341,8 @@ class Tracer(fx.Tracer):
         name = self.stack[-1]
         module = self.traced.modules[name]
         kind, cause = type(module).__name__, f"{_where(error)}: {_one_line(error)}"
+        if isinstance(error, DataDependentError | DataError) and self.traced.model.training:
+            cause += " (if layers are dropped at random in training, call model.eval() before)"
         shape = "the example has the shape the model expects"
         if not name:
             return (
@@ -267,8 +376,35 @@ def _where(error: Exception) -> str:
 
 def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())[:300]
-    if factory := re.match(
-        r"(zeros|ones|empty|randn?)\(\) (takes 1 pos|received an invalid)", text
-    ):
-        text += f" (pass the sizes as one tuple, torch.{factory[1]}((…)))"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _forward_of(module: nn.Module) -> Any:
+    """What a call of a module runs; of a data-parallel wrapper, the network on one device."""
+    return module.module if isinstance(module, nn.DataParallel) else module.forward
+
+
+def _inner_modules(module: nn.Module) -> list[nn.Module]:
+    """All modules inside, without parametrizations."""
+    children = [child for name, child in module.named_children() if name != "parametrizations"]
+    return [*children, *(inner for child in children for inner in _inner_modules(child))]
+
+
+def _is_network(module: nn.Module) -> bool:
+    """Whether a module has weights or strides, unlike a padding or an activation."""
+    return hasattr(module, "stride") or any(True for _ in module.parameters(recurse=False))
+
+
+def _is_of_torch(module: nn.Module) -> bool:
+    name = class_of(module).__module__
+    of_torch = name.startswith(("torch.nn.", "torch.ao.nn."))
+    return of_torch and not isinstance(module, nn.Sequential | nn.DataParallel)
+
+
+def _is_to_be_traced(module: nn.Module) -> bool:
+    """Whether a module inside one of torch, such as a user's layer, may have a stride."""
+    return hasattr(module, "stride") or not _is_of_torch(module)
+
+
+def _is_random(node: fx.Node) -> bool:
+    return "rand" in getattr(node.target, "__name__", str(node.target))

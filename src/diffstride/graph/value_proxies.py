@@ -4,9 +4,9 @@ import math
 import operator
 from typing import TYPE_CHECKING, Any
 
-from torch import fx
+from torch import Tensor, fx, nn
 
-from diffstride._torch_compat import Attribute
+from diffstride._torch_compat import Attribute, empty_wrapper
 
 if TYPE_CHECKING:
     from diffstride.graph.tracer import Tracer
@@ -26,7 +26,7 @@ class ValueProxyBase:
 
     def _constant(self) -> Any:
         self.tracer.record_constant(self.node)
-        return self._value()
+        return self.tracer.known_value(self.node)
 
     def _call(self, function: Any, *args: Any) -> Any:
         return self.tracer.create_proxy("call_function", function, (self, *args), {})
@@ -34,8 +34,9 @@ class ValueProxyBase:
     def __getattr__(self, name: str) -> Any:
         if name in ("device", "dtype", "ndim"):
             return getattr(self._value(), name)  # does not depend on strides
-        if name.startswith("__"):
-            raise AttributeError(name)  # torch looks for methods of other array libraries
+        # torch looks for methods of other array libraries, and a network for attributes of others.
+        if name.startswith("__") or not hasattr(self._value(), name):
+            raise AttributeError(name)
         return ValueAttribute(self, name)  # type: ignore[arg-type]
 
     def __len__(self) -> int:
@@ -49,6 +50,9 @@ class ValueProxyBase:
 
     def __float__(self) -> float:
         return float(self._constant())
+
+    def __format__(self, specification: str) -> str:
+        return format(self._constant(), specification)
 
     # Python lets these return any object, unlike __int__: the result stays in the graph.
 
@@ -64,10 +68,58 @@ class ValueProxyBase:
     def __trunc__(self) -> Any:
         return self._call(math.trunc)
 
+    def __divmod__(self, other: Any) -> Any:
+        return self._call(divmod, other)
+
+    def __rdivmod__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", divmod, (other, self), {})
+
 
 class ValueProxy(ValueProxyBase, fx.Proxy):
-    """The result of a call."""
+    """The result of a call, other than a tensor; `isinstance` sees the class of the result."""
+
+    @property
+    def __class__(self) -> type:
+        return type(self._value())
+
+
+class TensorProxy(ValueProxyBase, fx.Proxy, Tensor):
+    """A tensor that a call returned: ``isinstance(x, torch.Tensor)`` holds, as in the network.
+
+    Its own memory is never read. Operators and functions of torch record a call, and so do its
+    attributes and methods, by `__getattr__`.
+    """
+
+    @staticmethod
+    def __new__(cls, node: fx.Node, tracer: "Tracer") -> "TensorProxy":
+        return empty_wrapper(cls, tracer.values[node])
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in _OF_TENSORS:
+            return ValueProxyBase.__getattr__(self, name)
+        return super().__getattribute__(name)
+
+    @property
+    def _is_param(self) -> bool:
+        return isinstance(self._value(), nn.Parameter)  # asked for by the class of parameters
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(f"{function} reads a tensor of the network, which has no data here")
+
+
+_OF_TENSORS = {name for name in dir(Tensor) if name[:2] != "__"} - set(dir(ValueProxy))
 
 
 class ValueAttribute(ValueProxyBase, Attribute):
     """An attribute of a result; it becomes a node only where it is used without being called."""
+
+    @property
+    def __class__(self) -> type:
+        return type(getattr(self.root._value(), self.attr))  # pyright: ignore
+
+
+def as_proxy(node: fx.Node, tracer: "Tracer") -> fx.Proxy:
+    """The proxy for the value of a node."""
+    kind = TensorProxy if isinstance(tracer.values[node], Tensor) else ValueProxy
+    return kind(node, tracer)

@@ -1,0 +1,371 @@
+"""Networks that are hard to trace: what is analysed is what runs, at all strides."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import Net, strided
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize
+
+from diffstride import CostBudget, DiffStride, MultiplyAdds, convert, freeze, stride_layers
+from diffstride._torch_compat import OperationCounter
+from diffstride.graph.tracer import trace
+
+X = torch.rand(2, 4, 32, 32)
+
+
+def counted(model, *inputs):
+    """Multiply-adds of one sample, counted while the model runs on data."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    with torch.no_grad():
+        model(*inputs)  # fills the caches of matrices: making them is not part of the cost
+        with OperationCounter() as counter:
+            model(*inputs)
+    torch.backends.mha.set_fastpath_enabled(fast)
+    return sum(counter.multiply_adds) / len(inputs[0])
+
+
+def check_costs(model, *inputs, strides=(2.0, 1.4, 3.1)):
+    """The cost is the one counted, at these strides of all layers."""
+    cost = MultiplyAdds(model, inputs)
+    for stride in strides:
+        for layer in stride_layers(model).values():
+            layer.strides.data.fill_(stride)
+        assert cost.value() == counted(model, *inputs)
+
+
+def check(net, *inputs, names=("a", "b")):
+    """Convert a network; the modules converted are ``names``, and costs are right."""
+    converted = convert(net, inputs)
+    assert tuple(converted.conversion.strides) == names
+    with torch.no_grad():
+        assert converted(*inputs).shape == net(*inputs).shape
+    check_costs(converted, *inputs)
+    return converted
+
+
+def two(forward, **modules):
+    """A network of two strided convolutions, and others."""
+    return Net(forward, a=strided(), b=strided(), **modules).eval()
+
+
+# Parametrized modules
+
+
+@pytest.mark.parametrize("of", [parametrizations.weight_norm, parametrizations.spectral_norm])
+@pytest.mark.parametrize("training", [True, False])
+def test_parametrized_convolutions_are_converted_and_their_cost_follows_strides(of, training):
+    net = nn.Sequential(of(strided()), nn.LeakyReLU(), of(strided())).train(training)
+    converted = check(net, X, names=("0", "2"))
+    CostBudget(converted, X, 0.9)
+    assert type(freeze(converted, X)(X)) is torch.Tensor
+
+
+class Gain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.gain = strided(), nn.Parameter(torch.zeros(1, 4, 1, 1))
+
+    def forward(self, x):
+        return self.a(x) * self.gain
+
+
+def test_a_block_with_a_parametrization_of_its_own_is_traced_into():
+    net = nn.Sequential(Gain(), strided())
+    parametrize.register_parametrization(net[0], "gain", nn.Softplus())
+    check(net, X, names=("0.a", "1"))
+
+
+def test_a_data_parallel_part_is_traced_into():
+    part = nn.DataParallel(nn.Sequential(strided(), nn.ReLU(), nn.MaxPool2d(2)))
+    check(nn.Sequential(part, nn.Conv2d(4, 2, 1)), X, names=("0.module.0", "0.module.2"))
+
+
+# Tensors, sizes and numbers in forward
+
+
+def branch(m, x):
+    x = m.a(x)
+    assert isinstance(x, torch.Tensor)
+    assert torch.is_tensor(x)
+    assert not isinstance(x, nn.Parameter)
+    assert isinstance(m.a.weight, nn.Parameter)
+    assert isinstance(x.shape, tuple)
+    assert isinstance(x.shape[2], int)
+    return m.b(x)
+
+
+def zeros(m, x):
+    x = m.a(x)
+    b, c, h, w = x.shape
+    state = torch.zeros(b, c, h, w, dtype=x.dtype, device=x.device)
+    return m.b(x + state) + torch.tensor([h, w]).sum() + torch.tensor(c)
+
+
+def formatted(m, x):
+    x = m.a(x)
+    whole, rest = divmod(x.shape[2], 3)
+    assert f"{x.shape[2]:03d}".isdigit()
+    return m.b(x / float(np.prod(x.shape[2:])) + whole + rest)
+
+
+def assigned(m, x):
+    x = m.a(x)
+    out = torch.zeros_like(x)
+    out[:, :2] = x[:, 2:]
+    out[:, 2:] += x[:, :2]
+    out += 1
+    return m.b(out)
+
+
+def made(m, x):
+    x = nn.ReLU()(nn.ZeroPad2d(1)(m.a(x)))
+    return nn.Upsample(size=x.shape[2:])(m.b(x[:, :, 1:-1, 1:-1]))
+
+
+@torch.fx.wrap
+def shifted(x, size):
+    size[0] = min(size[0], x.shape[2])
+    return torch.roll(x, size, (2, 3))
+
+
+def rolled(m, x):
+    return m.b(shifted(m.a(x), [2, 2]))
+
+
+FORWARDS = [branch, zeros, formatted, assigned, rolled]
+
+
+@pytest.mark.parametrize("forward", FORWARDS, ids=lambda forward: forward.__name__)
+def test_tensors_and_sizes_may_be_used_as_in_the_network(forward):
+    check(two(forward), X)
+
+
+def test_modules_made_in_forward_are_run():
+    net = two(made)
+    assert list(convert(net, X).conversion.strides) == ["a", "b"]
+    check_costs(convert(net, X, filter_fn=lambda _, name: name == "a"), X)
+
+
+def test_parts_of_a_sequential_are_run():
+    body = nn.Sequential(strided(), nn.ReLU(), strided())
+    check(Net(lambda m, x: m.body[:2](x), body=body), X, names=("body.0",))
+
+
+def test_modules_with_weights_that_are_no_part_of_the_network_are_refused():
+    convs = [strided()]
+    with pytest.raises(ValueError, match=r"a Conv2d with weights .* no part .* in __init__"):
+        convert(two(lambda m, x: m.b(convs[0](x))), X)
+
+
+class Padded(nn.Module):
+    """Works out its padding from a buffer, as EnCodec does."""
+
+    def __init__(self, kernel, stride):
+        super().__init__()
+        self.conv = nn.Conv1d(4, 4, kernel, stride)
+        self.register_buffer("total", torch.tensor(kernel - stride), persistent=False)
+
+    def forward(self, x):
+        left = self.total // 2
+        return self.conv(F.pad(x, (int(left), int(self.total - left))))
+
+
+def test_numbers_in_buffers_are_known():
+    signal, net = torch.rand(2, 4, 640), nn.Sequential(Padded(7, 2), nn.ELU(), Padded(8, 4))
+    assert list(convert(net, signal).conversion.strides) == ["0.conv", "2.conv"]
+
+
+class Dropping(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = strided(stride=1)
+
+    def forward(self, x):
+        return x + self.a(x) if not self.training or torch.rand(()) > 0.1 else x
+
+
+def test_layers_dropped_at_random_are_refused_in_training_with_advice():
+    net = nn.Sequential(strided(), Dropping())
+    assert convert(net.eval(), X)
+    for leaf_modules in ((), ("1",)):
+        with pytest.raises(ValueError, match=r"'1' \(Dropping\).*call model\.eval\(\)"):
+            convert(net.train(), X, leaf_modules=leaf_modules)
+
+
+# Convolutions that hold their padding
+
+
+class SamePadded(nn.Conv2d):
+    """As in efficientnet_pytorch."""
+
+    def __init__(self):
+        super().__init__(4, 4, 3, 2)
+        self.static_padding = nn.ZeroPad2d((0, 1, 0, 1))
+
+    def forward(self, x):
+        return F.conv2d(self.static_padding(x), self.weight, self.bias, self.stride)
+
+
+class Blur(nn.Module):
+    """As in antialiased-cnns."""
+
+    def __init__(self):
+        super().__init__()
+        self.stride, self.pad = 2, nn.ReflectionPad2d(1)
+        self.register_buffer("filter", torch.full((4, 1, 3, 3), 1 / 9))
+
+    def forward(self, x):
+        return F.conv2d(self.pad(x), self.filter, stride=self.stride, groups=4)
+
+
+def test_convolutions_that_hold_their_padding_are_converted():
+    check(nn.Sequential(SamePadded(), nn.ReLU(), Blur(), strided()), X, names=("0", "2", "3"))
+
+
+# Hooks, and functions in the place of forward
+
+
+def test_hooks_that_change_sizes_are_part_of_the_network():
+    net = nn.Sequential(strided(), strided())
+    pad = functools.partial(F.pad, pad=(3, 3, 3, 3), mode="reflect")
+    net[0].register_forward_pre_hook(lambda module, args: pad(args[0]))
+    net[0].register_forward_hook(lambda module, args, kwargs, out: pad(out), with_kwargs=True)
+    net[1].register_forward_pre_hook(lambda m, a, k: (a, k), with_kwargs=True)
+    check(net, X, names=("0", "1"))
+
+
+class Collecting(nn.Module):
+    """Reads what a hook has kept, as models of transformers do."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.kept = strided(), strided(), []
+        self.a.register_forward_hook(lambda module, args, out: self.kept.append(out))
+
+    def forward(self, x):
+        self.kept.clear()
+        return self.b(self.a(x)).mean((2, 3)) + self.kept[0].mean((2, 3))
+
+
+def test_hooks_that_collect_maps_belong_to_the_copy():
+    net = Collecting()
+    converted = check(net, X)
+    del net.a._forward_hooks[next(iter(net.a._forward_hooks))]
+    converted(X)
+
+
+def test_what_hooks_keep_is_restored_and_hooks_that_read_numbers_are_left_out():
+    kept, read = [], []
+
+    class Watching:
+        seen = None
+
+        def __call__(self, module, args, out):
+            self.seen = out
+
+    net, watching = nn.Sequential(strided(), strided()), Watching()
+    for hook in (
+        lambda *args: kept.append(args),
+        lambda *args: read.append(args[-1].item()),
+        watching,
+    ):
+        net[0].register_forward_hook(hook)
+    net[0]._forward_hooks.pop(list(net[0]._forward_hooks)[1])
+    trace(net, X)
+    assert (kept, read, watching.seen) == ([], [], None)
+    net[1].register_forward_hook(lambda *args: read.append(args[-1].mean().item()))
+    MultiplyAdds(net, X)
+    assert read == []
+
+
+def test_a_forward_that_refers_to_the_network_refers_to_the_copy():
+    net = nn.Sequential(DiffStride(2.0), strided())
+    net.forward = lambda x: net[1](net[0](x))
+    converted = check(net, X, names=("1",))
+    net[0] = net[1] = nn.Identity()
+    converted(X)
+
+
+# Attention
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("weights", [True, False])
+def test_attention_modules_cost_a_sum_of_products_in_both_modes(training, weights):
+    def forward(m, x):
+        x = m.a(x).flatten(2).transpose(1, 2)
+        return m.attend(x, x, x, need_weights=weights)[0]
+
+    attend = nn.MultiheadAttention(4, 2, batch_first=True)
+    converted = convert(Net(forward, a=strided(), attend=attend).train(training), X)
+    cost, tokens = MultiplyAdds(converted, X), 16 * 16
+    parts = cost.by_module()
+    assert parts["attend"] == 4 * tokens * 4 * 4 + 2 * tokens**2 * 4
+    check_costs(converted, X)
+    CostBudget(converted, X, 0.9)
+
+
+def test_transformer_layers_cost_the_same_in_both_modes():
+    def forward(m, x):
+        return m.encode(m.a(x).flatten(2).transpose(1, 2))
+
+    layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+    net = Net(forward, a=strided(), encode=nn.TransformerEncoder(layer, 2)).eval()
+    evaluated = MultiplyAdds(converted := convert(net, X), X).value()
+    assert evaluated == MultiplyAdds(converted.train(), X).value()
+    check_costs(converted, X)
+
+
+@pytest.mark.parametrize("contiguous", [True, False])
+def test_attention_costs_the_same_however_its_operands_lie_in_memory(contiguous):
+    def forward(m, x):
+        x = m.a(x).flatten(2).transpose(1, 2)[:, None]
+        x = x.contiguous() if contiguous else x
+        return F.scaled_dot_product_attention(x, x, x)
+
+    cost = MultiplyAdds(convert(Net(forward, a=strided()), X), X)
+    stem = MultiplyAdds(convert(Net(lambda m, x: m.a(x), a=strided()), X), X)
+    assert cost.value() - stem.value() == 2 * 256 * 256 * 4
+
+
+# Autocast, scripted parts, modes
+
+
+def autocasting(m, x):
+    with torch.autocast("cpu", torch.bfloat16):
+        x = m.b(m.a(x).relu())
+    return x.float()
+
+
+def test_a_forward_with_an_autocast_of_its_own():
+    converted = check(two(autocasting), X)
+    converted(X).sum().backward()
+    own = Net(autocasting, a=nn.Sequential(strided(), DiffStride(2.0)), b=strided())
+    check_costs(own, X)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.* is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.* is deprecated:FutureWarning")
+def test_scripted_parts_are_left_as_they_are():
+    part = torch.jit.script(nn.Sequential(nn.Conv2d(4, 4, 3, 1, 1), nn.ReLU()))
+    net = nn.Sequential(strided(), part, strided(), torch.jit.script(strided()))
+    converted = check(net, X, names=("0", "2"))
+    assert converted.conversion.left_out["3"].startswith("cannot be measured at stride 1")
+
+
+def test_feature_extractors_keep_their_mode():
+    import torchvision
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    net = create_feature_extractor(torchvision.models.resnet18(), {"layer2": "out"}).eval()
+    converted = convert(net, X[:, :3])
+    frozen = freeze(converted, X[:, :3])
+    assert not any(module.training for each in (converted, frozen) for module in each.modules())
+    assert torch.allclose(converted(X[:, :3])["out"], frozen(X[:, :3])["out"], atol=1e-4)
+    freeze(converted.train(), X[:, :3])
+    assert converted.graph is converted.train_graph
