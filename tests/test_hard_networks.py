@@ -369,3 +369,69 @@ def test_feature_extractors_keep_their_mode():
     assert torch.allclose(converted(X[:, :3])["out"], frozen(X[:, :3])["out"], atol=1e-4)
     freeze(converted.train(), X[:, :3])
     assert converted.graph is converted.train_graph
+
+
+# Slices that cut maps, and operators that check nothing on shapes alone
+
+
+def test_a_map_cut_to_a_size_costs_what_is_left_of_it():
+    net = two(lambda m, x: m.b(m.a(x)[:, :, :12, 2:14]))
+    converted = convert(net, X)
+    cost = MultiplyAdds(converted, X)
+    for stride in (1.2, 2.0, 2.4, 3.5):
+        converted.a.pooling.strides.data.copy_(torch.tensor([stride, 2.0]))
+        assert cost.value() == counted(converted, X)
+        assert cost().backward() is None
+
+
+def enlarged(m, x):
+    x = m.a(x)
+    up = F.interpolate(m.b(x), scale_factor=2.0)
+    return m.c(x + up[..., : x.shape[2], : x.shape[3]])
+
+
+def cut(m, x):
+    x = m.a(x)
+    up = F.interpolate(m.b(x), scale_factor=2.0)
+    return m.c(x[..., : up.shape[2], : up.shape[3]] + up)
+
+
+@pytest.mark.parametrize(
+    ("forward", "size", "names"),
+    [(enlarged, 32, ("a", "c")), (enlarged, 15, ("a", "c")), (cut, 32, ("c",))],
+)
+def test_maps_cut_to_the_size_of_another_agree_at_all_strides_or_are_left_out(forward, size, names):
+    x, modules = torch.rand(2, 4, size, size), {name: strided() for name in "abc"}
+    converted = check(Net(forward, **modules), x, names=names)
+    if forward is enlarged:
+        assert "fails at other strides" in converted.conversion.left_out["b"]
+    for one in (1.1, 2.3, 3.0):
+        for layer, stride in zip(stride_layers(converted).values(), (one, 4 - one), strict=False):
+            layer.strides.data.fill_(stride)
+        converted(x)
+
+
+def test_a_network_with_own_layers_that_cuts_too_small_maps_has_no_cost():
+    def forward(m, x):
+        up = F.interpolate(m.pool(x), scale_factor=2.0)
+        return x + up[..., : x.shape[2], : x.shape[3]]
+
+    with pytest.raises(ValueError, match="add in the model itself fails at other strides"):
+        MultiplyAdds(Net(forward, pool=DiffStride(2.0)), X)
+
+
+def test_operators_that_check_nothing_on_shapes_alone_are_run():
+    torchvision = pytest.importorskip("torchvision")
+
+    def forward(m, x):
+        x = m.a(x)
+        return m.deform(x, m.offset(x))
+
+    deform = torchvision.ops.DeformConv2d(4, 4, 3, 2, 1)
+    net = Net(forward, a=strided(), offset=strided(channels=18), deform=deform)
+    converted = convert(net, X)
+    assert list(converted.conversion.strides) == ["a"]
+    assert "deform (DeformConv2d) fails at oth" in converted.conversion.left_out["offset"]
+    for stride in (1.3, 2.9):
+        converted.a.pooling.strides.data.fill_(stride)
+        converted(X)

@@ -1,6 +1,10 @@
 """Which modules are converted, and why others are left out."""
 
+import re
+import types
+
 import networks
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -273,6 +277,89 @@ def test_maps_passed_by_keyword_are_traced_and_not_converted():
     net = nn.Sequential(pool, nn.Conv2d(3, 3, 1))
     net.forward = lambda x: net[1](net[0](x=x))
     assert MultiplyAdds(net, x).value() == MultiplyAdds(nn.Sequential(*net), x).value()
+
+
+def test_a_module_whose_output_is_not_used_is_left_out():
+    def forward(m, x):
+        m.unused(x)
+        out = torch.zeros_like(y := m.conv(x))
+        out[:] = m.written(x)
+        return out + y
+
+    modules = {name: networks.strided() for name in ("conv", "written", "unused")}
+    converted = convert(networks.Net(forward, **modules), torch.rand(2, 4, 16, 16))
+    assert list(converted.conversion.strides) == ["conv", "written"]
+    assert converted.conversion.left_out == {"unused": "its output is not used"}
+    networks.step(converted, torch.rand(2, 4, 16, 16))
+
+
+def test_a_module_whose_forward_was_replaced_is_left_out():
+    conv, x = networks.strided(), torch.rand(2, 4, 16, 16)
+    conv.forward = types.MethodType(lambda self, x: F.conv2d(x, self.weight, None, 2, 1), conv)
+    net = nn.Sequential(conv, networks.strided())
+    converted = convert(net, x)
+    assert converted(x).shape == net(x).shape
+    assert "forward was replaced on the object" in converted.conversion.left_out["0"]
+
+
+def test_strides_may_be_integers_of_numpy():
+    strides = np.array([2, 2])
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, strides[0], 1), nn.AvgPool2d(2, tuple(strides)))
+    converted = convert(net, torch.rand(IMAGE))
+    assert converted.conversion.strides == {"0": (2, 2), "1": (2, 2)}
+    assert all(type(s) is int for s in converted.conversion.strides["0"])
+
+
+class Halving(NotSampling):
+    """Its stride cannot be set."""
+
+    stride = property(lambda self: 2)
+
+    def __init__(self):
+        nn.Module.__init__(self)
+
+
+def as_integers(m, x):
+    return m.conv(m.pool((9 * x).long()).float())
+
+
+def as_complex(m, x):
+    return m.conv(m.twice(x * 1j).abs())
+
+
+@pytest.mark.parametrize(
+    ("net", "name", "reason"),
+    [
+        (
+            nn.Sequential(Halving(), networks.strided()),
+            "0",
+            "cannot be measured at stride 1 .*sett",
+        ),
+        (
+            nn.Sequential(
+                nn.AdaptiveAvgPool2d(2),
+                nn.MaxPool2d(3, 2, ceil_mode=True),
+                nn.Sequential(nn.ConvTranspose2d(4, 4, 9), networks.strided()),
+            ),
+            "1",
+            "pools the whole map|cannot be measured",
+        ),
+        (
+            networks.Net(as_integers, pool=nn.MaxPool2d(2), conv=networks.strided()),
+            "pool",
+            "its maps are of torch.int64",
+        ),
+        (
+            networks.Net(as_complex, twice=Doubling(2), conv=networks.strided()),
+            "twice",
+            "its maps are of torch.complex64",
+        ),
+    ],
+)
+def test_modules_that_cannot_be_measured_are_left_out(net, name, reason):
+    converted = convert(net, torch.rand(2, 4, 16, 16))
+    assert list(converted.conversion.left_out) == [name]
+    assert re.match(reason, converted.conversion.left_out[name])
 
 
 def test_a_module_that_once_pools_the_whole_map_is_converted():

@@ -148,15 +148,19 @@ ATTENTION = (
 class OperationCounter(FlopCounterMode):
     """Counts as torch's ``FlopCounterMode`` does, and attention of any kernel alike.
 
-    ``multiply_adds`` lists the counted operations in order of execution.
+    ``multiply_adds`` lists the counted operations in order of execution. ``foreign`` is the number
+    of operators that ran and are not PyTorch's own: on shapes alone, they may check nothing.
     """
 
     def __init__(self) -> None:
         found = [getattr(torch.ops.aten, name, None) for name in ATTENTION]
         super().__init__(display=False, custom_mapping=dict.fromkeys(filter(None, found), _attend))
         self.multiply_adds: list[int] = []
+        self.foreign = 0
 
     def _count_flops(self, func_packet: Any, out: Any, args: Any, kwargs: Any) -> Any:
+        name = getattr(func_packet, "_qualified_op_name", "aten::")
+        self.foreign += not name.startswith(("aten::", "prim"))
         if formula := self.flop_registry.get(func_packet):
             self.multiply_adds.append(formula(*args, **kwargs, out_val=out) // 2)
         return super()._count_flops(func_packet, out, args, kwargs)

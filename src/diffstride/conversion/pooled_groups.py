@@ -6,7 +6,8 @@ from torch import fx, nn
 
 from diffstride.conversion.pooled_module import CropPad
 from diffstride.conversion.strided_modules import StridedCall, common_size
-from diffstride.graph.stride_groups import StrideConflictError, StrideGroups, find_stride_groups
+from diffstride.graph.moved_strides import find_groups_at_all_strides
+from diffstride.graph.stride_groups import StrideConflictError, StrideGroups
 from diffstride.graph.tracer import Trace
 from diffstride.strides import stride_layers
 
@@ -46,7 +47,7 @@ def group_calls(
         by_node = {call.node: call for call in calls}
         nodes = [n for n in traced.graph.nodes if n in by_node or traced.module(n) in pooled]
         try:
-            return _pooled_groups(find_stride_groups(traced, nodes), by_node)
+            return _pooled_groups(find_groups_at_all_strides(traced, nodes), by_node)
         except StrideConflictError as error:
             names = {by_node[node].name for node in error.calls if node in by_node}
             if not names:

@@ -171,6 +171,7 @@ def find_strided_calls(
             "convolution, pooling, norm or activation as in named_modules()"
         )
     calls, left_out = [], {}
+    used = trace.used()
     for node in trace.graph.nodes:
         module, name = trace.module(node), str(node.target)
         if module is None:
@@ -180,6 +181,7 @@ def find_strided_calls(
             not isinstance(module, SizedPooling) and max(stride_of(module)) > 1
         ):
             reason = "in leaf_modules" if is_among(leaf_modules, name, module) else None
+            reason = reason or (None if node in used else "its output is not used")
             reason = reason or _reason_to_skip(trace, node, module, filter_fn, patchify)
             result = reason or measure_call(trace, node, module)
             if isinstance(result, StridedCall):

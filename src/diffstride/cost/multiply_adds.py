@@ -16,8 +16,9 @@ from diffstride.cost.pooling_cost import PooledMaps, Sizes, Slopes, kept
 from diffstride.graph.leaf_modules import as_leaves
 from diffstride.graph.map_sizes import MapSizes, SizeExpression, Source, moving_dims, size_at
 from diffstride.graph.minimum_sizes import MinimumSizes
+from diffstride.graph.moved_strides import find_groups_at_all_strides
 from diffstride.graph.perturbed_sizes import Dim, proportional
-from diffstride.graph.stride_groups import StrideGroups, find_stride_groups
+from diffstride.graph.stride_groups import StrideGroups
 from diffstride.graph.tracer import Trace, trace
 from diffstride.pooling.base import SizedPooling
 from diffstride.spectral.axis_plan import CPU, Axis
@@ -79,7 +80,7 @@ class MultiplyAdds:
         calls = [
             node for node in traced.graph.nodes if isinstance(traced.module(node), SizedPooling)
         ]
-        found = find_stride_groups(traced, calls)
+        found = find_groups_at_all_strides(traced, calls)
         _check_shared(found)
         sizes = MapSizes(found)
         self._pooling = [PooledMaps(found, sizes, calls) for calls in found.members()]

@@ -1,5 +1,6 @@
 """Sizes of maps as functions of the sizes that pooling layers return."""
 
+import operator
 from collections import ChainMap
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -143,6 +144,8 @@ class MapSizes:
         ]
         number = self._computed_number(node, dim)
         factors = proportional(dim, dict.fromkeys(dim for *_, dim in operands), most=3)
+        if factors is None and number is None and node.target is operator.getitem:
+            number = self._slice_size(node, axis)
         if factors is None and number is not None:
             factors = number.moving_dims[:1]  # about proportional
         size = None
@@ -164,6 +167,13 @@ class MapSizes:
                 except LookupError:
                     continue
         return None
+
+    def _slice_size(self, node: fx.Node, axis: int) -> "ComputedNumber | None":
+        """The size of a slice, which is shorter where the map is smaller than its end."""
+        try:
+            return ComputedNumber(node, self._groups, self, axis)
+        except LookupError:
+            return None
 
     def _strided(
         self, node: fx.Node, axis: int, source: fx.Node, source_axis: int, operand: Dim
@@ -203,14 +213,16 @@ class ComputedNumber:
     """A number that ``forward`` computes from sizes: ``F.interpolate(x, size=x.shape[2] // 4)``.
 
     It is computed again, by the same calls, for other sizes. ``moving_dims`` are the dimensions it
-    depends on whose size depends on strides.
+    depends on whose size depends on strides. With ``axis``, it is that size of a node's result.
 
     Raises:
         LookupError: if the number depends on more of a tensor than its shape.
     """
 
-    def __init__(self, node: fx.Node, groups: StrideGroups, sizes: MapSizes) -> None:
-        self._groups, self._sizes = groups, sizes
+    def __init__(
+        self, node: fx.Node, groups: StrideGroups, sizes: MapSizes, axis: int | None = None
+    ) -> None:
+        self._groups, self._sizes, self._node, self._axis = groups, sizes, node, axis
         self._shapes: dict[fx.Node, list[SizeExpression]] = {}
         self._calls: dict[fx.Node, None] = {}  # in order of execution
         self.moving_dims: list[Dim] = []
@@ -223,7 +235,7 @@ class ComputedNumber:
             if not isinstance(self._groups.trace.values[source], Tensor):
                 if source not in self._calls:
                     self._add(source)
-            elif not _reads_shape(node):
+            elif not _reads_shape(node) and (self._axis is None or node is not self._node):
                 raise LookupError(f"{node} depends on more of {source} than its shape")
             elif source not in self._shapes:
                 dims = self._groups.dims(source)
@@ -241,7 +253,8 @@ class ComputedNumber:
         for node in self._calls:
             args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: found[n])
             values[node] = run_node(None, node, args, kwargs)
-        return values[node]
+        result = values[self._node]
+        return result if self._axis is None else result.shape[self._axis]
 
 
 def _reads_shape(node: fx.Node) -> bool:

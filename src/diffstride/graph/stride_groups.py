@@ -8,7 +8,8 @@ Where strides round sizes, two may agree by chance: then the graph runs with sev
 """
 
 from collections import ChainMap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import combinations
 from math import prod
 from typing import Any, NamedTuple, NoReturn
@@ -109,7 +110,7 @@ class StrideGroups:
 
     def input_dims(self, call: fx.Node) -> list[Dim]:
         """The spatial dimensions of the input of a resizing call."""
-        return self.dims(_source(call))[2:]
+        return self.dims(source_of(call))[2:]
 
     def members(self) -> list[list[fx.Node]]:
         """The resizing calls, grouped by shared stride, in order of execution."""
@@ -195,7 +196,8 @@ def _merge_until_consistent(groups: StrideGroups) -> bool:
     start, changed = nodes[0], False
     while True:
         try:
-            _run_perturbed(groups, nodes[nodes.index(start) :])
+            rest = nodes[nodes.index(start) :]
+            run_with_sizes(groups, rest, groups.runs[-1], partial(_enlarged_output, groups))
             _check_inputs(groups)
         except SizeMismatchError as mismatch:
             start, changed = _merge(groups, mismatch), True
@@ -217,26 +219,36 @@ def _may_round(groups: StrideGroups) -> bool:
     return False
 
 
-def _run_perturbed(groups: StrideGroups, nodes: list[fx.Node]) -> None:
-    """Run those of ``nodes`` that depend on a resizing call, with perturbed sizes."""
-    values, operations = groups.runs[-1]
+def run_with_sizes(
+    groups: StrideGroups,
+    nodes: Iterable[fx.Node],
+    run: Run,
+    output: Callable[[fx.Node], Tensor],
+) -> None:
+    """Run those of ``nodes`` that depend on a resizing call, whose ``output`` is given.
+
+    Raises:
+        SizeMismatchError: if a node cannot run.
+    """
+    nodes = list(nodes)
     modules = filter(None, map(groups.trace.module, nodes))
     # They may store a tensor of this run's size. Modules of torch.nn do not.
     others = [each for each in modules if not type(each).__module__.startswith("torch.nn.")]
     with restoring(nn.ModuleList(others)), shapes_only(groups.trace.fake_mode) as counter:
         for node in nodes:
             if node in groups.leaders:
-                values[node] = _enlarged_output(groups, node)
-            elif node.op != "output" and any(n in values for n in node.all_input_nodes):
+                run.values[node] = output(node)
+            elif node.op != "output" and any(n in run.values for n in node.all_input_nodes):
                 before = len(counter.multiply_adds)
-                values[node] = _try_node(groups, node, ChainMap(values, groups.trace.values))
-                operations[node] = counter.multiply_adds[before:]
+                values = ChainMap(run.values, groups.trace.values)
+                run.values[node] = _try_node(groups, node, values)
+                run.operations[node] = counter.multiply_adds[before:]
 
 
 def _enlarged_output(groups: StrideGroups, call: fx.Node) -> Tensor:
     value, leader = groups.trace.values[call], groups.leaders[call]
     # The batch may grow, too, where rows or patches have become samples.
-    batch = groups.values.get(_source(call), value).shape[0]
+    batch = groups.values.get(source_of(call), value).shape[0]
     sizes = (size + groups.growths[leader, axis] for axis, size in enumerate(value.shape[2:]))
     return value.new_empty((batch, value.shape[1], *sizes))
 
@@ -330,7 +342,8 @@ def _raise_conflict(
     )
 
 
-def _source(call: fx.Node) -> fx.Node:
+def source_of(call: fx.Node) -> fx.Node:
+    """The node whose map a resizing call takes."""
     source = first_argument(call.args, call.kwargs)
     assert isinstance(source, fx.Node)
     return source

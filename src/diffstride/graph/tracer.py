@@ -85,6 +85,7 @@ class Trace:
         values: what each node returned: a fake tensor, a number or a container of them.
         operations: multiply-adds of each counted operation of a node, for the whole batch.
         autocasts: nodes that ``forward`` runs under an autocast of its own, and that autocast.
+        foreign: nodes that run an operator of another library.
         owners: name of the module whose ``forward`` made the call.
         constants: nodes whose value ``forward`` made a constant, by ``int()`` or an ``if`` for
             instance, with the name of the module that did.
@@ -97,6 +98,7 @@ class Trace:
     values: dict[fx.Node, Any] = field(default_factory=dict)
     operations: dict[fx.Node, list[int]] = field(default_factory=dict)
     autocasts: dict[fx.Node, "Autocast"] = field(default_factory=dict)
+    foreign: set[fx.Node] = field(default_factory=set)
     owners: dict[fx.Node, str] = field(default_factory=dict)
     constants: dict[fx.Node, str] = field(default_factory=dict)
 
@@ -117,6 +119,14 @@ class Trace:
         """A context with the autocast that ``forward`` runs this node under."""
         state = self.autocasts.get(node)
         return nullcontext() if state is None else state.context()
+
+    def used(self) -> set[fx.Node]:
+        """The nodes that the output of the network depends on, or that write to a tensor in use."""
+        used: set[fx.Node] = set()
+        for node in reversed(self.graph.nodes):
+            if node.op == "output" or node in used or _writes(node):
+                used |= {node, *node.all_input_nodes}
+        return used
 
     def module(self, node: fx.Node) -> nn.Module | None:
         """The module that a node calls; None if it calls a function."""
@@ -272,7 +282,7 @@ class Tracer(fx.Tracer):
     def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(kind, *args, **kwargs)
         self.traced.owners[node] = self.stack[-1]
-        before = len(self.counter.multiply_adds)
+        before, foreign = len(self.counter.multiply_adds), self.counter.foreign
         self.evaluating = True
         try:
             self.values[node] = self._evaluate(node)
@@ -282,6 +292,8 @@ class Tracer(fx.Tracer):
         finally:
             self.evaluating = False
         self.traced.operations[node] = self.counter.multiply_adds[before:]
+        if self.counter.foreign > foreign:
+            self.traced.foreign.add(node)
         if (autocast := Autocast.now(self.device_type)) != self.autocast:
             self.traced.autocasts[node] = autocast
         return node
@@ -408,3 +420,9 @@ def _is_to_be_traced(module: nn.Module) -> bool:
 
 def _is_random(node: fx.Node) -> bool:
     return "rand" in getattr(node.target, "__name__", str(node.target))
+
+
+def _writes(node: fx.Node) -> bool:
+    """Whether a node calls a method that changes its tensor: ``add_``, ``__setitem__``, …"""
+    name = str(node.target)
+    return node.op == "call_method" and (name.endswith("_") or name.startswith("__i"))

@@ -1,0 +1,139 @@
+"""Runs of a traced network at larger and smaller strides, where growing maps show no conflict.
+
+Growing maps are always large enough for ``x[..., :12, :12]``, and for a map that is enlarged by 2
+and cut to the size of another. At larger strides such slices return less. Operators of other
+libraries may accept sizes on shapes alone that they refuse when they run.
+"""
+
+import operator
+from collections import ChainMap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import ceil
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from diffstride._torch_compat import tree_map_only
+from diffstride.graph.fake_run import restoring
+from diffstride.graph.stride_groups import (
+    Run,
+    SizeMismatchError,
+    StrideConflictError,
+    StrideGroups,
+    find_stride_groups,
+    run_with_sizes,
+    source_of,
+)
+from diffstride.graph.tracer import Trace
+
+FACTORS = 1.3, 2.0, 4.0, 16.0  # until a map gets too small
+
+
+def find_groups_at_all_strides(trace: Trace, calls: Iterable[fx.Node]) -> StrideGroups:
+    """As `find_stride_groups`; then strides move apart, and the groups' runs contain that.
+
+    Raises:
+        StrideConflictError: as `find_stride_groups`, and if a slice returns a size that the network
+            cannot take, or an operator fails on data; it holds the calls to leave out.
+    """
+    groups = find_stride_groups(trace, calls)
+    if doubtful := _doubtful_nodes(groups):
+        leaders = list(dict.fromkeys(groups.leaders.values()))
+        moved = [run for signs in _directions(leaders) for run in _runs(groups, signs, doubtful)]
+        groups.runs[:0] = moved  # the last run stays the last
+    return groups
+
+
+def _directions(leaders: Sequence[fx.Node]) -> Iterator[dict[fx.Node, int]]:
+    """Strides that all grow, all shrink, or do both in turns: 1 where a stride grows, else -1."""
+    for larger in ({0, 1}, set(), {0}, {1}):
+        yield {leader: 1 if i % 2 in larger else -1 for i, leader in enumerate(leaders)}
+
+
+def _runs(
+    groups: StrideGroups, signs: Mapping[fx.Node, int], doubtful: set[fx.Node]
+) -> Iterator[Run]:
+    """Runs with strides that are multiplied by each factor, as far as maps are large enough."""
+    for factor in FACTORS:
+        try:
+            yield _run(groups, {leader: factor**sign for leader, sign in signs.items()})
+        except SizeMismatchError as mismatch:
+            node = mismatch.node
+            meeting = sum(n in groups.values for n in node.all_input_nodes) > 1
+            if node in doubtful and (meeting or factor == FACTORS[0]):
+                raise _conflict(groups, mismatch) from mismatch
+            return
+
+
+def _conflict(groups: StrideGroups, mismatch: SizeMismatchError) -> StrideConflictError:
+    last = [groups.leaders[call] for call in groups.upstream(mismatch.node)[-1:]]
+    return StrideConflictError(
+        f"{groups.trace.label(mismatch.node)} fails at other strides ({mismatch.why})",
+        [call for call, leader in groups.leaders.items() if leader in last],
+    )
+
+
+def _doubtful_nodes(groups: StrideGroups) -> set[fx.Node]:
+    """Slices of maps, operators of other libraries, and what follows from them."""
+    doubtful: set[fx.Node] = set()
+    for node in groups.values:
+        sliced = node.target is operator.getitem and isinstance(groups.values[node], Tensor)
+        foreign = node in groups.trace.foreign
+        if (
+            foreign
+            or (sliced and _cuts(node.args[1]))
+            or doubtful.intersection(node.all_input_nodes)
+        ):
+            doubtful.add(node)
+    return doubtful
+
+
+def _cuts(index: Any) -> bool:
+    parts = index if isinstance(index, tuple) else (index,)
+    ends = [end for part in parts if isinstance(part, slice) for end in (part.start, part.stop)]
+    return any(end is not None for end in ends)
+
+
+def _run(groups: StrideGroups, factors: Mapping[fx.Node, float]) -> Run:
+    """A run with strides that are larger by these factors; operators of others run on data, too."""
+    run = Run({}, {})
+
+    def output(call: fx.Node) -> Tensor:
+        return _moved_output(groups, run, call, factors[groups.leaders[call]])
+
+    run_with_sizes(groups, groups.trace.graph.nodes, run, output)
+    for node in groups.trace.foreign & run.values.keys():
+        _run_on_zeros(groups, node, run)
+    return run
+
+
+def _moved_output(groups: StrideGroups, run: Run, call: fx.Node, factor: float) -> Tensor:
+    value, source = groups.trace.values[call], source_of(call)
+    before, now = groups.trace.values[source], run.values.get(source, groups.trace.values[source])
+    sizes = zip(before.shape[2:], now.shape[2:], value.shape[2:], strict=True)
+    moved = [min(new, max(1, ceil(new * out / old / factor))) for old, new, out in sizes]
+    return value.new_empty((now.shape[0], value.shape[1], *moved))
+
+
+def _run_on_zeros(groups: StrideGroups, node: fx.Node, run: Run) -> None:
+    """Run a call on tensors with data, at its own sizes and, if that works, at those of a run."""
+    if _error_on_zeros(groups, node, groups.trace.values) is None:
+        error = _error_on_zeros(groups, node, ChainMap(run.values, groups.trace.values))
+        if error is not None:
+            raise SizeMismatchError(node, [], " ".join(str(error).split())[:200]) from error
+
+
+def _error_on_zeros(
+    groups: StrideGroups, node: fx.Node, values: Mapping[fx.Node, Any]
+) -> Exception | None:
+    def zeros(x: Tensor) -> Tensor:
+        return torch.zeros(x.shape, dtype=x.dtype, device=x.device)
+
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n])
+    with restoring(groups.trace.module(node) or nn.Module()), torch.no_grad():
+        try:
+            groups.trace.run(node, *tree_map_only(Tensor, zeros, (args, kwargs)))
+        except Exception as error:
+            return error
+    return None
