@@ -1,9 +1,12 @@
 """Networks without padding, in which large strides lead to empty maps."""
 
 import copy
+from contextlib import suppress
 
+import networks
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import PUBLISHED
 from networks import counted
 from torch import nn
@@ -50,8 +53,56 @@ BEHIND = {
     "halving": nn.AvgPool2d(2),
     "reflecting": nn.Conv2d(1, 2, 5, padding=2, padding_mode="reflect"),
     "reflected": nn.Sequential(nn.ReflectionPad2d((3, 1, 0, 2)), nn.Conv2d(1, 2, 1)),
+    "reflected by a function": networks.Net(
+        lambda m, x: m.conv(F.pad(x, (2,) * 4, "reflect")), conv=nn.Conv2d(1, 2, 5)
+    ),
+    "wrapped by a function": networks.Net(
+        lambda m, x: m.conv(F.pad(x, (5, 4, 2, 1), "circular")), conv=nn.Conv2d(1, 2, 3)
+    ),
+    "averaged in three dimensions": networks.Net(
+        lambda m, x: m.conv(m.pool(x[:, :, None].expand(-1, -1, 3, -1, -1))[:, :, 0]),
+        pool=nn.AvgPool3d(3),
+        conv=nn.Conv2d(1, 2, 1),
+    ),
     "circular": nn.Conv2d(1, 2, 7, padding=3, padding_mode="circular"),
 }
+
+
+def test_blur_pooling_of_timm_needs_more_than_one_sample():
+    from timm.layers import BlurPool2d
+
+    net = nn.Sequential(DiffStride(2.0, edge="stopband"), BlurPool2d(1, filt_size=7, stride=2))
+    cost, x = MultiplyAdds(net, torch.zeros(1, 1, 40, 36)), torch.zeros(1, 1, 40, 36)
+    for stride in range(2, 20):
+        net[0].strides.data.fill_(stride)
+        try:
+            net(x)
+        except RuntimeError:
+            with pytest.raises(EmptyMapError, match=r"1 \(BlurPool2d\) would have"):
+                cost.value()
+        else:
+            assert cost.value() == counted(net, x)
+
+
+@pytest.mark.parametrize("last", ["convolution", "blur", "padding"])
+def test_budgets_keep_maps_large_enough_to_be_reflected(last):
+    from timm.layers import BlurPool2d
+
+    lasts = {
+        "convolution": [nn.Conv2d(8, 8, 3, 2, 1, padding_mode="reflect")],
+        "blur": [BlurPool2d(8, filt_size=5, stride=2), nn.Conv2d(8, 8, 3, padding=1)],
+        "padding": [
+            networks.Net(lambda m, x: F.pad(x, (2, 2, 2, 2), mode="reflect")),
+            nn.Conv2d(8, 8, 5),
+        ],
+    }
+    stem = [nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU()]
+    x = torch.rand(1, 3, 32, 32)
+    for fraction in (0.8, 0.45, 0.3):
+        net = convert(nn.Sequential(*stem, *lasts[last]), x)
+        with suppress(ValueError):  # the budget cannot be met at sizes that run
+            CostBudget(net, x, fraction)
+        net(x)
 
 
 @pytest.mark.parametrize("name", BEHIND)

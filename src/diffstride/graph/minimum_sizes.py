@@ -1,20 +1,22 @@
 """Minimum sizes of maps: at which strides a network cannot run, since a map becomes too small."""
 
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import suppress
 from math import floor
-from typing import Any
 
 from torch import fx, nn
 
-from diffstride._torch_compat import CircularPad, Conv, ReflectionPad, conv_padding
+from diffstride._torch_compat import CircularPad, Conv, ReflectionPad
 from diffstride.graph.map_sizes import MapSizes, Number, SizeExpression
 from diffstride.graph.perturbed_sizes import Dim
-from diffstride.graph.stride_groups import StrideGroups
+from diffstride.graph.stride_groups import SizeMismatchError, StrideGroups
+from diffstride.pooling.base import SizedPooling
 
-MAP_FUNCTIONS = "conv", "pool", "interpolate"  # in the names of functions
-BOUNDED_MODULES = nn.AvgPool3d, Conv, ReflectionPad, CircularPad
+MAP_FUNCTIONS = "conv", "pool", "interpolate", "pad"  # in names
+BOUNDED_MODULES = nn.AvgPool3d, ReflectionPad, CircularPad
+BOUNDED_FUNCTIONS = "pad", "avg_pool3d"
 ONE_SAMPLE = 1 - 1e-6
 
 
@@ -32,8 +34,8 @@ class MinimumSizes:
     """The maps of a network that large strides can make too small, and a check of their sizes.
 
     Outputs of modules and of functions that return maps need one sample along every axis. Inputs of
-    some modules need more, see `minimum_size`. Slices of maps, and values computed from them, may
-    be empty.
+    paddings and others need more, see `minimum_size`. Slices of maps, and values computed from
+    them, may be empty.
     """
 
     def __init__(self, groups: StrideGroups, sizes: MapSizes) -> None:
@@ -74,37 +76,43 @@ def _returns_map(node: fx.Node) -> bool:
 
 def _bounded_dims(groups: StrideGroups, node: fx.Node) -> Iterator[Dim]:
     """Dimensions that must stay at least 1; input sizes are reduced by minimum size - 1."""
-    module, dims = groups.trace.module(node), groups.dims(node)
-    if isinstance(module, BOUNDED_MODULES):
-        for axis, dim in enumerate(groups.input_dims(node)):
-            if more := minimum_size(module, axis) - 1:
+    dims = groups.dims(node)
+    sources = [source for source in node.all_input_nodes if source in groups.values]
+    if _may_need_more(groups, node) and len(sources) == 1:
+        for axis, dim in enumerate(groups.dims(sources[0])):
+            if dim.growth and (more := minimum_size(groups, node, sources[0], axis) - 1):
                 dims.append(Dim(dim.size - more, tuple(size - more for size in dim.perturbed)))
     yield from (dim for dim in dims if dim.growth and dim.size > 0)
 
 
-def minimum_size(module: Any, axis: int) -> int:
-    """The smallest input size of a module along a spatial axis; 1 for most modules.
-
-    >>> minimum_size(nn.AvgPool3d(3), 0), minimum_size(nn.ReflectionPad1d(2), 0)
-    (3, 3)
-    >>> conv = nn.Conv2d(1, 1, (1, 5), padding=(0, 2), padding_mode="circular")
-    >>> minimum_size(conv, 0), minimum_size(conv, 1), minimum_size(nn.ReLU(), 0)
-    (1, 2, 1)
-    """
-    if isinstance(module, nn.AvgPool3d):
-        kernel = module.kernel_size
-        return kernel if isinstance(kernel, int) else kernel[axis]
-    padding, mode = [], ""
+def _may_need_more(groups: StrideGroups, node: fx.Node) -> bool:
+    """Whether a node may fail on a small map although its output would have a sample."""
+    module = groups.trace.module(node)
     if isinstance(module, Conv):
-        padding, mode = conv_padding(module), module.padding_mode
-    elif isinstance(module, (ReflectionPad, CircularPad)):
-        mode = "reflect" if isinstance(module, ReflectionPad) else "circular"
-        padding = module.padding
-    if mode not in ("reflect", "circular"):
+        return module.padding_mode != "zeros"
+    if module is None:
+        return getattr(node.target, "__name__", "") in BOUNDED_FUNCTIONS
+    of_torch = type(module).__module__.startswith("torch.nn.")
+    return isinstance(module, BOUNDED_MODULES) or not (of_torch or isinstance(module, SizedPooling))
+
+
+def minimum_size(groups: StrideGroups, node: fx.Node, source: fx.Node, axis: int) -> int:
+    """The smallest size of an axis of its input at which a node runs: 1 for most.
+
+    It is found by running the node: 3 for a reflection of 2 samples, whatever does it.
+    """
+
+    def runs(size: int) -> bool:
+        try:
+            shape = groups.probe(node, source, axis, size - given)
+        except SizeMismatchError:
+            return False
+        return min(shape) > 0
+
+    given = groups.trace.values[source].shape[axis]
+    if runs(1):
         return 1
-    last = len(padding) - 2 * axis  # pairs of both ends, the last axis first
-    most = max(padding[last - 2 : last])
-    return most + 1 if mode == "reflect" else max(1, most)
+    return bisect_left(range(given), True, lo=1, key=runs)
 
 
 def _may_be_empty(size: SizeExpression) -> bool:
