@@ -509,3 +509,32 @@ def test_defaults_give_the_size_of_a_strided_convolution_and_keep_every_bin() ->
 def test_data_format_of_the_published_layers_is_refused_with_advice(layer, data_format) -> None:
     with pytest.raises(ValueError, match=rf"data_format='{data_format}'.*batch, channels, height"):
         layer(strides=(2, 2), data_format=data_format)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.* is deprecated")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        DiffStride(1.7),
+        FixedSpectralPooling(1.7),
+        SpatialPooling(3, 2),
+        MaxPooling(2),
+        BlurPooling(2),
+        nn.Sequential(nn.Conv2d(3, 4, 3), DiffStride(1.7)),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_traced_layers_return_the_same_with_strides_as_constants(layer, training):
+    """Tracing serves add_graph of TensorBoard, and log_graph=True of Lightning."""
+    x = torch.rand(2, 3, 17, 20)
+    traced = torch.jit.trace(layer.train(training), x)
+    assert torch.allclose(traced(x), layer(x), atol=1e-6)
+
+
+def test_layers_in_a_vmap_over_their_strides_are_refused_with_advice():
+    layers = [DiffStride(2.0), DiffStride(3.0)]
+    (parameters, _), x = torch.func.stack_module_state(layers), torch.rand(1, 1, 8, 8)
+    with pytest.raises(RuntimeError, match=r"strides, but these have no values to read .* loop"):
+        torch.vmap(lambda p: torch.func.functional_call(layers[0], p, x))(parameters)

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from diffstride._torch_compat import is_jit_tracing, outside_jit_trace
 from diffstride.spectral.axis_plan import check_edge
 
 MAX_AXES = 3
@@ -101,14 +102,23 @@ def clamp_strides(
 
 def pooled_sizes(x: Tensor, num_axes: int) -> tuple[int, ...]:
     """The lengths of the axes to pool, the last ``num_axes`` of ``x``."""
+    sizes = map_size(x, x.dim() - num_axes) if x.dim() >= num_axes else ()
     if not x.is_floating_point():
         raise TypeError(f"pooling needs a floating-point tensor, but got {x.dtype}")
-    if x.dim() < num_axes or 0 in x.shape[x.dim() - num_axes :]:
+    if len(sizes) < num_axes or 0 in sizes:
         raise ValueError(
             f"pooling {num_axes} axes needs an input whose last {num_axes} axes are not empty, "
             f"but got shape {tuple(x.shape)}"
         )
-    return tuple(x.shape[x.dim() - num_axes :])
+    return sizes
+
+
+def map_size(x: Tensor, first: int = 2) -> tuple[int, ...]:
+    """The lengths of the axes from ``first`` on, as constants of a program that is being traced."""
+    if not is_jit_tracing():
+        return tuple(x.shape[first:])
+    with outside_jit_trace():
+        return tuple(x.shape[first:])
 
 
 def check_input(layer: Any, x: Tensor) -> None:

@@ -3,7 +3,8 @@
 Tried on PyTorch 2.6.0, the oldest release that the package declares, and on 2.14.1.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -33,6 +34,22 @@ disable_current_modes = _disable_current_modes
 
 # Logs each error on a fake tensor with its traceback.
 FAKE_TENSOR_LOGGER = "torch._subclasses.fake_tensor"
+
+
+def is_jit_tracing() -> bool:
+    """Whether `torch.jit.trace` is running."""
+    return torch._C._get_tracing_state() is not None
+
+
+@contextmanager
+def outside_jit_trace() -> Iterator[None]:
+    """A context outside `torch.jit.trace`: what is computed there is a constant of the trace."""
+    state = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        torch._C._set_tracing_state(state)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def disable_functorch() -> Any:
@@ -81,13 +98,8 @@ def uncompiled(model: nn.Module) -> nn.Module:
     return getattr(model, "_orig_mod", model)
 
 
-def conv_padding(conv: Conv) -> Sequence[int]:
-    """The padding of a convolution as `torch.nn.functional.pad` takes it: last axis first."""
-    return conv._reversed_padding_repeated_twice
-
-
 def set_conv_padding(conv: Conv, sizes: list[int]) -> None:
-    """Set what `conv_padding` returns."""
+    """Set how a convolution whose mode is not "zeros" pads, in `torch.nn.functional.pad`'s form."""
     conv._reversed_padding_repeated_twice = sizes
 
 

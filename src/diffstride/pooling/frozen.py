@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffstride._torch_compat import is_jit_tracing
 from diffstride.pooling.base import Lengths, SizedPooling
 from diffstride.spectral.axis_plan import Axis, plan_axis, whole
 from diffstride.spectral.axis_product import multiply
 from diffstride.spectral.map_product import axis_order, multiply_adds
 from diffstride.spectral.matrix import axis_matrix
 from diffstride.spectral.memory_format import FIRST_DIM, full_precision, layout_of
+from diffstride.spectral.portable import multiply_portably
 
 
 class FrozenPooling(SizedPooling):
@@ -83,9 +85,9 @@ class FrozenPooling(SizedPooling):
             return self._pool(x, matrices)
 
     def _pool(self, x: Tensor, matrices: dict[int, Tensor]) -> Tensor:
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # pyright: ignore
+        if torch.compiler.is_compiling() or is_jit_tracing():
             for i, matrix in matrices.items():
-                x = _multiply(matrix.to(x.dtype), x, 2 + i)
+                x = multiply_portably(matrix.to(x.dtype), x, 2 + i)
             return x
         layout = layout_of(x, self.num_axes)
         dense = layout.enter(x).to(layout.compute_dtype)
@@ -129,12 +131,3 @@ def nearest_stride(axis: Axis, round_to: float) -> float:
         return abs(size - axis.output_size), abs(log(stride / axis.stride))
 
     return min((stride for stride in strides if stride >= 1), key=distance)
-
-
-def _multiply(matrix: Tensor, x: Tensor, dim: int) -> Tensor:
-    """``matrix`` times one axis of ``x``, in operations that every exporter supports."""
-    if dim == x.dim() - 1:
-        return x @ matrix.T
-    if dim == x.dim() - 2:
-        return matrix @ x
-    return (matrix @ x.flatten(dim + 1)).unflatten(-1, x.shape[dim + 1 :])

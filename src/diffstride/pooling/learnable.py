@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from diffstride import _arguments
 from diffstride._arguments import check_input, check_input_size, clamp_strides, pooled_sizes
-from diffstride._torch_compat import is_transformed
+from diffstride._torch_compat import is_transformed, outside_jit_trace
+from diffstride.functional import read_strides
 from diffstride.pooling.base import Plan, SpectralPooling
 from diffstride.pooling.frozen import FrozenPooling
 from diffstride.spectral.autograd import pool
@@ -222,7 +223,10 @@ class DiffStride(SpectralPooling):
                 "DistributedDataParallel, or pass them to fully_shard as ignored_params (torch 2.7 "
                 "and later) and average their gradients"
             )
-        values = tuple(self.strides.tolist() if known is None else known)
+        if known is None:
+            with outside_jit_trace():
+                known = read_strides(self.strides)
+        values = tuple(known)
         self._values = values * self.num_axes if self.shared_stride else values
         self._texts = tuple(map(repr, self._values))
         self._version = _version_of(self.strides)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffstride import _arguments
-from diffstride._arguments import as_whole_numbers, check_input
+from diffstride._arguments import as_whole_numbers, check_input, map_size
 from diffstride.pooling.base import Lengths, SizedPooling
 from diffstride.spectral.axis_plan import Axis
 from diffstride.spectral.memory_format import FULL_PRECISION, full_precision
@@ -74,7 +74,7 @@ class SpatialPooling(_WholeStrides):
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(self, x)
-        pads = [self._padding(size, i) for i, size in enumerate(x.shape[2:])]
+        pads = [self._padding(size, i) for i, size in enumerate(map_size(x))]
         average = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[self.num_axes - 1]
         if not any(map(sum, pads)):
             return average(x, self.pool_size, self.strides)
@@ -195,7 +195,7 @@ class BlurPooling(_WholeStrides):
 
     def _pad(self, x: Tensor) -> Tensor:
         padding: dict[str, list[int]] = {"reflect": [], "replicate": []}
-        for size, taps in zip(reversed(x.shape[2:]), reversed(self.kernel.shape), strict=True):
+        for size, taps in zip(reversed(map_size(x)), reversed(self.kernel.shape), strict=True):
             sides = [(taps - 1) // 2, taps // 2]
             mirrors = max(sides) < size  # too short a map repeats its border samples
             padding["reflect"] += sides if mirrors else [0, 0]

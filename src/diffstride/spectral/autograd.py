@@ -5,10 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffstride._torch_compat import has_tangent, is_transformed
+from diffstride._torch_compat import has_tangent, is_jit_tracing, is_transformed
 from diffstride.spectral.axis_plan import Axis
 from diffstride.spectral.map_product import pool_map, spread_map
 from diffstride.spectral.memory_format import Layout, full_precision, layout_of
+from diffstride.spectral.portable import pool_by_constants
 
 
 def pool(x: Tensor, axes: tuple[Axis, ...], strides: Tensor | None = None) -> Tensor:
@@ -20,6 +21,8 @@ def pool(x: Tensor, axes: tuple[Axis, ...], strides: Tensor | None = None) -> Te
         strides: the parameter to receive a gradient, one stride for each axis or one for all.
     """
     with full_precision(x):
+        if is_jit_tracing():
+            return pool_by_constants(x, axes)
         if strides is not None and needs_derivative(strides):
             if has_tangent(strides) or has_tangent(x):
                 raise NotImplementedError(

@@ -1,0 +1,27 @@
+"""Pooling in plain operations that every exporter and tracer supports."""
+
+from torch import Tensor
+
+from diffstride._torch_compat import outside_jit_trace
+from diffstride.spectral.axis_plan import Axis
+from diffstride.spectral.map_product import axis_order
+from diffstride.spectral.matrix import axis_matrix
+
+
+def pool_by_constants(x: Tensor, axes: tuple[Axis, ...]) -> Tensor:
+    """Pool the last axes of ``x`` as planned, by constant matrices of a traced program."""
+    with outside_jit_trace():
+        first = x.dim() - len(axes)
+        matrices = [(axis_matrix(axes[i]).to(x), first + i) for i in axis_order(axes)]
+    for matrix, dim in matrices:
+        x = multiply_portably(matrix, x, dim)
+    return x
+
+
+def multiply_portably(matrix: Tensor, x: Tensor, dim: int) -> Tensor:
+    """``matrix`` times one axis of ``x``."""
+    if dim == x.dim() - 1:
+        return x @ matrix.T
+    if dim == x.dim() - 2:
+        return matrix @ x
+    return (matrix @ x.flatten(dim + 1)).unflatten(-1, x.shape[dim + 1 :])
