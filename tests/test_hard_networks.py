@@ -435,3 +435,59 @@ def test_operators_that_check_nothing_on_shapes_alone_are_run():
     for stride in (1.3, 2.9):
         converted.a.pooling.strides.data.fill_(stride)
         converted(X)
+
+
+# What the trace does not show
+
+
+class Unlike(nn.Module):
+    """Does something else while it is traced."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.a, self.b, self.change = strided(), strided(), change
+
+    def forward(self, x):
+        x = self.a(x)
+        return x if isinstance(x, torch.fx.Proxy) else self.change(self.b, x)
+
+
+def test_networks_that_do_something_else_while_they_are_traced_are_refused():
+    for change in (lambda b, x: b(x), lambda b, x: (x, b(x))):
+        net = nn.Sequential(Unlike(change), DiffStride(2.0))
+        with pytest.raises(ValueError, match="returns shapes .* something else while torch.fx"):
+            MultiplyAdds(net[0], X)
+    net = nn.Sequential(Unlike(lambda b, x: x + b(x).mean()), DiffStride(2.0))
+    with pytest.raises(ValueError, match=r"'0\.b' costs 18,432 .* but 0 where it is traced"):
+        MultiplyAdds(net, X)
+
+
+def of_at_most(size):
+    def forward(m, x):
+        x = m.a(x)
+        if x.shape[2] > size:
+            raise RuntimeError(f"maps of {x.shape[2]} are too large")
+        return m.b(x)
+
+    return forward
+
+
+def of_at_least(size):
+    def forward(m, x):
+        x = m.a(x)
+        if int(x.shape[2]) < size:
+            raise RuntimeError("maps are too small")
+        return m.b(x)
+
+    return forward
+
+
+@pytest.mark.parametrize(("forward", "factor"), [(of_at_most(17), 0.77), (of_at_least(14), 1.3)])
+def test_networks_that_fail_at_other_strides_are_refused(forward, factor):
+    with pytest.raises(ValueError, match=rf"at {factor:.2f} times the strides .* fails .maps"):
+        convert(two(forward), X)
+
+
+def test_networks_without_padding_may_fail_at_larger_strides():
+    net = nn.Sequential(strided(), strided(), nn.Conv2d(4, 4, 8), nn.AdaptiveAvgPool2d(1))
+    assert MultiplyAdds(convert(net, X), X).has_empty_maps

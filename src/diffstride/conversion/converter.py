@@ -1,6 +1,7 @@
 """Convert the integer strides of a network into learnable ones."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from types import NoneType
 from typing import Any
 
@@ -19,7 +20,10 @@ from diffstride.conversion.strided_modules import (
     find_strided_calls,
     stride_of,
 )
+from diffstride.cost.consistency import FACTORS, failed_at, scaled_strides
+from diffstride.cost.multiply_adds import MultiplyAdds
 from diffstride.graph.example_inputs import Model, check_unwrapped, deep_copy
+from diffstride.graph.fake_run import NetworkRunError, run_network
 from diffstride.graph.leaf_modules import Leaf, as_leaves
 from diffstride.graph.tracer import trace
 from diffstride.pooling.learnable import DiffStride
@@ -146,7 +150,37 @@ def convert(
                 taps = call.coarse_taps(group.size, crop_pads)
                 resample_convolution(module, taps)  # pyright: ignore[reportArgumentType]
             attach_pooling(module, pooling, crop_pads, call.placement, group.sharers(call), taps)
+    _check_runs(model, converted, example, traced.shapes if edge == "stopband" else None)
     return converted
+
+
+def _check_runs(model: nn.Module, converted: nn.Module, example: Any, shapes: Any) -> None:
+    """Check on shapes alone that the converted network runs, at its and at other strides."""
+    try:
+        run = run_network(converted, example)
+    except NetworkRunError as error:
+        with suppress(NetworkRunError):  # if it fails as well, the network reads numbers
+            run_network(model, example)
+            raise ValueError(
+                f"converted, the network would fail in {error.name!r}: {error}"
+            ) from error
+        return
+    if shapes is not None and run.shapes != shapes:
+        raise ValueError(f"converted, the network would return {run.shapes} and not {shapes}")
+    layers = stride_layers(converted).values()
+    for factor in reversed(FACTORS):
+        with scaled_strides(layers, factor):
+            try:
+                run_network(converted, example)
+            except NetworkRunError as error:
+                if factor < 1:
+                    raise ValueError(failed_at(factor, error, [])) from error
+                failure = error
+            else:
+                continue
+        # Maps may have become too small, which the cost of a network knows.
+        if not MultiplyAdds(converted, example).has_empty_maps:
+            raise ValueError(failed_at(factor, failure, [])) from failure
 
 
 def _check_model(model: nn.Module) -> None:

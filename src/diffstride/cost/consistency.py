@@ -1,8 +1,9 @@
-"""Check that the analysis of a network holds at other strides than those it was made at.
+"""Check that the analysis of a network holds for the network itself, at its and at other strides.
 
 Where ``forward`` turns a size into a number, with ``int()`` or an ``if``, the number is a constant
 of the traced network, but not of the network itself. Most such numbers are harmless, in a check of
-shapes for example. Tracing at other strides finds the others.
+shapes for example. A run of the network at other strides finds the others, and whatever else the
+trace does not show.
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,10 +13,74 @@ from typing import Any
 from torch import Tensor
 
 from diffstride._arguments import clamp_strides
+from diffstride.graph.fake_run import NetworkRun, NetworkRunError
 from diffstride.graph.stride_groups import StrideGroups
+from diffstride.graph.tracer import Trace
 
 FACTORS = 1.3, 1 / 1.3  # an ``if`` may branch on larger or on smaller maps
 TOLERANCE = 0.02
+
+
+def check_same(trace: Trace, run: NetworkRun) -> None:
+    """Check that a network does what was traced: shapes and multiply-adds, at its own strides.
+
+    Raises:
+        ValueError: if it does not; names the innermost module that differs.
+    """
+    if trace.shapes != run.shapes:
+        raise ValueError(
+            f"the network returns shapes {run.shapes}, but {trace.shapes} where it is traced: it "
+            "does something else while torch.fx traces it"
+        )
+    if run.costs[""] != sum(trace.multiply_adds.values()):
+        name = max((name for name in run.costs if _differs(trace, run, name)), key=len)
+        raise ValueError(
+            f"{repr(name) if name else 'the model itself'} costs {run.costs[name]:,} "
+            f"multiply-adds for the batch, but {_traced_cost(trace, name):,} where it is traced: it "
+            "does something else while torch.fx traces it; exclude it with leaf_modules"
+        )
+
+
+def _differs(trace: Trace, run: NetworkRun, name: str) -> bool:
+    return run.costs[name] != _traced_cost(trace, name)
+
+
+def _traced_cost(trace: Trace, name: str) -> int:
+    """The cost of a module and those inside it, for the whole batch."""
+    prefix = f"{name}." if name else ""
+    return sum(
+        cost
+        for node, cost in trace.multiply_adds.items()
+        if f"{trace.module_name(node)}.".startswith(prefix)
+    )
+
+
+def failed_at(factor: float, error: NetworkRunError, readers: list[str]) -> str:
+    """The message for a network that fails at strides multiplied by a factor."""
+    where = repr(error.name) if error.name else "the model itself"
+    return (
+        f"at {factor:.2f} times the strides {where} fails ({error.why}): use adaptive pooling "
+        "before it, or leave out the strided modules before it with filter_fn"
+        f"{_numbers(readers)}"
+    )
+
+
+def costs_at(factor: float, expected: float, actual: float, readers: list[str]) -> str:
+    """The message for a network that costs something else at strides multiplied by a factor."""
+    return (
+        "the cost of the network does not follow from its strides alone: at "
+        f"{factor:.2f} times the strides {expected:,.0f} multiply-adds were expected, but there "
+        f"are {actual:,.0f}{_numbers(readers)}"
+    )
+
+
+def _numbers(readers: list[str]) -> str:
+    if not readers:
+        return ""
+    return (
+        ". A size is turned into a number by int(), float(), math, range(), by counting parts or an "
+        f"`if` in {' and '.join(readers[:3])}: use the size itself"
+    )
 
 
 def numbers_read(found: StrideGroups) -> list[str]:

@@ -1,8 +1,8 @@
 """Multiply-adds of a network as a function of its strides."""
 
-import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
 from math import prod
 from typing import Any
@@ -11,11 +11,20 @@ import torch
 from torch import Tensor, fx, nn
 
 from diffstride._torch_compat import uncompiled
-from diffstride.cost.consistency import FACTORS, TOLERANCE, numbers_read, scaled_strides
+from diffstride.cost.consistency import (
+    FACTORS,
+    TOLERANCE,
+    check_same,
+    costs_at,
+    failed_at,
+    numbers_read,
+    scaled_strides,
+)
 from diffstride.cost.pooling_cost import PooledMaps, Sizes, Slopes, kept
+from diffstride.graph.fake_run import NetworkRun, NetworkRunError, run_network
 from diffstride.graph.leaf_modules import as_leaves
 from diffstride.graph.map_sizes import MapSizes, SizeExpression, Source, moving_dims, size_at
-from diffstride.graph.minimum_sizes import MinimumSizes
+from diffstride.graph.minimum_sizes import EmptyMapError, MinimumSizes
 from diffstride.graph.moved_strides import find_groups_at_all_strides
 from diffstride.graph.perturbed_sizes import Dim, proportional
 from diffstride.graph.stride_groups import StrideGroups
@@ -41,9 +50,8 @@ class MultiplyAdds:
     The first input with spatial axes says how many samples there are. What several samples share,
     or each has many of (the frames of a video), counts as often as it is computed.
 
-    The network is traced once, here; a call then takes well under a millisecond. Where ``forward``
-    turns a size into a number, with ``int()`` or an ``if``, the network is traced at two more sets
-    of strides, to check the cost there.
+    The network is traced once, here; a call then takes well under a millisecond. The network itself
+    runs on shapes alone, too, at its strides and at larger and smaller ones, to check the cost.
 
     Args:
         model: a network with `DiffStride` layers, its own or those of `convert`.
@@ -73,8 +81,7 @@ class MultiplyAdds:
         self.layers: dict[str, Any] = stride_layers(model)
         leaf_modules = as_leaves(leaf_modules)
         found = self._analyse(trace(model, example, leaf_modules))
-        if readers := numbers_read(found):
-            self._verify(lambda: trace(model, example, leaf_modules), readers)
+        self._verify(found, lambda: run_network(model, example))
 
     def _analyse(self, traced: Trace) -> StrideGroups:
         calls = [
@@ -92,42 +99,35 @@ class MultiplyAdds:
             self._totals[tuple(factor.simplest for factor in factors)] += count
         return found
 
-    def _verify(self, retrace: Callable[[], Trace], readers: list[str]) -> None:
-        """Analyse the network at other strides, and raise an error if the cost there differs."""
+    def _verify(self, found: StrideGroups, run: Callable[[], NetworkRun]) -> None:
+        """Run the network itself, at its own and at other strides, and compare costs and shapes.
 
-        def wrong(why: str) -> ValueError:
-            return ValueError(
-                f"the cost of the network does not follow from its strides alone: {why}. A size is "
-                "turned into a number by int(), float(), math, range(), by counting parts or an "
-                f"`if` in {' and '.join(readers[:3])}: use the size itself"
-            )
+        Raises:
+            ValueError: if it fails, returns another shape or costs something else.
+        """
+        batch = found.trace.batch
+        with suppress(NetworkRunError):  # it reads numbers: only its parts can be traced
+            check_same(found.trace, run())
+            self._verify_moved(batch, run, numbers_read(found))
 
-        unknown = []
+    def _verify_moved(self, batch: int, run: Callable[[], NetworkRun], readers: list[str]) -> None:
         for factor in FACTORS:
             with scaled_strides(self.layers.values(), factor) as moved:
                 if not moved:
                     continue
                 try:
-                    traced, expected = retrace(), self.value()
-                except ValueError:
-                    continue  # maps too small for the network are no evidence
-                other = copy.copy(self)
-                try:
-                    other._analyse(traced)
-                except ValueError as error:
-                    unknown.append(error)
+                    known, _ = self._pool(self._complete(None))
+                except EmptyMapError:
                     continue
-                actual = other.value()
-                known, _ = other._pool(other._complete(None))
+                try:
+                    actual = run().costs[""] / batch
+                except NetworkRunError as error:
+                    raise ValueError(failed_at(factor, error, readers)) from error
+                expected = self._sum(known)
                 # Padding of odd sizes may add one sample to each axis of every map.
-                margin = other._sum(known, added=1) - other._sum(known)
+                margin = self._sum(known, added=1) - expected
                 if abs(expected - actual) > TOLERANCE * actual + margin:
-                    raise wrong(
-                        f"at {factor:.2f} times the strides {expected:,} multiply-adds were "
-                        f"expected, but there are {actual:,}"
-                    )
-        if len(unknown) == len(FACTORS):
-            raise wrong(f"at other strides {unknown[0]}")
+                    raise ValueError(costs_at(factor, expected, actual, readers))
 
     def __call__(self, strides: Strides | None = None) -> Tensor:
         """The cost as a float64 scalar, differentiable in the strides.

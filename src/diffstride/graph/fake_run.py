@@ -6,7 +6,8 @@ import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +20,10 @@ from diffstride._torch_compat import (
     OperationCounter,
     disable_current_modes,
     hook_dictionaries,
+    tree_leaves,
+    tree_map_only,
 )
-from diffstride.graph.example_inputs import set_modes
+from diffstride.graph.example_inputs import as_inputs, empty_like_weights, set_modes
 from diffstride.pooling.base import SizedPooling
 
 CONTAINERS = list, deque, dict, set, tuple
@@ -155,7 +158,7 @@ def first_argument(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
 def run_node(module: nn.Module | None, node: fx.Node, args: Any, kwargs: Any) -> Any:
     """Run a node on these arguments, a module without its hooks."""
     args, kwargs = _changeable(args), _changeable(kwargs)
-    if _keeps_shape(module, node):
+    if node.target in SHAPE_KEEPING_FUNCTIONS if module is None else _keeps_shape(module):
         x = first_argument(args, kwargs)
         if isinstance(x, Tensor) and x.is_floating_point():
             return torch.empty_like(x)
@@ -177,13 +180,66 @@ def _changeable(value: Any) -> Any:
     return tuple(map(_changeable, value)) if type(value) is tuple else value
 
 
-def _keeps_shape(module: nn.Module | None, node: fx.Node) -> bool:
-    if module is None:
-        return node.target in SHAPE_KEEPING_FUNCTIONS
-    if "forward" in vars(module):
-        return False
+def _keeps_shape(module: nn.Module) -> bool:
     # In training, batch norms refuse single values. Other subclasses may do something else.
-    return type(module) in SHAPE_KEEPING_MODULES or isinstance(module, BatchNorm)
+    known = type(module) in SHAPE_KEEPING_MODULES or isinstance(module, BatchNorm)
+    return known and "forward" not in vars(module)
+
+
+class NetworkRun(NamedTuple):
+    """What a whole network returns on shapes alone, and what it costs without its pooling layers.
+
+    ``costs`` are multiply-adds of the whole batch, with those of the modules inside, by module.
+    """
+
+    output: Any
+    costs: dict[str, int]
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        return shapes_of(self.output)
+
+
+class NetworkRunError(ValueError):
+    """A network failed on shapes alone, in the module ``name``."""
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(why)
+        self.name, self.why = name, why
+
+
+def shapes_of(output: Any) -> list[tuple[int, ...]]:
+    """The shapes of all tensors that a network returns."""
+    return [tuple(leaf.shape) for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def run_network(model: nn.Module, example: Any) -> NetworkRun:
+    """Run a network itself, not a trace of it, on shapes alone; with hooks, and in its mode.
+
+    Raises:
+        NetworkRunError: if it fails, since it reads numbers for instance.
+    """
+    fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with restoring(model), shapes_only(fake_mode) as counter:
+        inputs = tree_map_only(Tensor, partial(empty_like_weights, model=model), as_inputs(example))
+        for module in model.modules():
+            if "forward" not in vars(module):
+                if isinstance(module, SizedPooling):
+                    vars(module)["forward"] = partial(_pooled, module)
+                elif _keeps_shape(module):
+                    vars(module)["forward"] = torch.empty_like
+        try:
+            output = model(*inputs)
+        except Exception as error:
+            inner = max(counter.mod_tracker.parents, key=len, default="")
+            why = " ".join(str(error).split())[:200]
+            raise NetworkRunError(inner.partition(".")[2], why) from error
+        costs = {
+            name.partition(".")[2]: sum(counts.values()) // 2
+            for name, counts in counter.flop_counts.items()
+            if name != "Global"
+        }
+    return NetworkRun(output, costs | {"": counter.get_total_flops() // 2})
 
 
 def _pooled(layer: SizedPooling, x: Tensor) -> Tensor:

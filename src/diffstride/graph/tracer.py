@@ -39,7 +39,7 @@ from diffstride.graph.example_inputs import (
     has_tensor,
     name_inputs,
 )
-from diffstride.graph.fake_run import restoring, run_node, shapes_only
+from diffstride.graph.fake_run import restoring, run_node, shapes_of, shapes_only
 from diffstride.graph.leaf_modules import Leaf, as_leaves, is_among, recorded_leaves
 from diffstride.graph.value_proxies import as_proxy
 from diffstride.pooling.base import SizedPooling
@@ -119,6 +119,11 @@ class Trace:
         """A context with the autocast that ``forward`` runs this node under."""
         state = self.autocasts.get(node)
         return nullcontext() if state is None else state.context()
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The shapes of all tensors that the network returns."""
+        return shapes_of(self.values[next(reversed(self.graph.nodes))])
 
     def used(self) -> set[fx.Node]:
         """The nodes that the output of the network depends on, or that write to a tensor in use."""
