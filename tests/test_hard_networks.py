@@ -455,7 +455,7 @@ class Unlike(nn.Module):
 def test_networks_that_do_something_else_while_they_are_traced_are_refused():
     for change in (lambda b, x: b(x), lambda b, x: (x, b(x))):
         net = nn.Sequential(Unlike(change), DiffStride(2.0))
-        with pytest.raises(ValueError, match="returns shapes .* something else while torch.fx"):
+        with pytest.raises(ValueError, match=r"returns shapes .* something else while torch"):
             MultiplyAdds(net[0], X)
     net = nn.Sequential(Unlike(lambda b, x: x + b(x).mean()), DiffStride(2.0))
     with pytest.raises(ValueError, match=r"'0\.b' costs 18,432 .* but 0 where it is traced"):

@@ -23,9 +23,14 @@ from diffstride.conversion.strided_modules import (
 from diffstride.cost.consistency import FACTORS, failed_at, scaled_strides
 from diffstride.cost.multiply_adds import MultiplyAdds
 from diffstride.graph.example_inputs import Model, check_unwrapped, deep_copy
-from diffstride.graph.fake_run import NetworkRunError, run_network
+from diffstride.graph.fake_run import (
+    NetworkRun,
+    NetworkRunError,
+    restoring,
+    run_network,
+)
 from diffstride.graph.leaf_modules import Leaf, as_leaves
-from diffstride.graph.tracer import trace
+from diffstride.graph.tracer import Trace, trace
 from diffstride.pooling.learnable import DiffStride
 from diffstride.spectral.axis_plan import CPU
 from diffstride.strides import stride_layers
@@ -113,13 +118,14 @@ def convert(
     check_limits(lower_limit_stride, upper_limit_stride)
     converted = deep_copy(model)
     leaf_modules = as_leaves(leaf_modules)
-    traced = trace(converted, example, leaf_modules)
-    include = (include,) if isinstance(include, str) else include
-    include = tuple(name for name in include if not isinstance(traced.modules.get(name), Pooled))
-    calls, left_out = find_strided_calls(traced, filter_fn, include, patchify, leaf_modules)
-    keeps = straight_through and edge == "stopband" and (lower_limit_stride or 1.0) <= 1.0
-    place(calls, converted, order, min_channels if keeps else 0)
-    groups = group_calls(traced, calls, left_out, include)
+    with restoring(converted):
+        traced = trace(converted, example, leaf_modules)
+        include = (include,) if isinstance(include, str) else include
+        names = [name for name in include if not isinstance(traced.modules.get(name), Pooled)]
+        calls, left_out = find_strided_calls(traced, filter_fn, names, patchify, leaf_modules)
+        keeps = straight_through and edge == "stopband" and (lower_limit_stride or 1.0) <= 1.0
+        place(calls, converted, order, min_channels if keeps else 0)
+        groups = group_calls(traced, calls, left_out, tuple(names))
     if not (groups or stride_layers(converted)):
         reasons = "".join(f"; {name}: {reason}" for name, reason in left_out.items())
         raise ValueError(f"{type(model).__name__} has no stride to convert{reasons}")
@@ -150,28 +156,32 @@ def convert(
                 taps = call.coarse_taps(group.size, crop_pads)
                 resample_convolution(module, taps)  # pyright: ignore[reportArgumentType]
             attach_pooling(module, pooling, crop_pads, call.placement, group.sharers(call), taps)
-    _check_runs(model, converted, example, traced.shapes if edge == "stopband" else None)
+    with restoring(converted):
+        _check_runs(model, converted, traced, example)
     return converted
 
 
-def _check_runs(model: nn.Module, converted: nn.Module, example: Any, shapes: Any) -> None:
+def _check_runs(model: nn.Module, converted: nn.Module, traced: Trace, example: Any) -> None:
     """Check on shapes alone that the converted network runs, at its and at other strides."""
+
+    def run() -> NetworkRun:
+        return run_network(converted, example, traced.fake_mode)
+
     try:
-        run = run_network(converted, example)
+        shapes = run().shapes
     except NetworkRunError as error:
         with suppress(NetworkRunError):  # if it fails as well, the network reads numbers
             run_network(model, example)
-            raise ValueError(
-                f"converted, the network would fail in {error.name!r}: {error}"
-            ) from error
+            raise ValueError(f"converted, {error.name!r} would fail ({error.why})") from error
         return
-    if shapes is not None and run.shapes != shapes:
-        raise ValueError(f"converted, the network would return {run.shapes} and not {shapes}")
-    layers = stride_layers(converted).values()
+    layers = list(stride_layers(converted).values())
+    keep_sizes = all(getattr(layer, "edge", "") == "stopband" for layer in layers)
+    if keep_sizes and shapes != traced.shapes:
+        raise ValueError(f"converted, the network would return {shapes}, not {traced.shapes}")
     for factor in reversed(FACTORS):
         with scaled_strides(layers, factor):
             try:
-                run_network(converted, example)
+                run()
             except NetworkRunError as error:
                 if factor < 1:
                     raise ValueError(failed_at(factor, error, [])) from error

@@ -36,8 +36,8 @@ def check_same(trace: Trace, run: NetworkRun) -> None:
         name = max((name for name in run.costs if _differs(trace, run, name)), key=len)
         raise ValueError(
             f"{repr(name) if name else 'the model itself'} costs {run.costs[name]:,} "
-            f"multiply-adds for the batch, but {_traced_cost(trace, name):,} where it is traced: it "
-            "does something else while torch.fx traces it; exclude it with leaf_modules"
+            f"multiply-adds for the batch, but {_traced_cost(trace, name):,} where it is traced: "
+            "it does something else while torch.fx traces it; exclude it with leaf_modules"
         )
 
 
@@ -78,8 +78,8 @@ def _numbers(readers: list[str]) -> str:
     if not readers:
         return ""
     return (
-        ". A size is turned into a number by int(), float(), math, range(), by counting parts or an "
-        f"`if` in {' and '.join(readers[:3])}: use the size itself"
+        ". A size is turned into a number by int(), float(), math, range(), by counting parts or "
+        f"an `if` in {' and '.join(readers[:3])}: use the size itself"
     )
 
 

@@ -21,7 +21,7 @@ from diffstride.cost.consistency import (
     scaled_strides,
 )
 from diffstride.cost.pooling_cost import PooledMaps, Sizes, Slopes, kept
-from diffstride.graph.fake_run import NetworkRun, NetworkRunError, run_network
+from diffstride.graph.fake_run import NetworkRun, NetworkRunError, restoring, run_network
 from diffstride.graph.leaf_modules import as_leaves
 from diffstride.graph.map_sizes import MapSizes, SizeExpression, Source, moving_dims, size_at
 from diffstride.graph.minimum_sizes import EmptyMapError, MinimumSizes
@@ -80,8 +80,9 @@ class MultiplyAdds:
         model = uncompiled(model)  # the network inside one that is compiled
         self.layers: dict[str, Any] = stride_layers(model)
         leaf_modules = as_leaves(leaf_modules)
-        found = self._analyse(trace(model, example, leaf_modules))
-        self._verify(found, lambda: run_network(model, example))
+        with restoring(model):
+            found = self._analyse(trace(model, example, leaf_modules))
+            self._verify(found, lambda: run_network(model, example, found.trace.fake_mode))
 
     def _analyse(self, traced: Trace) -> StrideGroups:
         calls = [

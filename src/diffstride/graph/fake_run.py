@@ -47,50 +47,64 @@ def restoring(model: nn.Module) -> Iterator[None]:
 
     A norm updates its statistics, and even on fake tensors a true buffer, such as a count of
     batches. A ``forward`` or a hook may store a value, here a fake tensor or a proxy, as attribute
-    or in a list or dictionary. Other threads that would run a model here wait until this one has
-    ended.
+    or in a list or dictionary. Inside another such context of the same model, its snapshot serves.
+    Other threads that would run a model here wait until this one has ended.
     """
-    with _ONE_THREAD, _restoring(model):
-        yield
+    with _ONE_THREAD:
+        outer = _SNAPSHOTS.get(model)
+        snapshot = _SNAPSHOTS[model] = outer or Snapshot(model)
+        try:
+            yield
+        finally:
+            if outer is None:
+                del _SNAPSHOTS[model]
+            snapshot.restore()
 
 
-@contextmanager
-def _restoring(model: nn.Module) -> Iterator[None]:
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers() if not buffer.is_meta]
-    seen: set[int] = set()
-    held = (each for module in model.modules() for each in (vars(module), *_held_by_hooks(module)))
-    found = (each for value in held for each in _containers(value, seen))
-    contents = [(container, _content(container)) for container in found]
-    try:
-        yield
-    finally:
+class Snapshot:
+    """The buffers of a model, and the content of all containers that it holds."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._buffers = [(each, each.clone()) for each in model.buffers() if not each.is_meta]
+        held = [each for module in model.modules() for each in _held_by(module)]
+        self._contents = [(each, _content(each)) for each in _containers(held)]
+
+    def restore(self) -> None:
         with ExitStack() as stack:  # if one restoration raises, the others still run
-            for buffer, value in buffers:
+            for buffer, value in self._buffers:
                 stack.callback(_restore_buffer, buffer, value)
-            for container, content in contents:
+            for container, content in self._contents:
                 # A container without changes is not written to: it may be read-only.
-                if _identities(_content(container)) != _identities(content):
+                if (container or content) and _changed(container, content):
                     stack.callback(_restore, container, content)
 
 
-def _held_by_hooks(module: nn.Module) -> Iterator[Any]:
-    """What the forward hooks of a module can write to: variables around them, and their object."""
+# Of the models that are being analysed: a snapshot of a large model takes half a second.
+_SNAPSHOTS: dict[nn.Module, Snapshot] = {}
+
+
+def _held_by(module: nn.Module) -> Iterator[Any]:
+    """What a module can write to, and its hooks: variables around them, and their object."""
+    yield vars(module)
     for hook in (hook for hooks in hook_dictionaries(module) for hook in hooks.values()):
         function = getattr(hook, "__func__", hook)
         with suppress(ValueError):  # a variable that has no value yet
-            yield [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+            yield from [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
         yield getattr(getattr(hook, "__self__", hook), "__dict__", None)
 
 
-def _containers(value: Any, seen: set[int]) -> Iterator[Any]:
-    """A container and all containers nested in it, each once."""
-    if not isinstance(value, CONTAINERS) or id(value) in seen:
-        return
-    seen.add(id(value))
-    if not isinstance(value, tuple):
-        yield value
-    for held in value.values() if isinstance(value, dict) else value:
-        yield from _containers(held, seen)
+def _containers(held: list[Any]) -> list[Any]:
+    """The containers among these values and nested in them, each once."""
+    seen: set[int] = set()
+    found, pending = [], list(held)
+    while pending:
+        value = pending.pop()
+        if isinstance(value, CONTAINERS) and id(value) not in seen:
+            seen.add(id(value))
+            if not isinstance(value, tuple):
+                found.append(value)
+            pending += value.values() if isinstance(value, dict) else value
+    return found
 
 
 def _content(container: Any) -> list[Any]:
@@ -101,6 +115,10 @@ def _restore(container: Any, content: list[Any]) -> None:
     container.clear()
     add = container.extend if isinstance(container, list | deque) else container.update
     add(content)
+
+
+def _changed(container: Any, content: list[Any]) -> bool:
+    return _identities(_content(container)) != _identities(content)
 
 
 def _identities(content: list[Any]) -> list[Any]:
@@ -213,13 +231,17 @@ def shapes_of(output: Any) -> list[tuple[int, ...]]:
     return [tuple(leaf.shape) for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
-def run_network(model: nn.Module, example: Any) -> NetworkRun:
+def run_network(
+    model: nn.Module, example: Any, fake_mode: FakeTensorMode | None = None
+) -> NetworkRun:
     """Run a network itself, not a trace of it, on shapes alone; with hooks, and in its mode.
+
+    ``fake_mode`` is that of a trace, which knows the weights of the network already.
 
     Raises:
         NetworkRunError: if it fails, since it reads numbers for instance.
     """
-    fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+    fake_mode = fake_mode or FakeTensorMode(allow_non_fake_inputs=True)
     with restoring(model), shapes_only(fake_mode) as counter:
         inputs = tree_map_only(Tensor, partial(empty_like_weights, model=model), as_inputs(example))
         for module in model.modules():

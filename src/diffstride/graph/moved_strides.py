@@ -78,21 +78,27 @@ def _doubtful_nodes(groups: StrideGroups) -> set[fx.Node]:
     """Slices of maps, operators of other libraries, and what follows from them."""
     doubtful: set[fx.Node] = set()
     for node in groups.values:
-        sliced = node.target is operator.getitem and isinstance(groups.values[node], Tensor)
-        foreign = node in groups.trace.foreign
-        if (
-            foreign
-            or (sliced and _cuts(node.args[1]))
-            or doubtful.intersection(node.all_input_nodes)
-        ):
+        first = node in groups.trace.foreign or _cuts(groups, node)
+        if first or doubtful.intersection(node.all_input_nodes):
             doubtful.add(node)
     return doubtful
 
 
-def _cuts(index: Any) -> bool:
-    parts = index if isinstance(index, tuple) else (index,)
-    ends = [end for part in parts if isinstance(part, slice) for end in (part.start, part.stop)]
-    return any(end is not None for end in ends)
+def _cuts(groups: StrideGroups, node: fx.Node) -> bool:
+    """Whether a node is a slice that begins or ends within an axis that strides change."""
+    if node.target is not operator.getitem or not isinstance(groups.values[node], Tensor):
+        return False
+    dims, index = groups.dims(source_of(node)), node.args[1]
+    parts: list[Any] = list(index) if isinstance(index, tuple) else [index]
+    if ... in parts:
+        at = parts.index(...)
+        parts[at : at + 1] = [slice(None)] * (len(dims) - len(parts) + 1)
+    return any(
+        isinstance(part, slice)
+        and any(end is not None for end in (part.start, part.stop))
+        and (dim.growth or part.start in groups.values or part.stop in groups.values)
+        for part, dim in zip(parts, dims, strict=False)
+    )
 
 
 def _run(groups: StrideGroups, factors: Mapping[fx.Node, float]) -> Run:
