@@ -111,6 +111,6 @@ def read_strides(strides: Tensor) -> tuple[float, ...]:
         return tuple((strides if strides.dim() else strides.expand(2)).tolist())
     except RuntimeError as error:
         raise RuntimeError(
-            "the output length depends on the strides, but these have no values to read (a vmap "
+            "the strides have no values to read, and the output length depends on them (a vmap "
             "over them, or fake tensors): loop over the strides, or pass values="
         ) from error
