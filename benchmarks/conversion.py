@@ -3,8 +3,8 @@
 A network with integer strides is trained by the recipe of ``cifar10_small.gin``, converted, and
 trained for one more epoch. `CostBudget` holds its MACs at the cost after conversion, or at the cost
 before. Then it is frozen, with the learned strides and with the nearest integers. This is done with
-the window in the output and with the straight-through estimator, beside one more epoch without
-conversion. Accuracies are those of the whole test set in float32, MACs those of one image.
+pooling before convolutions and after them, beside one more epoch without conversion. Accuracies are
+those of the whole test set in float32, MACs those of one image.
 """
 
 import argparse
@@ -59,11 +59,14 @@ AFTER = {
     "tuned frozen": "the same, frozen",
     "tuned rounded": "the same, frozen with `round_to=1`",
     "held": "converted, strides scaled to the cost before",
+    "held normed": "its norms re-estimated, without training",
     "held tuned": "one epoch, at the cost before conversion",
     "held frozen": "the same, frozen",
     "held rounded": "the same, frozen with `round_to=1`",
 }
-WINDOWS = {False: "window in the output", True: "straight through"}
+TITLES = {"before": "pooled before", "after": "pooled after"}
+# Max pooling is pooled after in any order.
+ORDERS = {"strided convolutions": ("before", "after"), "max pooling": ("after",)}
 
 
 class Experiment:
@@ -76,7 +79,7 @@ class Experiment:
         self.rows: list[dict[str, Any]] = []
 
     def run(self) -> list[dict[str, Any]]:
-        """All stages: `BEFORE`, then `AFTER` for each of `WINDOWS`."""
+        """All stages: `BEFORE`, then `AFTER` for each of the network's `ORDERS`."""
         torch.manual_seed(self.seed)
         build = partial(gin_registry.resnet18, pooling_cls=NETWORKS[self.name])
         network = build(
@@ -85,29 +88,27 @@ class Experiment:
         self.train(network, "trained")
         before = self.note("trained", network)
         self.note("longer", self.train(copy.deepcopy(network), "longer", **fine_tuning()))
-        for straight_through in WINDOWS:
-            self.note_conversion(network, before, straight_through)
+        for order in ORDERS[self.name]:
+            self.note_conversion(network, before, order)
         return self.rows
 
-    def note_conversion(self, network: nn.Module, before: int, straight_through: bool) -> None:
+    def note_conversion(self, network: nn.Module, before: int, order: str) -> None:
         """The stages of `AFTER` for a copy of a trained network, whose MACs are ``before``."""
-        note = partial(self.note, straight_through=straight_through)
-        fine_tune = partial(self.fine_tune, straight_through=straight_through)
-        converted = convert(network.eval(), self.example, straight_through=straight_through)
+        note, fine_tune = partial(self.note, order=order), partial(self.fine_tune, order=order)
+        converted = convert(network.eval(), self.example, order=order)
         cost = note("converted", converted)
         note("normed", self.re_estimated(copy.deepcopy(converted)))
         fine_tune(copy.deepcopy(converted), cost, "tuned", "tuned")
         CostBudget(converted, self.example, before)
         note("held", converted)
+        note("held normed", self.re_estimated(copy.deepcopy(converted)))
         fine_tune(converted, before, "held tuned", "held")
 
-    def fine_tune(
-        self, network: nn.Module, cost: int, stage: str, name: str, straight_through: bool
-    ) -> None:
+    def fine_tune(self, network: nn.Module, cost: int, stage: str, name: str, order: str) -> None:
         """Train for one epoch at a given cost, then freeze."""
-        note = partial(self.note, straight_through=straight_through)
+        note = partial(self.note, order=order)
         budget = BudgetCallback(self.example, cost, network="network")
-        folder = f"{name} {WINDOWS[straight_through]}".replace(" ", "_")
+        folder = f"{name}_{order}"
         note(stage, self.train(network, folder, callbacks=[budget], **fine_tuning()))
         note(f"{name} frozen", freeze(network.eval(), self.example))
         note(f"{name} rounded", freeze(network, self.example, round_to=1))
@@ -125,7 +126,7 @@ class Experiment:
         torch.optim.swa_utils.update_bn(images, network)
         return network
 
-    def note(self, stage: str, network: nn.Module, *, straight_through: bool | None = None) -> int:
+    def note(self, stage: str, network: nn.Module, *, order: str | None = None) -> int:
         """Evaluate a network and add a row; returns its MACs."""
         layers: dict[str, Any] = stride_layers(network)
         multiply_adds = MultiplyAdds(network, self.example).value()
@@ -133,7 +134,7 @@ class Experiment:
             {
                 "network": self.name,
                 "stage": stage,
-                "straight_through": straight_through,
+                "order": order,
                 "test_accuracy": accuracy(network, self.data),
                 "multiply_adds": multiply_adds,
                 "strides": {name: list(layer.stride_values()) for name, layer in layers.items()},
@@ -175,7 +176,7 @@ def tables(report: Report) -> str:
 
 
 def table_of(rows: Sequence[dict[str, Any]]) -> str:
-    """A row for each stage, with three columns for each of `WINDOWS` after conversion."""
+    """A row for each stage, with three columns for each of `ORDERS`."""
     trained = only(rows, stage="trained")["test_accuracy"]
 
     def cells(**facts: Any) -> list[str]:
@@ -183,14 +184,16 @@ def table_of(rows: Sequence[dict[str, Any]]) -> str:
         change = f"{row['test_accuracy'] - trained:+.2f}".replace("-", "−")
         return [f"{row['test_accuracy']:.2f} %", change, f"{row['multiply_adds'] / 1e6:.1f} M"]
 
-    lines = [[title, *cells(stage=stage), "", "", ""] for stage, title in BEFORE.items()]
+    orders = ORDERS[rows[0]["network"]]
+    empty = [""] * 3 * (len(orders) - 1)
+    lines = [[title, *cells(stage=stage), *empty] for stage, title in BEFORE.items()]
     for stage, title in AFTER.items():
         lines.append([title])
-        for straight_through in WINDOWS:
-            lines[-1] += cells(stage=stage, straight_through=straight_through)
+        for order in orders:
+            lines[-1] += cells(stage=stage, order=order)
     header = ["network"]
-    for title in WINDOWS.values():
-        header += [title, "change", "multiply-adds"]
+    for order in orders:
+        header += [TITLES[order], "change", "multiply-adds"]
     return table(header, lines).replace("| ---:", "| ---", 1)
 
 

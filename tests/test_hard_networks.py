@@ -376,7 +376,7 @@ def test_feature_extractors_keep_their_mode():
 
 def test_a_map_cut_to_a_size_costs_what_is_left_of_it():
     net = two(lambda m, x: m.b(m.a(x)[:, :, :12, 2:14]))
-    converted = convert(net, X)
+    converted = convert(net, X, order="after")
     cost = MultiplyAdds(converted, X)
     for stride in (1.2, 2.0, 2.4, 3.5):
         converted.a.pooling.strides.data.copy_(torch.tensor([stride, 2.0]))
@@ -485,7 +485,7 @@ def of_at_least(size):
 @pytest.mark.parametrize(("forward", "factor"), [(of_at_most(17), 0.77), (of_at_least(14), 1.3)])
 def test_networks_that_fail_at_other_strides_are_refused(forward, factor):
     with pytest.raises(ValueError, match=rf"at {factor:.2f} times the strides .* fails .maps"):
-        convert(two(forward), X)
+        convert(two(forward), X, order="after")
 
 
 def test_networks_without_padding_may_fail_at_larger_strides():

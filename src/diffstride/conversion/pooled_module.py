@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from diffstride.conversion.kernel_resampling import CoarseTaps, resampled_kernel
@@ -48,7 +48,7 @@ class Pooled(nn.Module):
         if self.sharers == 1 or not _remembers(x):
             return self.pooling(crop_or_pad(x, self.crop_pads))
         key: tuple[Any, ...] = (self.pooling, self.crop_pads)
-        if isinstance(x, Tensor):  # and not traced
+        if not isinstance(x, fx.Proxy):
             strides = self.pooling.stride_values()  # type: ignore[operator]
             key += (strides, x._version, torch.is_grad_enabled())
         # An attribute of the map until the last module has it, so that it lives no longer.
@@ -80,8 +80,8 @@ class Pooled(nn.Module):
 
 def _remembers(x: Any) -> bool:
     """Whether what is computed of ``x`` may be stored on it: it is plain, and made in this pass."""
-    if torch.compiler.is_compiling() or not isinstance(x, Tensor):
-        return not torch.compiler.is_compiling()  # a traced value may
+    if torch.compiler.is_compiling() or isinstance(x, fx.Proxy):
+        return not torch.compiler.is_compiling()
     made_here = x.grad_fn is not None or not torch.is_grad_enabled()
     return type(x) is Tensor and made_here and not x.is_inference()
 

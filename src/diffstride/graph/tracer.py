@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from threading import RLock
 from typing import Any
 
 import torch
@@ -51,7 +50,6 @@ FACTORIES = (
     *(torch.zeros, torch.ones, torch.empty, torch.full, torch.rand, torch.randn, torch.randint),
     *(torch.eye, torch.arange, torch.linspace, torch.tensor, torch.as_tensor),
 )
-TRACING = RLock()  # torch.fx replaces the methods of torch.nn.Module while it traces
 
 
 class DataError(ValueError):
@@ -176,7 +174,7 @@ def trace(model: nn.Module, example: Any, leaf_modules: Iterable[Leaf] = ()) -> 
     inputs = as_inputs(example)
     check_traceable(model, inputs)
     traced = Trace(model, FakeTensorMode(allow_non_fake_inputs=True), batch_size(inputs))
-    with TRACING, restoring(model), shapes_only(traced.fake_mode) as counter:
+    with restoring(model), shapes_only(traced.fake_mode) as counter:
         fakes = tree_map_only(Tensor, partial(empty_like_weights, model=model), inputs)
         tracer = Tracer(traced, fakes, leaf_modules, counter)
         try:
