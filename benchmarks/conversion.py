@@ -81,8 +81,9 @@ class Experiment:
     def run(self) -> list[dict[str, Any]]:
         """All stages: `BEFORE`, then `AFTER` for each of the network's `ORDERS`."""
         torch.manual_seed(self.seed)
-        build = partial(gin_registry.resnet18, pooling_cls=NETWORKS[self.name])
-        network = build(
+        with gin.unlock_config():
+            gin.bind_parameter("resnet.Resnet.pooling_cls", NETWORKS[self.name])
+        network = gin_registry.resnet18(
             num_output_classes=self.data.num_classes, in_channels=self.data.image_shape[0]
         )
         self.train(network, "trained")

@@ -7,11 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import PUBLISHED, WINDOWED
+from networks import IMAGE, Block
 from torch import nn
 
 from diffstride import DiffStride, FixedSpectralPooling
 from diffstride.conversion.converter import convert
 from diffstride.conversion.freezing import freeze
+from diffstride.cost.multiply_adds import MultiplyAdds
 from diffstride.pooling.frozen import FrozenPooling, nearest_stride
 from diffstride.resnet import resnet18
 from diffstride.spectral.axis_plan import plan_axis
@@ -155,6 +157,14 @@ def test_a_layer_called_on_two_sizes_has_matrices_for_both():
     frozen = freeze(model, x)
     assert frozen[0] is frozen[2]
     assert_same(frozen(x), model(x), 1e-6)
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_a_frozen_network_costs_what_it_cost(order):
+    x = torch.rand(IMAGE)
+    model = convert(Block().eval(), x, order=order)
+    networks.move_strides(model)
+    assert MultiplyAdds(freeze(model, x), x).value() == MultiplyAdds(model, x).value()
 
 
 def test_rounding_gives_the_sizes_of_strided_networks():

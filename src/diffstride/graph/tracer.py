@@ -406,8 +406,9 @@ def _inner_modules(module: nn.Module) -> list[nn.Module]:
 
 
 def _is_network(module: nn.Module) -> bool:
-    """Whether a module has weights or strides, unlike a padding or an activation."""
-    return hasattr(module, "stride") or any(True for _ in module.parameters(recurse=False))
+    """Whether a module pools or has weights or strides, unlike a padding or an activation."""
+    pools = isinstance(module, SizedPooling) or hasattr(module, "stride")
+    return pools or any(True for _ in module.parameters(recurse=False))
 
 
 def _is_of_torch(module: nn.Module) -> bool:
