@@ -15,6 +15,7 @@ import struct
 import sys
 import tempfile
 import time
+import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -89,19 +90,30 @@ def train_grid(folder: Path) -> None:
 def run_in_process(
     work: Callable[[Path], None], folder: Path, stop: tuple[int, float] | None = None
 ) -> int:
-    """Work in a process of its own, which a signal may stop after some seconds; its exit code."""
+    """Work in a process of its own, which a signal may stop after some seconds; its exit code.
+
+    What the process prints goes to a file beside the folder.
+    """
     sys.stdout.flush()
     process = os.fork()
     if not process:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 1)
-        os.dup2(null, 2)
-        os._exit(_exit_code(work, folder))
+        try:  # an interrupt at any moment must not get out into what the parent does
+            printed = os.open(printed_by(folder), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(printed, 1)
+            os.dup2(printed, 2)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            os._exit(_exit_code(work, folder))
+        finally:
+            os._exit(128 + signal.SIGINT)
     if stop is not None:
         time.sleep(stop[1])
         os.kill(process, stop[0])
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def printed_by(folder: Path) -> Path:
+    """The file with what the last process that worked in a folder has printed."""
+    return folder.with_suffix(".txt")
 
 
 def _exit_code(work: Callable[[Path], None], folder: Path) -> int:
@@ -112,8 +124,10 @@ def _exit_code(work: Callable[[Path], None], folder: Path) -> int:
     except SystemExit as error:
         return int(error.code or 0)
     except OSError as error:
+        traceback.print_exc()
         return FULL if str(folder) in str(error) else OTHER
     except Exception:
+        traceback.print_exc()
         return OTHER
     return 0
 
@@ -132,6 +146,7 @@ def soak_killed(
     counts = Counter({"finished": 0, "different": 0, "lost": 0, "wrong_exit_codes": 0})
     with tempfile.TemporaryDirectory() as top:
         whole = Path(top, "whole")
+        run_in_process(work, Path(top, "first"))  # slower, as it fills the caches
         began = time.perf_counter()
         if run_in_process(work, whole):
             raise RuntimeError("the unbroken run has failed")
@@ -140,13 +155,15 @@ def soak_killed(
             folder, code = Path(top, f"broken{number}"), 1
             for _ in range(ATTEMPTS):
                 number_of_signal = draw.choice(SIGNALS)
-                stop = (number_of_signal, draw.uniform(0.2, 1.0) * duration)
+                stop = (number_of_signal, draw.uniform(0.05, 0.9) * duration)
                 code = run_in_process(work, folder, stop)
                 if code == 0:
                     break
                 counts[signal.Signals(number_of_signal).name] += 1
-                known = (-number_of_signal, 128 + number_of_signal)
-                counts["wrong_exit_codes"] += code not in known
+                if code not in (-number_of_signal, 128 + number_of_signal):
+                    counts["wrong_exit_codes"] += 1
+                    print(f"exit code {code} after {number_of_signal}:", file=sys.stderr)
+                    print(printed_by(folder).read_text(), file=sys.stderr, flush=True)
             counts["finished" if code == 0 else "lost"] += 1
             counts["different"] += code == 0 and not compare(folder, whole)
     return dict(counts)

@@ -1,5 +1,6 @@
 """The soak: that it runs and finds faults, and its file and page."""
 
+import json
 import signal
 import time
 from pathlib import Path
@@ -8,6 +9,9 @@ import pytest
 import torch
 
 from benchmarks import soak
+from benchmarks.common import RESULTS, with_table
+
+PARTS = ("trainings", "grids", "full_disk", "flips", "images")
 
 
 def check_figures(report: dict) -> None:
@@ -67,3 +71,12 @@ def test_changed_images_are_decoded_or_refused() -> None:
 @pytest.mark.slow
 def test_a_short_soak_finds_no_fault(tmp_path: Path) -> None:
     check_figures(soak.main(["--quick", "--seed", "1", "--out", str(tmp_path / "soak.json")]))
+
+
+def test_the_committed_figures_show_no_fault_and_are_those_of_the_page() -> None:
+    report = json.loads((RESULTS / "soak.json").read_text())
+    assert set(PARTS) < set(report)
+    assert not report["contract"]["quick"]
+    check_figures(report)
+    page = soak.PAGE.read_text()
+    assert with_table(page, "soak", soak.tables(report)) == page
