@@ -33,6 +33,7 @@ bench: .venv/installed  ## on a quiet machine
 	$(BIN)/python -m benchmarks.network
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.frozen
+	$(BIN)/python -m benchmarks.conversion_time
 	$(BIN)/python -m benchmarks.budget
 	$(BIN)/python -m benchmarks.processes
 	$(BIN)/python -m benchmarks.render

@@ -25,15 +25,12 @@ from benchmarks.common import (
     parser_of,
     start,
     strides_of,
-    write_table,
 )
-from benchmarks.machine import ROOT
 from benchmarks.small_networks import NETWORKS as SMALL
 from benchmarks.tables import table
 from benchmarks.timing import measure
 from diffstride import CostBudget, MultiplyAdds, convert
 
-PAGE = ROOT / "docs" / "benchmarks.md"
 STAGES = ("strided", "converted", "held")
 DTYPES = ("float32", "bf16")
 CLASSES = 100
@@ -137,10 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> Report:
         if not options.networks or setting.network in options.networks:
             report["rows"] += rows_of(setting, options)
             print(tables(report), flush=True)
-    report = finish(options, report, tables)
-    if options.out is not None and not options.networks and not options.quick:
-        write_table(PAGE, "conversion time", tables(report))
-    return report
+    return finish(options, report, tables)
 
 
 if __name__ == "__main__":

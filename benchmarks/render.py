@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import budget, frozen, layer, network, processes, scaling
+from benchmarks import budget, conversion_time, frozen, layer, network, processes, scaling
 from benchmarks.common import RESULTS, Report, write_text
 from benchmarks.gpu import page as gpu_page
 from benchmarks.machine import ROOT
@@ -17,6 +17,7 @@ TITLES = {
     "network": "A network",
     "scaling": "How the cost grows",
     "frozen": "Frozen networks",
+    "conversion_time": "Converted networks",
     "budget": "Budgets",
     "processes": "Several processes",
 }
@@ -25,9 +26,11 @@ TABLES: dict[str, Callable[[Report], str]] = {
     "network": network.tables,
     "scaling": scaling.tables,
     "frozen": frozen.tables,
+    "conversion_time": conversion_time.tables,
     "budget": budget.tables,
     "processes": processes.tables,
 }
+OTHER_PAGES = ("soak",)  # benchmarks whose file is shown elsewhere
 HEAD = """\
 # Benchmarks
 
@@ -95,8 +98,14 @@ have the sizes of the `strided` network.
 - onnxruntime runs on as many threads as torch, from the file that
   `torch.onnx.export(dynamo=True)` writes for any batch.
 
-In torchvision's ResNet-18 every strided 3 x 3 convolution runs at stride 1 before it is pooled. The
-small ResNet-18 pools before its convolutions.""",
+The file was measured when `convert` pooled after every strided 3 x 3 convolution of torchvision's
+ResNet-18, which ran at stride 1. The small ResNet-18 pools before its convolutions.""",
+    "conversion_time": """\
+This section times a training step (forward, backward, optimiser) of networks that stride, as they
+are and after `convert`. Held to the cost before, the strides cost at most the MACs of the strided
+network, and `CostBudget.project_` is part of the step. MACs and times are ratios to the strided
+network. Times are those of float32 and of bf16 under autocast, channels-last. "images" is their
+height and width.""",
     "budget": """\
 This section times `CostBudget.project_`, the call after each training step that holds a converted
 network of torchvision to its budget. The strides move by SGD with momentum 0.9 on noisy gradients
@@ -136,7 +145,8 @@ FACTS = {
 
 def read_reports(folder: Path) -> dict[str, Report]:
     """The reports in a folder by file name, those of one benchmark together."""
-    reports = {path.name: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    found = {path.name: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    reports = {k: report for k, report in found.items() if report["benchmark"] not in OTHER_PAGES}
     rank = list(TABLES).index
     for name, report in reports.items():
         if report["benchmark"] not in TABLES:

@@ -13,6 +13,7 @@ import diffstride
 from benchmarks import (
     budget,
     common,
+    conversion_time,
     frozen,
     layer,
     machine,
@@ -20,6 +21,7 @@ from benchmarks import (
     network,
     render,
     scaling,
+    scratch,
     steps,
 )
 from benchmarks import timing as clock
@@ -349,3 +351,30 @@ def test_file_of_an_unknown_benchmark_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text('{"benchmark": "speed"}')
     with pytest.raises(ValueError, match=r"x\.json is of benchmark 'speed'"):
         render.read_reports(tmp_path)
+
+
+def test_training_steps_of_converted_networks_are_timed(tmp_path: Path) -> None:
+    pytest.importorskip("torchvision")
+    out = tmp_path / "time.json"
+    report = conversion_time.main(["--quick", "--out", str(out)])
+    assert json.loads(out.read_text()) == report
+    assert [row["dtype"] for row in report["rows"]] == list(conversion_time.DTYPES)
+    for row in report["rows"]:
+        costs = row["multiply_adds"]
+        assert costs["strided"] == 1 < costs["converted"]
+        assert costs["held"] <= 1
+        assert row["converted"] > 0 < row["held"]
+
+
+@pytest.mark.filterwarnings("ignore:.*in eval mode")
+def test_networks_are_trained_from_scratch_and_finished_runs_are_skipped(tmp_path: Path) -> None:
+    pytest.importorskip("torchvision")
+    pytest.importorskip("lightning")
+    arguments = ["--quick", "--networks", "torchvision resnet18", "--seeds", "0"]
+    arguments += ["--methods", "strided", "learned"]
+    arguments += ["--workdir", str(tmp_path / "runs"), "--out", str(tmp_path / "rows.jsonl")]
+    rows = scratch.main(arguments)
+    assert [row["method"] for row in rows] == ["strided", "learned"]
+    assert rows[0]["strides"] == {}
+    assert rows[1]["multiply_adds"] <= rows[0]["multiply_adds"] == rows[1]["multiply_adds_before"]
+    assert scratch.main(arguments) == rows

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from matplotlib.image import imread
 
-from benchmarks import conversion, walkthrough
+from benchmarks import conversion, scratch, walkthrough
 from benchmarks.common import with_table
 
 ROOT = Path(__file__).parents[1]
@@ -77,6 +77,15 @@ def test_conversion_is_measured_stage_by_stage(tmp_path):
         assert rows["tuned rounded"]["strides"] == {}
     # Trainings that are there are not repeated, and lead to the same.
     assert conversion.main([*arguments, "--out", str(out)])["rows"] == report["rows"]
+
+
+def test_table_of_trainings_from_scratch_matches_its_results():
+    rows = scratch.read_rows(scratch.RESULT)
+    for dataset in {row["dataset"] for row in rows}:
+        text = scratch.summary_table([row for row in rows if row["dataset"] == dataset])
+        assert table_is(scratch.PAGE.read_text(), f"scratch {dataset}", text)
+    for row in rows:  # at equal cost
+        assert row["multiply_adds"] <= 1.005 * row["multiply_adds_before"]
 
 
 def test_walkthrough_page_matches_its_results():
