@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffstride.conversion.converter import convert
+from diffstride.conversion.pooled_module import Pooled
+from diffstride.conversion.strided_modules import stride_of
 from diffstride.cost.multiply_adds import MultiplyAdds
 from diffstride.strides import stride_layers
 
@@ -219,11 +221,14 @@ def counted(model: nn.Module, x: Tensor) -> float:
 
 
 def move_strides(model: nn.Module, seed: int = 0, low: float = 1.0, high: float = 2.4) -> None:
-    """Set all strides to random numbers."""
+    """Set all strides to random numbers, smaller ones where a module still strides by 2."""
     numbers = random.Random(seed)
+    modules = [module for module in model.modules() if isinstance(module, Pooled)]
+    on_top = {module.pooling for module in modules if max(stride_of(module)) > 1}
     for layer in stride_layers(model).values():
+        most = max(low, high / 2) if layer in on_top else high
         with torch.no_grad():
-            layer.strides.copy_(torch.tensor([numbers.uniform(low, high) for _ in layer.strides]))
+            layer.strides.copy_(torch.tensor([numbers.uniform(low, most) for _ in layer.strides]))
         layer.project_()
 
 
