@@ -122,10 +122,9 @@ The same training on one, two and four processes of one host, connected by gloo 
 takes its share of one batch. Batch norm is in evaluation mode. `project` clamps the strides after a
 step, `budget` holds the cost. Differences are the largest over all steps, layers and axes. Bytes
 are what a process gives to gloo in a step. Host reads are counted by the rule for accelerators,
-where each of them waits for the device. A layer that is called once reads its strides once a step,
-and a layer that is called twice reads them twice. At the commit of this file a budget added four
-reads for each layer. Since then it reads all strides at once, and its layers none. There are no
-times, as the processes share the cores of the host.""",
+where each of them waits for the device. Without a budget each layer reads its own strides once a
+step; a budget reads those of all layers at once. There are no times, as the processes share the
+cores of the host.""",
 }
 FACTS = {
     "command": "command",
