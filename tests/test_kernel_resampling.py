@@ -192,6 +192,16 @@ def test_a_checkpoint_from_before_conversion_is_resampled_and_one_from_after_is_
     torch.testing.assert_close(third(x), converted(x))
 
 
+def test_the_state_of_a_frozen_network_is_not_resampled_again():
+    x = torch.rand(2, 8, 16, 16)
+    converted = convert(nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1)), x).eval()
+    converted[0].pooling.strides.data.fill_(1.0)  # a frozen layer without a matrix
+    one, two = freeze(converted, x), freeze(converted, x)
+    two[0].weight.data.zero_()
+    two.load_state_dict(one.state_dict())
+    torch.testing.assert_close(two(x), converted(x))
+
+
 class Residual(nn.Module):
     """A block whose two convolutions stride over the same map."""
 
