@@ -8,7 +8,7 @@ but the old stride stays.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
@@ -26,7 +26,7 @@ def check_order(order: str) -> None:
         raise ValueError(f"order must be one of {', '.join(map(repr, ORDERS))}, but got {order!r}")
 
 
-def place(calls: Iterable[StridedCall], model: nn.Module, order: str, min_channels: int) -> None:
+def place(calls: Sequence[StridedCall], model: nn.Module, order: str, min_channels: int) -> None:
     """Set the placement of each call.
 
     Args:
@@ -35,7 +35,6 @@ def place(calls: Iterable[StridedCall], model: nn.Module, order: str, min_channe
         order: as for `diffstride.convert`.
         min_channels: likewise.
     """
-    calls = list(calls)
     holders = Counter(id(w) for module in model.modules() for w in module._parameters.values())
     uses = Counter(call.module for call in calls)
     for call in calls:

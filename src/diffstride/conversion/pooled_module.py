@@ -80,8 +80,10 @@ class Pooled(nn.Module):
 
 def _remembers(x: Any) -> bool:
     """Whether what is computed of ``x`` may be stored on it: it is plain, and made in this pass."""
-    if torch.compiler.is_compiling() or isinstance(x, fx.Proxy):
-        return not torch.compiler.is_compiling()
+    if torch.compiler.is_compiling():
+        return False
+    if isinstance(x, fx.Proxy):
+        return True
     made_here = x.grad_fn is not None or not torch.is_grad_enabled()
     return type(x) is Tensor and made_here and not x.is_inference()
 

@@ -111,10 +111,11 @@ class CostBudget:
         self._space = StrideSpace(self.cost, self._layers)
         self._size_search = SizeSearch(self._space)
         # Logarithms of the strides that the layers have, and of those before map sizes are rounded.
-        self._in_use = self._target = _logs(self._by_layer(self._read()))
+        strides = self._read()
+        self._in_use = self._target = _logs(self._by_layer(strides))
         self._check_reachable()
         self._compared = False  # not yet: the other processes may build none, or build it later
-        self._meet_budget(self._read())
+        self._meet_budget(strides)
 
     def project_(self) -> None:
         """Project the last step onto constant cost and scale the strides to the budget, in place.
