@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
-from diffstride import convert, freeze, spectral_pool, stride_layers
+from diffstride import MultiplyAdds, convert, freeze, spectral_pool, stride_layers
 from diffstride.conversion.kernel_resampling import coarse_taps, resampling_matrix
 
 
@@ -260,3 +262,61 @@ def test_a_map_that_changes_between_two_modules_is_pooled_again():
             torch.testing.assert_close(shared(x), apart(x))
         with torch.inference_mode():
             torch.testing.assert_close(shared(x), apart(x))
+
+
+def test_a_module_that_is_called_again_pools_again():
+    x = torch.rand(2, 3, 16, 16)
+    network = convert(Residual(), x)
+    stem = network.stem(x).detach().requires_grad_() + 1
+    for _ in range(2):
+        network.body(stem).square().sum().backward()  # the graph of the first pass is gone
+    given = [torch.full((2,), 2.0, requires_grad=True) for _ in range(2)]
+    for strides in given:
+        y = torch.func.functional_call(network.body, {"pooling.strides": strides}, (stem,))
+    y.square().sum().backward()
+    assert given[0].grad is None
+    assert given[1].grad is not None
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_a_module_in_a_checkpoint_pools_for_itself(both):
+    class Checkpointed(Residual):
+        def forward(self, x):
+            x = self.stem(x)
+            y = checkpoint(self.body, x, use_reentrant=False) if both else self.body(x)
+            return y + checkpoint(self.shortcut, x, use_reentrant=False)
+
+    x = torch.rand(2, 3, 16, 16)
+    plain = convert(Residual(), x)
+    network = copy.deepcopy(plain)
+    network.__class__ = Checkpointed
+    for each in (plain, network):
+        each(x).square().sum().backward()
+    for one, two in zip(plain.parameters(), network.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, two.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("between", [nn.ReLU(inplace=True), lambda x: x.mul_(2), torch.relu_])
+def test_a_map_that_is_written_to_is_pooled_for_each_module(between):
+    x = torch.rand(1, 3, 32, 32)
+    network = convert(Residual(between), x).eval()
+    assert network.body.sharers == 1
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(x)
+    assert MultiplyAdds(network, x).value() == counter.get_total_flops() // 2
+
+
+@pytest.mark.parametrize("kernel", [3, 4, (5, 3)])
+def test_an_included_convolution_of_same_padding_keeps_its_function(kernel):
+    x = torch.rand(2, 8, 20, 20)
+    network = nn.Sequential(nn.Conv2d(8, 8, kernel, padding="same"), nn.ReLU())
+    converted = convert(network, x, include=["0"])
+    assert converted[0].pool_first
+    torch.testing.assert_close(converted(x), network(x), rtol=1e-4, atol=1e-4)
+
+
+def test_dilations_that_do_not_fit_the_coarse_grid_are_pooled_after():
+    x = torch.rand(1, 8, 32, 32)
+    for dilation, placement in ((1, "before"), (2, "before"), (3, "after"), (4, "before")):
+        conv = nn.Conv2d(8, 8, 3, stride=2, padding=dilation, dilation=dilation)
+        assert convert(nn.Sequential(conv), x).conversion.placements == {"0": placement}

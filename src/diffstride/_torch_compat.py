@@ -98,6 +98,12 @@ def uncompiled(model: nn.Module) -> nn.Module:
     return getattr(model, "_orig_mod", model)
 
 
+def saves_by_hooks() -> bool:
+    """Whether autograd saves tensors by hooks, as a checkpoint of activations does."""
+    autograd = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue]
+    return getattr(autograd, "_top_saved_tensors_default_hooks", lambda _: None)(False) is not None
+
+
 def set_conv_padding(conv: Conv, sizes: list[int]) -> None:
     """Set how a convolution whose mode is not "zeros" pads, in `torch.nn.functional.pad`'s form."""
     conv._reversed_padding_repeated_twice = sizes

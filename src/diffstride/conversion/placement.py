@@ -47,7 +47,7 @@ def place(calls: Sequence[StridedCall], model: nn.Module, order: str, min_channe
             call.placement = "after"
         elif order == "before":
             call.placement = "before"
-        elif call.patchifies:
+        elif call.patchifies or not call.fits_coarse_grid:
             call.placement = "after"
         else:
             few = getattr(conv, "in_channels", 0) < min_channels and uses[conv] == 1

@@ -25,14 +25,18 @@ class PooledGroup:
     crop_pads: dict[nn.Module, tuple[CropPad, ...]]
     pooling: nn.Module | None
     size: tuple[int, ...]
+    trace: Trace
 
     def sharers(self, call: StridedCall) -> int:
         """For how many modules the layer pools the map that this call pools."""
+        source = call.node.args[0]
+        if any(map(self.trace.changes_input, source.users)):  # type: ignore[union-attr]
+            return 1
         same = {
             other.module
             for other in self.calls
             if other.placement == call.placement == "before"
-            and other.node.args[0] is call.node.args[0]
+            and other.node.args[0] is source
             and self.crop_pads[other.module] == self.crop_pads[call.module]
         }
         return max(1, len(same))
@@ -93,7 +97,7 @@ def _pooled_group(
     crop_pads = {call.module: call.crop_pad_to(size) for call in calls}
     if any(call.crop_pad_to(size) != crop_pads[call.module] for call in calls):
         raise StrideConflictError(SEVERAL, nodes)
-    return PooledGroup(calls, crop_pads, trace.module(pooled[0]) if pooled else None, size)
+    return PooledGroup(calls, crop_pads, trace.module(pooled[0]) if pooled else None, size, trace)
 
 
 def _settled(call: StridedCall, alone: bool) -> StridedCall:
@@ -111,4 +115,9 @@ def _join(one: PooledGroup, two: PooledGroup) -> PooledGroup:
     )
     if not same or (one.pooling and two.pooling):
         raise StrideConflictError(SEVERAL, [call.node for call in calls])
-    return PooledGroup(calls, one.crop_pads | two.crop_pads, one.pooling or two.pooling, one.size)
+    return replace(
+        one,
+        calls=calls,
+        crop_pads=one.crop_pads | two.crop_pads,
+        pooling=one.pooling or two.pooling,
+    )

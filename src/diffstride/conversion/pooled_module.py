@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from diffstride._torch_compat import saves_by_hooks
 from diffstride.conversion.kernel_resampling import CoarseTaps, resampled_kernel
 from diffstride.spectral.memory_format import full_precision
 
@@ -47,16 +48,17 @@ class Pooled(nn.Module):
         """The pooled input, computed once for the modules that pool the same map."""
         if self.sharers == 1 or not _remembers(x):
             return self.pooling(crop_or_pad(x, self.crop_pads))
-        key: tuple[Any, ...] = (self.pooling, self.crop_pads)
+        key: tuple[Any, ...] = (id(self.pooling), self.crop_pads)
         if not isinstance(x, fx.Proxy):
             strides = self.pooling.stride_values()  # type: ignore[operator]
             key += (strides, x._version, torch.is_grad_enabled())
         # An attribute of the map until the last module has it, so that it lives no longer.
-        known, pooled, left = vars(x).pop("_pooled", (None, x, 0))
-        if known != key:
-            pooled, left = self.pooling(crop_or_pad(x, self.crop_pads)), self.sharers
-        if left > 1:
-            vars(x)["_pooled"] = key, pooled, left - 1
+        known, pooled, users = vars(x).pop("_pooled", (None, x, ()))
+        if known != key or id(self) in users:  # a module that comes again is in another pass
+            pooled, users = self.pooling(crop_or_pad(x, self.crop_pads)), ()
+        users = (*users, id(self))
+        if len(users) < self.sharers:
+            vars(x)["_pooled"] = key, pooled, users
         return pooled
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
@@ -80,8 +82,8 @@ class Pooled(nn.Module):
 
 def _remembers(x: Any) -> bool:
     """Whether what is computed of ``x`` may be stored on it: it is plain, and made in this pass."""
-    if torch.compiler.is_compiling():
-        return False
+    if torch.compiler.is_compiling() or saves_by_hooks():
+        return False  # a checkpoint of one module would not find the pooled map again
     if isinstance(x, fx.Proxy):
         return True
     made_here = x.grad_fn is not None or not torch.is_grad_enabled()

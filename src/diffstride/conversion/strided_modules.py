@@ -68,6 +68,12 @@ class StridedCall:
         """Whether the patches of a convolution do not overlap along some axis."""
         return patchifies(per_axis(self.module, "kernel_size", len(self.strides)), self.strides)
 
+    @property
+    def fits_coarse_grid(self) -> bool:
+        """Whether taps as far apart as those of a convolution exist on the coarse grid."""
+        dilations = per_axis(self.module, "dilation", len(self.strides))
+        return all(d == 1 or d % s == 0 for d, s in zip(dilations, self.strides, strict=True))
+
     def crop_pad_to(self, size: Sequence[int]) -> tuple[CropPad, ...]:
         """How to crop or pad the map that is pooled to this size."""
         crops, sizes = self.crop, self.full_size
@@ -105,7 +111,12 @@ class StridedCall:
 
 
 def _padding_before(conv: Any) -> Sequence[int]:
-    return (0,) * len(conv.kernel_size) if isinstance(conv.padding, str) else conv.padding
+    """How many samples a convolution pads before each axis."""
+    if not isinstance(conv.padding, str):
+        return conv.padding
+    same = int(conv.padding == "same")
+    each = zip(conv.dilation, conv.kernel_size, strict=True)
+    return tuple(same * (dilation * (size - 1) // 2) for dilation, size in each)
 
 
 def common_size(calls: Sequence[StridedCall], axis: int) -> int:

@@ -43,6 +43,7 @@ from diffstride.graph.leaf_modules import Leaf, as_leaves, is_among, recorded_le
 from diffstride.graph.value_proxies import as_proxy
 from diffstride.pooling.base import SizedPooling
 
+IN_PLACE = ("iadd", "isub", "imul", "itruediv", "setitem")  # operators
 PACKAGE = os.path.dirname(os.path.dirname(__file__))
 
 # They take sizes one by one, or in a list, where torch does not look for proxies.
@@ -134,6 +135,12 @@ class Trace:
     def module(self, node: fx.Node) -> nn.Module | None:
         """The module that a node calls; None if it calls a function."""
         return self.modules[str(node.target)] if node.op == "call_module" else None
+
+    def changes_input(self, node: fx.Node) -> bool:
+        """Whether a node writes to its first argument."""
+        in_place = node.kwargs.get("inplace") or getattr(self.module(node), "inplace", False)
+        name = getattr(node.target, "__name__", "")  # of a function
+        return bool(in_place) or _writes(node) or name.endswith("_") or name in IN_PLACE
 
     def module_name(self, node: fx.Node) -> str:
         """The name of the module that a node calls, or of the one that calls the function."""
