@@ -5,6 +5,7 @@ from diffstride.conversion import convert, freeze, report
 from diffstride.cost import CostBudget, MultiplyAdds
 from diffstride.functional import diff_stride, spectral_pool
 from diffstride.pooling import (
+    AdaptiveSpectralPooling,
     BlurPooling,
     DiffStride,
     FixedSpectralPooling,
@@ -22,6 +23,7 @@ from diffstride.strides import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdaptiveSpectralPooling",
     "BlurPooling",
     "CostBudget",
     "DiffStride",

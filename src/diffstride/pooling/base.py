@@ -26,6 +26,8 @@ class SizedPooling(nn.Module):
     """
 
     num_axes: int
+    fixes_size = False
+    """Whether the output has the same size whatever comes in."""
 
     @property
     def learns_size(self) -> bool:
@@ -52,6 +54,8 @@ class SizedPooling(nn.Module):
 
     def size_slopes(self, axis: Axis) -> tuple[float, float]:
         """The derivatives of an axis's output length ``N/s``, unrounded, by ``N`` and by ``s``."""
+        if self.fixes_size:
+            return 0.0, 0.0
         return 1 / axis.stride, -axis.size / axis.stride**2
 
     def multiply_adds(self, axes: Sequence[Axis], sizes: Lengths, output_sizes: Lengths) -> float:

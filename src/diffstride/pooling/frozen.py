@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffstride._torch_compat import is_jit_tracing
 from diffstride.pooling.base import Lengths, SizedPooling
-from diffstride.spectral.axis_plan import Axis, plan_axis, whole
+from diffstride.spectral.axis_plan import Axis, plan_axis, plan_resized_axis, whole
 from diffstride.spectral.axis_product import multiply
 from diffstride.spectral.map_product import axis_order, multiply_adds
 from diffstride.spectral.matrix import axis_matrix
@@ -27,6 +27,7 @@ class FrozenPooling(SizedPooling):
         strides: strides, one per axis, each at least 1.
         settings: arguments of `diffstride.spectral.plan_axis` that follow size and stride.
         round_to: if given, strides are rounded as in `diffstride.freeze`.
+        fixed_size: if given, the size of the output for every input, whatever the strides.
 
     Shape:
         ``(B, C, N_1, …, N_n)`` to ``(B, C, M_1, …, M_n)``, for sizes given to `add_size` only.
@@ -43,15 +44,18 @@ class FrozenPooling(SizedPooling):
     FrozenPooling((8, 8) -> (4, 4))
     """
 
+    fixes_size = True
+
     def __init__(
         self,
         strides: Sequence[float],
         settings: tuple[float, str, bool, bool] = (4.0, "stopband", True, True),
         round_to: float | None = None,
+        fixed_size: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
         self.num_axes = len(strides)
-        self.settings, self.round_to = settings, round_to
+        self.settings, self.round_to, self.fixed_size = settings, round_to, fixed_size
         self.frozen_strides = tuple(strides)
         self.sizes: dict[tuple[int, ...], tuple[int, ...]] = {}
         self.orders: dict[tuple[int, ...], list[int]] = {}
@@ -60,12 +64,17 @@ class FrozenPooling(SizedPooling):
         self, sizes: Sequence[int], dtype: torch.dtype = torch.float32, device: Any = None
     ) -> None:
         """Compute the matrices for maps of the spatial size ``sizes``."""
-        axes = [self._axis(*each) for each in zip(sizes, self.frozen_strides, strict=True)]
+        axes = self._axes(sizes)
         self.sizes[tuple(sizes)] = tuple(axis.output_size for axis in axes)
         order = [i for i in axis_order(axes) if not axes[i].is_identity]
         self.orders[tuple(sizes)] = order
         for i, axis in ((i, axes[i]) for i in order):
             self.register_buffer(f"matrix_{i}_{axis.size}", axis_matrix(axis).to(device, dtype))
+
+    def _axes(self, sizes: Sequence[int]) -> list[Axis]:
+        if self.fixed_size is not None:
+            return list(map(plan_resized_axis, sizes, self.fixed_size))
+        return list(map(self._axis, sizes, self.frozen_strides))
 
     def _axis(self, size: int, stride: float) -> Axis:
         axis = plan_axis(size, stride, *self.settings)

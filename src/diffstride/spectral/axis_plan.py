@@ -40,6 +40,11 @@ class Axis(NamedTuple):
         return range(first, min(math.floor(self.cutoff), self.output_size // 2) + 1)
 
     @property
+    def num_bins(self) -> int:
+        """How many bins, from bin 0 on, both the axis and its output have."""
+        return min(self.size, self.output_size) // 2 + 1
+
+    @property
     def is_identity(self) -> bool:
         """Whether all bins of the axis are kept at gain 1, so that nothing is pooled.
 
@@ -143,6 +148,15 @@ def plan_spectral_axis(size: int, stride: float) -> Axis:
     return Axis(size, max(1, whole(size / stride)), stride, math.inf, 1.0, flat=True)
 
 
+def plan_resized_axis(size: int, output_size: int) -> Axis:
+    """The axis that is brought to a given length, which may be larger: all common bins, no window.
+
+    >>> plan_resized_axis(9, 6).stride, plan_resized_axis(4, 6).num_bins
+    (1.5, 3)
+    """
+    return Axis(size, output_size, size / output_size, math.inf, 1.0, flat=True)
+
+
 def whole(length: float) -> int:
     """``ceil(length)``, but a rounding error does not count as a sample.
 
@@ -171,7 +185,7 @@ def output_size(
 
 
 def window(axis: Axis) -> Tensor:
-    """Gains ``m(k) = clip((c - k)/R, 0, 1)`` of the bins ``k = 0 … floor(M/2)``, float64.
+    """Gains ``m(k) = clip((c - k)/R, 0, 1)`` of the bins ``k = 0 … floor(min(M, N)/2)``, float64.
 
     All gains of a flat axis are 1. Bin 0 always has gain 1, so that the mean is kept even where the
     cutoff is below one transition width.
@@ -179,7 +193,7 @@ def window(axis: Axis) -> Tensor:
     >>> window(plan_axis(32, 4.0, straight_through=False))
     tensor([1.0000, 0.7500, 0.5000, 0.2500, 0.0000], dtype=torch.float64)
     """
-    bins = torch.arange(axis.output_size // 2 + 1, dtype=torch.float64, device=CPU)
+    bins = torch.arange(axis.num_bins, dtype=torch.float64, device=CPU)
     if axis.flat:
         return torch.ones_like(bins)
     gains = ((axis.cutoff - bins) / axis.transition).clamp_(0.0, 1.0)

@@ -7,7 +7,8 @@ gains of the window, the same values are
     y = (M/N) irfft(m X, M),        A^T grad_y = irfft(m h rfft(grad_y), N),
 
 where ``h`` halves the Nyquist bin of an even ``M < N``: it is one bin of ``M`` samples, but two of
-``N``. Both transforms contain the bins on the ramp, so the stride's gradient costs nothing extra.
+``N``. Where an axis is enlarged, an even ``N`` is halved so in the first. Both transforms contain
+the bins on the ramp, so the stride's gradient costs nothing extra.
 """
 
 from functools import lru_cache
@@ -47,9 +48,9 @@ def fourier_spread(axis: Axis, grad: Tensor, dim: int) -> tuple[Tensor, Tensor]:
 
 
 def _transform(x: Tensor, dim: int, axis: Axis) -> Tensor:
-    """The bins ``0 … floor(M/2)``, in float32 for half precision: a CPU has no FFT in it."""
+    """The bins that both lengths have, in float32 for half precision: a CPU has no FFT in it."""
     x = x if x.dtype in FULL_PRECISION else x.float()
-    return torch.fft.rfft(x, dim=dim).narrow(dim, 0, axis.output_size // 2 + 1)
+    return torch.fft.rfft(x, dim=dim).narrow(dim, 0, axis.num_bins)
 
 
 def _ramp(axis: Axis, bins: Tensor, dim: int) -> Tensor:
@@ -75,10 +76,16 @@ def _constant_gains(*args: Any) -> Tensor:
     axis = Axis(*fields)
     if which == 0:
         gains = window(axis) * (axis.output_size / axis.size)
+        _halve_nyquist(gains, axis.size, axis.output_size)
     elif which == 1:
         gains = bin_weights(axis.size, axis.output_size)[list(axis.ramp)]
     else:
         gains = window(axis)
-        if axis.output_size % 2 == 0 and axis.output_size < axis.size:
-            gains[-1] /= 2
+        _halve_nyquist(gains, axis.output_size, axis.size)
     return on_device(gains, device, dtype)
+
+
+def _halve_nyquist(gains: Tensor, size: int, new_size: int) -> None:
+    """Halve the last bin where it is one of ``size`` samples, but two of more samples."""
+    if size % 2 == 0 and size < new_size:
+        gains[-1] /= 2

@@ -1,8 +1,9 @@
 """The real matrix ``A`` that pools one axis, and the factors of its derivative by the stride.
 
-    A[i, j] = (1/N) sum_k g_k m(k) cos(2 pi k (i/M - j/N)),    k = 0 … floor(M/2)
+    A[i, j] = (1/N) sum_k g_k m(k) cos(2 pi k (i/M - j/N)),    k = 0 … floor(L/2)
 
-with ``g_0 = 1``, ``g_k = 2`` and ``g_{M/2} = 1`` for even ``M``, and the gains ``m(k)`` of
+with ``L = min(M, N)``, which is ``M`` but where an axis is enlarged, ``g_0 = 1``, ``g_k = 2`` and
+``g_{L/2} = 1`` for even ``L``, and the gains ``m(k)`` of
 `diffstride.spectral.axis_plan`. The factor ``1/N`` (and not ``1/M``) keeps the mean of a signal.
 ``A = U diag(m) D^T`` with tables ``U``, ``D`` of cosines and sines that depend on the two lengths
 alone.
@@ -20,21 +21,23 @@ from diffstride.spectral.cache import as_constant, cached, cached_per_axis, on_d
 
 @cached(256, 8)
 def synthesis_table(size: int, output_size: int) -> Tensor:
-    """``U``, shape ``(M, 2K)``: cosines then sines of ``2 pi k i / M``, ``K = floor(M/2) + 1``."""
-    return _waves(output_size, output_size // 2 + 1, 1.0)
+    """``U``, shape ``(M, 2K)``: cosines then sines of ``2 pi k i / M``, ``K = floor(L/2) + 1``."""
+    return _waves(output_size, min(size, output_size) // 2 + 1, 1.0)
 
 
 @cached(256, 8)
 def analysis_table(size: int, output_size: int) -> Tensor:
     """``D``, shape ``(N, 2K)``: cosines then sines of ``2 pi k j / N``, times ``g_k / N``."""
-    return _waves(size, output_size // 2 + 1, bin_weights(size, output_size).repeat(2))
+    weights = bin_weights(size, output_size)
+    return _waves(size, len(weights), weights.repeat(2))
 
 
 def bin_weights(size: int, output_size: int) -> Tensor:
-    """``g_k / N`` of the bins ``k = 0 … floor(M/2)``, float64."""
-    weights = torch.full((output_size // 2 + 1,), 2.0 / size, dtype=torch.float64, device=CPU)
+    """``g_k / N`` of the bins ``k = 0 … floor(L/2)``, float64."""
+    shorter = min(size, output_size)
+    weights = torch.full((shorter // 2 + 1,), 2.0 / size, dtype=torch.float64, device=CPU)
     weights[0] = 1.0 / size
-    if output_size % 2 == 0:
+    if shorter % 2 == 0:
         weights[-1] = 1.0 / size
     return weights
 
@@ -76,7 +79,7 @@ def ramp_factors(size: int, output_size: int, ramp: range) -> tuple[Tensor, Tens
 
     Only the ``r`` bins on the ramp contribute, so the rank is about ``2R``.
     """
-    num_bins = output_size // 2 + 1
+    num_bins = min(size, output_size) // 2 + 1
     columns = [*ramp, *(num_bins + k for k in ramp)]
     tables = synthesis_table(size, output_size), analysis_table(size, output_size)
     return tables[0][:, columns], tables[1][:, columns]

@@ -1,0 +1,63 @@
+"""Spectral pooling to a fixed map size."""
+
+from collections.abc import Sequence
+from numbers import Integral
+
+from torch import Tensor
+
+from diffstride._arguments import check_input, check_input_size, pooled_sizes
+from diffstride.pooling.base import Plan, SpectralPooling
+from diffstride.pooling.frozen import FrozenPooling
+from diffstride.spectral.autograd import pool
+from diffstride.spectral.axis_plan import plan_resized_axis
+
+
+class AdaptiveSpectralPooling(SpectralPooling):
+    """Pooling to a fixed map size, whatever comes in: the spectral `torch.nn.AdaptiveAvgPool2d`.
+
+    ``y = A x`` with all gains 1 and ``M`` samples per axis. Where ``M`` is smaller than the length
+    ``N`` of the axis, its spectrum is cropped; where ``M`` is larger, it is padded with zeros. So
+    layers behind it that accept maps of one size only, such as a linear layer on a flattened map,
+    leave the strides before it free to learn.
+
+    Args:
+        output_size: the length of each axis, in samples.
+
+    Shape:
+        ``(B, C, N_1, …, N_n)`` to ``(B, C, M_1, …, M_n)``.
+
+    Raises:
+        ValueError: if a length is no whole number of at least 1, or the input has another number
+            of spatial axes.
+
+    >>> import torch
+    >>> pool = AdaptiveSpectralPooling((5, 5))
+    >>> pool(torch.ones(1, 3, 9, 10)).shape, pool(torch.ones(1, 3, 4, 5)).shape
+    (torch.Size([1, 3, 5, 5]), torch.Size([1, 3, 5, 5]))
+    """
+
+    fixes_size = True
+
+    def __init__(self, output_size: Sequence[int]) -> None:
+        super().__init__()
+        if not all(isinstance(each, Integral) and each >= 1 for each in output_size):
+            raise ValueError(
+                f"output_size must be whole numbers of at least 1, one per axis, but got "
+                f"{output_size!r}"
+            )
+        self.fixed_size = tuple(map(int, output_size))
+        self.num_axes = len(self.fixed_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_input(self, x)
+        return pool(x, self.plan(pooled_sizes(x, self.num_axes)))
+
+    def plan(self, input_size: Sequence[int], strides: Sequence[float] | None = None) -> Plan:
+        check_input_size(self, input_size)
+        return tuple(map(plan_resized_axis, input_size, self.fixed_size))
+
+    def frozen(self, round_to: float | None = None) -> FrozenPooling:
+        return FrozenPooling(self.stride_values(), fixed_size=self.fixed_size)
+
+    def extra_repr(self) -> str:
+        return f"output_size={self.fixed_size}"
