@@ -50,14 +50,15 @@ class Functional(nn.Module):
         self.last = nn.Conv2d(6, 6, 3, stride=2, padding=1)
 
     def forward(self, x):
-        return self.last(torch.cat([self.conv(x), F.max_pool2d(x, 3, 2)], 1))
+        pooled = F.lp_pool2d(x, 2.0, 3, 2)
+        return self.last(torch.cat([self.conv(x), pooled], 1))
 
 
-def test_strides_of_functions_stay_and_are_reported():
+def test_strides_of_functions_without_a_module_stay_and_are_reported():
     x = torch.rand(IMAGE)
     model = convert(Functional(), x)
     assert model.conversion.left_out == {
-        "max_pool2d in the model itself": "a function, whose stride stays: call a module "
+        "lp_pool2d in the model itself": "a function, whose stride stays: call a module "
         "instead to convert it",
         "conv": "meets maps in cat in the model itself whose size does not follow its stride",
     }

@@ -9,17 +9,19 @@ import torch
 from torch import nn
 
 from diffstride._arguments import check_limits, check_window
+from diffstride.conversion.enlarging_modules import attach_mirror
+from diffstride.conversion.function_modules import find_functions, replace_functions
 from diffstride.conversion.kernel_resampling import resample_convolution
 from diffstride.conversion.placement import check_order, place
-from diffstride.conversion.pooled_groups import group_calls
+from diffstride.conversion.pooled_groups import PooledGroup, group_calls
 from diffstride.conversion.pooled_module import Pooled, attach_pooling
 from diffstride.conversion.reporting import Conversion, record_costs
 from diffstride.conversion.strided_modules import (
     Filter,
-    StridedCall,
     find_strided_calls,
     stride_of,
 )
+from diffstride.conversion.whole_map_pooling import pool_whole_maps
 from diffstride.cost.consistency import FACTORS, failed_at, scaled_strides
 from diffstride.cost.multiply_adds import MultiplyAdds
 from diffstride.graph.example_inputs import Model, check_unwrapped, deep_copy
@@ -31,6 +33,7 @@ from diffstride.graph.fake_run import (
 )
 from diffstride.graph.leaf_modules import Leaf, as_leaves
 from diffstride.graph.tracer import Trace, trace
+from diffstride.pooling.adaptive import AdaptiveSpectralPooling
 from diffstride.pooling.learnable import DiffStride
 from diffstride.spectral.axis_plan import CPU
 from diffstride.strides import stride_layers
@@ -120,12 +123,19 @@ def convert(
     leaf_modules = as_leaves(leaf_modules)
     with restoring(converted):
         traced = trace(converted, example, leaf_modules)
+        functions = find_functions(traced, example)
+    if functions:
+        replace_functions(functions)
+    with restoring(converted):
+        if functions:
+            traced = trace(converted, example, leaf_modules)
         include = (include,) if isinstance(include, str) else include
         names = [name for name in include if not isinstance(traced.modules.get(name), Pooled)]
         calls, left_out = find_strided_calls(traced, filter_fn, names, patchify, leaf_modules)
         keeps = straight_through and edge == "stopband" and (lower_limit_stride or 1.0) <= 1.0
         place(calls, converted, order, min_channels if keeps else 0)
-        groups = group_calls(traced, calls, left_out, tuple(names))
+        pool_whole_maps(traced)
+        groups, mirrors = group_calls(traced, calls, left_out, tuple(names), shared_stride)
     if not (groups or stride_layers(converted)):
         reasons = "".join(f"; {name}: {reason}" for name, reason in left_out.items())
         raise ValueError(f"{type(model).__name__} has no stride to convert{reasons}")
@@ -139,7 +149,7 @@ def convert(
     converted.conversion = conversion  # type: ignore[assignment]
     for group in groups:
         pooling = group.pooling or _new_pooling(
-            group.calls,
+            group,
             smoothness_factor=smoothness_factor,
             trainable=trainable,
             shared_stride=shared_stride,
@@ -156,6 +166,10 @@ def convert(
                 taps = call.coarse_taps(group.size, crop_pads)
                 resample_convolution(module, taps)  # pyright: ignore[reportArgumentType]
             attach_pooling(module, pooling, crop_pads, call.placement, group.sharers(call), taps)
+    for enlarging, mirrored in mirrors.items():
+        name, of = str(enlarging.target), str(mirrored.target)
+        attach_mirror(converted.get_submodule(name), converted.get_submodule(of))
+        conversion.mirrors[name] = (*conversion.mirrors.get(name, ()), of)
     with restoring(converted):
         _check_runs(model, converted, traced, example)
     return converted
@@ -214,8 +228,11 @@ def _check_model(model: nn.Module) -> None:
             )
 
 
-def _new_pooling(calls: list[StridedCall], **options: Any) -> nn.Module:
-    """A layer that starts at the strides of these calls."""
+def _new_pooling(group: PooledGroup, **options: Any) -> nn.Module:
+    """A layer that starts at the strides of these calls, or keeps the size of their maps."""
+    calls = group.calls
+    if group.pinned:
+        return AdaptiveSpectralPooling(calls[0].strided_size)
     try:
         with torch.device(CPU):  # whatever the default device is
             return DiffStride(calls[0].strides, **options)

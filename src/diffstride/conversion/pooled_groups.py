@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from torch import fx, nn
 
+from diffstride.conversion.enlarging_modules import find_mirrors
 from diffstride.conversion.pooled_module import CropPad
 from diffstride.conversion.strided_modules import StridedCall, common_size
 from diffstride.graph.moved_strides import find_groups_at_all_strides
@@ -18,7 +19,8 @@ SEVERAL = "is called several times, on maps that cannot share a stride"
 class PooledGroup:
     """Strided calls that share one pooling layer, which may exist already.
 
-    ``crop_pads`` give the maps of all modules the same ``size`` before they are pooled.
+    ``crop_pads`` give the maps of all modules the same ``size`` before they are pooled. ``pinned``
+    says that the pooled map keeps its present size, whatever comes in.
     """
 
     calls: list[StridedCall]
@@ -26,6 +28,7 @@ class PooledGroup:
     pooling: nn.Module | None
     size: tuple[int, ...]
     trace: Trace
+    pinned: bool = False
 
     def sharers(self, call: StridedCall) -> int:
         """For how many modules the layer pools the map that this call pools."""
@@ -43,39 +46,88 @@ class PooledGroup:
 
 
 def group_calls(
-    traced: Trace, calls: list[StridedCall], left_out: dict[str, str], include: tuple[str, ...]
-) -> list[PooledGroup]:
-    """Group calls that share a layer; those whose strides conflict are added to ``left_out``."""
+    traced: Trace,
+    calls: list[StridedCall],
+    left_out: dict[str, str],
+    include: tuple[str, ...],
+    square: bool,
+) -> tuple[list[PooledGroup], dict[fx.Node, fx.Node]]:
+    """Group calls that share a layer; those whose strides conflict are added to ``left_out``.
+
+    Where an operation accepts maps of one size only, the calls before it are pinned.
+
+    Args:
+        traced: the network.
+        calls: the strided calls.
+        left_out: receives the reason for each module that is left out.
+        include: names of modules that must not be left out.
+        square: whether all axes share a stride.
+
+    Returns:
+        The groups, and the strided call that each enlarging call mirrors.
+    """
+    modules = {node: traced.module(node) for node in traced.graph.nodes}
     pooled = set(stride_layers(traced.model).values())
+    fixed = {node for node, module in modules.items() if getattr(module, "fixes_size", False)}
+    pinned: list[list[fx.Node]] = []
     while True:
         by_node = {call.node: call for call in calls}
-        nodes = [n for n in traced.graph.nodes if n in by_node or traced.module(n) in pooled]
+        constant = fixed.union(*pinned)
+        nodes = [n for n, m in modules.items() if n in by_node or m in pooled]
+        mirrors = find_mirrors(traced, calls)
         try:
-            return _pooled_groups(find_groups_at_all_strides(traced, nodes), by_node)
+            found = find_groups_at_all_strides(
+                traced,
+                [node for node in nodes if node not in constant],
+                pinned=constant,
+                mirrors=mirrors,
+                square=square,
+            )
+            return _pooled_groups(found, pinned, by_node), mirrors
         except StrideConflictError as error:
+            learning = by_node.keys() - constant - set(error.to_pin)
+            if error.to_pin and learning and by_node.keys() >= set(error.to_pin):
+                _refuse_included([by_node[node] for node in error.to_pin], include, error)
+                pinned.append(error.to_pin)
+                continue
             names = {by_node[node].name for node in error.calls if node in by_node}
             if not names:
                 raise
-            if refused := sorted(names.intersection(include)):
-                message = f"include: {refused[0]!r} cannot have a stride of its own: {error}"
-                raise ValueError(message) from error
+            _refuse_included([by_node[n] for n in error.calls if n in by_node], include, error)
             left_out.update(dict.fromkeys(sorted(names), str(error)))
             calls = [call for call in calls if call.name not in names]
+            pinned = [kept for group in pinned if (kept := [n for n in group if _is_of(n, calls)])]
+
+
+def _refuse_included(
+    calls: list[StridedCall], include: tuple[str, ...], error: StrideConflictError
+) -> None:
+    if refused := sorted({call.name for call in calls}.intersection(include)):
+        message = f"include: {refused[0]!r} cannot have a stride of its own: {error}"
+        raise ValueError(message) from error
+
+
+def _is_of(node: fx.Node, calls: list[StridedCall]) -> bool:
+    return any(call.node is node for call in calls)
 
 
 def _pooled_groups(
-    stride_groups: StrideGroups, by_node: dict[fx.Node, StridedCall]
+    stride_groups: StrideGroups, pinned: list[list[fx.Node]], by_node: dict[fx.Node, StridedCall]
 ) -> list[PooledGroup]:
     """One group for each stride group, joined where a module is called in several of them."""
     groups: list[PooledGroup] = []
-    for nodes in stride_groups.members():
+    for nodes in (*stride_groups.members(), *pinned):
         group = _pooled_group(stride_groups, nodes, by_node)
         modules = {call.module for call in group.calls}
         for other in [other for other in groups if modules & other.crop_pads.keys()]:
             groups.remove(other)
             group = _join(other, group)
         groups.append(group)
-    return [group for group in groups if group.calls]
+    order = list(by_node)
+    return sorted(
+        (group for group in groups if group.calls),
+        key=lambda group: order.index(group.calls[0].node),
+    )
 
 
 def _pooled_group(
@@ -97,7 +149,8 @@ def _pooled_group(
     crop_pads = {call.module: call.crop_pad_to(size) for call in calls}
     if any(call.crop_pad_to(size) != crop_pads[call.module] for call in calls):
         raise StrideConflictError(SEVERAL, nodes)
-    return PooledGroup(calls, crop_pads, trace.module(pooled[0]) if pooled else None, size, trace)
+    layer = trace.module(pooled[0]) if pooled else None
+    return PooledGroup(calls, crop_pads, layer, size, trace, nodes[0] in stride_groups.pinned)
 
 
 def _settled(call: StridedCall, alone: bool) -> StridedCall:
@@ -113,7 +166,7 @@ def _join(one: PooledGroup, two: PooledGroup) -> PooledGroup:
         one.crop_pads[module] == two.crop_pads[module]
         for module in one.crop_pads.keys() & two.crop_pads.keys()
     )
-    if not same or (one.pooling and two.pooling):
+    if not same or (one.pooling and two.pooling) or one.pinned != two.pinned:
         raise StrideConflictError(SEVERAL, [call.node for call in calls])
     return replace(
         one,

@@ -1,21 +1,20 @@
 """Add a pooling layer to a module in place, without renaming anything.
 
-Checkpoints, hooks and optimisers know modules by their names and classes. So a converted ``Conv2d``
-stays the same object with the same parameters. Only its class becomes ``PooledConv2d``, a subclass
-of ``Conv2d``, and the pooling layer is its child.
+A ``Conv2d`` becomes a ``PooledConv2d`` (see `diffstride.conversion.mixed_classes`), and the pooling
+layer is its child.
 """
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.nn.utils.parametrize import is_parametrized
 
+from diffstride._arguments import map_size
 from diffstride._torch_compat import saves_by_hooks
 from diffstride.conversion.kernel_resampling import CoarseTaps, resampled_kernel
+from diffstride.conversion.mixed_classes import Mixin, mix_in
 from diffstride.spectral.memory_format import full_precision
 
 
@@ -26,20 +25,25 @@ class CropPad(NamedTuple):
     pad: int = 0
 
 
-class Pooled(nn.Module):
+class Pooled(Mixin):
     """Mixed into the class of a module: ``y = pooling(crop_or_pad(module(x)))``.
 
     With ``pool_first`` it is ``y = module(pooling(crop_or_pad(x)))``. A convolution whose kernel
-    was resampled for that has ``taps``, one for each axis.
+    was resampled for that has ``taps``, one for each axis. For modules that mirror this one
+    it notes the size of its input in their ``slots`` (`diffstride.conversion.enlarging_modules`).
     """
 
+    class_prefix = "Pooled"
     pooling: nn.Module
     crop_pads: tuple[CropPad, ...]
     pool_first: bool
     sharers: int
     taps: tuple[CoarseTaps, ...]
+    slots: list[list[Any]]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        for slot in self.slots:
+            slot[:] = map_size(x), True
         if self.pool_first:
             return super().forward(self._pooled_input(x), *args, **kwargs)  # type: ignore
         return self.pooling(crop_or_pad(super().forward(x, *args, **kwargs), self.crop_pads))  # type: ignore
@@ -69,15 +73,6 @@ class Pooled(nn.Module):
         if self.taps and not converted and getattr(kernel, "shape", 0) == self.weight.shape:
             state_dict = {**state_dict, name: resampled_kernel(kernel, self.taps)}
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def __reduce_ex__(self, protocol: Any) -> tuple:
-        function, args, *state = super().__reduce_ex__(protocol)
-        bases = type(self).__bases__
-        # Pickle could not find the class by its name, since it is made at run time. A class derived
-        # from it, by a parametrization for instance, has its own way to be restored, or none.
-        if bases[0] is Pooled:
-            function, args = _restore, bases[1:]
-        return function, args, *state
 
 
 def _remembers(x: Any) -> bool:
@@ -120,13 +115,13 @@ def attach_pooling(
     """
     if placement != "on top":
         set_stride(module, 1)
-    base = type(module)
-    module.__class__ = parametrized_class(base) if is_parametrized(module) else pooled_class(base)
+    mix_in(module, Pooled)
     module.pooling = pooling
     module.crop_pads = tuple(crop_pads)  # type: ignore[assignment]
     module.pool_first = placement == "before"  # type: ignore[assignment]
     module.sharers = sharers  # type: ignore[assignment]
     module.taps = tuple(taps)  # type: ignore[assignment]
+    module.slots = []  # type: ignore[assignment]
 
 
 def set_stride(module: nn.Module, stride: int) -> None:
@@ -135,23 +130,6 @@ def set_stride(module: nn.Module, stride: int) -> None:
         old = module.stride
         many = isinstance(old, (tuple, list))
         module.stride = type(old)(stride for _ in old) if many else stride  # type: ignore
-
-
-@cache
-def pooled_class(base: type[nn.Module]) -> type[nn.Module]:
-    """The subclass of ``base`` that pools; cached, so that types compare equal."""
-    namespace = {"__doc__": f"{base.__name__} with a pooling layer before or after it."}
-    return type(f"Pooled{base.__name__}", (Pooled, base), namespace)
-
-
-def parametrized_class(base: type[nn.Module]) -> type[nn.Module]:
-    """The class that torch made for a parametrized module, derived from a pooling class instead.
-
-    Removing a parametrization removes the outermost class, so the parametrized one stays outermost.
-    """
-    pooled = pooled_class(base.__bases__[0])
-    own = {k: v for k, v in vars(base).items() if k not in ("__dict__", "__weakref__")}
-    return type(f"Parametrized{pooled.__name__}", (pooled,), own)
 
 
 def crop_or_pad(x: Tensor, crop_pads: Sequence[CropPad]) -> Tensor:
@@ -172,8 +150,3 @@ def crop_or_pad(x: Tensor, crop_pads: Sequence[CropPad]) -> Tensor:
         with full_precision(x):  # autocast would return float32
             x = F.pad(x, pads, mode="replicate")
     return x
-
-
-def _restore(base: type[nn.Module]) -> nn.Module:
-    cls = pooled_class(base)
-    return cls.__new__(cls)

@@ -1,7 +1,7 @@
 """Record what a conversion did and the cost before it, and report both as a table."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,8 @@ class Conversion(LeafModulesRecord):
         strides: the old stride of each converted module.
         placements: where each converted module is pooled, ``"before"`` or ``"after"`` it, or
             ``"on top"`` of its old stride.
+        mirrors: for each module that enlarges maps, the strided modules to the size of whose input
+            it brings them, one for each call.
         left_out: the reason for each module that strides and was not converted.
         multiply_adds: cost of one sample before conversion, in total (``""``) and by module.
     """
@@ -36,6 +38,7 @@ class Conversion(LeafModulesRecord):
     leaf_modules: tuple[Leaf, ...] = ()
     strides: dict[str, tuple[int, ...]] = field(default_factory=dict)
     placements: dict[str, str] = field(default_factory=dict)
+    mirrors: dict[str, tuple[str, ...]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     multiply_adds: dict[str, int] = field(default_factory=dict)
 
@@ -51,6 +54,8 @@ def record_costs(traced: Trace, example: Any, leaf_modules: tuple[Leaf, ...]) ->
         costs |= {f"{prefix}.{name}".rstrip("."): cost for name, cost in part.multiply_adds.items()}
         conversion.strides |= {f"{prefix}.{name}": old for name, old in part.strides.items()}
         conversion.placements |= {f"{prefix}.{name}": at for name, at in part.placements.items()}
+        for name, mirrored in part.mirrors.items():
+            conversion.mirrors[f"{prefix}.{name}"] = tuple(f"{prefix}.{each}" for each in mirrored)
     return conversion
 
 
@@ -83,7 +88,8 @@ def _converted_parts(model: nn.Module) -> dict[str, Conversion]:
 def report(model: nn.Module) -> str:
     """A table of the modules whose strides `convert` made learnable.
 
-    The columns are the current and the old strides, where the pooling is (before or after the
+    The columns are the current and the old strides ("pinned" where the map has one size whatever
+    comes in, since a layer behind it needs that), where the pooling is (before or after the
     module, or on top of its old stride), the size of the map before and after pooling, and the
     multiply-adds of one sample, of the module with its pooling, now and before conversion.
     Modules that share a layer follow each other; the first has the strides. The last lines are the
@@ -128,6 +134,10 @@ def report(model: nn.Module) -> str:
     before, now = conversion.multiply_adds[""], f"{cost.value():,}" if cost else UNKNOWN
     rows.append(("whole network", "", "", "", "", now, f"{before:,}"))
     lines = _aligned(rows) + unknown
+    lines += [
+        f"{name}: enlarges to the size that enters {', '.join(mirrored)}"
+        for name, mirrored in conversion.mirrors.items()
+    ]
     if conversion.left_out:
         lines.append("left out:")
         lines += [f"  {name}: {reason}" for name, reason in conversion.left_out.items()]
@@ -137,13 +147,15 @@ def report(model: nn.Module) -> str:
 def _rows(
     model: nn.Module, conversion: Conversion, cost: MultiplyAdds | None
 ) -> list[tuple[str, ...]]:
-    costs, maps = (cost.by_module(), cost.maps()) if cost else ({}, {})
+    costs, maps = (cost.by_module(), cost.all_maps()) if cost else ({}, {})
     names: dict[nn.Module, list[str]] = {}
     for name in conversion.strides:
         names.setdefault(model.get_submodule(name).pooling, []).append(name)  # type: ignore
     rows = []
-    for layer_name, layer in stride_layers(model).items():
-        strides = " x ".join(f"{stride:.2f}" for stride in layer.stride_values())  # type: ignore
+    for layer_name, layer in _pooling_layers(model, names).items():
+        strides = "pinned"
+        if not layer.fixes_size:
+            strides = " x ".join(f"{stride:.2f}" for stride in layer.stride_values())
         axes = maps.get(layer_name, ())
         sizes = [_times([a.size for a in axes]), _times([a.output_size for a in axes])]
         size = " -> ".join(sizes) if axes else UNKNOWN
@@ -158,6 +170,16 @@ def _rows(
             rows.append((name, strides, was, placement, size, shown, f"{before:,}"))
             strides, size, pooling = "  same", "", 0
     return rows
+
+
+def _pooling_layers(model: nn.Module, pinned: Container[nn.Module]) -> dict[str, Any]:
+    """The layers whose strides learn, and those among ``pinned`` that keep a map's size."""
+    learning = stride_layers(model).values()
+    return {
+        name: layer
+        for name, layer in model.named_modules()
+        if layer in learning or (getattr(layer, "fixes_size", False) and layer in pinned)
+    }
 
 
 def _times(values: Sequence[int]) -> str:

@@ -230,8 +230,8 @@ def _reason_to_skip(
         )
     if isinstance(module, SizedPooling):
         return "is a pooling layer already"
-    if isinstance(module, Pooled) or hasattr(module, "pooling"):
-        return "has a module of its own named pooling"
+    if own := [name for name in Pooled.__annotations__ if hasattr(module, name)]:
+        return f"has an attribute of its own named {own[0]}, which the conversion needs"
     if filter_fn is not None and not filter_fn(module, str(node.target)):
         return "left out by filter_fn"
     if isinstance(module, ConvTranspose) and max(module.stride) > 1:
@@ -241,19 +241,23 @@ def _reason_to_skip(
     if not len(kernels) == len(strides) == len(sizes):
         return f"strides along {len(strides)} axes, but its maps have {len(sizes)}"
     if not isinstance(module, Conv):
-        return "pools the whole map" if _takes_whole_maps(trace, node, kernels) else None
+        return "pools the whole map" if takes_whole_maps(trace, node) else None
     if not patchify and patchifies(kernels, strides):
         return "patchifying convolution: its patches do not overlap (patchify=True takes it)"
     return None
 
 
-def _takes_whole_maps(trace: Trace, node: fx.Node, kernels: Sequence[int]) -> bool:
+def takes_whole_maps(trace: Trace, node: fx.Node) -> bool:
     """Whether the window covers the whole map in every call of a module.
 
     One pooling module may be called on several maps, the last as small as its window.
     """
-    calls = [call for call in trace.graph.nodes if trace.module(call) is trace.module(node)]
+    module = trace.module(node)
+    calls = [call for call in trace.graph.nodes if trace.module(call) is module]
     sizes = [maps[0].shape[2:] for call in calls if (maps := maps_of(trace, call))]
+    if module is None or not sizes:
+        return False
+    kernels = per_axis(module, "kernel_size", len(sizes[0]))
     return all(k >= size for each in sizes for k, size in zip(kernels, each, strict=False))
 
 

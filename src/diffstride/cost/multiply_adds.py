@@ -88,10 +88,19 @@ class MultiplyAdds:
         calls = [
             node for node in traced.graph.nodes if isinstance(traced.module(node), SizedPooling)
         ]
-        found = find_groups_at_all_strides(traced, calls)
+        layers: list[Any] = [traced.module(node) for node in calls]
+        pinned = [node for node, layer in zip(calls, layers, strict=True) if layer.fixes_size]
+        found = find_groups_at_all_strides(
+            traced,
+            [node for node in calls if node not in pinned],
+            pinned=pinned,
+            square=all(getattr(layer, "shared_stride", layer.fixes_size) for layer in layers),
+        )
         _check_shared(found)
         sizes = MapSizes(found)
-        self._pooling = [PooledMaps(found, sizes, calls) for calls in found.members()]
+        groups = [*found.members(), *([call] for call in pinned)]
+        groups.sort(key=lambda group: calls.index(group[0]))
+        self._pooling = [PooledMaps(found, sizes, calls) for calls in groups]
         self._minimum_sizes = MinimumSizes(found, sizes)
         self._terms = _terms(found, sizes)
         self._costs: dict[tuple[float, ...], float] = {}
@@ -160,10 +169,17 @@ class MultiplyAdds:
         """
         return self.evaluate(self._complete(strides))[1]
 
+    def all_maps(self) -> dict[str, Sequence[Axis]]:
+        """As `maps`, at the present strides, and also for pooling layers that do not learn."""
+        return self._by_layer(self._pool(self._complete(None))[1])
+
     def evaluate(self, strides: Mapping[str, Any]) -> tuple[int, dict[str, Sequence[Axis]]]:
         """The results of `value` and of `maps`, at once and without a check of the strides."""
         known, pooled = self._pool(strides)
-        return round(self._cost(known, pooled)), self._by_layer(pooled)
+        maps = self._by_layer(pooled)
+        return round(self._cost(known, pooled)), {
+            name: maps[name] for name in maps if name in self.layers
+        }
 
     def slopes(self, strides: Strides | None = None) -> tuple[float, dict[str, list[float]]]:
         """The cost, and its derivatives by the strides of each layer, as numbers.
@@ -253,7 +269,7 @@ class MultiplyAdds:
 
     def _by_layer(self, pooled: list[Sequence[Axis]]) -> dict[str, Sequence[Axis]]:
         calls = zip(reversed(self._pooling), reversed(pooled), strict=True)
-        return {layer.name: axes for layer, axes in calls if layer.name in self.layers}
+        return {layer.name: axes for layer, axes in calls}
 
     def _pool(self, strides: Mapping[str, Any]) -> tuple[Sizes, list[Sequence[Axis]]]:
         """The output sizes of all layers, and how each layer pools its axes."""

@@ -16,6 +16,10 @@ class LeafModulesRecord:
     leaf_modules: tuple[Leaf, ...]
 
 
+class TracedInto(nn.Module):
+    """Base of modules that `trace` never records as one call, though they have a stride."""
+
+
 def as_leaves(leaf_modules: Iterable[Leaf] | Leaf) -> tuple[Leaf, ...]:
     """The names and classes in ``leaf_modules``, which may also be a single one."""
     return (leaf_modules,) if isinstance(leaf_modules, (str, type)) else tuple(leaf_modules)

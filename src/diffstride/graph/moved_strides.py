@@ -30,14 +30,16 @@ from diffstride.graph.tracer import Trace
 FACTORS = 1.3, 2.0, 4.0, 16.0  # until a map gets too small
 
 
-def find_groups_at_all_strides(trace: Trace, calls: Iterable[fx.Node]) -> StrideGroups:
+def find_groups_at_all_strides(
+    trace: Trace, calls: Iterable[fx.Node], **sizes: Any
+) -> StrideGroups:
     """As `find_stride_groups`; then strides move apart, and the groups' runs contain that.
 
     Raises:
         StrideConflictError: as `find_stride_groups`, and if a slice returns a size that the network
             cannot take, or an operator fails on data; it holds the calls to leave out.
     """
-    groups = find_stride_groups(trace, calls)
+    groups = find_stride_groups(trace, calls, **sizes)
     if doubtful := _doubtful_nodes(groups):
         leaders = list(dict.fromkeys(groups.leaders.values()))
         moved = [run for signs in _directions(leaders) for run in _runs(groups, signs, doubtful)]

@@ -5,10 +5,14 @@ runs again on shapes alone, and each resizing call returns a map that is larger 
 own, its *growth*. A dimension that grows by the same number follows that call. Where two operands
 had equal sizes and no longer do, their calls must share a stride. No table of operators is needed.
 Where strides round sizes, two may agree by chance: then the graph runs with several growths.
+
+Two kinds of calls set sizes without a stride. A *pinned* call returns maps of one size, whatever
+comes in. A *mirror* enlarges its map to the size that went into another call, as the decoder of a
+U-Net does.
 """
 
 from collections import ChainMap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import combinations
 from math import prod
@@ -22,11 +26,16 @@ from diffstride.graph.tracer import Trace
 
 
 class StrideConflictError(ValueError):
-    """The strides of ``calls`` cannot be learned: sizes would no longer agree."""
+    """The strides of ``calls`` cannot be learned: sizes would no longer agree.
 
-    def __init__(self, message: str, calls: Iterable[fx.Node] = ()) -> None:
+    ``to_pin`` are calls that would have to return maps of one size, so that those before can learn.
+    """
+
+    def __init__(
+        self, message: str, calls: Iterable[fx.Node] = (), to_pin: Iterable[fx.Node] = ()
+    ) -> None:
         super().__init__(message)
-        self.calls = list(calls)
+        self.calls, self.to_pin = list(calls), list(to_pin)
 
 
 class SizeMismatchError(Exception):
@@ -56,12 +65,21 @@ class StrideGroups:
     Attributes:
         trace: the traced network.
         leaders: the first call of the group, for each resizing call.
+        pinned, mirrors, square: as for `find_stride_groups`.
         growths: by how many samples the maps of a leader grow along an axis, in the last run.
         runs: the perturbed runs.
     """
 
-    def __init__(self, trace: Trace, calls: Iterable[fx.Node]) -> None:
+    def __init__(
+        self,
+        trace: Trace,
+        calls: Iterable[fx.Node],
+        pinned: Collection[fx.Node] = (),
+        mirrors: Mapping[fx.Node, fx.Node] | None = None,
+        square: bool = False,
+    ) -> None:
         self.trace = trace
+        self.pinned, self.mirrors, self.square = pinned, dict(mirrors or {}), square
         self.leaders = {call: call for call in calls}
         self.restart()
 
@@ -73,10 +91,18 @@ class StrideGroups:
             for leader in dict.fromkeys(self.leaders.values())
             for axis, size in enumerate(self.trace.values[leader].shape[2:])
         }
-        self.growths = draw_growths(sizes, seed, remainder)
+        like = {key: self._like(*key) for key in sizes}
+        drawn = {key: size for key, size in sizes.items() if like[key] == key}
+        found = draw_growths(drawn, seed, remainder)
+        self.growths = {key: found[like[key]] for key in sizes}
         self.origins: dict[tuple[int, ...], tuple[fx.Node, int]] = {
-            (growth,): origin for origin, growth in self.growths.items()
+            (growth,): origin for origin, growth in found.items()
         }
+
+    def _like(self, leader: fx.Node, axis: int) -> tuple[fx.Node, int]:
+        """The first axis that grows like this one: of a square map with one stride, both do."""
+        sizes = self.trace.values[leader].shape[2:]
+        return leader, sizes.index(sizes[axis]) if self.square else axis
 
     @property
     def values(self) -> dict[fx.Node, Any]:
@@ -129,26 +155,35 @@ class StrideGroups:
             return tuple(_try_node(self, node, ChainMap(values, self.trace.values)).shape)
 
     def upstream(self, node: fx.Node) -> list[fx.Node]:
-        """The resizing calls that the value of a node depends on, in order of execution."""
-        seen, pending = {node}, [node]
-        while pending:
-            for source in pending.pop().all_input_nodes:
-                if source not in seen:
-                    seen.add(source)
+        """The resizing calls that the size of a node depends on, in order of execution."""
+        found = set(self.sources(node))
+        return [call for call in self.leaders if call in found]
+
+    def sources(self, node: fx.Node) -> list[fx.Node]:
+        """A node and those that it depends on, the nearest first; not those before pinned calls."""
+        found = {node: None}
+        for each in (pending := [node]):
+            for source in each.all_input_nodes if each not in self.pinned else ():
+                if source not in found:
+                    found[source] = None
                     pending.append(source)
-        return [call for call in self.leaders if call in seen]
+        return list(found)
 
 
-def find_stride_groups(trace: Trace, calls: Iterable[fx.Node]) -> StrideGroups:
+def find_stride_groups(trace: Trace, calls: Iterable[fx.Node], **sizes: Any) -> StrideGroups:
     """Find which resizing calls must share a stride, so that shapes agree at every stride.
 
     Args:
         trace: the traced network.
         calls: the resizing calls, in order of execution.
+        **sizes: what else sets sizes. ``pinned``: calls that return maps of one size whatever comes
+            in. ``mirrors``: calls that enlarge their map, each with the call to the size of whose
+            input. ``square``: whether all axes share a stride, so that square maps stay square.
 
     Raises:
         StrideConflictError: if two maps meet and only one follows a stride; it holds the calls to
-            leave out. Or if an operation accepts maps of one size only; it holds none.
+            leave out. Or if an operation accepts maps of one size only; it holds the calls that
+            could be pinned.
 
     >>> import torch
     >>> from torch import nn
@@ -165,7 +200,7 @@ def find_stride_groups(trace: Trace, calls: Iterable[fx.Node]) -> StrideGroups:
     >>> find_stride_groups(traced, calls).members()
     [[body, shortcut]]
     """
-    groups = StrideGroups(trace, calls)
+    groups = StrideGroups(trace, calls, **sizes)
     with restoring(trace.model):
         _merge_until_consistent(groups)
         first = groups.runs
@@ -199,6 +234,7 @@ def _merge_until_consistent(groups: StrideGroups) -> bool:
             rest = nodes[nodes.index(start) :]
             run_with_sizes(groups, rest, groups.runs[-1], partial(_enlarged_output, groups))
             _check_inputs(groups)
+            _check_batch(groups)
         except SizeMismatchError as mismatch:
             start, changed = _merge(groups, mismatch), True
         else:
@@ -236,6 +272,8 @@ def run_with_sizes(
     others = [each for each in modules if not type(each).__module__.startswith("torch.nn.")]
     with restoring(nn.ModuleList(others)), shapes_only(groups.trace.fake_mode) as counter:
         for node in nodes:
+            if node in groups.pinned:
+                continue  # a constant
             if node in groups.leaders:
                 run.values[node] = output(node)
             elif node.op != "output" and any(n in run.values for n in node.all_input_nodes):
@@ -243,6 +281,8 @@ def run_with_sizes(
                 values = ChainMap(run.values, groups.trace.values)
                 run.values[node] = _try_node(groups, node, values)
                 run.operations[node] = counter.multiply_adds[before:]
+                if node in groups.mirrors:
+                    run.values[node] = _mirrored(groups, node, values)
 
 
 def _enlarged_output(groups: StrideGroups, call: fx.Node) -> Tensor:
@@ -251,6 +291,12 @@ def _enlarged_output(groups: StrideGroups, call: fx.Node) -> Tensor:
     batch = groups.values.get(source_of(call), value).shape[0]
     sizes = (size + groups.growths[leader, axis] for axis, size in enumerate(value.shape[2:]))
     return value.new_empty((batch, value.shape[1], *sizes))
+
+
+def _mirrored(groups: StrideGroups, node: fx.Node, values: Mapping[fx.Node, Any]) -> Tensor:
+    """The output of an enlarging call, brought to the size that goes into the call it mirrors."""
+    size = values[source_of(groups.mirrors[node])].shape[2:]
+    return values[node].new_empty((*values[node].shape[:2], *size))
 
 
 def _try_node(groups: StrideGroups, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
@@ -284,6 +330,16 @@ def _check_inputs(groups: StrideGroups) -> None:
                         "different strides, so they cannot share one"
                     )
                     raise SizeMismatchError(call, [dim, other], why, [groups.leaders[call]])
+
+
+def _check_batch(groups: StrideGroups) -> None:
+    """What the network returns must not have more samples: ``view(-1, 400)`` would make them."""
+    output = next(reversed(groups.trace.graph.nodes))
+    for source in output.all_input_nodes:
+        for dim in groups.dims(source)[:1]:
+            if dim.growth and dim.size == groups.trace.batch:
+                why = f"the number of samples becomes {dim.perturbed[-1]}"
+                raise SizeMismatchError(output, [], why)
 
 
 def _merge(groups: StrideGroups, mismatch: SizeMismatchError) -> fx.Node:
@@ -325,14 +381,16 @@ def _raise_conflict(
 ) -> NoReturn:
     """Raise an error with the calls to leave out: those blamed, or the last ones before."""
     node, label = mismatch.node, groups.trace.label(mismatch.node)
-    if not mismatch.dims:
+    if not mismatch.dims or _meets_constant(groups, node):
         names = list(dict.fromkeys(repr(str(call.target)) for call in groups.upstream(node)))
         shapes = [[dim.size for dim in groups.dims(source)] for source in node.all_input_nodes]
         here = " and ".join(str(tuple(shape)) for shape in shapes if shape)
+        nearest = _nearest_leader(groups, node)
         raise StrideConflictError(
             f"{label} accepts maps of one size only, here {here}, but learned strides change it "
             f"({mismatch.why}): put adaptive pooling before it, or leave out {', '.join(names[:3])}"
-            f"{' and others' * (len(names) > 3)} with filter_fn"
+            f"{' and others' * (len(names) > 3)} with filter_fn",
+            to_pin=[call for call, leader in groups.leaders.items() if leader is nearest],
         )
     blamed = blamed or _last_calls(groups, node)
     meeting = f"meets maps in {label} whose size does not follow its stride"
@@ -340,6 +398,28 @@ def _raise_conflict(
         mismatch.why if mismatch.blamed else meeting,
         [call for call, leader in groups.leaders.items() if leader in blamed],
     )
+
+
+def _meets_constant(groups: StrideGroups, node: fx.Node) -> bool:
+    """Whether a node takes a tensor that depends on no input, such as stored positions."""
+    return any(
+        dims and not any(dim.growth for dim in dims) and not _depends_on_input(groups, source)
+        for source in node.all_input_nodes
+        if (dims := groups.dims(source))
+    )
+
+
+def _depends_on_input(groups: StrideGroups, node: fx.Node) -> bool:
+    return any(source.op == "placeholder" for source in groups.sources(node))
+
+
+def _nearest_leader(groups: StrideGroups, node: fx.Node) -> fx.Node | None:
+    """The group whose size a node sees: that of the nearest map before it, or the last one."""
+    for source in groups.sources(node):
+        for dim in groups.dims(source):
+            if dim.growth in groups.origins:
+                return groups.origins[dim.growth][0]
+    return next((groups.leaders[call] for call in reversed(groups.upstream(node))), None)
 
 
 def source_of(call: fx.Node) -> fx.Node:

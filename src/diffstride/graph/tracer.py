@@ -39,7 +39,7 @@ from diffstride.graph.example_inputs import (
     name_inputs,
 )
 from diffstride.graph.fake_run import restoring, run_node, shapes_of, shapes_only
-from diffstride.graph.leaf_modules import Leaf, as_leaves, is_among, recorded_leaves
+from diffstride.graph.leaf_modules import Leaf, TracedInto, as_leaves, is_among, recorded_leaves
 from diffstride.graph.value_proxies import as_proxy
 from diffstride.pooling.base import SizedPooling
 
@@ -235,6 +235,8 @@ class Tracer(fx.Tracer):
         return forward, [model, *proxies]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if isinstance(m, TracedInto):
+            return False
         return (
             is_among(self.leaves, module_qualified_name, m)
             or isinstance(m, SizedPooling | torch.jit.ScriptModule)

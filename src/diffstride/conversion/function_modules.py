@@ -1,0 +1,221 @@
+"""Make modules of the functions that pool or enlarge maps, so that `convert` can convert them.
+
+``F.max_pool2d(x, 2)`` in a ``forward`` has no name, no parameters and no place for a pooling layer.
+The module whose ``forward`` calls it gets a child, here an ``nn.MaxPool2d(2)``, which is called
+instead. Calls are told apart by function, channels and how often they came in that ``forward``.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+from torch.nn.modules import module as module_hooks
+from torch.overrides import TorchFunctionMode
+
+from diffstride.conversion.enlarging_modules import ENLARGING
+from diffstride.conversion.mixed_classes import Mixin, mix_in
+from diffstride.conversion.strided_modules import stride_of
+from diffstride.graph.fake_run import NetworkRunError, run_network
+from diffstride.graph.tracer import Trace
+
+MAX = ("kernel_size", "stride", "padding", "dilation", "return_indices", "ceil_mode")
+MAX_OF_TORCH = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+AVERAGE = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+INTERPOLATE = ("size", "scale_factor", "mode", "align_corners", "recompute_scale_factor")
+
+# The module that does what a function does, and the names of the arguments behind the map.
+MODULES: dict[Callable[..., Any], tuple[type[nn.Module], tuple[str, ...]]] = {
+    F.interpolate: (nn.Upsample, INTERPOLATE),
+    torch.pixel_shuffle: (nn.PixelShuffle, ("upscale_factor",)),
+    **{
+        function: (module, MAX)
+        for function, module in (
+            (F.max_pool1d, nn.MaxPool1d),
+            (F.max_pool2d, nn.MaxPool2d),
+            (F.max_pool3d, nn.MaxPool3d),
+        )
+    },
+    torch.max_pool1d: (nn.MaxPool1d, MAX_OF_TORCH),
+    torch.max_pool2d: (nn.MaxPool2d, MAX_OF_TORCH),
+    torch.max_pool3d: (nn.MaxPool3d, MAX_OF_TORCH),
+    F.avg_pool1d: (nn.AvgPool1d, AVERAGE[:-1]),
+    F.avg_pool2d: (nn.AvgPool2d, AVERAGE),
+    F.avg_pool3d: (nn.AvgPool3d, AVERAGE),
+}
+
+
+class Call(NamedTuple):
+    """A call of a function in a ``forward``: of which module, with how many channels, and when."""
+
+    module: type[nn.Module]
+    channels: int
+    index: int
+
+
+class CallsModules(Mixin):
+    """Mixed into the class of a module: children are called in place of functions.
+
+    Attributes:
+        function_modules: the name of the child for each such call.
+    """
+
+    class_prefix = "Modular"
+    function_modules: dict[Call, str]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        with _Replacing(self):
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+
+
+class _Counting(TorchFunctionMode):
+    """Counts the calls of functions in `MODULES`, also of those in modules inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: dict[tuple[type[nn.Module], int], int] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func not in MODULES:
+            return func(*args, **kwargs)
+        x = args[0] if args else kwargs["input"]
+        key = MODULES[func][0], int(x.shape[1])
+        index = self.counts.get(key, 0)
+        self.counts[key] = index + 1
+        return self.called(Call(*key, index), func, x, args, kwargs)
+
+    def called(self, call: Call, func: Any, x: Any, args: Any, kwargs: Any) -> Any:
+        return func(*args, **kwargs)
+
+
+class _Replacing(_Counting):
+    def __init__(self, owner: CallsModules) -> None:
+        super().__init__()
+        self.owner = owner
+
+    def called(self, call: Call, func: Any, x: Any, args: Any, kwargs: Any) -> Any:
+        name = self.owner.function_modules.get(call)
+        return func(*args, **kwargs) if name is None else getattr(self.owner, name)(x)
+
+
+class _Recording(_Counting):
+    """Records the calls that the ``forward`` of each module makes itself, in order.
+
+    The counts are those of the innermost module, with the modules inside it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[nn.Module, Call]] = []
+        self.stack: list[tuple[nn.Module, Counter[Any]]] = []
+
+    def called(self, call: Call, func: Any, x: Any, args: Any, kwargs: Any) -> Any:
+        key = call[:2]
+        if self.stack:
+            owner, counts = self.stack[-1]
+            self.calls.append((owner, call._replace(index=counts[key])))
+        for _, counts in self.stack:
+            counts[key] += 1
+        return func(*args, **kwargs)
+
+    @contextmanager
+    def of_modules(self) -> Iterator[None]:
+        """Follow which module runs."""
+        enter = module_hooks.register_module_forward_pre_hook(
+            lambda module, args: self.stack.append((module, Counter()))
+        )
+        leave = module_hooks.register_module_forward_hook(
+            lambda module, args, output: self.stack.pop() and None, always_call=True
+        )
+        try:
+            with self:
+                yield
+        finally:
+            enter.remove()
+            leave.remove()
+
+
+def find_functions(trace: Trace, example: Any) -> dict[nn.Module, dict[Call, nn.Module]]:
+    """The functions that stride or enlarge: by the module that calls them, the module to call.
+
+    Functions stay where their arguments depend on sizes, where they are called with other arguments
+    each time, or where the network does not run on shapes alone.
+    """
+    nodes = [node for node in trace.graph.nodes if node.target in MODULES]
+    if not any(map(_module_for, nodes)):
+        return {}
+    recording = _Recording()
+    try:
+        with recording.of_modules():
+            run_network(trace.model, example, trace.fake_mode)
+    except NetworkRunError:
+        return {}
+    found: dict[nn.Module, dict[Call, nn.Module]] = {}
+    for owner, own in _by_owner(trace, nodes).items():
+        calls = [call for module, call in recording.calls if module is owner]
+        if len(calls) == len(own):  # else the trace differs
+            modules: dict[Call, list[nn.Module | None]] = {}
+            for call, node in zip(calls, own, strict=True):
+                modules.setdefault(call, []).append(_module_for(node))
+            alike = {
+                call: each[0] for call, each in modules.items() if len(set(map(repr, each))) == 1
+            }
+            found[owner] = {call: module for call, module in alike.items() if module is not None}
+    return {owner: modules for owner, modules in found.items() if modules}
+
+
+def replace_functions(found: dict[nn.Module, dict[Call, nn.Module]]) -> None:
+    """Have modules call the given modules in place of functions, in place."""
+    for owner, modules in found.items():
+        for call, module in modules.items():
+            _add(owner, call, module)
+
+
+def _by_owner(trace: Trace, nodes: list[fx.Node]) -> dict[nn.Module, list[fx.Node]]:
+    """The nodes of each module that may call modules instead."""
+    owners: dict[nn.Module, list[fx.Node]] = {}
+    for node in nodes:
+        owner = trace.modules[trace.owners[node]]
+        if "forward" not in vars(owner):
+            owners.setdefault(owner, []).append(node)
+    return owners
+
+
+def _module_for(node: fx.Node) -> nn.Module | None:
+    """The module that does what a call does; None if it keeps sizes or has no such module."""
+    module, names = MODULES[node.target]  # type: ignore[index]
+    options: dict[str, Any] = dict(zip(("input", *names), node.args, strict=False)) | node.kwargs
+    options.pop("input", None)
+    if _has_node(options) or options.pop("antialias", False) or options.get("return_indices"):
+        return None
+    if module is nn.Upsample and (options.get("size") or options.get("scale_factor") is None):
+        return None
+    try:
+        made = module(**{name: value for name, value in options.items() if value is not None})
+    except TypeError:
+        return None
+    return made if isinstance(made, ENLARGING) or max(stride_of(made, 3)) > 1 else None
+
+
+def _has_node(value: Any) -> bool:
+    found: list[fx.Node] = []
+    fx.map_arg(value, found.append)
+    return bool(found)
+
+
+def _add(owner: nn.Module, call: Call, module: nn.Module) -> None:
+    if not isinstance(owner, CallsModules):
+        mix_in(owner, CallsModules)
+        owner.function_modules = {}  # type: ignore[assignment]
+    names: Any = owner.function_modules
+    stem = f"{type(module).__name__.lower()}_{len(names)}"
+    name = stem
+    while hasattr(owner, name):
+        name += "_"
+    module.train(owner.training)
+    owner.add_module(name, module)
+    names[call] = name

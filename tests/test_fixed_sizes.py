@@ -1,0 +1,376 @@
+"""Networks that enlarge maps by fixed factors, or accept maps of one size only."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import Net, counted, move_strides, strided
+from torch import nn
+
+from diffstride import (
+    AdaptiveSpectralPooling,
+    CostBudget,
+    MultiplyAdds,
+    convert,
+    freeze,
+    report,
+    stride_layers,
+)
+from diffstride.conversion.function_modules import CallsModules
+from diffstride.conversion.reporting import Conversion
+
+X = torch.rand(2, 4, 32, 32)
+
+
+def check(net, x=X, names=(), keeps_size=True, fraction=0.8, **options):
+    """Convert a network and try all that users do; returns it, at its first strides."""
+    net = net.eval()
+    converted = convert(net, x, **options)
+    assert tuple(converted.conversion.strides) == tuple(names)
+    expected = net(x).shape
+    again = copy.deepcopy(converted)
+    if isinstance(net, nn.Sequential):  # others hold a function
+        again = pickle.loads(pickle.dumps(again))
+    assert again(x).equal(converted(x))
+    trained = copy.deepcopy(converted).train()
+    cost = MultiplyAdds(trained, x)
+    for seed in range(4):
+        move_strides(trained, seed)
+        assert not keeps_size or trained(x).shape == expected
+        assert cost.value() == counted(trained.eval(), x)
+        trained.train()(x).square().mean().backward()
+        for name, layer in stride_layers(trained).items():
+            assert layer.strides.grad is not None, name
+    budget = CostBudget(trained, x, fraction)
+    assert budget.cost.value() <= budget.multiply_adds
+    frozen = freeze(trained.eval(), x)
+    torch.testing.assert_close(frozen(x), trained(x), rtol=1e-4, atol=1e-5)
+    assert counted(frozen, x) == budget.cost.value()
+    return converted
+
+
+# Maps that are enlarged
+
+
+def enlargers(channels=4):
+    """Modules that double a map."""
+    return {
+        "transposed": nn.ConvTranspose2d(channels, channels, 2, 2),
+        "overlapping": nn.ConvTranspose2d(channels, channels, 4, 2, padding=1),
+        "odd": nn.ConvTranspose2d(channels, channels, 3, 2, padding=1, output_padding=1),
+        "nearest": nn.Upsample(scale_factor=2),
+        "bilinear": nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True),
+        "bilinear of old": nn.UpsamplingBilinear2d(scale_factor=2),
+        "shuffle": nn.Sequential(nn.Conv2d(channels, 4 * channels, 1), nn.PixelShuffle(2)),
+    }
+
+
+def unet(up, again):
+    def forward(net, x):
+        a = net.a(x)
+        b = net.b(a)
+        b = torch.cat([b, net.up(net.c(b))], 1)
+        return net.last(torch.cat([a, net.again(net.mix(b))], 1))
+
+    layers = {name: strided() for name in "abc"}
+    mixers = {"mix": nn.Conv2d(8, 4, 3, padding=1), "last": nn.Conv2d(8, 3, 1)}
+    return Net(forward, **layers, **mixers, up=up, again=again)
+
+
+@pytest.mark.parametrize("kind", enlargers())
+def test_unets(kind):
+    converted = check(unet(enlargers()[kind], enlargers()[kind]), names="abc", keeps_size=False)
+    assert list(converted.conversion.mirrors.values()) == [("c",), ("b",)]
+
+
+def test_one_module_that_enlarges_at_several_places():
+    up = nn.ConvTranspose2d(4, 4, 2, 2)
+    converted = check(unet(up, up), names="abc", keeps_size=False)
+    assert converted.conversion.mirrors == {"up": ("c", "b")}
+
+
+def test_a_failed_pass_does_not_disturb_the_next():
+    up = nn.Upsample(scale_factor=2)
+    converted = convert(unet(up, up).eval(), X)
+    move_strides(converted)
+    expected = converted(X)
+    kept, converted.mix.forward = converted.mix.forward, None
+    with pytest.raises(TypeError):
+        converted(X)  # after one of two calls
+    converted.mix.forward = kept
+    assert converted(X).equal(expected)
+
+
+def test_a_module_alone_enlarges_as_it_did():
+    up = nn.Upsample(scale_factor=2)
+    converted = convert(unet(up, nn.Upsample(scale_factor=2)).eval(), X)
+    assert converted.up(torch.rand(1, 4, 5, 5)).shape == (1, 4, 10, 10)
+
+
+def test_unchanged_at_the_first_strides():
+    net = unet(nn.Upsample(scale_factor=2), nn.ConvTranspose2d(4, 4, 2, 2)).eval()
+    converted = convert(net, X)
+    for name in "abc":  # compare what follows, not the pooled kernels
+        getattr(net, name).forward = getattr(converted, name).forward
+    torch.testing.assert_close(converted(X), net(X))
+
+
+def test_autoencoders_return_the_size_of_their_input():
+    def forward(net, x):
+        x = net.c(net.b(net.a(x)).relu())
+        return net.up(net.up(F.interpolate(x, scale_factor=2.0, mode="bilinear")))
+
+    net = Net(forward, a=strided(), b=strided(), c=strided(), up=nn.ConvTranspose2d(4, 4, 2, 2))
+    converted = check(net, names="abc")
+    assert converted.conversion.mirrors == {"upsample_0": ("c",), "up": ("b", "a")}
+
+
+def test_one_factor_for_several_strides():
+    def forward(net, x):
+        return net.stem(x) + net.up(net.b(net.a(net.stem(x))))
+
+    up = nn.Upsample(scale_factor=4, mode="bicubic")
+    net = Net(forward, stem=nn.Conv2d(4, 4, 1), a=strided(), b=nn.MaxPool2d(2), up=up)
+    assert check(net, names="ab").conversion.mirrors == {"up": ("a",)}
+
+
+def test_signals_and_volumes():
+    def forward(net, x):
+        return net.stem(x) + net.up(net.a(x))
+
+    signal = Net(
+        forward,
+        stem=nn.Conv1d(2, 3, 1),
+        a=nn.Conv1d(2, 3, 5, 4, padding=2),
+        up=nn.ConvTranspose1d(3, 3, 4, 4),
+    )
+    check(signal, torch.rand(2, 2, 64), names="a", order="after")
+    volume = Net(
+        forward,
+        stem=nn.Conv3d(2, 3, 1),
+        a=nn.Conv3d(2, 3, 3, 2, padding=1),
+        up=nn.ConvTranspose3d(3, 3, 2, 2),
+    )
+    check(volume, torch.rand(2, 2, 8, 8, 12), names="a", order="after")
+
+
+def test_enlarging_before_any_stride_is_left_alone():
+    net = nn.Sequential(nn.PixelShuffle(2), nn.Conv2d(1, 4, 3, 2, 1), nn.ReLU())
+    assert not convert(net, X).conversion.mirrors
+
+
+# Maps of one size
+
+
+def lenet():
+    layers = [nn.Conv2d(4, 6, 5), nn.Tanh(), nn.AvgPool2d(2), nn.Conv2d(6, 16, 5), nn.Tanh()]
+    return nn.Sequential(*layers, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(400, 10))
+
+
+def test_the_last_stride_before_a_flattened_map_is_pinned():
+    converted = check(lenet(), names=("2", "5"))
+    assert converted[5].pooling.fixed_size == (5, 5)
+    assert list(stride_layers(converted)) == ["2.pooling"]
+
+
+def test_it_enlarges_where_the_map_is_smaller():
+    converted = convert(lenet(), X)
+    converted[2].pooling.strides.data.fill_(3.5)
+    assert converted(X).shape == (2, 10)
+
+
+def test_the_function_is_kept():
+    net = nn.Sequential(*list(lenet())[3:]).eval()
+    net[0] = nn.Conv2d(4, 16, 5)
+    net = nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(4, 4, 1), nn.MaxPool2d(2), nn.Flatten())
+    x = torch.ones(2, 4, 32, 32)
+    torch.testing.assert_close(convert(net, x)(x), net(x))
+
+
+def views(view, features=64):
+    layers = {"a": strided(), "b": strided(), "c": strided()}
+    return Net(
+        lambda net, x: net.f(view(net.c(net.b(net.a(x))))), **layers, f=nn.Linear(features, 5)
+    )
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x.flatten(1),
+        lambda x: x.view(-1, 64),
+        lambda x: x.view(x.size(0), -1),
+        lambda x: x.reshape(len(x), 64),
+        lambda x: F.avg_pool2d(x, 1).flatten(1),
+    ],
+)
+def test_ways_to_flatten(view):
+    assert check(views(view), names="abc").c.pooling.fixed_size == (4, 4)
+
+
+def test_a_view_that_would_make_samples_of_pixels():
+    assert check(views(lambda x: x.view(-1, 4)[:2], 4), names="abc") is not None
+
+
+def test_stored_positions():
+    def forward(net, x):
+        tokens = net.c(net.b(net.a(x))).flatten(2).mT + net.positions
+        return net.mix(tokens.mT)
+
+    net = Net(forward, a=strided(), b=strided(), c=strided(), mix=nn.Linear(16, 16))
+    net.positions = nn.Parameter(torch.zeros(1, 16, 4))
+    converted = check(net, names="abc")
+    assert isinstance(converted.c.pooling, AdaptiveSpectralPooling)
+
+
+def test_two_heads():
+    def forward(net, x):
+        x = net.a(x)
+        y = net.b(x)
+        z = net.c(y)
+        return net.one(y.flatten(1)) + net.two(z.flatten(1))
+
+    layers = {"a": strided(), "b": strided(), "c": strided()}
+    heads = {"one": nn.Linear(256, 5), "two": nn.Linear(64, 5)}
+    converted = check(Net(forward, **layers, **heads), names="abc")
+    assert converted.b.pooling.fixed_size == (8, 8)
+    assert converted.c.pooling.fixed_size == (4, 4)
+
+
+def test_a_pinned_residual_stage():
+    def forward(net, x):
+        x = net.a(x)
+        return net.f((net.b(x) + net.shortcut(x)).flatten(1))
+
+    layers = {"a": strided(), "b": strided(), "shortcut": strided(1)}
+    converted = check(Net(forward, **layers, f=nn.Linear(256, 5)), names=("a", "b", "shortcut"))
+    assert converted.b.pooling is converted.shortcut.pooling
+
+
+def test_autoencoder_with_a_flat_code():
+    def forward(net, x):
+        code = net.code(net.c(net.b(net.a(x))).flatten(1))
+        return net.up2(net.up1(code.unflatten(1, (4, 4, 4))))
+
+    layers = {"a": strided(), "b": strided(), "c": strided(), "code": nn.Linear(64, 64)}
+    ups = {"up1": nn.ConvTranspose2d(4, 4, 2, 2), "up2": nn.Upsample(scale_factor=4)}
+    check(Net(forward, **layers, **ups), names="abc")
+
+
+def test_one_stride_alone_is_refused():
+    net = nn.Sequential(nn.Conv2d(4, 4, 3, 2, 1), nn.Flatten(), nn.Linear(1024, 5))
+    with pytest.raises(ValueError, match="accepts maps of one size only"):
+        convert(net, X)
+
+
+def test_included_modules_are_not_pinned():
+    with pytest.raises(ValueError, match="include: '1' cannot have a stride of its own"):
+        convert(
+            nn.Sequential(strided(), nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(1024, 2)),
+            X,
+            include=["1"],
+        )
+
+
+@pytest.mark.parametrize("pool", [nn.AvgPool2d(8), nn.MaxPool2d(8), nn.AvgPool2d((8, 8), 1)])
+def test_poolings_of_the_whole_map_are_global(pool):
+    net = nn.Sequential(strided(), strided(), pool, nn.Flatten(), nn.Linear(4, 5))
+    converted = check(net, names="01")
+    assert len(stride_layers(converted)) == 2
+    assert converted[2](torch.rand(1, 4, 9, 7)).shape == (1, 4, 1, 1)
+
+
+# Functions
+
+
+def test_functions_become_modules():
+    def forward(net, x):
+        x = F.max_pool2d(net.one(x).relu(), 2)
+        x = F.avg_pool2d(net.two(x), kernel_size=3, stride=2, padding=1)
+        x = F.max_pool2d(x, 2) + F.avg_pool2d(x, 2)
+        return F.avg_pool2d(x, 4).flatten(1)
+
+    net = Net(forward, one=nn.Conv2d(4, 8, 3, padding=1), two=nn.Conv2d(8, 4, 3, padding=1))
+    names = ("maxpool2d_0", "avgpool2d_1", "maxpool2d_2", "avgpool2d_3")
+    converted = check(net, names=names)
+    assert isinstance(converted, CallsModules)
+    assert not isinstance(net, CallsModules)
+    assert converted.maxpool2d_2.pooling is converted.avgpool2d_3.pooling
+    assert net.state_dict().keys() <= converted.state_dict().keys()
+
+
+def test_functions_beside_modules_with_the_same_function():
+    def inner(net, x):
+        return F.max_pool2d(net.pool(x), 2)
+
+    def outer(net, x):
+        return F.max_pool2d(net.inner(net.pool(x)), 2)
+
+    inside = Net(inner, pool=nn.MaxPool2d(2))
+    converted = check(
+        Net(outer, pool=nn.MaxPool2d(2), inner=inside),
+        names=("pool", "inner.pool", "inner.maxpool2d_0", "maxpool2d_0"),
+        keeps_size=False,
+    )
+    again = convert(converted, X)
+    assert again.conversion.strides == converted.conversion.strides
+
+
+def test_functions_with_sizes_of_the_map_stay():
+    def forward(net, x):
+        x = net.b(net.a(x))
+        return F.avg_pool2d(x, x.shape[2:]) + F.max_pool2d(x, (x.shape[2], x.shape[3]))
+
+    converted = check(Net(forward, a=strided(), b=strided()), names="ab")
+    assert not isinstance(converted, CallsModules)
+
+
+def test_square_maps_with_one_stride():
+    def forward(net, x):
+        x = net.b(net.a(x))
+        return F.avg_pool2d(x, x.size(3)).flatten(1)
+
+    check(Net(forward, a=strided(), b=strided()), names="ab", fraction=0.97, shared_stride=True)
+
+
+# What stands around
+
+
+def test_report():
+    converted = convert(lenet(), X)
+    text = report(converted)
+    assert "pinned" in text
+    assert "10 x 10 -> 5 x 5" in text
+    up = nn.Upsample(scale_factor=2)
+    assert "up: enlarges to the size that enters c, b" in report(convert(unet(up, up), X))
+
+
+def test_converting_twice_changes_nothing():
+    for net in (lenet(), unet(nn.Upsample(scale_factor=2), nn.ConvTranspose2d(4, 4, 2, 2))):
+        converted = convert(net.eval(), X)
+        again = convert(converted, X)
+        assert again(X).equal(converted(X))
+        assert list(again.state_dict()) == list(converted.state_dict())
+        assert isinstance(again.conversion, Conversion)
+
+
+def test_export_and_compile():
+    for net in (lenet(), unet(nn.Upsample(scale_factor=2), nn.ConvTranspose2d(4, 4, 2, 2))):
+        converted = convert(net.eval(), X)
+        move_strides(converted)
+        frozen = freeze(converted, X)
+        program = torch.export.export(frozen, (X,))
+        torch.testing.assert_close(program.module()(X), frozen(X))
+        with pytest.warns(FutureWarning, match="deprecated"):
+            traced = torch.jit.trace(converted, X)
+        torch.testing.assert_close(traced(X), converted(X))
+
+
+def test_attributes_with_our_names_are_kept():
+    conv = strided()
+    conv.slots = "mine"
+    converted = convert(nn.Sequential(conv, strided()), X)
+    assert converted[0].slots == "mine"
+    assert "attribute of its own named slots" in converted.conversion.left_out["0"]
