@@ -14,6 +14,7 @@ from benchmarks import (
     budget,
     common,
     conversion_time,
+    denoising,
     frozen,
     layer,
     machine,
@@ -378,3 +379,12 @@ def test_networks_are_trained_from_scratch_and_finished_runs_are_skipped(tmp_pat
     assert rows[0]["strides"] == {}
     assert rows[1]["multiply_adds"] <= rows[0]["multiply_adds"] == rows[1]["multiply_adds_before"]
     assert scratch.main(arguments) == rows
+
+
+def test_denoising_writes_rows_and_a_table(tmp_path, capsys):
+    out = tmp_path / "rows.jsonl"
+    rows = denoising.main(["--quick", "--seeds", "0", "--out", str(out)])
+    assert [row["method"] for row in rows] == list(denoising.METHODS)
+    assert all(0.97 <= row["multiply_adds"] / row["multiply_adds_before"] <= 1 for row in rows)
+    assert rows == denoising.main(["--quick", "--seeds", "0", "--out", str(out)])
+    assert "| learned |" in capsys.readouterr().out
