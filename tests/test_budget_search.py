@@ -196,8 +196,8 @@ def test_the_factor_that_meets_a_budget_is_the_least(name):
         def path(amount, logs=logs):
             clamped = {}
             for key, values in logs.items():
-                low, high = space.limits(key)
-                clamped[key] = [min(max(v * exp(amount), low), high) for v in values]
+                each = zip(values, space.limits[key], strict=True)
+                clamped[key] = [min(max(v * exp(amount), low), high) for v, (low, high) in each]
             return clamped
 
         amount = threshold(lambda a, most=most: space.value(path(a)) <= most, -5.0, 5.0)

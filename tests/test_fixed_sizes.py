@@ -335,6 +335,35 @@ def test_square_maps_with_one_stride():
     check(Net(forward, a=strided(), b=strided()), names="ab", fraction=0.97, shared_stride=True)
 
 
+def test_axes_of_stride_1_can_be_kept():
+    def forward(net, x):
+        x = net.one(net.stem(x))
+        return net.both(x) + net.shortcut(x)
+
+    net = Net(
+        forward,
+        stem=nn.Conv2d(4, 8, 3, padding=1),
+        one=nn.Conv2d(8, 8, 3, (1, 2), 1),
+        both=nn.Conv2d(8, 8, 3, 2, 1),
+        shortcut=nn.Conv2d(8, 8, 1, 2),
+    )
+    converted = check(
+        net, names=("one", "both", "shortcut"), keep_ones=True, keeps_size=False, fraction=0.6
+    )
+    layer = converted.one.pooling
+    assert layer.limits == [(1.0, 1.0), (1.0, float("inf"))]
+    budget = CostBudget(converted, X, 0.5)
+    layer.strides.data.copy_(torch.tensor([3.0, 2.5]))
+    budget.project_()
+    assert budget.cost.value() <= budget.multiply_adds
+    assert layer.stride_values()[0] == 1.0
+    assert converted.both.pooling.stride_values()[0] > 1.0
+    layer.strides.data.copy_(torch.tensor([3.0, 0.5]))
+    layer.project_()
+    assert layer.strides.tolist() == [1.0, 1.0]
+    assert layer.output_size((8, 8)) == (8, 8)
+
+
 # What stands around
 
 

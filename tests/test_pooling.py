@@ -538,3 +538,17 @@ def test_layers_in_a_vmap_over_their_strides_are_refused_with_advice():
     (parameters, _), x = torch.func.stack_module_state(layers), torch.rand(1, 1, 8, 8)
     with pytest.raises(RuntimeError, match=r"the strides have no values to read.* loop"):
         torch.vmap(lambda p: torch.func.functional_call(layers[0], p, x))(parameters)
+
+
+def test_each_axis_may_have_a_limit():
+    layer = DiffStride((1.0, 2.0), upper_limit_stride=(1, None), lower_limit_stride=[1.0, 1.5])
+    assert layer.limits == [(1.0, 1), (1.5, float("inf"))]
+    assert "upper_limit_stride=(1, None)" in repr(layer)
+    assert layer.output_size((9, 9)) == (9, 5)
+    for wrong in ((1.0,), (1.0, 0.5), (1.0, "2")):
+        with pytest.raises(ValueError, match="upper_limit_stride must be"):
+            DiffStride((1.0, 2.0), upper_limit_stride=wrong)
+    with pytest.raises(ValueError, match="upper_limit_stride must be a number or None"):
+        DiffStride(2.0, shared_stride=True, upper_limit_stride=(3.0, 3.0))
+    with pytest.raises(ValueError, match="exceeds"):
+        DiffStride((1.0, 2.0), lower_limit_stride=1.5, upper_limit_stride=(1.0, 3.0))

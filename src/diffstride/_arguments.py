@@ -11,6 +11,8 @@ from diffstride._torch_compat import is_jit_tracing, outside_jit_trace
 from diffstride.spectral.axis_plan import check_edge
 
 MAX_AXES = 3
+Limit = float | Sequence[float | None] | None
+"""A limit of strides: of all axes, of each, or none."""
 
 
 def as_strides(strides: Sequence[float] | float, name: str = "strides") -> tuple[float, ...]:
@@ -59,13 +61,26 @@ def refuse_data_format(data_format: Any) -> None:
         )
 
 
-def check_limits(lower: float | None, upper: float | None) -> None:
-    """Refuse limits below 1 or in the wrong order; None means no limit."""
+def each_limit(limit: Limit, axes: int) -> tuple[float | None, ...]:
+    """A limit for each axis, from one for all or from one for each."""
+    return tuple(limit) if isinstance(limit, Sequence) else (limit,) * axes
+
+
+def check_limits(lower: Limit, upper: Limit, axes: int | None = None) -> None:
+    """Refuse limits below 1 or in the wrong order; None means no limit.
+
+    If ``axes`` is given, limits may also be sequences of so many, one for each stride.
+    """
     for name, limit in (("lower_limit_stride", lower), ("upper_limit_stride", upper)):
-        if limit is not None and not (isinstance(limit, Real) and limit >= 1):
-            raise ValueError(f"{name} must be at least 1 or None, but got {limit!r}")
-    if lower is not None and upper is not None and lower > upper:
-        raise ValueError(f"lower_limit_stride={lower!r} exceeds upper_limit_stride={upper!r}")
+        if isinstance(limit, Sequence) and len(limit) != axes:
+            expected = "a number or None" if axes is None else f"one number or {axes}"
+            raise ValueError(f"{name} must be {expected}, but got {limit!r}")
+        for each in each_limit(limit, 1):
+            if each is not None and not (isinstance(each, Real) and each >= 1):
+                raise ValueError(f"{name} must be at least 1 or None, but got {limit!r}")
+    for low, high in zip(each_limit(lower, axes or 1), each_limit(upper, axes or 1), strict=True):
+        if low is not None and high is not None and low > high:
+            raise ValueError(f"lower_limit_stride={lower!r} exceeds upper_limit_stride={upper!r}")
 
 
 def check_window(
@@ -85,11 +100,8 @@ def check_window(
         )
 
 
-def clamp_strides(
-    values: Sequence[float], lower: float | None, upper: float | None
-) -> tuple[float, ...]:
+def clamp_strides(values: Sequence[float], lower: Limit, upper: Limit) -> tuple[float, ...]:
     """Clamp strides to their limits; None means 1 and no upper limit."""
-    low, high = lower or 1.0, upper or math.inf
     for value in values:
         if not math.isfinite(value):
             raise ValueError(
@@ -97,7 +109,9 @@ def clamp_strides(
                 "loss and the weights are finite, and lower their learning rate or that of the "
                 "strides"
             )
-    return tuple(min(max(value, low), high) for value in values)
+    lows, highs = (each_limit(limit, len(values)) for limit in (lower, upper))
+    each = zip(values, lows, highs, strict=True)
+    return tuple(min(max(value, low or 1.0), high or math.inf) for value, low, high in each)
 
 
 def pooled_sizes(x: Tensor, num_axes: int) -> tuple[int, ...]:

@@ -50,6 +50,7 @@ def convert(
     filter_fn: Filter | None = None,
     include: Iterable[str] = (),
     patchify: bool = False,
+    keep_ones: bool = False,
     leaf_modules: Iterable[Leaf] = (),
     smoothness_factor: float = 4.0,
     trainable: bool = True,
@@ -93,6 +94,8 @@ def convert(
         include: names of modules of stride 1 that get a layer as well; its stride starts at 1.
         patchify: whether to convert convolutions whose patches do not overlap
             (1 < kernel <= stride).
+        keep_ones: whether an axis along which a module does not stride, beside one along which it
+            does, keeps its samples: in ``stride=(1, 2)`` only the second stride learns.
         leaf_modules: names or classes of modules that are not traced into and not converted.
         smoothness_factor, trainable, shared_stride: as for `DiffStride`.
         lower_limit_stride, upper_limit_stride: likewise.
@@ -150,6 +153,7 @@ def convert(
     for group in groups:
         pooling = group.pooling or _new_pooling(
             group,
+            keep_ones,
             smoothness_factor=smoothness_factor,
             trainable=trainable,
             shared_stride=shared_stride,
@@ -228,11 +232,15 @@ def _check_model(model: nn.Module) -> None:
             )
 
 
-def _new_pooling(group: PooledGroup, **options: Any) -> nn.Module:
+def _new_pooling(group: PooledGroup, keep_ones: bool, **options: Any) -> nn.Module:
     """A layer that starts at the strides of these calls, or keeps the size of their maps."""
     calls = group.calls
     if group.pinned:
         return AdaptiveSpectralPooling(calls[0].strided_size)
+    own = stride_of(calls[0].module, len(calls[0].strides))
+    if keep_ones and 1 in own and max(own) > 1:
+        most = options["upper_limit_stride"]
+        options["upper_limit_stride"] = tuple(1.0 if stride == 1 else most for stride in own)
     try:
         with torch.device(CPU):  # whatever the default device is
             return DiffStride(calls[0].strides, **options)

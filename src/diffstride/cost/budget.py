@@ -253,9 +253,9 @@ class CostBudget:
         _, slopes = self.cost.slopes(strides)
         at_lowest, at_highest = [], []
         for name, values in strides.items():
-            low, high = map(exp, self._space.limits(name))
-            at_lowest += [value <= low + LIMIT for value in values]
-            at_highest += [value >= high - LIMIT for value in values]
+            for value, (low, high) in zip(values, self._layers[name].limits, strict=True):
+                at_lowest.append(value <= low + LIMIT)
+                at_highest.append(value >= high - LIMIT)
         flat = [slope for name in strides for slope in slopes[name]]
         return project_step(steps, flat, at_lowest, at_highest)
 

@@ -16,6 +16,7 @@ from diffstride.spectral.axis_plan import Axis, plan_axis
 Logs = dict[str, list[float]]  # logarithms of strides, by layer
 Key = tuple[str, int]  # a layer and an axis, of a shared stride the first
 Choose = Callable[[str, list[float], list[int]], tuple[list[float], list[Axis]]]
+Limits = tuple[float, float]
 Window = tuple[float, str, bool, bool]  # the settings of a layer's window
 
 BEHIND = 2e-6  # how far a logarithm steps back behind a threshold: strides are stored in float32
@@ -57,15 +58,14 @@ class StrideSpace:
         self._last: dict[Key, Range] = {}
         self._order = [name for name in cost.order if name in layers]
 
-    def limits(self, name: str) -> tuple[float, float]:
-        """The logarithms of a layer's smallest and largest stride."""
-        layer = self.layers[name]
-        return log(layer.lower_limit_stride or 1.0), log(layer.upper_limit_stride or inf)
+        self.limits: dict[str, list[Limits]] = {
+            name: [(log(low), log(high)) for low, high in layer.limits]
+            for name, layer in layers.items()
+        }
 
     def smallest(self) -> Logs:
         """All strides at their lower limits."""
-        sizes = {name: len(layer.strides) for name, layer in self.layers.items()}
-        return {name: [self.limits(name)[0]] * size for name, size in sizes.items()}
+        return {name: [low for low, _ in limits] for name, limits in self.limits.items()}
 
     def largest_value(self) -> int:
         """The MACs at the smallest strides, or a little above, where pooling is not free."""
@@ -110,9 +110,11 @@ class StrideSpace:
 
     def axes(self, name: str, logs: list[float], sizes: list[int]) -> list[Axis]:
         """How a layer pools its axes, or at other strides of the same output size."""
-        low, high = self.limits(name)
-        each = enumerate(zip(sizes, each_axis(logs, len(sizes)), strict=True))
-        return [self._axis((name, i), size, min(max(at, low), high)) for i, (size, at) in each]
+        within = [
+            min(max(at, low), high) for at, (low, high) in zip(logs, self.limits[name], strict=True)
+        ]
+        each = enumerate(zip(sizes, each_axis(within, len(sizes)), strict=True))
+        return [self._axis((name, i), size, at) for i, (size, at) in each]
 
     def unchanged(
         self, name: str, logs: list[float], sizes: list[int]
@@ -122,8 +124,8 @@ class StrideSpace:
 
     def nearest(self, key: Key, at: float, incoming: int, output_size: int) -> float:
         """The logarithm nearest to ``at``, within the limits, that leads to this output size."""
-        name = key[0]
-        window, (low, high) = self.layers[name].window_settings, self.limits(name)
+        name, i = key
+        window, (low, high) = self.layers[name].window_settings, self.limits[name][i]
         present = self._axis(key, incoming, at).output_size
         if present > output_size:
             return max(at, min(high, first_log(window, incoming, output_size)))
@@ -204,8 +206,8 @@ class StrideSpace:
         """The `runnable` strides, by trying all strides behind an axis at their lower limits."""
         found = self.smallest()
         for name in self._order:
-            low, values = self.limits(name)[0], found[name]
-            for axis, wanted in enumerate(logs[name]):
+            values = found[name]
+            for axis, (wanted, low) in enumerate(zip(logs[name], list(values), strict=True)):
 
                 def fails(at: float, values: list[float] = values, axis: int = axis) -> bool:
                     values[axis] = at
@@ -233,12 +235,14 @@ def scale_to_budget(logs: Logs, space: StrideSpace, least: float, most: float) -
     Raises:
         UnreachableBudgetError: if there is no such factor.
     """
-    limits = {name: space.limits(name) for name in logs}
 
     def clamped(start: Logs, factor: float, shift: float) -> Logs:
         return {
-            name: [min(max(v * factor + shift, low), high, LARGEST) for v in start[name]]
-            for name, (low, high) in limits.items()
+            name: [
+                min(max(value * factor + shift, low), high, LARGEST)
+                for value, (low, high) in zip(values, space.limits[name], strict=True)
+            ]
+            for name, values in start.items()
         }
 
     def stretched(amount: float) -> Logs:

@@ -1,13 +1,21 @@
 """Pooling with learnable strides."""
 
 from collections.abc import Sequence
+from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from diffstride import _arguments
-from diffstride._arguments import check_input, check_input_size, clamp_strides, pooled_sizes
+from diffstride._arguments import (
+    Limit,
+    check_input,
+    check_input_size,
+    clamp_strides,
+    each_limit,
+    pooled_sizes,
+)
 from diffstride._torch_compat import is_transformed, outside_jit_trace
 from diffstride.functional import read_strides
 from diffstride.pooling.base import Plan, SpectralPooling
@@ -42,8 +50,10 @@ class DiffStride(SpectralPooling):
         cropping: whether the map shrinks; if not, it is only low-passed.
         trainable: whether the strides receive a gradient.
         shared_stride: whether one stride serves all axes.
-        lower_limit_stride: smallest stride that `project_` allows, at least 1 (default 1).
-        upper_limit_stride: largest stride that `project_` allows (default: no limit).
+        lower_limit_stride: smallest stride that `project_` allows, at least 1 (default 1); one
+            number, or one for each axis.
+        upper_limit_stride: largest stride that `project_` allows (default: no limit); likewise. A
+            limit of 1 keeps an axis as it is.
         edge: the end of the transition band that the stride sets, ``"passband"`` or
             ``"stopband"``.
         straight_through: whether the forward pass keeps every bin at gain 1, as
@@ -75,8 +85,8 @@ class DiffStride(SpectralPooling):
         cropping: bool = True,
         trainable: bool = True,
         shared_stride: bool = False,
-        lower_limit_stride: float | None = None,
-        upper_limit_stride: float | None = None,
+        lower_limit_stride: Limit = None,
+        upper_limit_stride: Limit = None,
         edge: str = "stopband",
         straight_through: bool = True,
         data_format: None = None,
@@ -85,7 +95,8 @@ class DiffStride(SpectralPooling):
         _arguments.refuse_data_format(data_format)
         values = _arguments.as_strides(strides)
         _arguments.check_window(smoothness_factor, edge, cropping, straight_through)
-        _arguments.check_limits(lower_limit_stride, upper_limit_stride)
+        axes = None if shared_stride else len(values)
+        _arguments.check_limits(lower_limit_stride, upper_limit_stride, axes)
         if values != clamp_strides(values, lower_limit_stride, upper_limit_stride):
             raise ValueError(
                 f"strides={strides!r} lie outside lower_limit_stride={lower_limit_stride!r}, "
@@ -153,8 +164,20 @@ class DiffStride(SpectralPooling):
     @torch.no_grad()
     def project_(self) -> None:
         """Clamp the strides to their limits, in place; `forward` never writes the parameter."""
-        self.strides.clamp_(self.lower_limit_stride or 1.0, self.upper_limit_stride)
+        lower, upper = self.lower_limit_stride, self.upper_limit_stride
+        if isinstance(lower, Sequence) or isinstance(upper, Sequence):
+            for i, limits in enumerate(self.limits):
+                self.strides[i].clamp_(*limits)
+        else:
+            self.strides.clamp_(lower or 1.0, upper)
         self._refresh()
+
+    @property
+    def limits(self) -> list[tuple[float, float]]:
+        """The smallest and the largest stride that `project_` allows, for each parameter."""
+        lower, upper = self.lower_limit_stride, self.upper_limit_stride
+        each = (each_limit(limit, len(self.strides)) for limit in (lower, upper))
+        return [(low or 1.0, high or inf) for low, high in zip(*each, strict=True)]
 
     @torch.no_grad()
     def write_(self, strides: Tensor, values: Sequence[float]) -> None:
@@ -176,7 +199,7 @@ class DiffStride(SpectralPooling):
         options += ["shared_stride=True"] * self.shared_stride
         for name in ("lower_limit_stride", "upper_limit_stride"):
             if getattr(self, name) is not None:
-                options.append(f"{name}={getattr(self, name):g}")
+                options.append(f"{name}={_limit_text(getattr(self, name))}")
         return ", ".join([*options, state])
 
     # The output length is a Python integer, so the host has to know the strides. On a CPU it reads
@@ -253,6 +276,12 @@ class DiffStride(SpectralPooling):
         super()._load_from_state_dict(*args, **kwargs)
         self._keep_exact(self.strides.detach())  # assign=True takes a checkpoint's dtype
         self._refresh()
+
+
+def _limit_text(limit: Limit) -> str:
+    if not isinstance(limit, Sequence):
+        return f"{limit:g}"
+    return f"({', '.join('None' if each is None else f'{each:g}' for each in limit)})"
 
 
 def _version_of(parameter: Tensor) -> tuple[int, float]:
