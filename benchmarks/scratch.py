@@ -8,6 +8,7 @@ number of parameters and, but for the strides, from the same weights:
 - ``fixed``: converted, with equal strides that cost what the strided network costs, fixed.
 - ``learned``: converted, the strides learned within that cost.
 - ``learned, equal time``: likewise, for as many epochs as fit into the time of the strided network.
+- ``fixed, 0.7 of the cost`` and ``fixed, 0.5 of the cost``: as ``fixed``, at less.
 
 Each run appends a row to ``results/scratch.jsonl``; runs with a row are skipped, and a run that was
 cut off goes on from its last epoch. Several processes may work side by side, each on a shard.
@@ -24,6 +25,7 @@ import torch
 from torch import nn
 
 from benchmarks.common import select, write_table
+from benchmarks.gain_picture import plot_gain
 from benchmarks.machine import ROOT, environment
 from benchmarks.small_networks import NETWORKS
 from benchmarks.tables import table
@@ -37,6 +39,8 @@ TIMES = ROOT / "benchmarks" / "results" / "conversion_time.json"
 PAGE = ROOT / "docs" / "converting.md"
 EPOCHS = 10
 METHODS = ("strided", "blur", "fixed", "learned", "learned, equal time")
+FRACTIONS = {"fixed": 1.0, "fixed, 0.7 of the cost": 0.7, "fixed, 0.5 of the cost": 0.5}
+PICTURE = ROOT / "docs" / "images" / "conversion_gain.png"
 QUICK = {
     "data.load_datasets.name": "digits",
     "data.load_datasets.augment_fn": None,
@@ -61,8 +65,8 @@ def build(network: str, method: str, data: Datasets, seed: int) -> tuple[nn.Modu
         for module in converted.modules():
             if hasattr(module, "pooling"):
                 module.pooling = blur
-    elif method == "fixed":
-        CostBudget(converted, example, before)
+    elif method in FRACTIONS:
+        CostBudget(converted, example, FRACTIONS[method] * before)
         for layer in stride_layers(converted).values():
             layer.strides.requires_grad_(False)  # type: ignore[union-attr]
     return converted, before
@@ -151,7 +155,7 @@ def summary_table(rows: Sequence[Row]) -> str:
     lines = []
     for network in dict.fromkeys(row["network"] for row in rows):
         base = [row["test_accuracy"] for row in select(rows, network=network, method="strided")]
-        for method in METHODS:
+        for method in (*METHODS, *FRACTIONS.keys() - METHODS):
             found = select(rows, network=network, method=method)
             if not found:
                 continue
@@ -181,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     )
     add = parser.add_argument
     add("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    add("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    add("--methods", nargs="+", choices={*METHODS, *FRACTIONS}, default=list(METHODS))
     add("--seeds", nargs="+", type=int, default=[0, 1, 2])
     add("--shard", nargs=2, type=int, default=(0, 1), metavar=("I", "N"), help="every N-th run")
     add("--dataset", default="cifar100", help="name as for load_datasets")
@@ -209,6 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
         for dataset in dict.fromkeys(row["dataset"] for row in rows):
             text = summary_table(select(rows, dataset=dataset))
             write_table(PAGE, f"scratch {dataset}", text)
+        plot_gain(rows, PICTURE)
     return rows
 
 
