@@ -9,6 +9,8 @@ number of parameters and, but for the strides, from the same weights:
 - ``learned``: converted, the strides learned within that cost.
 - ``learned, equal time``: likewise, for as many epochs as fit into the time of the strided network.
 - ``fixed, 0.7 of the cost`` and ``fixed, 0.5 of the cost``: as ``fixed``, at less.
+- ``fixed, stem before`` and ``fixed, stem after``: as ``fixed``, but the first convolution strides
+  by 1 and is pooled before or after, where otherwise it keeps its stride and is pooled on top.
 
 Each run appends a row to ``results/scratch.jsonl``; runs with a row are skipped, and a run that was
 cut off goes on from its last epoch. Several processes may work side by side, each on a shard.
@@ -38,8 +40,12 @@ RESULT = ROOT / "results" / "scratch.jsonl"
 TIMES = ROOT / "benchmarks" / "results" / "conversion_time.json"
 PAGE = ROOT / "docs" / "converting.md"
 EPOCHS = 10
+DEFAULT_NETWORKS = [name for name in NETWORKS if "stem" not in name]
 METHODS = ("strided", "blur", "fixed", "learned", "learned, equal time")
 FRACTIONS = {"fixed": 1.0, "fixed, 0.7 of the cost": 0.7, "fixed, 0.5 of the cost": 0.5}
+STEMS = {"fixed, stem before": "before", "fixed, stem after": "after"}
+STEM = "conv1"
+EVERY_METHOD = tuple(dict.fromkeys((*METHODS, *FRACTIONS, *STEMS)))
 PICTURE = ROOT / "docs" / "images" / "conversion_gain.png"
 QUICK = {
     "data.load_datasets.name": "digits",
@@ -59,14 +65,17 @@ def build(network: str, method: str, data: Datasets, seed: int) -> tuple[nn.Modu
     before = MultiplyAdds(strided, example).value()
     if method == "strided":
         return strided, before
+    if method in STEMS:
+        options = {"order": STEMS[method], "filter_fn": lambda module, name: name == STEM}
+        strided = convert(strided, example, min_channels=0, **options)
     converted = convert(strided, example)
     if method == "blur":
         blur = BlurPooling(2)
         for module in converted.modules():
             if hasattr(module, "pooling"):
                 module.pooling = blur
-    elif method in FRACTIONS:
-        CostBudget(converted, example, FRACTIONS[method] * before)
+    elif method.startswith("fixed"):
+        CostBudget(converted, example, FRACTIONS.get(method, 1.0) * before)
         for layer in stride_layers(converted).values():
             layer.strides.requires_grad_(False)  # type: ignore[union-attr]
     return converted, before
@@ -155,7 +164,7 @@ def summary_table(rows: Sequence[Row]) -> str:
     lines = []
     for network in dict.fromkeys(row["network"] for row in rows):
         base = [row["test_accuracy"] for row in select(rows, network=network, method="strided")]
-        for method in (*METHODS, *FRACTIONS.keys() - METHODS):
+        for method in EVERY_METHOD:
             found = select(rows, network=network, method=method)
             if not found:
                 continue
@@ -184,8 +193,8 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    add("--methods", nargs="+", choices={*METHODS, *FRACTIONS}, default=list(METHODS))
+    add("--networks", nargs="+", choices=NETWORKS, default=DEFAULT_NETWORKS)
+    add("--methods", nargs="+", choices=EVERY_METHOD, default=list(METHODS))
     add("--seeds", nargs="+", type=int, default=[0, 1, 2])
     add("--shard", nargs=2, type=int, default=(0, 1), metavar=("I", "N"), help="every N-th run")
     add("--dataset", default="cifar100", help="name as for load_datasets")

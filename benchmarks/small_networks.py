@@ -27,6 +27,13 @@ def resnet18(num_classes: int, in_channels: int = 3) -> nn.Module:
     return network
 
 
+def resnet18_strided_stem(num_classes: int, in_channels: int = 3) -> nn.Module:
+    """The same, whose first convolution strides by 2, as that for large images does."""
+    network: Any = resnet18(num_classes, in_channels)
+    network.conv1.stride = (2, 2)
+    return network
+
+
 def mobilenet_v2(num_classes: int, in_channels: int = 3) -> nn.Module:
     """torchvision's MobileNetV2 at half width and with 13 blocks, three of which stride."""
     from torchvision.models import mobilenet_v2
@@ -62,6 +69,7 @@ def regnety_002(num_classes: int, in_channels: int = 3) -> nn.Module:
 
 NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
     "torchvision resnet18": resnet18,
+    "torchvision resnet18, strided stem": resnet18_strided_stem,
     "timm regnety_002": regnety_002,
     "torchvision mobilenet_v2": mobilenet_v2,
 }
