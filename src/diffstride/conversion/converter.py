@@ -14,7 +14,7 @@ from diffstride.conversion.function_modules import find_functions, replace_funct
 from diffstride.conversion.kernel_resampling import resample_convolution
 from diffstride.conversion.placement import check_order, place
 from diffstride.conversion.pooled_groups import PooledGroup, group_calls
-from diffstride.conversion.pooled_module import Pooled, attach_pooling
+from diffstride.conversion.pooled_module import Pooled, attach_pooling, set_owners
 from diffstride.conversion.reporting import Conversion, record_costs
 from diffstride.conversion.strided_modules import (
     Filter,
@@ -174,6 +174,7 @@ def convert(
         name, of = str(enlarging.target), str(mirrored.target)
         attach_mirror(converted.get_submodule(name), converted.get_submodule(of))
         conversion.mirrors[name] = (*conversion.mirrors.get(name, ()), of)
+    set_owners(converted)
     with restoring(converted):
         _check_runs(model, converted, traced, example)
     return converted

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffstride.conversion.pooled_module import Pooled
 from diffstride.graph.example_inputs import Model, cast_to_weights, deep_copy
 from diffstride.graph.fake_run import evaluating
 from diffstride.pooling.base import SpectralPooling
@@ -62,8 +61,6 @@ def _replace(model: nn.Module, round_to: float | None) -> list[FrozenPooling]:
     """Replace layers by frozen ones, and return these; shared layers stay shared."""
     frozen: dict[nn.Module, FrozenPooling] = {}
     for parent in list(model.modules()):
-        if isinstance(parent, Pooled):
-            parent.taps = ()  # states of a frozen network have kernels for the coarse grid
         for name, child in list(parent._modules.items()):
             if isinstance(child, SpectralPooling):
                 frozen[child] = frozen.get(child) or child.frozen(round_to)

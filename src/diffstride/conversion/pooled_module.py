@@ -29,8 +29,12 @@ class Pooled(Mixin):
     """Mixed into the class of a module: ``y = pooling(crop_or_pad(module(x)))``.
 
     With ``pool_first`` it is ``y = module(pooling(crop_or_pad(x)))``. A convolution whose kernel
-    was resampled for that has ``taps``, one for each axis. For modules that mirror this one
-    it notes the size of its input in their ``slots`` (`diffstride.conversion.enlarging_modules`).
+    was resampled for that has ``taps``, one for each axis, and their positions in the buffer
+    ``coarse_taps``, so that a checkpoint tells for which grid its kernels are. For modules that
+    mirror this one it notes the size of its input in their ``slots``
+    (`diffstride.conversion.enlarging_modules`).
+
+    A layer that several modules share is saved once, with the module that ``owns_pooling``.
     """
 
     class_prefix = "Pooled"
@@ -40,6 +44,8 @@ class Pooled(Mixin):
     sharers: int
     taps: tuple[CoarseTaps, ...]
     slots: list[list[Any]]
+    owns_pooling: bool
+    coarse_taps: Tensor
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         for slot in self.slots:
@@ -65,14 +71,65 @@ class Pooled(Mixin):
             vars(x)["_pooled"] = key, pooled, users
         return pooled
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        """Load a checkpoint, also that of the network before conversion: resample its kernel."""
-        name = f"{prefix}weight"
-        converted = any(key.startswith(f"{prefix}pooling.") for key in state_dict)
-        kernel = state_dict.get(name)
-        if self.taps and not converted and getattr(kernel, "shape", 0) == self.weight.shape:
-            state_dict = {**state_dict, name: resampled_kernel(kernel, self.taps)}
-        super()._load_from_state_dict(state_dict, prefix, *args)
+    def state_dict(self, *args: Any, **options: Any) -> Any:
+        """The state, of a part of a network without a layer that belongs to another module."""
+        state = super().state_dict(*args, **options)
+        is_part = bool(args) or options.get("destination") is not None
+        if is_part and not self.owns_pooling:
+            prefix = args[1] if len(args) > 1 else options.get("prefix", "")
+            for name in [name for name in state if name.startswith(f"{prefix}pooling.")]:
+                del state[name]
+        return state
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, *lists: Any
+    ) -> None:
+        """Load a checkpoint; a kernel for the original grid is resampled."""
+        if error := self._adapt_kernel(state_dict, prefix):
+            lists[-1].append(error)
+        if not self.owns_pooling:  # its owner loads it: here it gets what it has
+            for name, value in self.pooling.state_dict().items():
+                state_dict.setdefault(f"{prefix}pooling.{name}", value)
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, *lists)
+
+    def _adapt_kernel(self, state_dict: dict[str, Any], prefix: str) -> str | None:
+        """Resample a kernel for the original grid, the error if it is for another coarse grid.
+
+        A kernel without `coarse_taps` in the checkpoint is for the original grid: of the network
+        before conversion, of one pooled after its convolutions, or of a version before 0.2.
+        """
+        key, name = f"{prefix}coarse_taps", f"{prefix}weight"
+        own = getattr(self, "coarse_taps", None)
+        saved = state_dict.get(key)
+        if saved is not None:
+            if own is not None and own.shape == saved.shape and _agree(own, saved):
+                return None
+            return (
+                f"the kernel of {prefix[:-1] or 'this module'} in the checkpoint is for another "
+                "grid: convert the network as the saved one was, with the same order and an "
+                "example of the same size"
+            )
+        if own is None:
+            return None
+        state_dict[key] = own
+        kernel: Any = state_dict.get(name)
+        if getattr(kernel, "shape", 0) == self.weight.shape:
+            state_dict[name] = resampled_kernel(kernel, self.taps)
+        return None
+
+
+def _agree(positions: Tensor, others: Tensor) -> bool:
+    """Whether taps lie at the same positions, as far as half precision tells."""
+    return torch.allclose(positions.cpu().float(), others.cpu().float(), rtol=0, atol=0.02)
+
+
+def set_owners(model: nn.Module) -> None:
+    """Settle by which module each layer is saved: the one under whose name it comes first."""
+    first = {layer: name for name, layer in model.named_modules()}
+    for name, module in model.named_modules():
+        if isinstance(module, Pooled):
+            owns = first[module.pooling] == f"{name}.pooling".removeprefix(".")
+            module.owns_pooling = owns  # type: ignore[assignment]
 
 
 def _remembers(x: Any) -> bool:
@@ -122,6 +179,11 @@ def attach_pooling(
     module.sharers = sharers  # type: ignore[assignment]
     module.taps = tuple(taps)  # type: ignore[assignment]
     module.slots = []  # type: ignore[assignment]
+    module.owns_pooling = True  # type: ignore[assignment]
+    if taps:
+        positions = [position for axis in taps for position in (*axis.old, *axis.new)]
+        tensor = torch.tensor(positions, dtype=torch.float32, device=module.weight.device)  # type: ignore
+        module.register_buffer("coarse_taps", tensor)
 
 
 def set_stride(module: nn.Module, stride: int) -> None:

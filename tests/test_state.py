@@ -1,0 +1,158 @@
+"""States of converted and frozen networks: saved once, and loaded into what they fit."""
+
+import copy
+
+import pytest
+import torch
+from networks import IMAGE, Block, move_strides
+from torch import nn
+
+from diffstride import convert, freeze
+
+X = torch.rand(IMAGE)
+
+
+def block(channels=8):
+    """A residual block behind a convolution of so many channels that its kernels are resampled."""
+    return nn.Sequential(nn.Conv2d(3, channels, 1), Wide(channels)).eval()
+
+
+class Wide(nn.Module):
+    """A residual block; its shortcut comes first in `named_modules`, and last in ``forward``."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.shortcut = nn.Conv2d(channels, channels, 3, 2, 1)
+        self.conv = nn.Conv2d(channels, channels, 3, 2, 1)
+
+    def forward(self, x):
+        return self.conv(x) + self.shortcut(x)
+
+
+def converted(moved=True, **options):
+    torch.manual_seed(0)
+    network = convert(block(), X, **options)
+    if moved:
+        move_strides(network)
+    return network
+
+
+@pytest.mark.parametrize("freezing", [False, True])
+def test_every_tensor_is_saved_once(freezing):
+    network = freeze(converted(), X) if freezing else converted()
+    state = network.state_dict()
+    assert len({each.data_ptr() for each in state.values()}) == len(state)
+    names = [name for name in state if "pooling." in name]
+    assert all(name.startswith("1.shortcut.pooling.") for name in names)
+    assert {name for name, _ in network.named_parameters()} <= state.keys()
+
+
+@pytest.mark.parametrize("freezing", [False, True])
+def test_states_load_strictly(freezing):
+    network, other = converted(), converted(moved=False)
+    if freezing:
+        network, other = freeze(network, X), freeze(copy.deepcopy(network), X)
+        for parameter in other.parameters():
+            parameter.data.zero_()
+    other.load_state_dict(network.state_dict())
+    assert other(X).equal(network(X))
+
+
+def test_a_state_with_the_layer_under_each_name_loads():
+    network, other = converted(), converted(moved=False)
+    state = network.state_dict()
+    state["1.conv.pooling.strides"] = state["1.shortcut.pooling.strides"]
+    other.load_state_dict(state)
+    assert other(X).equal(network(X))
+
+
+def test_loading_does_not_change_the_state():
+    state = block().state_dict()
+    before = dict(state)
+    converted().load_state_dict(state, strict=False)
+    assert state.keys() == before.keys()
+    assert all(value is before[name] for name, value in state.items())
+
+
+def test_loading_of_an_unconverted_network_resamples_once():
+    plain, network = block(), converted(moved=False)
+    expected = convert(plain, X)(X)
+    missing = network.load_state_dict(plain.state_dict(), strict=False).missing_keys
+    assert missing == ["1.shortcut.pooling.strides"]
+    assert network(X).equal(expected)
+    network.load_state_dict(network.state_dict())
+    assert network(X).equal(expected)
+    frozen = freeze(converted(moved=False), X)
+    frozen.load_state_dict(plain.state_dict(), strict=False)
+    torch.testing.assert_close(frozen(X), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_states_load_in_other_dtypes(dtype):
+    network, other = converted().to(dtype), converted(moved=False)
+    other.load_state_dict(network.state_dict())
+    assert other[1].conv.weight.equal(network[1].conv.weight.float())
+
+
+def test_kernels_of_one_coarse_grid_are_refused_for_another():
+    state = converted(order="before").state_dict()
+    for strict in (True, False):
+        with pytest.raises(RuntimeError, match=r"the kernel of 1\.conv in the checkpoint is for"):
+            converted(order="after").load_state_dict(state, strict=strict)
+    wide = convert(
+        nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, 2, 1)), torch.rand(1, 3, 9, 9)
+    )
+    other = convert(
+        nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, 2, 1)), torch.rand(1, 3, 8, 8)
+    )
+    with pytest.raises(RuntimeError, match="same order and an example of the same size"):
+        other.load_state_dict(wide.state_dict())
+
+
+def test_kernels_of_the_original_grid_are_resampled():
+    after, before = converted(order="after"), converted(order="before", moved=False)
+    before.load_state_dict(after.state_dict())
+    expected = converted(order="before")  # of the same weights, and with the same strides
+    assert before(X).equal(expected(X))
+
+
+def test_a_part_alone_has_its_layer():
+    network = converted()
+    assert "pooling.strides" in network[1].conv.state_dict()
+    assert "conv.pooling.strides" not in network[1].state_dict()
+
+
+def test_safetensors(tmp_path):
+    files = pytest.importorskip("safetensors.torch")
+    network, other = converted(), converted(moved=False)
+    files.save_file(network.state_dict(), tmp_path / "state.safetensors")
+    other.load_state_dict(files.load_file(tmp_path / "state.safetensors"))
+    assert other(X).equal(network(X))
+
+
+def test_averages_by_state_move_shared_strides_once():
+    average, network = converted(moved=False), converted()
+    start = average[1].conv.pooling.strides.clone()
+    with torch.no_grad():
+        for old, new in zip(
+            average.state_dict().values(), network.state_dict().values(), strict=True
+        ):
+            old.copy_(0.9 * old + 0.1 * new)
+    expected = 0.9 * start + 0.1 * network[1].conv.pooling.strides
+    torch.testing.assert_close(average[1].conv.pooling.strides, expected)
+
+
+def test_assigning_a_state():
+    network, other = converted(), converted(moved=False)
+    other.load_state_dict(network.state_dict(), assign=True)
+    assert other[1].conv.pooling is other[1].shortcut.pooling
+    assert other(X).equal(network(X))
+
+
+def test_a_converted_network_inside_another():
+    network = nn.Module()
+    network.inner = convert(Block(), X)
+    again = nn.Module()
+    again.inner = convert(Block(), X)
+    again.load_state_dict(network.state_dict())
+    assert again.inner.eval()(X).equal(network.inner.eval()(X))
