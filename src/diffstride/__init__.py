@@ -13,6 +13,7 @@ from diffstride.pooling import (
     SpatialPooling,
 )
 from diffstride.strides import (
+    attach,
     parameter_groups,
     project_strides,
     stride_layers,
@@ -31,6 +32,7 @@ __all__ = [
     "MaxPooling",
     "MultiplyAdds",
     "SpatialPooling",
+    "attach",
     "convert",
     "convnet",
     "diff_stride",

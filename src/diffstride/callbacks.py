@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
@@ -136,8 +136,9 @@ class BudgetCallback(Callback):
 
     Args:
         example: an input of the network, or a tuple of inputs; only shapes matter.
-        budget: up to 100 a fraction of the network's multiply-adds when training first starts,
-            above 100 their number per sample. Training that resumes, from a checkpoint or by
+        budget: ``"before"`` for the cost before `convert`; or a number, up to 100 a fraction of the
+            network's multiply-adds when training first starts, above 100 their number per sample.
+            Training that resumes, from a checkpoint or by
             another ``fit`` of the same network, keeps the number of the first start.
         network: as for `StrideMonitor`.
         log: name of the cost that is logged at the end of each epoch; None to log nothing.
@@ -152,7 +153,7 @@ class BudgetCallback(Callback):
     def __init__(
         self,
         example: Any,
-        budget: float = 1.0,
+        budget: float | Literal["before"] = 1.0,
         network: str = "",
         log: str | None = "multiply_adds",
         leaf_modules: Iterable[str | type[nn.Module]] = (),
@@ -184,7 +185,7 @@ class BudgetCallback(Callback):
             self.budget.load_state_dict(self._saved)
         self._saved = {}
 
-    def _earlier_budget(self, network: nn.Module) -> float:
+    def _earlier_budget(self, network: nn.Module) -> Any:
         """The budget of an earlier ``fit`` of this network, or else the fraction."""
         if self.budget is None:
             return self.fraction

@@ -1,6 +1,6 @@
 """Helpers for the strides of a network: list, project, log, penalise, parameter groups."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any
 
@@ -51,6 +51,61 @@ def stride_scalars(model: nn.Module) -> dict[str, float]:
         for axis, value in zip(AXES[len(values)], values, strict=True):
             scalars[f"stride/{name}{axis}"] = value
     return scalars
+
+
+class StepHooks:
+    """Calls of functions before and after each step of an optimiser; `remove` takes them off."""
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        before: Callable[[], object] | None,
+        after: Callable[[], object],
+    ) -> None:
+        if not hasattr(optimizer, "register_step_post_hook"):
+            raise TypeError(
+                f"attach needs a torch.optim.Optimizer, but got a {type(optimizer).__name__}: pass "
+                "the optimiser inside it"
+            )
+
+        def call(function: Callable[[], object]) -> Callable[..., None]:
+            def hook(*_: Any) -> None:
+                function()
+
+            return hook
+
+        self._handles = [optimizer.register_step_post_hook(call(after))]
+        if before is not None:
+            self._handles.append(optimizer.register_step_pre_hook(call(before)))
+
+    def remove(self) -> None:
+        """Take the hooks off the optimiser."""
+        for handle in self._handles:
+            handle.remove()
+
+
+def attach(model: nn.Module, optimizer: torch.optim.Optimizer) -> StepHooks:
+    """Have an optimiser call `project_strides` after each step.
+
+    `CostBudget.attach` holds the cost, too, and includes this.
+
+    Args:
+        model: any network with learnable strides.
+        optimizer: any optimiser; wrappers of other libraries call its ``step``.
+
+    Returns:
+        The hooks; ``remove()`` takes them off.
+
+    >>> from diffstride import DiffStride
+    >>> pool = DiffStride((2.0, 2.0), upper_limit_stride=2.0)
+    >>> optimizer = torch.optim.SGD(pool.parameters(), lr=1.0)
+    >>> hooks = attach(pool, optimizer)
+    >>> pool.strides.grad = torch.tensor([-1.0, 1.0])
+    >>> optimizer.step()
+    >>> pool.strides.tolist()
+    [2.0, 1.0]
+    """
+    return StepHooks(optimizer, None, lambda: project_strides(model))
 
 
 def parameter_groups(

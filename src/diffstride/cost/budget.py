@@ -1,16 +1,17 @@
 """Hold a network to a budget of multiply-adds while its strides learn."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from math import exp, isfinite, log, log1p
 from numbers import Real
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from diffstride._arguments import clamp_strides
+from diffstride._torch_compat import uncompiled
 from diffstride.cost.multiply_adds import MultiplyAdds, on_host
 from diffstride.cost.projection import project_step
 from diffstride.cost.size_search import SizeSearch
@@ -23,6 +24,7 @@ from diffstride.cost.stride_space import (
     scale_to_budget,
 )
 from diffstride.pooling.learnable import DiffStride
+from diffstride.strides import StepHooks
 
 TOLERANCE = 0.01  # share of the budget that may stay unused
 LIMIT = 1e-6  # distance at which a stride counts as at its limit
@@ -53,10 +55,13 @@ class CostBudget:
     In networks without padding, strides stay below those at which a map would be empty; the first
     layers get the strides asked for first.
 
-    In a plain loop::
+    In any loop, `attach` does the rest::
 
-        budget = CostBudget(model, images)
-        ...
+        budget = CostBudget(model, images, "before")
+        budget.attach(optimizer)
+
+    or by hand::
+
         budget.project_gradients_()  # for Adam and similar optimisers
         optimizer.step()
         budget.project_()
@@ -66,13 +71,16 @@ class CostBudget:
     Args:
         model: a network with `DiffStride` layers.
         example: an input, or a tuple of inputs; only shapes matter.
-        budget: up to 100 a fraction of the present multiply-adds, above that their number for one
-            sample.
+        budget: ``"before"`` for the cost before `convert`; or a number, up to 100 a fraction of the
+            present multiply-adds, above that their number for one sample.
         leaf_modules: as for `convert`.
+        fraction: instead of ``budget``, a fraction of the present multiply-adds.
+        multiply_adds: instead of ``budget``, a number of multiply-adds for one sample.
 
     Raises:
-        ValueError: if the budget is not positive, too small or more than the network can cost, if
-            no stride learns, or if the cost does not follow from the strides.
+        ValueError: if the budget is not positive, too small or more than the network can cost, or
+            not given in one way; if no stride learns, or if the cost does not follow from the
+            strides.
 
     >>> net = nn.Sequential(DiffStride(2.0, edge="stopband"), nn.Conv2d(1, 256, 3, padding=1))
     >>> budget = CostBudget(net, torch.zeros(1, 1, 256, 256))
@@ -89,11 +97,13 @@ class CostBudget:
         self,
         model: nn.Module,
         example: Any,
-        budget: float = 1.0,
+        budget: float | Literal["before"] | None = None,
         leaf_modules: Iterable[str | type[nn.Module]] = (),
+        *,
+        fraction: float | None = None,
+        multiply_adds: float | None = None,
     ) -> None:
-        if not isinstance(budget, Real) or not budget > 0:
-            raise ValueError(f"budget must be a positive number, but got {budget!r}")
+        amount = _amount(model, budget, fraction, multiply_adds)
         self.cost = MultiplyAdds(model, example, leaf_modules)
         used = self.cost.maps()
         self._layers: dict[str, DiffStride] = {
@@ -107,7 +117,7 @@ class CostBudget:
                 "diffstride.convert first, or give its layers trainable=True and cropping=True"
             )
         _check_apart(self._layers)
-        self.multiply_adds = budget if budget > 100 else budget * self.cost.value()
+        self.multiply_adds = amount(self.cost.value())
         self._space = StrideSpace(self.cost, self._layers)
         self._size_search = SizeSearch(self._space)
         # Logarithms of the strides that the layers have, and of those before map sizes are rounded.
@@ -116,6 +126,41 @@ class CostBudget:
         self._check_reachable()
         self._compared = False  # not yet: the other processes may build none, or build it later
         self._meet_budget(strides)
+
+    def __repr__(self) -> str:
+        strides = ", ".join(
+            f"{name}: {' x '.join(f'{each:.2f}' for each in layer.stride_values())}"
+            for name, layer in self._layers.items()
+        )
+        used = self.cost.value()
+        return (
+            f"CostBudget({used:,} of {self.multiply_adds:,.0f} multiply-adds, "
+            f"{used / self.multiply_adds:.1%}; strides {strides})"
+        )
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> "StepHooks":
+        """Have an optimiser call `project_gradients_` before and `project_` after each step.
+
+        Steps that a ``GradScaler`` skips and batches that only accumulate gradients call neither.
+        An optimiser that computes gradients inside its step, by a closure as LBFGS does, is held
+        after it.
+
+        Args:
+            optimizer: any optimiser; wrappers of other libraries call its ``step``.
+
+        Returns:
+            The hooks; ``remove()`` takes them off.
+
+        >>> net = nn.Sequential(DiffStride(2.0), nn.Conv2d(1, 256, 3, padding=1))
+        >>> optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
+        >>> budget = CostBudget(net, torch.zeros(1, 1, 64, 64), fraction=0.9)
+        >>> hooks = budget.attach(optimizer)
+        >>> net(torch.rand(1, 1, 64, 64)).square().mean().backward()
+        >>> optimizer.step()
+        >>> budget.cost.value() <= budget.multiply_adds
+        True
+        """
+        return StepHooks(optimizer, self.project_gradients_, self.project_)
 
     def project_(self) -> None:
         """Project the last step onto constant cost and scale the strides to the budget, in place.
@@ -292,6 +337,43 @@ class CostBudget:
 
 def _logs(strides: Mapping[str, list[float]]) -> Logs:
     return {name: [log(max(each, 1.0)) for each in values] for name, values in strides.items()}
+
+
+def _amount(
+    model: nn.Module, budget: Any, fraction: Any, multiply_adds: Any
+) -> Callable[[float], float]:
+    """How many multiply-adds the arguments of `CostBudget` mean, given the present cost."""
+    given = {"budget": budget, "fraction": fraction, "multiply_adds": multiply_adds}
+    given = {name: value for name, value in given.items() if value is not None}
+    if len(given) > 1:
+        raise ValueError(f"give one of {' and '.join(given)}, not both")
+    ((name, value),) = given.items() or {"fraction": 1.0}.items()
+    if name == "budget" and value == "before":
+        before = cost_before(model)
+        return lambda present: before
+    number: Any = value
+    if not isinstance(value, Real) or not number > 0:
+        words = " or 'before'" if name == "budget" else ""
+        raise ValueError(f"{name} must be a positive number{words}, but got {value!r}")
+    if name == "multiply_adds" or (name == "budget" and number > 100):
+        return lambda present: number
+    return lambda present: number * present
+
+
+def cost_before(model: nn.Module) -> float:
+    """The multiply-adds of a network before `diffstride.convert`, of one sample.
+
+    Raises:
+        ValueError: if it was not converted as a whole.
+    """
+    record = getattr(uncompiled(model), "conversion", None)
+    costs = getattr(record, "multiply_adds", None)
+    if not isinstance(costs, dict):
+        raise ValueError(
+            f"budget='before' is the cost before conversion, but this {type(model).__name__} does "
+            "not come from diffstride.convert: pass fraction= or multiply_adds="
+        )
+    return float(costs[""])
 
 
 def _check_apart(layers: Mapping[str, DiffStride]) -> None:
