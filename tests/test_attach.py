@@ -1,5 +1,8 @@
 """Budgets in words, and hooks that call them at the steps of an optimiser."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from networks import IMAGE
@@ -157,3 +160,16 @@ def test_a_budget_tells_what_it_holds():
     assert text.startswith("CostBudget(")
     assert "multiply-adds, 9" in text or "multiply-adds, 100.0%" in text
     assert all(name in text for name in stride_layers(network()))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_budgets_are_copied_with_their_network(copied):
+    model = network()
+    budget = CostBudget(model, X, fraction=0.9)
+    other, again = copied((model, budget))
+    for each, held in ((model, budget), (other, again)):
+        each[1][0].pooling.strides.data.copy_(torch.tensor([1.5, 1.9]))
+        held.project_()
+    assert other[1][0].pooling.strides.equal(model[1][0].pooling.strides)
+    assert again.multiply_adds == budget.multiply_adds
+    assert again.cost.value() == budget.cost.value()

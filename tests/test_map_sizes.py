@@ -37,11 +37,11 @@ def test_expressions_hold_at_other_sizes(size):
     sizes = MapSizes(groups)
     for height in range(7, 24):
         maps = F.max_pool2d(net.b(torch.zeros(1, 4, height, 15)), 3, 2)
-        rows = sizes.read(groups.dims(nodes["c"])[2]).at({(call, 0): height, (call, 1): 15})
+        rows = sizes.read(groups.dims(nodes["c"])[2]).at({("a", 0): height, ("a", 1): 15})
         assert rows == net.c(maps).shape[2]
         tokens = sizes.read(groups.dims(nodes["flatten"])[2])
         expected = 9 * net.c(maps).shape[2:].numel()
-        assert tokens.at({(call, 0): height, (call, 1): 15}) == expected
+        assert tokens.at({("a", 0): height, ("a", 1): 15}) == expected
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 5])

@@ -34,13 +34,13 @@ class PooledMaps:
     """
 
     def __init__(self, found: StrideGroups, sizes: MapSizes, calls: list[fx.Node]) -> None:
-        self.call, self._batch = calls[0], found.trace.batch
-        self.name = str(self.call.target)
-        module = found.trace.module(self.call)
+        call, self._batch = calls[0], found.trace.batch
+        self.name = str(call.target)
+        module = found.trace.module(call)
         assert isinstance(module, SizedPooling)
         self.module = module
         try:
-            self.inputs = [sizes.read(dim) for dim in found.input_dims(self.call)]
+            self.inputs = [sizes.read(dim) for dim in found.input_dims(call)]
             # Where rows or patches have joined the batch, their number depends on strides.
             maps = [product(map(sizes.read, found.dims(call)[:2])) for call in calls]
         except LookupError as error:
@@ -55,7 +55,7 @@ class PooledMaps:
         self._costs: dict[tuple[float, ...], float] = {}
         self._slopes: dict[tuple[float, ...], tuple[list[float], list[float]]] = {}
         self._sources = [size.simplest for size in self.inputs]
-        self.outputs = [(self.call, i) for i in range(len(self.inputs))]
+        self.outputs = [(call.name, i) for i in range(len(self.inputs))]
 
     def pool(self, known: Sizes, strides: Strides | None) -> Sequence[Axis]:
         """Plan the axes, and add the sizes of the output to the known ones.

@@ -21,7 +21,8 @@ Number = float
 class SizeExpression:
     """``scale * product(sources) + offset``, rounded down if ``rounded``.
 
-    A source is another expression, or the key of a known size: a call and an axis of its output.
+    A source is another expression, or the key of a known size: the name of a node, which calls a
+    pooling layer, and an axis of its output.
     If ``exact`` is given, the size is ``exact(known) + offset``, and the product only gives its
     slopes.
     """
@@ -106,7 +107,7 @@ class MapSizes:
     >>> pool, conv, flat = [node for node in traced.graph.nodes if node.op == "call_module"]
     >>> groups = find_stride_groups(traced, [pool])
     >>> tokens = MapSizes(groups).read(groups.dims(flat)[2])
-    >>> tokens.at({(pool, 0): 4, (pool, 1): 5}), tokens.at({(pool, 0): 6, (pool, 1): 7})
+    >>> tokens.at({("_0", 0): 4, ("_0", 1): 5}), tokens.at({("_0", 0): 6, ("_0", 1): 7})
     (6.0, 20.0)
     """
 
@@ -118,7 +119,8 @@ class MapSizes:
         for node in groups.trace.graph.nodes:
             for axis, dim in enumerate(groups.dims(node)):
                 if (node, axis - 2) in groups.growths and groups.leaders[node] is node:
-                    self._known[dim.growth] = SizeExpression(((node, axis - 2),)), dim.size
+                    key = node.name, axis - 2
+                    self._known[dim.growth] = SizeExpression((key,)), dim.size
                 elif dim.growth and dim.growth not in self._known:
                     self._learn(node, axis, dim)
 
