@@ -128,6 +128,19 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON Lines file; none if there is no file."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Append a row in one write, so that several processes may."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(row, allow_nan=False) + "\n")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file as a whole: a reader finds the old text or the new one."""
     with atomic_file(path) as file:

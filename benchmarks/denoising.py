@@ -21,9 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.common import select, write_table
+from benchmarks.common import append_row, read_rows, select, write_table
 from benchmarks.machine import ROOT, environment
-from benchmarks.scratch import append_row, read_rows
 from benchmarks.tables import table
 from diffstride import (
     CostBudget,

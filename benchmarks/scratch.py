@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.common import select, write_table
+from benchmarks.common import append_row, read_rows, select, write_table
 from benchmarks.gain_picture import plot_gain
 from benchmarks.machine import ROOT, environment
 from benchmarks.small_networks import NETWORKS
@@ -144,19 +144,6 @@ def jobs(options: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
         for method in options.methods
     ]
     yield from every[options.shard[0] :: options.shard[1]]
-
-
-def read_rows(path: Path) -> list[Row]:
-    """The rows of finished runs."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines]
-
-
-def append_row(path: Path, row: Row) -> None:
-    """Append a row in one write, so that several processes may."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps(row, allow_nan=False) + "\n")
 
 
 def summary_table(rows: Sequence[Row]) -> str:

@@ -1,20 +1,19 @@
 """Networks that conversion is tested on, the test of one, and parts of small networks.
 
-To redo the table of ``docs/converting.md``: ``python tests/networks.py``, a few minutes.
+To redo the table of ``docs/converting.md``: ``python -m tests.networks``, a few minutes.
 """
 
-import random
 import sys
 import warnings
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.network_checks import counted as counted
+from benchmarks.network_checks import move_strides, outputs_of, step
+from benchmarks.sweep_networks import Net as Net
 from diffstride.conversion.converter import convert
-from diffstride.conversion.pooled_module import Pooled
-from diffstride.conversion.strided_modules import stride_of
 from diffstride.cost.multiply_adds import MultiplyAdds
 from diffstride.strides import stride_layers
 
@@ -134,19 +133,6 @@ def strided(kernel_size=3, stride=2, channels=4, in_channels=4):
     return nn.Conv2d(in_channels, channels, kernel_size, stride, padding=kernel_size // 2)
 
 
-class Net(nn.Module):
-    """A network of these modules whose ``forward`` is a function of itself and the input."""
-
-    def __init__(self, forward, **modules):
-        super().__init__()
-        self.function = forward
-        for name, module in modules.items():
-            self.add_module(name, module)
-
-    def forward(self, x):
-        return self.function(self, x)
-
-
 def build(name: str) -> nn.Module:
     """A network with random weights by ``LIBRARY/NAME``."""
     library, model = name.split("/")
@@ -180,7 +166,7 @@ def check(name: str) -> Outcome:
     assert all(key.endswith(".pooling.strides") for key in loaded.missing_keys)
     assert len(loaded.missing_keys) == len(stride_layers(converted))
     cost = MultiplyAdds(converted, x).value() / converted.conversion.multiply_adds[""]
-    strided, pooled = _outputs(model.eval()(x)), _outputs(converted.eval()(x))
+    strided, pooled = outputs_of(model.eval()(x)), outputs_of(converted.eval()(x))
     assert [a.shape for a in strided] == [b.shape for b in pooled]
     converted.train()
     step(converted, x)
@@ -195,44 +181,6 @@ def check(name: str) -> Outcome:
         len(converted.conversion.left_out),
         cost,
     )
-
-
-def step(model: nn.Module, x: Tensor) -> None:
-    """Forward and backward; every stride must receive a finite gradient."""
-    model.zero_grad()
-    sum(out.square().mean() for out in _outputs(model(x))).backward()  # type: ignore[union-attr]
-    for name, layer in stride_layers(model).items():
-        gradient = layer.strides.grad
-        assert gradient is not None, f"{name} received no gradient"
-        assert gradient.isfinite().all(), f"{name} received {gradient}"
-
-
-def counted(model: nn.Module, x: Tensor) -> float:
-    """Multiply-adds of one sample, counted by torch while the model runs."""
-    with torch.no_grad():
-        model(x)  # fills the caches of matrices: making them is not part of the cost
-        with FlopCounterMode(display=False) as counter:
-            model(x)
-    return counter.get_total_flops() / 2 / x.shape[0]
-
-
-def move_strides(model: nn.Module, seed: int = 0, low: float = 1.0, high: float = 2.4) -> None:
-    """Set all strides to random numbers, smaller ones where a module still strides by 2."""
-    numbers = random.Random(seed)
-    modules = [module for module in model.modules() if isinstance(module, Pooled)]
-    on_top = {module.pooling for module in modules if max(stride_of(module)) > 1}
-    for layer in stride_layers(model).values():
-        most = max(low, high / 2) if layer in on_top else high
-        with torch.no_grad():
-            layer.strides.copy_(torch.tensor([numbers.uniform(low, most) for _ in layer.strides]))
-        layer.project_()
-
-
-def _outputs(output: object) -> list[Tensor]:
-    if isinstance(output, dict):
-        output = tuple(output.values())
-    outputs = output if isinstance(output, tuple) else (output,)
-    return [out for out in outputs if isinstance(out, Tensor)]
 
 
 def main() -> None:

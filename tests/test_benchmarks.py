@@ -24,6 +24,9 @@ from benchmarks import (
     scaling,
     scratch,
     steps,
+    sweep,
+    sweep_networks,
+    sweep_trial,
 )
 from benchmarks import timing as clock
 from benchmarks.contenders import COPIES, Case, Row, forward_backward
@@ -388,3 +391,91 @@ def test_denoising_writes_rows_and_a_table(tmp_path, capsys):
     assert all(0.97 <= row["multiply_adds"] / row["multiply_adds_before"] <= 1 for row in rows)
     assert rows == denoising.main(["--quick", "--seeds", "0", "--out", str(out)])
     assert "| learned |" in capsys.readouterr().out
+
+
+def _raised(function, *arguments: object) -> Exception:
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        function(*arguments)
+    return caught.value
+
+
+def _assert_false() -> None:
+    raise AssertionError("by another package")
+
+
+def test_outcomes_of_failures_are_told_apart() -> None:
+    own = _raised(diffstride.convert, torch.nn.Sequential(torch.nn.ReLU()), torch.zeros(1, 3, 8, 8))
+    other = _raised(int, "x")
+    differs = _raised(sweep_trial.check_equal, torch.zeros(3), torch.ones(3))
+    expected = {
+        ("build", other): "not built",
+        ("run", own): "not built",
+        ("convert", own): "no stride",
+        ("convert", other): "error",
+        ("freeze", own): "partly",
+        ("freeze", other): "error",
+        ("freeze", differs): "wrong",
+        ("gradients", _raised(_assert_false)): "error",
+        (sweep_trial.MOVED, other): "wrong",
+    }
+    for (step, error), outcome in expected.items():
+        assert sweep_trial.failure(step, error)["outcome"] == outcome, (step, error)
+    assert sweep_trial.failure("convert", other)["frame"].endswith("in _raised")
+    assert sweep_trial.failure("freeze", differs)["reason"] == "frozen outputs differ by 1 of 1"
+
+
+@pytest.mark.parametrize(
+    ("network", "outcome"),
+    [
+        (torch.nn.Sequential(torch.nn.Conv2d(3, 8, 4, stride=4)), "no stride"),
+        (sweep_networks.pooling_functions(), "refused"),
+        (sweep_networks.cifar_vgg_fixed_head(), "refused"),
+    ],
+    ids=["patches", "functions", "fixed head"],
+)
+def test_refusals_count_unless_only_patches_stride(network: torch.nn.Module, outcome: str) -> None:
+    error = _raised(diffstride.convert, network, torch.zeros(2, 3, 32, 32))
+    assert sweep_trial.failure("convert", error)["outcome"] == outcome
+
+
+def test_inputs_that_a_network_takes_are_found() -> None:
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 1))
+    inputs = [(torch.rand(2, 3, size, size),) for size in (2, 4, 8)]
+    found = sweep_trial.fitting_inputs(sweep_trial.Network(network, inputs))
+    assert found[0].shape[2] == 4
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        sweep_trial.fitting_inputs(sweep_trial.Network(network, inputs[:1]))
+
+
+def test_a_kind_that_takes_too_long_is_ended() -> None:
+    row = sweep.try_kind(("hand-written", "lenet"), seconds=0.0, memory=8.0)
+    assert row == {"outcome": "not built", "step": "build", "reason": "no end within 0 s"}
+
+
+def test_kinds_are_swept_and_those_with_a_row_are_skipped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--quick", "--out", str(tmp_path / "rows.jsonl")]
+    rows = sweep.main(arguments)
+    assert [f"{row['source']}/{row['kind']}" for row in rows] == list(sweep.QUICK)
+    assert common.only(rows, kind="resnet_blocks")["outcome"] == "passed"
+    assert common.only(rows, kind="lenet")["outcome"] in ("passed", "refused")
+    for row in rows:
+        assert row["contract"]["torch"] == torch.__version__
+        assert row["version"] == diffstride.__version__
+    printed = capsys.readouterr().out
+    assert "| hand-written | " in printed
+    assert sweep.main(arguments) == rows
+    assert sweep.tables(rows) in capsys.readouterr().out
+
+
+def test_table_of_the_sweep_counts_what_was_tried() -> None:
+    row = {"source": "torchvision", "version": "1", "convert_seconds": 2.0}
+    failed = {**row, "kind": "x", "outcome": "refused", "step": "convert", "reason": "a | `b`" * 40}
+    rows = [{**row, "kind": str(i), "outcome": "passed"} for i in range(3)]
+    rows += [failed, {**row, "kind": "y", "outcome": "no stride"}]
+    counts, listed = sweep.tables(rows).split("\n\n")
+    assert "| torchvision | 1 | 4 | 3 | 1 | 0 | 0 | 0 | 0 | 75 % | 1 | 2.00 (2.00) | – |" in counts
+    assert "| `torchvision/x` | refused | convert | `a \\| 'b'a" in listed
+    assert listed.count("\n") == 2
+    assert sweep.tables([]) == "No results yet: `python -m benchmarks.sweep`."
