@@ -1,9 +1,9 @@
 """Try `convert` on many kinds of networks, and say for each what happened.
 
-The kinds are small networks by hand (`benchmarks.sweep_networks`) and one network of each module of
-torchvision. Each is built with random weights, converted, trained for a step, run at other strides,
-held to budgets, frozen and exported, in a process of its own. Its row goes to a file as soon as it
-ends; kinds with a row are skipped.
+The kinds are small networks by hand (`benchmarks.sweep_networks`), one network of each module of
+timm and torchvision, and networks of other packages that are installed. Each is built with random
+weights, converted, trained for a step, run at other strides, held to budgets, frozen and exported,
+in a process of its own. Its row goes to a file as soon as it ends; kinds with a row are skipped.
 
 Outcomes:
 

@@ -1,4 +1,4 @@
-"""Where the networks of the sweep come from: by hand and torchvision."""
+"""Where the networks of the sweep come from: by hand, torchvision, timm, and other packages."""
 
 import importlib
 import importlib.metadata
@@ -6,6 +6,8 @@ import importlib.util
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +15,17 @@ from torch import Tensor
 
 import diffstride
 from benchmarks import sweep_networks
+from benchmarks.sweep_packages import DIFFUSERS, MONAI, TRANSFORMERS, packaged
 from benchmarks.sweep_trial import Network
 
 BATCH = sweep_networks.BATCH
 SIZES = (64, 128, 224)  # of images, tried in this order
+# Words of names from small to large; a network without any is of middle size.
+WORDS = (
+    *("test", "zepto", "femto", "atto", "pico", "nano", "xxxs", "xxs", "xxt", "xs", "mini", "tiny"),
+    *("t", "n", "xt", "s", "small", "", "m", "medium", "b", "base", "l", "large", "xl", "xlarge"),
+    *("h", "huge", "g", "giant", "xxl", "xxlarge", "gigantic"),
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,31 @@ class Source:
 def images(*sizes: int, channels: int = 3) -> list[tuple[Tensor]]:
     """Small batches of images of these heights and widths, as inputs to try."""
     return [(torch.rand(BATCH, channels, size, size),) for size in sizes or SIZES]
+
+
+def cheapest(names: Iterable[str]) -> str:
+    """The name that says least of size: by words, then by the sum of its numbers, then by length.
+
+    >>> cheapest(["resnet50", "resnet18", "resnet18_large"]), cheapest(["swin_base", "swin_tiny"])
+    ('resnet18', 'swin_tiny')
+    """
+    return min(names, key=_size_of)
+
+
+def _size_of(name: str) -> tuple[float, float, int, str]:
+    ranks = [WORDS.index(word) for word in re.split(r"[_.\-]|\d+", name.lower()) if word in WORDS]
+    known = [rank for rank in ranks if WORDS[rank]]
+    numbers = [int(number) for number in re.findall(r"\d+", name)]
+    middle = WORDS.index("")
+    return min(known, default=middle) if known else middle, sum(numbers), len(name), name
+
+
+def cheapest_by_module(modules: Iterable[tuple[str, str]]) -> list[str]:
+    """The cheapest name of each module, of pairs of module and name."""
+    families: dict[str, list[str]] = {}
+    for module, name in modules:
+        families.setdefault(module, []).append(name)
+    return [cheapest(names) for names in families.values()]
 
 
 # By hand
@@ -110,9 +144,106 @@ def _torchvision_inputs(module: str) -> list[tuple[Any, ...]]:
     return [*images(), *images(299)]
 
 
+# timm
+
+LARGE_ONLY = {
+    "mobilenetv5",
+    "gemma4_vit",
+    "qwen3_vit",
+    "deepseek_vit",
+}  # encoders of language models
+
+
+def timm_names() -> list[str]:
+    """The cheapest network of each module of timm, by its name."""
+    import timm
+
+    modules = [name for name in timm.list_modules() if name not in LARGE_ONLY]
+    return [cheapest(names) for m in modules if (names := timm.list_models(module=m))]
+
+
+def timm_network(name: str) -> Network:
+    import timm
+
+    model: Any = timm.create_model(name, pretrained=False)
+    channels, *_, size = model.default_cfg["input_size"]
+    return Network(model, images(*(s for s in SIZES if s < size), size, channels=channels))
+
+
+# pytorchcv
+
+
+def pytorchcv_names() -> list[str]:
+    """The cheapest network of each module of pytorchcv, by its name."""
+    provider: Any = importlib.import_module("pytorchcv.model_provider")
+    found: dict[str, Any] = provider._models
+    return cheapest_by_module((build.__module__, name) for name, build in found.items())
+
+
+def pytorchcv_network(name: str) -> Network:
+    provider: Any = importlib.import_module("pytorchcv.model_provider")
+    model: Any = provider.get_model(name, pretrained=False)
+    size = max(getattr(model, "in_size", (224, 224)))
+    channels = getattr(model, "in_channels", 3)
+    return Network(model, images(*(s for s in SIZES if s < size), size, channels=channels))
+
+
+# segmentation_models_pytorch
+
+
+def smp_names() -> list[str]:
+    """All decoders, on a small encoder."""
+    smp: Any = importlib.import_module("segmentation_models_pytorch")
+    return list(smp.MODEL_ARCHITECTURES_MAPPING)
+
+
+def smp_network(name: str) -> Network:
+    smp: Any = importlib.import_module("segmentation_models_pytorch")
+    encoder = "mit_b0" if name == "segformer" else "resnet18"
+    if name == "dpt":
+        encoder = "tu-vit_tiny_patch16_224"
+    return Network(smp.create_model(name, encoder, encoder_weights=None), images())
+
+
+# ultralytics
+
+YOLO = re.compile(r"^(yolov?\d+|yolov3-tiny|yolov9t|yolov10n|rtdetr-resnet50)(-[a-z]+)?\.yaml$")
+SCALED = re.compile(r"^(yolo(?:11|12|26|v5|v6|v8))(?=[-.])")
+
+
+def ultralytics_names() -> list[str]:
+    """The networks that are packaged as files of the smallest scale."""
+    spec = importlib.util.find_spec("ultralytics")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    folder = Path(spec.submodule_search_locations[0]) / "cfg" / "models"
+    return sorted(path.name for path in folder.rglob("*.yaml") if YOLO.match(path.name))
+
+
+def ultralytics_network(name: str) -> Network:
+    ultralytics: Any = importlib.import_module("ultralytics")
+    scaled = SCALED.sub(r"\1n", name)  # yolo11-seg.yaml to yolo11n-seg.yaml
+    kind = ultralytics.RTDETR if "rtdetr" in name else ultralytics.YOLO
+    model: Any = kind(scaled).model
+    return Network(model, images(64, 128))
+
+
 SOURCES: dict[str, Source] = {
     "hand-written": Source("diffstride", lambda: list(sweep_networks.KINDS), hand_written),
     "torchvision": Source("torchvision", torchvision_names, torchvision_network),
+    "timm": Source("timm", timm_names, timm_network),
+    "segmentation_models_pytorch": Source(
+        "segmentation_models_pytorch", smp_names, smp_network, "segmentation-models-pytorch"
+    ),
+    "ultralytics": Source("ultralytics", ultralytics_names, ultralytics_network),
+    "monai": Source("monai", lambda: list(MONAI), partial(packaged, "monai.networks.nets", MONAI)),
+    "transformers": Source(
+        "transformers", lambda: list(TRANSFORMERS), partial(packaged, "transformers", TRANSFORMERS)
+    ),
+    "diffusers": Source(
+        "diffusers", lambda: list(DIFFUSERS), partial(packaged, "diffusers", DIFFUSERS)
+    ),
+    "pytorchcv": Source("pytorchcv", pytorchcv_names, pytorchcv_network),
 }
 Kind = tuple[str, str]
 

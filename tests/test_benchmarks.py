@@ -26,6 +26,7 @@ from benchmarks import (
     steps,
     sweep,
     sweep_networks,
+    sweep_sources,
     sweep_trial,
 )
 from benchmarks import timing as clock
@@ -479,3 +480,10 @@ def test_table_of_the_sweep_counts_what_was_tried() -> None:
     assert "| `torchvision/x` | refused | convert | `a \\| 'b'a" in listed
     assert listed.count("\n") == 2
     assert sweep.tables([]) == "No results yet: `python -m benchmarks.sweep`."
+
+
+def test_cheapest_variants_are_found_by_name() -> None:
+    names = ["vit_base_patch16", "vit_tiny_patch16", "vit_large_patch16"]
+    assert sweep_sources.cheapest(names) == "vit_tiny_patch16"
+    modules = [("a", "net50"), ("b", "x"), ("a", "net18")]
+    assert sweep_sources.cheapest_by_module(modules) == ["net18", "x"]
