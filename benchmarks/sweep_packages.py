@@ -145,7 +145,8 @@ def _model(name: str, config: str, **options: Any) -> Callable[[Any], nn.Module]
 SMALL = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 SMALL |= {"intermediate_size": 96}
 SQUARE = {**SMALL, "image_size": 64, "patch_size": 16}
-STAGES = {"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1]}
+SHALLOW = {"depths": [1, 1, 1, 1]}
+STAGES = {"hidden_sizes": [16, 32, 48, 64], **SHALLOW}
 ENCODING = {**SMALL, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4}
 CLASSES = {"num_labels": 3}
 
@@ -156,7 +157,7 @@ TRANSFORMERS: dict[str, Recipe] = {
     ),
     "BeitModel": (_model("BeitModel", "BeitConfig", **SQUARE), IMAGE),
     "BitModel": (
-        _model("BitModel", "BitConfig", embedding_size=16, **STAGES, num_groups=8),
+        _model("BitModel", "BitConfig", **SHALLOW),
         IMAGE,
     ),
     "CLIPVisionModel": (_model("CLIPVisionModel", "CLIPVisionConfig", **SQUARE), IMAGE),
@@ -207,7 +208,7 @@ TRANSFORMERS: dict[str, Recipe] = {
         IMAGE,
     ),
     "GLPNForDepthEstimation": (
-        _model("GLPNForDepthEstimation", "GLPNConfig", depths=[1, 1, 1, 1]),
+        _model("GLPNForDepthEstimation", "GLPNConfig", **SHALLOW),
         IMAGE,
     ),
     "HGNetV2ForImageClassification": (
@@ -231,23 +232,23 @@ TRANSFORMERS: dict[str, Recipe] = {
         _model("PoolFormerModel", "PoolFormerConfig", **STAGES),
         IMAGE,
     ),
-    "PvtModel": (_model("PvtModel", "PvtConfig", image_size=64, depths=[1, 1, 1, 1]), IMAGE),
-    "PvtV2Model": (_model("PvtV2Model", "PvtV2Config", image_size=64, depths=[1, 1, 1, 1]), IMAGE),
+    "PvtModel": (_model("PvtModel", "PvtConfig", image_size=64, **SHALLOW), IMAGE),
+    "PvtV2Model": (_model("PvtV2Model", "PvtV2Config", image_size=64, **SHALLOW), IMAGE),
     "RegNetModel": (
-        _model("RegNetModel", "RegNetConfig", embedding_size=16, groups_width=8, **STAGES),
+        _model("RegNetModel", "RegNetConfig", **SHALLOW),
         IMAGE,
     ),
     "ResNetModel": (
-        _model("ResNetModel", "ResNetConfig", embedding_size=16, **STAGES),
+        _model("ResNetModel", "ResNetConfig", **SHALLOW),
         IMAGE,
     ),
     "ResNetForImageClassification": (
-        _model("ResNetForImageClassification", "ResNetConfig", embedding_size=16, **STAGES),
+        _model("ResNetForImageClassification", "ResNetConfig", **SHALLOW),
         IMAGE,
     ),
-    "SegformerModel": (_model("SegformerModel", "SegformerConfig", depths=[1, 1, 1, 1]), IMAGE),
+    "SegformerModel": (_model("SegformerModel", "SegformerConfig", **SHALLOW), IMAGE),
     "SegformerForSemanticSegmentation": (
-        _model("SegformerForSemanticSegmentation", "SegformerConfig", depths=[1, 1, 1, 1]),
+        _model("SegformerForSemanticSegmentation", "SegformerConfig", **SHALLOW),
         IMAGE,
     ),
     "SEWModel": (_model("SEWModel", "SEWConfig", **ENCODING), WAVE),
@@ -365,11 +366,11 @@ DIFFUSERS: dict[str, Recipe] = {
         ).encoder,
         IMAGE,
     ),
-    "AutoencoderTiny": (
+    "AutoencoderTiny encoder": (
         lambda m: m.AutoencoderTiny(
             encoder_block_out_channels=(16, 16), decoder_block_out_channels=(16, 16),
             num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1),
-        ),
+        ).encoder,  # whole, it rounds the code, which no gradient passes
         IMAGE,
     ),
     "VQModel": (

@@ -152,11 +152,10 @@ def _try_all(trial: Trial, build: Callable[[], Network]) -> None:
     trial.at("run")
     model, inputs = network.model, fitting_inputs(network)
     training = model.training
-    trial.facts["mode"] = "training" if training else "evaluation"
     shapes = [out.shape for out in outputs_of(evaluated(model, inputs))]
     trial.at("convert")
-    with trial.timed("convert"):
-        converted = _converted(trial, model, inputs)
+    converted = _converted(trial, model.train(training), inputs)
+    mode = converted.training
     before = converted.conversion.multiply_adds[""]
     trial.facts |= facts_of(converted)
     trial.at("output shapes")
@@ -171,7 +170,7 @@ def _try_all(trial: Trial, build: Callable[[], Network]) -> None:
     if cost is not None:
         for budget in (before, SHARE * before):
             with trial.refusable("budget"):
-                train_within(converted.train(training), inputs, budget)
+                train_within(converted, inputs, budget, (mode, training))
     trial.at("freeze")
     frozen = freeze(converted.eval(), inputs)
     check_equal(evaluated(frozen, inputs), evaluated(converted, inputs))
@@ -211,23 +210,30 @@ def evaluated(model: nn.Module, inputs: Inputs) -> Any:
 
 
 def _converted(trial: Trial, model: nn.Module, inputs: Inputs) -> Any:
-    """The converted network; with ``patchify`` where nothing else strides."""
+    """The converted network; in evaluation if that is refused in training.
+
+    With ``patchify`` where nothing else strides.
+    """
     try:
-        return convert(model, inputs)
+        with trial.timed("convert"):
+            return convert(model, inputs)
     except ValueError as error:
-        if not (NO_STRIDE in str(error) and PATCHIFYING in str(error)):
-            raise
-        with suppress(ValueError):  # of patches that nothing else allows to move: no stride
-            converted = convert(model, inputs, patchify=True)
-            trial.facts["patchify"] = True
-            return converted
+        if NO_STRIDE in str(error) and PATCHIFYING in str(error):
+            with suppress(ValueError), trial.timed("convert"):  # the error above says more
+                converted = convert(model, inputs, patchify=True)
+                trial.facts["patchify"] = True
+                return converted
+        elif model.training:
+            with suppress(ValueError), trial.timed("convert"):
+                return convert(model.eval(), inputs)
         raise
 
 
 def facts_of(converted: Any) -> Row:
-    """Numbers of a conversion."""
+    """The mode and the numbers of a conversion."""
     found = converted.conversion
     return {
+        "mode": "training" if converted.training else "evaluation",
         "modules": len(found.strides),
         "layers": len(stride_layers(converted)),
         "left_out": found.left_out,
@@ -274,9 +280,15 @@ def _close(expected: float, actual: float) -> bool:
     return abs(expected - actual) <= COUNTS * actual
 
 
-def train_within(model: nn.Module, inputs: Inputs, multiply_adds: float) -> None:
-    """Train for a few steps within a budget, and check that it holds."""
-    budget = CostBudget(model, inputs, multiply_adds)
+def train_within(
+    model: nn.Module, inputs: Inputs, multiply_adds: float, modes: tuple[bool, bool]
+) -> None:
+    """Train for a few steps within a budget, and check that it holds.
+
+    ``modes`` says whether the network is in training for the analysis, and for the steps.
+    """
+    budget = CostBudget(model.train(modes[0]), inputs, multiply_adds)
+    model.train(modes[1])
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=LEARNING_RATE)
     for _ in range(STEPS):
