@@ -708,7 +708,7 @@ def test_budget_as_a_number_and_those_that_cannot_be_met():
     assert [layer.stride_values() for layer in stride_layers(refused).values()] == before
     with pytest.raises(ValueError, match="a budget of 1,000 multiply-adds cannot be met"):
         CostBudget(small_resnet(), x, 1000)
-    with pytest.raises(ValueError, match="budget must be a positive number, but got 0"):
+    with pytest.raises(ValueError, match="budget must be a positive number or 'before', but got 0"):
         CostBudget(model, x, 0)
     with pytest.raises(ValueError, match="no DiffStride layer whose strides learn"):
         CostBudget(nn.Sequential(DiffStride(2.0, trainable=False, **PUBLISHED)), x)

@@ -91,6 +91,23 @@ def test_one_module_that_enlarges_at_several_places():
     assert converted.conversion.mirrors == {"up": ("c", "b")}
 
 
+def test_one_module_that_pools_at_several_places():
+    def forward(net, x):
+        sizes = [net.a(x)]
+        for _ in range(2):
+            sizes.append(net.mix(net.pool(sizes[-1])))
+        y = sizes.pop()
+        while sizes:
+            y = net.up(y) + sizes.pop()
+        return y
+
+    for up in (nn.Upsample(scale_factor=2), nn.ConvTranspose2d(4, 4, 2, 2)):
+        mix = nn.Conv2d(4, 4, 3, padding=1)
+        net = Net(forward, a=nn.Conv2d(4, 4, 1), pool=nn.MaxPool2d(2), mix=mix, up=up)
+        converted = check(net, names=("pool",), fraction=0.95)
+        assert converted.conversion.mirrors == {"up": ("pool", "pool")}
+
+
 def test_a_failed_pass_does_not_disturb_the_next():
     up = nn.Upsample(scale_factor=2)
     converted = convert(unet(up, up).eval(), X)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from diffstride._arguments import check_limits, check_window
-from diffstride.conversion.enlarging_modules import attach_mirror
+from diffstride.conversion.enlarging_modules import attach_mirrors
 from diffstride.conversion.function_modules import find_functions, replace_functions
 from diffstride.conversion.kernel_resampling import resample_convolution
 from diffstride.conversion.placement import check_order, place
@@ -170,9 +170,9 @@ def convert(
                 taps = call.coarse_taps(group.size, crop_pads)
                 resample_convolution(module, taps)  # pyright: ignore[reportArgumentType]
             attach_pooling(module, pooling, crop_pads, call.placement, group.sharers(call), taps)
+    attach_mirrors(traced, mirrors)
     for enlarging, mirrored in mirrors.items():
         name, of = str(enlarging.target), str(mirrored.target)
-        attach_mirror(converted.get_submodule(name), converted.get_submodule(of))
         conversion.mirrors[name] = (*conversion.mirrors.get(name, ()), of)
     set_owners(converted)
     with restoring(converted):

@@ -6,7 +6,7 @@ So each module that enlarges *mirrors* a strided module before it: it returns th
 that went into that one.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from diffstride._arguments import map_size
 from diffstride._torch_compat import ConvTranspose
 from diffstride.conversion.mixed_classes import Mixin, mix_in
-from diffstride.conversion.pooled_module import Pooled
+from diffstride.conversion.pooled_module import Slot, of_this_call
 from diffstride.conversion.strided_modules import StridedCall, maps_of
 from diffstride.graph.leaf_modules import TracedInto
 from diffstride.graph.tracer import Trace
@@ -35,30 +35,32 @@ class Mirroring(Mixin, TracedInto):
     An ``nn.Upsample`` interpolates to that size; what other modules return is resized linearly.
 
     Attributes:
-        sizes: a slot for each call in a pass. The mirrored module writes the size of its input into
-            it and whether that has not been used yet. While a slot is empty, the module enlarges as
-            it did.
+        sizes: a slot for each call in a pass, into which the mirrored module writes the size of its
+            input. While it is empty, the module enlarges as it did.
+        call_index: how many calls of a pass have been made, if there are several.
     """
 
     class_prefix = "Mirroring"
-    sizes: list[list[Any]]
+    sizes: list[Slot]
+    call_index: int
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        size = self._size()
-        if size is not None and isinstance(self, nn.Upsample):
-            return F.interpolate(x, size, mode=self.mode, align_corners=self.align_corners)
+        slot = of_this_call(self, self.sizes)
+        if slot and isinstance(self, nn.Upsample):
+            return F.interpolate(x, slot[0], mode=self.mode, align_corners=self.align_corners)
         y = super().forward(x, *args, **kwargs)  # type: ignore[misc]
-        return y if size is None else resize_linearly(y, size)
+        return resize_linearly(y, slot[0]) if slot else y
 
-    def _size(self) -> Any:
-        """The size to return in this call, None if it is not known."""
-        for slot in self.sizes:
-            size, unused = slot
-            # A module that is called once may be called again, without what it mirrors.
-            if unused or len(self.sizes) == 1:
-                slot[1] = False
-                return size
-        return None
+
+class PassStart:
+    """A hook of a network that begins to count the calls of these modules anew in each pass."""
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self.modules = list(modules)
+
+    def __call__(self, network: nn.Module, args: Any) -> None:
+        for module in self.modules:
+            module.call_index = 0  # type: ignore[assignment]
 
 
 def resize_linearly(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -96,19 +98,41 @@ def _mirrored(trace: Trace, node: fx.Node, calls: Iterable[fx.Node]) -> fx.Node 
     return None
 
 
-def attach_mirror(module: nn.Module, mirrored: nn.Module) -> None:
-    """Have the next call of an enlarging module return the size that goes into a pooled module.
+def attach_mirrors(trace: Trace, mirrors: Mapping[fx.Node, fx.Node]) -> None:
+    """Have enlarging modules return the size that goes into pooled modules, in place.
 
-    Both change in place. A module that is called several times is given a mirror for each call, in
-    order.
+    Args:
+        trace: the network before it was pooled.
+        mirrors: as from `find_mirrors`.
     """
-    assert isinstance(mirrored, Pooled)
-    if not isinstance(module, Mirroring):
-        mix_in(module, Mirroring)
-        module.sizes = []  # type: ignore[assignment]
-    slot: list[Any] = [None, False]
-    mirrored.slots.append(slot)
-    module.sizes.append(slot)  # type: ignore[union-attr]
+    several = []
+    for module, nodes in _calls_of(trace, [*mirrors, *mirrors.values()]).items():
+        slots: list[Any] = [[] for _ in nodes]
+        if nodes[0] in mirrors:
+            mix_in(module, Mirroring)
+            module.sizes = slots  # type: ignore[assignment]
+        else:
+            module.slots = slots  # type: ignore[assignment]
+        module.call_index = 0  # type: ignore[assignment]
+        several += [module] * (len(nodes) > 1)
+    for node, mirrored in mirrors.items():
+        enlarging: Any = trace.module(node)
+        pooled: Any = trace.module(mirrored)
+        slot = enlarging.sizes[_calls_of(trace, [node])[enlarging].index(node)]
+        pooled.slots[_calls_of(trace, [mirrored])[pooled].index(mirrored)].append(slot)
+    if several:
+        trace.model.register_forward_pre_hook(PassStart(several))
+
+
+def _calls_of(trace: Trace, nodes: Iterable[fx.Node]) -> dict[nn.Module, list[fx.Node]]:
+    """All calls of the modules that these nodes call, in order of execution."""
+    modules = {trace.module(node) for node in nodes}
+    calls: dict[nn.Module, list[fx.Node]] = {}
+    for node in trace.graph.nodes:
+        module = trace.module(node)
+        if module is not None and module in modules:
+            calls.setdefault(module, []).append(node)
+    return calls
 
 
 def _enlarges(trace: Trace, node: fx.Node) -> bool:

@@ -25,14 +25,27 @@ class CropPad(NamedTuple):
     pad: int = 0
 
 
+Slot = list[Any]
+"""A size that one module notes and another reads, or nothing yet."""
+
+
+def of_this_call(module: Any, each: Sequence[Any]) -> Any:
+    """What belongs to the present call of a module that is called several times in a pass."""
+    if len(each) < 2:
+        return each[0] if each else ()
+    index = module.call_index
+    module.call_index = (index + 1) % len(each)
+    return each[index]
+
+
 class Pooled(Mixin):
     """Mixed into the class of a module: ``y = pooling(crop_or_pad(module(x)))``.
 
     With ``pool_first`` it is ``y = module(pooling(crop_or_pad(x)))``. A convolution whose kernel
     was resampled for that has ``taps``, one for each axis, and their positions in the buffer
     ``coarse_taps``, so that a checkpoint tells for which grid its kernels are. For modules that
-    mirror this one it notes the size of its input in their ``slots``
-    (`diffstride.conversion.enlarging_modules`).
+    mirror this one it notes the size of its input in their ``slots``, a list for each call in a
+    pass (`diffstride.conversion.enlarging_modules`).
 
     A layer that several modules share is saved once, with the module that ``owns_pooling``.
     """
@@ -43,13 +56,14 @@ class Pooled(Mixin):
     pool_first: bool
     sharers: int
     taps: tuple[CoarseTaps, ...]
-    slots: list[list[Any]]
+    slots: list[list[Slot]]
+    call_index: int
     owns_pooling: bool
     coarse_taps: Tensor
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        for slot in self.slots:
-            slot[:] = map_size(x), True
+        for slot in of_this_call(self, self.slots):
+            slot[:] = [map_size(x)]
         if self.pool_first:
             return super().forward(self._pooled_input(x), *args, **kwargs)  # type: ignore
         return self.pooling(crop_or_pad(super().forward(x, *args, **kwargs), self.crop_pads))  # type: ignore
@@ -178,7 +192,7 @@ def attach_pooling(
     module.pool_first = placement == "before"  # type: ignore[assignment]
     module.sharers = sharers  # type: ignore[assignment]
     module.taps = tuple(taps)  # type: ignore[assignment]
-    module.slots = []  # type: ignore[assignment]
+    module.slots, module.call_index = [], 0  # type: ignore[assignment]
     module.owns_pooling = True  # type: ignore[assignment]
     if taps:
         positions = [position for axis in taps for position in (*axis.old, *axis.new)]

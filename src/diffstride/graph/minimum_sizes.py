@@ -78,6 +78,8 @@ def _bounded_dims(groups: StrideGroups, node: fx.Node) -> Iterator[Dim]:
     """Dimensions that must stay at least 1; input sizes are reduced by minimum size - 1."""
     dims = groups.dims(node)
     sources = [source for source in node.all_input_nodes if source in groups.values]
+    if isinstance(groups.trace.module(node), SizedPooling):
+        dims += groups.dims(node.all_input_nodes[0])
     if _may_need_more(groups, node) and len(sources) == 1:
         for axis, dim in enumerate(groups.dims(sources[0])):
             if dim.growth and (more := minimum_size(groups, node, sources[0], axis) - 1):

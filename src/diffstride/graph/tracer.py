@@ -43,6 +43,7 @@ from diffstride.graph.leaf_modules import Leaf, TracedInto, as_leaves, is_among,
 from diffstride.graph.value_proxies import as_proxy
 from diffstride.pooling.base import SizedPooling
 
+PARTS = "backbone", "encoder"  # of detectors and the like, whose heads depend on data
 IN_PLACE = ("iadd", "isub", "imul", "itruediv", "setitem")  # operators
 PACKAGE = os.path.dirname(os.path.dirname(__file__))
 
@@ -367,6 +368,9 @@ class Tracer(fx.Tracer):
         kind, cause = type(module).__name__, f"{_where(error)}: {_one_line(error)}"
         if isinstance(error, DataDependentError | DataError) and self.traced.model.training:
             cause += " (if layers are dropped at random in training, call model.eval() before)"
+        for part in (each for each in PARTS if hasattr(self.traced.model, each)):
+            cause += f". Convert a part of the network: model.{part} = convert(model.{part}, x)"
+            break
         shape = "the example has the shape the model expects"
         if not name:
             return (
