@@ -153,7 +153,12 @@ def deeper_if_small(m, x):
     return m.second(m.last(x)[:, :8] if x.shape[-1] < 28 else x)
 
 
-@pytest.mark.parametrize("between", [upsampled, deeper_if_large, deeper_if_small])
+def padded_to_even(m, x):
+    x = F.pad(x, (0, int(x.shape[-1]) % 2, 0, 1 if x.shape[-2] % 2 else 0))
+    return m.last(m.second(x))
+
+
+@pytest.mark.parametrize("between", [upsampled, deeper_if_large, deeper_if_small, padded_to_even])
 def test_sizes_made_numbers_that_change_the_cost_are_refused(between):
     x = torch.rand(1, 8, 64, 64)
     model = convert(Steps(between), x)
@@ -167,11 +172,6 @@ def test_sizes_made_numbers_that_change_the_cost_are_refused(between):
     for layer in layers:
         layer.strides.requires_grad_(False)
     assert MultiplyAdds(model, x).value() == counted(model, x)
-
-
-def padded_to_even(m, x):
-    x = F.pad(x, (0, int(x.shape[-1]) % 2, 0, 1 if x.shape[-2] % 2 else 0))
-    return m.last(m.second(x))
 
 
 def checked(m, x):
@@ -197,14 +197,13 @@ def test_networks_that_run_at_one_size_only_are_refused():
         MultiplyAdds(net, torch.rand(1, 8, 128, 128))
 
 
-@pytest.mark.parametrize("between", [padded_to_even, checked])
-def test_sizes_made_numbers_that_hardly_change_the_cost_are_not(between):
+def test_sizes_made_numbers_that_do_not_change_the_cost_are_not():
     x = torch.rand(1, 8, 64, 64)
-    model = convert(Steps(between), x)
+    model = convert(Steps(checked), x)
     cost = MultiplyAdds(model, x)
     assert cost.value() == counted(model, x)
     networks.move_strides(model, high=1.5)
-    assert cost.value() == pytest.approx(counted(model, x), rel=0.1)
+    assert cost.value() == counted(model, x)
 
 
 @pytest.mark.parametrize("whole", [round, trunc, floor, ceil])

@@ -495,3 +495,26 @@ def test_networks_that_fail_at_other_strides_are_refused(forward, factor):
 def test_networks_without_padding_may_fail_at_larger_strides():
     net = nn.Sequential(strided(), strided(), nn.Conv2d(4, 4, 8), nn.AdaptiveAvgPool2d(1))
     assert MultiplyAdds(convert(net, X), X).has_empty_maps
+
+
+def test_an_if_on_odd_sizes_is_refused():
+    def forward(net, x):
+        x = net.a(x)
+        if x.shape[-1] % 2:
+            x = F.pad(x, (0, 1, 0, 1))
+        return net.b(x)
+
+    converted = convert(two(forward), X, order="before")
+    with pytest.raises(ValueError, match=r"times the strides .* an `if` in the model itself"):
+        MultiplyAdds(converted, X)
+
+
+def test_numbers_in_buffers_may_be_compared():
+    def forward(net, x):
+        left = net.size // 2
+        more = max(left, net.size - left)
+        return net.b(F.pad(net.a(x), (int(left), int(more))))
+
+    net = two(forward)
+    net.register_buffer("size", torch.tensor(5))
+    check(net, X)

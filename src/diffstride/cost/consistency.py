@@ -18,6 +18,7 @@ from diffstride.graph.stride_groups import StrideGroups
 from diffstride.graph.tracer import Trace
 
 FACTORS = 1.3, 1 / 1.3  # an ``if`` may branch on larger or on smaller maps
+MORE_FACTORS = 1.05, 1.1, 1.2, 1.5, 1.7, 0.95, 0.9, 0.7  # and one on odd ones at some of these
 TOLERANCE = 0.02
 
 
@@ -85,11 +86,10 @@ def _numbers(readers: list[str]) -> str:
 
 def numbers_read(found: StrideGroups) -> list[str]:
     """The modules whose ``forward`` turned a size that depends on strides into a number."""
-    owners = {
-        owner: None
-        for node, owner in found.trace.constants.items()
-        if node in found.values and _moves(found.trace.values[node], found.values[node])
-    }
+    constants = {n: o for n, o in found.trace.constants.items() if n in found.values}
+    # Whether a size is odd may not have changed: then all that read such numbers are named.
+    moved = {n: o for n, o in constants.items() if _moves(found.trace.values[n], found.values[n])}
+    owners = dict.fromkeys((moved or constants).values())
     return [repr(owner) if owner else "the model itself" for owner in owners]
 
 

@@ -342,7 +342,10 @@ class Tracer(fx.Tracer):
     def known_value(self, node: fx.Node) -> Any:
         """The value of a node, with data where Python needs its number."""
         value = self.values[node]
-        return self._run_on_data(node) if isinstance(value, Tensor) and not value.dim() else value
+        if not isinstance(value, Tensor) or value.dim():
+            return value
+        with disable_current_modes():
+            return self._run_on_data(node).item()
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return as_proxy(node, self)
