@@ -192,6 +192,20 @@ def test_the_last_stride_before_a_flattened_map_is_pinned():
     assert list(stride_layers(converted)) == ["2.pooling"]
 
 
+def test_one_pooling_module_before_and_at_a_flattened_map():
+    def forward(net, x):  # as in tutorials
+        x = net.pool(net.one(x).relu())
+        x = net.pool(net.two(x).relu())
+        return net.f(x.flatten(1))
+
+    one, two = nn.Conv2d(4, 6, 5), nn.Conv2d(6, 16, 5)
+    net = Net(forward, one=one, two=two, pool=nn.MaxPool2d(2), f=nn.Linear(400, 10))
+    converted = check(net, names=("pool",))
+    assert list(stride_layers(converted)) == ["pool.pooling"]
+    assert converted.pool.pooling_1.fixed_size == (5, 5)
+    assert "pinned" in report(converted)
+
+
 def test_it_enlarges_where_the_map_is_smaller():
     converted = convert(lenet(), X)
     converted[2].pooling.strides.data.fill_(3.5)

@@ -6,15 +6,15 @@ from types import NoneType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from diffstride._arguments import check_limits, check_window
-from diffstride.conversion.enlarging_modules import attach_mirrors
+from diffstride.conversion.enlarging_modules import attach_mirrors, calls_of, count_calls_from_start
 from diffstride.conversion.function_modules import find_functions, replace_functions
 from diffstride.conversion.kernel_resampling import resample_convolution
 from diffstride.conversion.placement import check_order, place
 from diffstride.conversion.pooled_groups import PooledGroup, group_calls
-from diffstride.conversion.pooled_module import Pooled, attach_pooling, set_owners
+from diffstride.conversion.pooled_module import Pooled, attach_pooling, set_layers, set_owners
 from diffstride.conversion.reporting import Conversion, record_costs
 from diffstride.conversion.strided_modules import (
     Filter,
@@ -150,6 +150,7 @@ def convert(
         conversion.strides[call.name] = stride_of(call.module, len(call.strides))
         conversion.placements[call.name] = call.placement
     converted.conversion = conversion  # type: ignore[assignment]
+    layers: dict[fx.Node, Any] = {}
     for group in groups:
         pooling = group.pooling or _new_pooling(
             group,
@@ -163,14 +164,23 @@ def convert(
             straight_through=straight_through,
         ).to(traced.values[group.calls[0].node].device)
         pooling.train(converted.training)
+        layers |= {c.node: (pooling, group.crop_pads[c.module]) for c in group.calls}
         first = {call.module: call for call in reversed(group.calls)}
         for module, call in first.items():
+            if isinstance(module, Pooled):
+                continue  # another of its calls is in a group before
             crop_pads, taps = group.crop_pads[module], ()
             if call.placement == "before" and not call.pointwise:
                 taps = call.coarse_taps(group.size, crop_pads)
                 resample_convolution(module, taps)  # pyright: ignore[reportArgumentType]
             attach_pooling(module, pooling, crop_pads, call.placement, group.sharers(call), taps)
+    for module, nodes in calls_of(traced, layers).items():
+        own: Any = module
+        each = [layers.get(node, (own.pooling, own.crop_pads)) for node in nodes]
+        if len(set(each)) > 1:
+            set_layers(module, each)
     attach_mirrors(traced, mirrors)
+    count_calls_from_start(converted)
     for enlarging, mirrored in mirrors.items():
         name, of = str(enlarging.target), str(mirrored.target)
         conversion.mirrors[name] = (*conversion.mirrors.get(name, ()), of)

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from diffstride._arguments import map_size
 from diffstride._torch_compat import ConvTranspose
 from diffstride.conversion.mixed_classes import Mixin, mix_in
-from diffstride.conversion.pooled_module import Slot, of_this_call
+from diffstride.conversion.pooled_module import Slot, next_call
 from diffstride.conversion.strided_modules import StridedCall, maps_of
 from diffstride.graph.leaf_modules import TracedInto
 from diffstride.graph.tracer import Trace
@@ -37,15 +37,16 @@ class Mirroring(Mixin, TracedInto):
     Attributes:
         sizes: a slot for each call in a pass, into which the mirrored module writes the size of its
             input. While it is empty, the module enlarges as it did.
-        call_index: how many calls of a pass have been made, if there are several.
+        calls, call_index: how many calls a pass has, and how many of them have been made.
     """
 
     class_prefix = "Mirroring"
     sizes: list[Slot]
+    calls: int
     call_index: int
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        slot = of_this_call(self, self.sizes)
+        slot = self.sizes[next_call(self)]
         if slot and isinstance(self, nn.Upsample):
             return F.interpolate(x, slot[0], mode=self.mode, align_corners=self.align_corners)
         y = super().forward(x, *args, **kwargs)  # type: ignore[misc]
@@ -105,26 +106,31 @@ def attach_mirrors(trace: Trace, mirrors: Mapping[fx.Node, fx.Node]) -> None:
         trace: the network before it was pooled.
         mirrors: as from `find_mirrors`.
     """
-    several = []
-    for module, nodes in _calls_of(trace, [*mirrors, *mirrors.values()]).items():
+    for module, nodes in calls_of(trace, [*mirrors, *mirrors.values()]).items():
         slots: list[Any] = [[] for _ in nodes]
         if nodes[0] in mirrors:
             mix_in(module, Mirroring)
             module.sizes = slots  # type: ignore[assignment]
         else:
             module.slots = slots  # type: ignore[assignment]
-        module.call_index = 0  # type: ignore[assignment]
-        several += [module] * (len(nodes) > 1)
+        module.calls, module.call_index = len(nodes), 0  # type: ignore[assignment]
     for node, mirrored in mirrors.items():
         enlarging: Any = trace.module(node)
         pooled: Any = trace.module(mirrored)
-        slot = enlarging.sizes[_calls_of(trace, [node])[enlarging].index(node)]
-        pooled.slots[_calls_of(trace, [mirrored])[pooled].index(mirrored)].append(slot)
-    if several:
-        trace.model.register_forward_pre_hook(PassStart(several))
+        slot = enlarging.sizes[calls_of(trace, [node])[enlarging].index(node)]
+        pooled.slots[calls_of(trace, [mirrored])[pooled].index(mirrored)].append(slot)
 
 
-def _calls_of(trace: Trace, nodes: Iterable[fx.Node]) -> dict[nn.Module, list[fx.Node]]:
+def count_calls_from_start(model: nn.Module) -> None:
+    """Have modules whose calls in a pass differ count them anew in each pass of the network."""
+    several = [module for module in model.modules() if getattr(module, "calls", 1) > 1]
+    hooks = model._forward_pre_hooks.values()
+    known = [module for hook in hooks if isinstance(hook, PassStart) for module in hook.modules]
+    if set(several) - set(known):
+        model.register_forward_pre_hook(PassStart(several))
+
+
+def calls_of(trace: Trace, nodes: Iterable[fx.Node]) -> dict[nn.Module, list[fx.Node]]:
     """All calls of the modules that these nodes call, in order of execution."""
     modules = {trace.module(node) for node in nodes}
     calls: dict[nn.Module, list[fx.Node]] = {}

@@ -120,6 +120,8 @@ def _pooled_groups(
         group = _pooled_group(stride_groups, nodes, by_node)
         modules = {call.module for call in group.calls}
         for other in [other for other in groups if modules & other.crop_pads.keys()]:
+            if _apart(other, group):
+                continue
             groups.remove(other)
             group = _join(other, group)
         groups.append(group)
@@ -158,6 +160,14 @@ def _settled(call: StridedCall, alone: bool) -> StridedCall:
     if call.placement != "on top":
         return call
     return call.on_top() if alone else replace(call, placement="before")
+
+
+def _apart(one: PooledGroup, two: PooledGroup) -> bool:
+    """Whether calls of one module in both groups may have a layer each: only one is pinned."""
+    shared = one.crop_pads.keys() & two.crop_pads.keys()
+    calls = [call for call in (*one.calls, *two.calls) if call.module in shared]
+    resampled = any(call.placement == "before" and not call.pointwise for call in calls)
+    return one.pinned != two.pinned and not resampled
 
 
 def _join(one: PooledGroup, two: PooledGroup) -> PooledGroup:

@@ -29,13 +29,12 @@ Slot = list[Any]
 """A size that one module notes and another reads, or nothing yet."""
 
 
-def of_this_call(module: Any, each: Sequence[Any]) -> Any:
-    """What belongs to the present call of a module that is called several times in a pass."""
-    if len(each) < 2:
-        return each[0] if each else ()
+def next_call(module: Any) -> int:
+    """The index of a call in a pass, of a module whose ``calls`` in a pass differ."""
     index = module.call_index
-    module.call_index = (index + 1) % len(each)
-    return each[index]
+    if module.calls > 1:
+        module.call_index = (index + 1) % module.calls
+    return index
 
 
 class Pooled(Mixin):
@@ -45,7 +44,8 @@ class Pooled(Mixin):
     was resampled for that has ``taps``, one for each axis, and their positions in the buffer
     ``coarse_taps``, so that a checkpoint tells for which grid its kernels are. For modules that
     mirror this one it notes the size of its input in their ``slots``, a list for each call in a
-    pass (`diffstride.conversion.enlarging_modules`).
+    pass (`diffstride.conversion.enlarging_modules`). If its ``calls`` in a pass differ, ``layers``
+    are the name and the ``crop_pads`` of the layer for each.
 
     A layer that several modules share is saved once, with the module that ``owns_pooling``.
     """
@@ -57,29 +57,34 @@ class Pooled(Mixin):
     sharers: int
     taps: tuple[CoarseTaps, ...]
     slots: list[list[Slot]]
+    calls: int
     call_index: int
+    layers: tuple[tuple[str, tuple[CropPad, ...]], ...]
     owns_pooling: bool
     coarse_taps: Tensor
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        for slot in of_this_call(self, self.slots):
+        index = next_call(self)
+        for slot in self.slots[index] if self.slots else ():
             slot[:] = [map_size(x)]
+        name, pads = self.layers[index] if self.layers else ("pooling", self.crop_pads)
+        pooling = getattr(self, name)
         if self.pool_first:
-            return super().forward(self._pooled_input(x), *args, **kwargs)  # type: ignore
-        return self.pooling(crop_or_pad(super().forward(x, *args, **kwargs), self.crop_pads))  # type: ignore
+            return super().forward(self._pooled_input(x, pooling, pads), *args, **kwargs)  # type: ignore
+        return pooling(crop_or_pad(super().forward(x, *args, **kwargs), pads))  # type: ignore
 
-    def _pooled_input(self, x: Tensor) -> Tensor:
+    def _pooled_input(self, x: Tensor, pooling: Any, pads: tuple[CropPad, ...]) -> Tensor:
         """The pooled input, computed once for the modules that pool the same map."""
         if self.sharers == 1 or not _remembers(x):
-            return self.pooling(crop_or_pad(x, self.crop_pads))
-        key: tuple[Any, ...] = (id(self.pooling), self.crop_pads)
+            return pooling(crop_or_pad(x, pads))
+        key: tuple[Any, ...] = (id(pooling), pads)
         if not isinstance(x, fx.Proxy):
-            strides = self.pooling.stride_values()  # type: ignore[operator]
+            strides = pooling.stride_values()
             key += (strides, x._version, torch.is_grad_enabled())
         # An attribute of the map until the last module has it, so that it lives no longer.
         known, pooled, users = vars(x).pop("_pooled", (None, x, ()))
         if known != key or id(self) in users:  # a module that comes again is in another pass
-            pooled, users = self.pooling(crop_or_pad(x, self.crop_pads)), ()
+            pooled, users = pooling(crop_or_pad(x, pads)), ()
         users = (*users, id(self))
         if len(users) < self.sharers:
             vars(x)["_pooled"] = key, pooled, users
@@ -192,12 +197,29 @@ def attach_pooling(
     module.pool_first = placement == "before"  # type: ignore[assignment]
     module.sharers = sharers  # type: ignore[assignment]
     module.taps = tuple(taps)  # type: ignore[assignment]
-    module.slots, module.call_index = [], 0  # type: ignore[assignment]
+    module.slots, module.layers = [], ()  # type: ignore[assignment]
+    module.calls, module.call_index = 1, 0  # type: ignore[assignment]
     module.owns_pooling = True  # type: ignore[assignment]
     if taps:
         positions = [position for axis in taps for position in (*axis.old, *axis.new)]
         tensor = torch.tensor(positions, dtype=torch.float32, device=module.weight.device)  # type: ignore
         module.register_buffer("coarse_taps", tensor)
+
+
+def set_layers(module: Any, layers: Sequence[tuple[nn.Module, tuple[CropPad, ...]]]) -> None:
+    """Give a pooled module a layer for each of its calls in a pass, in place.
+
+    Args:
+        module: a module from `attach_pooling`.
+        layers: the layer and the ``crop_pads`` of each call, in order.
+    """
+    names: dict[nn.Module, str] = {module.pooling: "pooling"}
+    for layer, _ in layers:
+        if layer not in names:
+            names[layer] = f"pooling_{len(names)}"
+            module.add_module(names[layer], layer)
+    module.layers = tuple((names[layer], tuple(pads)) for layer, pads in layers)
+    module.calls = len(layers)
 
 
 def set_stride(module: nn.Module, stride: int) -> None:

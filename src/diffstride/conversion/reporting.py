@@ -150,7 +150,9 @@ def _rows(
     costs, maps = (cost.by_module(), cost.all_maps()) if cost else ({}, {})
     names: dict[nn.Module, list[str]] = {}
     for name in conversion.strides:
-        names.setdefault(model.get_submodule(name).pooling, []).append(name)  # type: ignore
+        module: Any = model.get_submodule(name)
+        for layer_name in dict.fromkeys(["pooling", *(each for each, _ in module.layers)]):
+            names.setdefault(getattr(module, layer_name), []).append(name)
     rows = []
     for layer_name, layer in _pooling_layers(model, names).items():
         strides = "pinned"
