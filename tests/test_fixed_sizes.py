@@ -349,6 +349,23 @@ def test_functions_beside_modules_with_the_same_function():
     assert again.conversion.strides == converted.conversion.strides
 
 
+EVERY_OTHER = slice(None, None, 2)
+
+
+@pytest.mark.parametrize("first", [(...,), (slice(None), slice(None))])
+def test_slices_with_steps_become_modules(first):
+    index = (*first, slice(0, None, 2), EVERY_OTHER)
+
+    def forward(net, x):
+        x = net.stem(x)
+        short = F.pad(x[index], (0, 0, 0, 0, 0, 4))  # as in the original ResNets for CIFAR
+        return short + net.conv(x)[:, :, :]
+
+    net = Net(forward, stem=nn.Conv2d(4, 4, 1), conv=nn.Conv2d(4, 8, 3, 2, 1))
+    converted = check(net, names=("avgpool2d_0", "conv"), fraction=0.95, keeps_size=False)
+    assert converted.conv.pooling is converted.avgpool2d_0.pooling
+
+
 def test_functions_with_sizes_of_the_map_stay():
     def forward(net, x):
         x = net.b(net.a(x))

@@ -74,7 +74,7 @@ class Subsampled(nn.Module):
         self.conv, self.down = nn.Conv2d(3, 8, 3, 2, 1), nn.AvgPool2d(1, 2)
 
     def forward(self, x):
-        shortcut = x[:, :, ::2, ::2] if self.down is None else self.down(x)
+        shortcut = x[:, :, 1::2, ::2] if self.down is None else self.down(x)
         return self.conv(x) + F.pad(shortcut, (0, 0, 0, 0, 0, 5))
 
 

@@ -36,6 +36,11 @@ disable_current_modes = _disable_current_modes
 FAKE_TENSOR_LOGGER = "torch._subclasses.fake_tensor"
 
 
+def has_function_mode() -> bool:
+    """Whether a `torch.overrides.TorchFunctionMode` is active."""
+    return torch._C._len_torch_function_stack() > 0  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def is_jit_tracing() -> bool:
     """Whether `torch.jit.trace` is running."""
     return torch._C._get_tracing_state() is not None

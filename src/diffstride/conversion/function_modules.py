@@ -5,6 +5,7 @@ The module whose ``forward`` calls it gets a child, here an ``nn.MaxPool2d(2)``,
 instead. Calls are told apart by function, channels and how often they came in that ``forward``.
 """
 
+import operator
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules import module as module_hooks
 from torch.overrides import TorchFunctionMode
 
@@ -47,6 +48,8 @@ MODULES: dict[Callable[..., Any], tuple[type[nn.Module], tuple[str, ...]]] = {
     F.avg_pool3d: (nn.AvgPool3d, AVERAGE),
 }
 
+AVERAGES = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}  # of one sample: a slice
+
 
 class Call(NamedTuple):
     """A call of a function in a ``forward``: of which module, with how many channels, and when."""
@@ -80,16 +83,39 @@ class _Counting(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func not in MODULES:
+        func = operator.getitem if func is Tensor.__getitem__ else func
+        kind = _kind_of(func, args)
+        if kind is None:
             return func(*args, **kwargs)
         x = args[0] if args else kwargs["input"]
-        key = MODULES[func][0], int(x.shape[1])
+        key = kind, int(x.shape[1])
         index = self.counts.get(key, 0)
         self.counts[key] = index + 1
         return self.called(Call(*key, index), func, x, args, kwargs)
 
     def called(self, call: Call, func: Any, x: Any, args: Any, kwargs: Any) -> Any:
         return func(*args, **kwargs)
+
+
+def _kind_of(function: Any, args: Any) -> type[nn.Module] | None:
+    """The kind of module that does what a function does, or a slice with steps; None if none."""
+    if function is operator.getitem:
+        return AVERAGES.get(len(_steps(args[1])))
+    return MODULES[function][0] if function in MODULES else None
+
+
+def _steps(index: Any) -> tuple[int, ...]:
+    """The steps of a slice of maps, ``x[:, :, ::2, ::2]``, along its axes; empty for all else."""
+    parts: Any = index if isinstance(index, tuple) else ()
+    if parts and parts[0] is ...:
+        parts = (slice(None), slice(None), *parts[1:])
+    if len(parts) < 3 or any(type(part) is not slice for part in parts):
+        return ()
+    fields = [(part.start or 0, part.stop, part.step or 1) for part in parts]
+    steps = tuple(step for *_, step in fields[2:])
+    if fields != [(0, None, 1), (0, None, 1), *((0, None, step) for step in steps)]:
+        return ()
+    return steps if all(type(step) is int for step in steps) and max(steps) > 1 else ()
 
 
 class _Replacing(_Counting):
@@ -145,8 +171,8 @@ def find_functions(trace: Trace, example: Any) -> dict[nn.Module, dict[Call, nn.
     Functions stay where their arguments depend on sizes, where they are called with other arguments
     each time, or where the network does not run on shapes alone.
     """
-    nodes = [node for node in trace.graph.nodes if node.target in MODULES]
-    if not any(map(_module_for, nodes)):
+    nodes = [node for node in trace.graph.nodes if _kind_of(node.target, node.args) is not None]
+    if not any(_module_for(trace, node) for node in nodes):
         return {}
     recording = _Recording()
     try:
@@ -160,7 +186,7 @@ def find_functions(trace: Trace, example: Any) -> dict[nn.Module, dict[Call, nn.
         if len(calls) == len(own):  # else the trace differs
             modules: dict[Call, list[nn.Module | None]] = {}
             for call, node in zip(calls, own, strict=True):
-                modules.setdefault(call, []).append(_module_for(node))
+                modules.setdefault(call, []).append(_module_for(trace, node))
             alike = {
                 call: each[0] for call, each in modules.items() if len(set(map(repr, each))) == 1
             }
@@ -185,8 +211,12 @@ def _by_owner(trace: Trace, nodes: list[fx.Node]) -> dict[nn.Module, list[fx.Nod
     return owners
 
 
-def _module_for(node: fx.Node) -> nn.Module | None:
+def _module_for(trace: Trace, node: fx.Node) -> nn.Module | None:
     """The module that does what a call does; None if it keeps sizes or has no such module."""
+    if node.target is operator.getitem:
+        steps, source = _steps(node.args[1]), trace.values[node.args[0]]  # type: ignore[index]
+        is_map = isinstance(source, Tensor) and source.dim() == 2 + len(steps)
+        return AVERAGES[len(steps)](1, steps) if is_map else None  # type: ignore[arg-type]
     module, names = MODULES[node.target]  # type: ignore[index]
     options: dict[str, Any] = dict(zip(("input", *names), node.args, strict=False)) | node.kwargs
     options.pop("input", None)

@@ -5,8 +5,9 @@ import operator
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx, nn
+from torch.overrides import handle_torch_function
 
-from diffstride._torch_compat import Attribute, empty_wrapper
+from diffstride._torch_compat import Attribute, empty_wrapper, has_function_mode
 
 if TYPE_CHECKING:
     from diffstride.graph.tracer import Tracer
@@ -98,6 +99,11 @@ class TensorProxy(ValueProxyBase, fx.Proxy, Tensor):
         if name in _OF_TENSORS:
             return ValueProxyBase.__getattr__(self, name)
         return super().__getattribute__(name)
+
+    def __getitem__(self, index: Any) -> Any:
+        if not has_function_mode():
+            return super().__getitem__(index)
+        return handle_torch_function(Tensor.__getitem__, (self,), self, index)
 
     @property
     def _is_param(self) -> bool:
