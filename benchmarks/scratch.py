@@ -204,11 +204,13 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
                 epochs = 1 if options.quick else epochs_of(network, method)
                 append_row(out, run(network, method, seed, epochs, options.workdir, contract))
     rows = read_rows(out)
-    print(summary_table(rows))
-    if options.out is None and not options.quick:
-        for dataset in dict.fromkeys(row["dataset"] for row in rows):
-            text = summary_table(select(rows, dataset=dataset))
+    writes = options.out is None and not options.quick
+    for dataset in dict.fromkeys(row["dataset"] for row in rows):
+        text = summary_table(select(rows, dataset=dataset))
+        print(f"{dataset}:\n\n{text}\n")
+        if writes:
             write_table(PAGE, f"scratch {dataset}", text)
+    if writes:
         plot_gain(rows, PICTURE)
     return rows
 

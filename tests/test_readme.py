@@ -5,8 +5,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from statistics import mean
 
 import pytest
+
+from benchmarks.common import read_rows, select
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -40,7 +43,7 @@ def test_table_of_small_runs_matches_the_committed_summaries(name: str) -> None:
 
 def test_python_blocks_run() -> None:
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     program = "\n".join(["import diffstride, torchvision", "from torch import nn", *blocks])
     program += "\nassert min(model(images[:1]).shape) > 0 and plain(images).shape == (2, 1000)"
     program += "\nassert y.shape == (8, 64, 16, 16) and pool.strides.tolist() != [2.0, 2.0]"
@@ -56,9 +59,23 @@ def test_make_targets_and_configurations_exist() -> None:
         assert any(ROOT.glob(f"**/configs/{config}")), config
 
 
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
+def test_gains_of_conversion_are_those_of_the_runs(dataset: str) -> None:
+    rows = select(read_rows(ROOT / "results" / "scratch.jsonl"), dataset=dataset)
+    rows = select(rows, network="torchvision resnet18")
+    opening = README[: README.index("## First use")]
+    for method in ("strided", "fixed", "learned"):
+        found = select(rows, method=method)
+        assert len(found) == 3
+        assert f"{mean(row['test_accuracy'] for row in found):.1f} %" in opening
+        assert f"{mean(row['multiply_adds'] for row in found) / 1e6:.1f} M" in opening
+
+
 @pytest.mark.parametrize("link", re.findall(r"\]\((docs/[^)]+)\)", README))
 def test_links_resolve(link: str) -> None:
     page, _, anchor = link.partition("#")
-    headings = re.findall(r"^#+ (.+)$", (ROOT / page).read_text(), re.MULTILINE)
+    assert (ROOT / page).exists()
+    text = (ROOT / page).read_text() if anchor else ""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
     assert not anchor or anchor in anchors
