@@ -22,6 +22,7 @@ import fnmatch
 import multiprocessing
 import os
 import resource
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
@@ -43,6 +44,7 @@ TABLE = "sweep"
 QUICK = ("hand-written/lenet", "hand-written/resnet_blocks")
 REASON = 160  # characters of a reason in the table
 GB = 2**30
+GRACE = 10  # seconds
 COLUMNS = {"error": "errors", "timeout": "timeouts"}
 
 
@@ -52,7 +54,7 @@ def try_kind(kind: Kind, seconds: float, memory: float) -> Row:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.sweep_trial", "benchmarks.sweep_sources"])
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(kind, sender, memory))
+    process = context.Process(target=_child, args=(kind, sender, seconds, memory))
     process.start()
     sender.close()
     step, end = BUILDING[0], time.monotonic() + seconds
@@ -75,8 +77,9 @@ def _ended(step: str, outcome: str, reason: str) -> Row:
     return {"outcome": "not built" if step in BUILDING else outcome, "step": step, "reason": reason}
 
 
-def _child(kind: Kind, sender: Connection, memory: float) -> None:
+def _child(kind: Kind, sender: Connection, seconds: float, memory: float) -> None:
     """Try a kind in this process; sends the names of the steps, then the row."""
+    signal.alarm(int(seconds) + GRACE)  # it ends by itself even if the sweep was killed
     limit = int(memory * GB)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     torch.set_num_threads(1)
