@@ -429,10 +429,10 @@ def test_outcomes_of_failures_are_told_apart() -> None:
     ("network", "outcome"),
     [
         (torch.nn.Sequential(torch.nn.Conv2d(3, 8, 4, stride=4)), "no stride"),
-        (sweep_networks.pooling_functions(), "refused"),
-        (sweep_networks.cifar_vgg_fixed_head(), "refused"),
+        (sweep_networks.segnet(), "refused"),
+        (sweep_networks.data_dependent(), "refused"),
     ],
-    ids=["patches", "functions", "fixed head"],
+    ids=["patches", "max-unpooling", "a number of the data"],
 )
 def test_refusals_count_unless_only_patches_stride(network: torch.nn.Module, outcome: str) -> None:
     error = _raised(diffstride.convert, network, torch.zeros(2, 3, 32, 32))

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils.weight_norm import WeightNorm
 
 from diffstride._torch_compat import (
     Conv,
@@ -73,15 +74,21 @@ def deep_copy(model: Model) -> Model:
     Raises:
         ValueError: if it cannot be copied; says why and what to do.
     """
+    advice = (
+        "replace torch.nn.utils.weight_norm or spectral_norm by those of "
+        "torch.nn.utils.parametrizations, or remove them first; make a pruned weight a plain "
+        'one by torch.nn.utils.prune.remove(module, "weight")'
+    )
+    for name, module in model.named_modules():
+        if any(isinstance(hook, WeightNorm) for hook in module._forward_pre_hooks.values()):
+            raise ValueError(f"{name!r} has a weight that a hook computes in each call: {advice}")
     memo: dict[int, Any] = {}
     try:
         copied = copy.deepcopy(model, memo)
     except RuntimeError as error:
+        why = " ".join(str(error).split())[:80]
         raise ValueError(
-            f"this {type(model).__name__} cannot be copied ({' '.join(str(error).split())[:80]}…): "
-            "replace torch.nn.utils.weight_norm or spectral_norm by those of "
-            "torch.nn.utils.parametrizations, or remove them first; make a pruned weight a plain "
-            'one by torch.nn.utils.prune.remove(module, "weight")'
+            f"this {type(model).__name__} cannot be copied ({why}…): {advice}"
         ) from error
     modes = {memo[id(module)]: module.training for module in model.modules() if id(module) in memo}
     set_modes(modes)  # the copy of a module may be in training mode, as of torchvision's extractors
