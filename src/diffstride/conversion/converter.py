@@ -1,9 +1,10 @@
 """Convert the integer strides of a network into learnable ones."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from types import NoneType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
@@ -124,47 +125,86 @@ def convert(
     check_limits(lower_limit_stride, upper_limit_stride)
     converted = deep_copy(model)
     leaf_modules = as_leaves(leaf_modules)
-    with restoring(converted):
-        traced = trace(converted, example, leaf_modules)
-        functions = find_functions(traced, example)
-    if functions:
-        replace_functions(functions)
-    with restoring(converted):
-        if functions:
-            traced = trace(converted, example, leaf_modules)
-        include = (include,) if isinstance(include, str) else include
+    include = (include,) if isinstance(include, str) else tuple(include)
+    keeps = straight_through and edge == "stopband" and (lower_limit_stride or 1.0) <= 1.0
+
+    def found(traced: Trace) -> Found:
         names = [name for name in include if not isinstance(traced.modules.get(name), Pooled)]
         calls, left_out = find_strided_calls(traced, filter_fn, names, patchify, leaf_modules)
-        keeps = straight_through and edge == "stopband" and (lower_limit_stride or 1.0) <= 1.0
         place(calls, converted, order, min_channels if keeps else 0)
         pool_whole_maps(traced)
         groups, mirrors = group_calls(traced, calls, left_out, tuple(names), shared_stride)
-    if not (groups or stride_layers(converted)):
-        reasons = "".join(f"; {name}: {reason}" for name, reason in left_out.items())
+        return Found(traced, groups, mirrors, left_out)
+
+    with restoring(converted):
+        traced = trace(converted, example, leaf_modules)
+        functions = find_functions(traced, example)
+        analysis = None if functions else found(traced)
+    if analysis is None:
+        replace_functions(functions)
+        with restoring(converted):
+            analysis = found(trace(converted, example, leaf_modules))
+    if not (analysis.groups or stride_layers(converted)):
+        reasons = "".join(f"; {name}: {reason}" for name, reason in analysis.left_out.items())
         raise ValueError(f"{type(model).__name__} has no stride to convert{reasons}")
+    _record(converted, analysis, example, leaf_modules)
+    new_pooling = partial(
+        _new_pooling,
+        keep_ones=keep_ones,
+        smoothness_factor=smoothness_factor,
+        trainable=trainable,
+        shared_stride=shared_stride,
+        lower_limit_stride=lower_limit_stride,
+        upper_limit_stride=upper_limit_stride,
+        edge=edge,
+        straight_through=straight_through,
+    )
+    _attach_layers(analysis, new_pooling)
+    attach_mirrors(analysis.trace, analysis.mirrors)
+    count_calls_from_start(converted)
+    set_owners(converted)
+    with restoring(converted):
+        _check_runs(model, converted, analysis.trace, example)
+    return converted
+
+
+class Found(NamedTuple):
+    """What a network has to convert.
+
+    ``mirrors`` has the strided call that each enlarging call mirrors, ``left_out`` the reason for
+    each module that is left out.
+    """
+
+    trace: Trace
+    groups: list[PooledGroup]
+    mirrors: dict[fx.Node, fx.Node]
+    left_out: dict[str, str]
+
+
+def _record(
+    converted: nn.Module, found: Found, example: Any, leaf_modules: tuple[Leaf, ...]
+) -> None:
+    """Store what is converted on the network, with its cost before."""
     conversion = getattr(converted, "conversion", None)
     if not isinstance(conversion, Conversion):
-        conversion = record_costs(traced, example, leaf_modules)
-    conversion.left_out = left_out
-    for call in (call for group in groups for call in group.calls):
+        conversion = record_costs(found.trace, example, leaf_modules)
+    conversion.left_out = found.left_out
+    for call in (call for group in found.groups for call in group.calls):
         conversion.strides[call.name] = stride_of(call.module, len(call.strides))
         conversion.placements[call.name] = call.placement
+    for enlarging, mirrored in found.mirrors.items():
+        name, of = str(enlarging.target), str(mirrored.target)
+        conversion.mirrors[name] = (*conversion.mirrors.get(name, ()), of)
     converted.conversion = conversion  # type: ignore[assignment]
+
+
+def _attach_layers(found: Found, new_pooling: Callable[[PooledGroup], nn.Module]) -> None:
+    """Give the modules of each group its layer; a module with calls in several groups gets all."""
     layers: dict[fx.Node, Any] = {}
-    for group in groups:
-        pooling = group.pooling or _new_pooling(
-            group,
-            keep_ones,
-            smoothness_factor=smoothness_factor,
-            trainable=trainable,
-            shared_stride=shared_stride,
-            lower_limit_stride=lower_limit_stride,
-            upper_limit_stride=upper_limit_stride,
-            edge=edge,
-            straight_through=straight_through,
-        ).to(traced.values[group.calls[0].node].device)
-        pooling.train(converted.training)
-        layers |= {c.node: (pooling, group.crop_pads[c.module]) for c in group.calls}
+    for group in found.groups:
+        pooling = group.pooling or new_pooling(group)
+        pooling.to(found.trace.values[group.calls[0].node].device).train(found.trace.model.training)
+        layers |= {call.node: (pooling, group.crop_pads[call.module]) for call in group.calls}
         first = {call.module: call for call in reversed(group.calls)}
         for module, call in first.items():
             if isinstance(module, Pooled):
@@ -174,20 +214,11 @@ def convert(
                 taps = call.coarse_taps(group.size, crop_pads)
                 resample_convolution(module, taps)  # pyright: ignore[reportArgumentType]
             attach_pooling(module, pooling, crop_pads, call.placement, group.sharers(call), taps)
-    for module, nodes in calls_of(traced, layers).items():
+    for module, nodes in calls_of(found.trace, layers).items():
         own: Any = module
         each = [layers.get(node, (own.pooling, own.crop_pads)) for node in nodes]
         if len(set(each)) > 1:
             set_layers(module, each)
-    attach_mirrors(traced, mirrors)
-    count_calls_from_start(converted)
-    for enlarging, mirrored in mirrors.items():
-        name, of = str(enlarging.target), str(mirrored.target)
-        conversion.mirrors[name] = (*conversion.mirrors.get(name, ()), of)
-    set_owners(converted)
-    with restoring(converted):
-        _check_runs(model, converted, traced, example)
-    return converted
 
 
 def _check_runs(model: nn.Module, converted: nn.Module, traced: Trace, example: Any) -> None:
