@@ -45,10 +45,17 @@ def step(model: nn.Module, *inputs: Any) -> None:
 
 def counted(model: nn.Module, *inputs: Any) -> float:
     """Multiply-adds of one sample, counted by torch while the model runs."""
-    with torch.no_grad(), _whole_attention():
-        model(*inputs)  # fills the caches of matrices: making them is not part of the cost
-        with FlopCounterMode(display=False) as counter:
-            model(*inputs)
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)  # the counter asks those for a gradient that are returned
+    try:
+        with torch.no_grad(), _whole_attention():
+            model(*inputs)  # fills the caches of matrices: making them is not part of the cost
+            with FlopCounterMode(display=False) as counter:
+                model(*inputs)
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
     return counter.get_total_flops() / 2 / batch_size(inputs)
 
 
