@@ -266,3 +266,21 @@ def test_later_strides_shrink_so_that_earlier_ones_can_grow():
         CostBudget(held, x, fraction)
         first, last = (max(layer.stride_values()) for layer in stride_layers(held).values())
         assert last < 2 < first
+
+
+def test_instance_norms_keep_maps_of_more_than_one_sample():
+    net = nn.Sequential(
+        DiffStride(2.0),
+        nn.Conv2d(4, 32, 3, padding=1),
+        nn.InstanceNorm2d(32),
+        nn.Conv2d(32, 8, 3, 1, 1),
+    )
+    x = torch.rand(1, 4, 8, 8)
+    budget = CostBudget(net, x, fraction=0.5)
+    assert min(net[0].output_size((8, 8))) >= 2
+    net[0].strides.data.fill_(50.0)
+    budget.project_()
+    assert min(net[0].output_size((8, 8))) >= 2
+    net(x)
+    with pytest.raises(EmptyMapError, match=r"2 \(InstanceNorm2d\)"):
+        budget.cost.value({"0": (8.0, 2.0)})

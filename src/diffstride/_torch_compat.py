@@ -25,6 +25,7 @@ BatchNorm = nn.modules.batchnorm._BatchNorm
 Conv = nn.modules.conv._ConvNd
 ConvTranspose = nn.modules.conv._ConvTransposeNd
 CircularPad = nn.modules.padding._CircularPadNd
+InstanceNorm = nn.modules.instancenorm._InstanceNorm
 ReflectionPad = nn.modules.padding._ReflectionPadNd
 
 DataDependentError = _DataDependent  # raised where a fake tensor has to have data

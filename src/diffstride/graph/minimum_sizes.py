@@ -8,7 +8,7 @@ from math import floor
 
 from torch import fx, nn
 
-from diffstride._torch_compat import CircularPad, Conv, ReflectionPad
+from diffstride._torch_compat import CircularPad, Conv, InstanceNorm, ReflectionPad
 from diffstride.graph.map_sizes import MapSizes, Number, SizeExpression
 from diffstride.graph.perturbed_sizes import Dim
 from diffstride.graph.stride_groups import SizeMismatchError, StrideGroups
@@ -78,8 +78,11 @@ def _bounded_dims(groups: StrideGroups, node: fx.Node) -> Iterator[Dim]:
     """Dimensions that must stay at least 1; input sizes are reduced by minimum size - 1."""
     dims = groups.dims(node)
     sources = [source for source in node.all_input_nodes if source in groups.values]
-    if isinstance(groups.trace.module(node), SizedPooling):
+    module = groups.trace.module(node)
+    if isinstance(module, SizedPooling):
         dims += groups.dims(node.all_input_nodes[0])
+    if isinstance(module, InstanceNorm):  # refuses maps of one sample, so each axis keeps two
+        dims += [Dim(d.size - 1, tuple(n - 1 for n in d.perturbed)) for d in dims]
     if _may_need_more(groups, node) and len(sources) == 1:
         for axis, dim in enumerate(groups.dims(sources[0])):
             if dim.growth and (more := minimum_size(groups, node, sources[0], axis) - 1):
