@@ -19,6 +19,7 @@ from diffstride.conversion.mixed_classes import Mixin, mix_in
 from diffstride.conversion.pooled_module import Slot, next_call
 from diffstride.conversion.strided_modules import StridedCall, maps_of
 from diffstride.graph.leaf_modules import TracedInto
+from diffstride.graph.stride_groups import with_sources
 from diffstride.graph.tracer import Trace
 
 ENLARGING = (nn.Upsample, ConvTranspose, nn.PixelShuffle)
@@ -92,7 +93,7 @@ def find_mirrors(trace: Trace, calls: Iterable[StridedCall]) -> dict[fx.Node, fx
 
 def _mirrored(trace: Trace, node: fx.Node, calls: Iterable[fx.Node]) -> fx.Node | None:
     """The first of these calls that precedes a call and takes maps of the size that it returns."""
-    before, size = _ancestors(node), trace.values[node].shape[2:]
+    before, size = set(with_sources(node)), trace.values[node].shape[2:]
     for call in calls:
         if call in before and trace.values[call.args[0]].shape[2:] == size:  # type: ignore[index]
             return call
@@ -106,7 +107,8 @@ def attach_mirrors(trace: Trace, mirrors: Mapping[fx.Node, fx.Node]) -> None:
         trace: the network before it was pooled.
         mirrors: as from `find_mirrors`.
     """
-    for module, nodes in calls_of(trace, [*mirrors, *mirrors.values()]).items():
+    calls = calls_of(trace, [*mirrors, *mirrors.values()])
+    for module, nodes in calls.items():
         slots: list[Any] = [[] for _ in nodes]
         if nodes[0] in mirrors:
             mix_in(module, Mirroring)
@@ -117,8 +119,8 @@ def attach_mirrors(trace: Trace, mirrors: Mapping[fx.Node, fx.Node]) -> None:
     for node, mirrored in mirrors.items():
         enlarging: Any = trace.module(node)
         pooled: Any = trace.module(mirrored)
-        slot = enlarging.sizes[calls_of(trace, [node])[enlarging].index(node)]
-        pooled.slots[calls_of(trace, [mirrored])[pooled].index(mirrored)].append(slot)
+        slot = enlarging.sizes[calls[enlarging].index(node)]
+        pooled.slots[calls[pooled].index(mirrored)].append(slot)
 
 
 def count_calls_from_start(model: nn.Module) -> None:
@@ -147,12 +149,3 @@ def _enlarges(trace: Trace, node: fx.Node) -> bool:
         return False
     before, after = (value.shape[2:] for value in maps)
     return after != before and all(new >= old for new, old in zip(after, before, strict=True))
-
-
-def _ancestors(node: fx.Node) -> set[fx.Node]:
-    seen, pending = {node}, [node]
-    while pending:
-        new = set(pending.pop().all_input_nodes) - seen
-        seen |= new
-        pending += new
-    return seen

@@ -32,14 +32,9 @@ INTERPOLATE = ("size", "scale_factor", "mode", "align_corners", "recompute_scale
 MODULES: dict[Callable[..., Any], tuple[type[nn.Module], tuple[str, ...]]] = {
     F.interpolate: (nn.Upsample, INTERPOLATE),
     torch.pixel_shuffle: (nn.PixelShuffle, ("upscale_factor",)),
-    **{
-        function: (module, MAX)
-        for function, module in (
-            (F.max_pool1d, nn.MaxPool1d),
-            (F.max_pool2d, nn.MaxPool2d),
-            (F.max_pool3d, nn.MaxPool3d),
-        )
-    },
+    F.max_pool1d: (nn.MaxPool1d, MAX),
+    F.max_pool2d: (nn.MaxPool2d, MAX),
+    F.max_pool3d: (nn.MaxPool3d, MAX),
     torch.max_pool1d: (nn.MaxPool1d, MAX_OF_TORCH),
     torch.max_pool2d: (nn.MaxPool2d, MAX_OF_TORCH),
     torch.max_pool3d: (nn.MaxPool3d, MAX_OF_TORCH),
@@ -49,6 +44,9 @@ MODULES: dict[Callable[..., Any], tuple[type[nn.Module], tuple[str, ...]]] = {
 }
 
 AVERAGES = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}  # of one sample: a slice
+
+
+Key = tuple[type[nn.Module], int]  # a kind of module, and the channels of the map
 
 
 class Call(NamedTuple):
@@ -74,12 +72,11 @@ class CallsModules(Mixin):
             return super().forward(*args, **kwargs)  # type: ignore[misc]
 
 
-class _Counting(TorchFunctionMode):
-    """Counts the calls of functions in `MODULES`, also of those in modules inside."""
+class _Watching(TorchFunctionMode):
+    """Hands the calls of functions in `MODULES` and of slices to `called`.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: dict[tuple[type[nn.Module], int], int] = {}
+    Those in modules inside, too.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -88,13 +85,11 @@ class _Counting(TorchFunctionMode):
         if kind is None:
             return func(*args, **kwargs)
         x = args[0] if args else kwargs["input"]
-        key = kind, int(x.shape[1])
-        index = self.counts.get(key, 0)
-        self.counts[key] = index + 1
-        return self.called(Call(*key, index), func, x, args, kwargs)
+        return self.called((kind, int(x.shape[1])), x, lambda: func(*args, **kwargs))
 
-    def called(self, call: Call, func: Any, x: Any, args: Any, kwargs: Any) -> Any:
-        return func(*args, **kwargs)
+    def called(self, key: Key, x: Any, run: Callable[[], Any]) -> Any:
+        """The result of a call: ``run()``, or what is called instead on the map ``x``."""
+        raise NotImplementedError
 
 
 def _kind_of(function: Any, args: Any) -> type[nn.Module] | None:
@@ -118,17 +113,19 @@ def _steps(index: Any) -> tuple[int, ...]:
     return steps if all(type(step) is int for step in steps) and max(steps) > 1 else ()
 
 
-class _Replacing(_Counting):
+class _Replacing(_Watching):
     def __init__(self, owner: CallsModules) -> None:
         super().__init__()
         self.owner = owner
+        self.counts: Counter[Key] = Counter()
 
-    def called(self, call: Call, func: Any, x: Any, args: Any, kwargs: Any) -> Any:
-        name = self.owner.function_modules.get(call)
-        return func(*args, **kwargs) if name is None else getattr(self.owner, name)(x)
+    def called(self, key: Key, x: Any, run: Callable[[], Any]) -> Any:
+        name = self.owner.function_modules.get(Call(*key, self.counts[key]))
+        self.counts[key] += 1
+        return run() if name is None else getattr(self.owner, name)(x)
 
 
-class _Recording(_Counting):
+class _Recording(_Watching):
     """Records the calls that the ``forward`` of each module makes itself, in order.
 
     The counts are those of the innermost module, with the modules inside it.
@@ -137,16 +134,15 @@ class _Recording(_Counting):
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[tuple[nn.Module, Call]] = []
-        self.stack: list[tuple[nn.Module, Counter[Any]]] = []
+        self.stack: list[tuple[nn.Module, Counter[Key]]] = []
 
-    def called(self, call: Call, func: Any, x: Any, args: Any, kwargs: Any) -> Any:
-        key = call[:2]
+    def called(self, key: Key, x: Any, run: Callable[[], Any]) -> Any:
         if self.stack:
             owner, counts = self.stack[-1]
-            self.calls.append((owner, call._replace(index=counts[key])))
+            self.calls.append((owner, Call(*key, counts[key])))
         for _, counts in self.stack:
             counts[key] += 1
-        return func(*args, **kwargs)
+        return run()
 
     @contextmanager
     def of_modules(self) -> Iterator[None]:

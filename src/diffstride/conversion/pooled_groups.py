@@ -96,7 +96,8 @@ def group_calls(
             _refuse_included([by_node[n] for n in error.calls if n in by_node], include, error)
             left_out.update(dict.fromkeys(sorted(names), str(error)))
             calls = [call for call in calls if call.name not in names]
-            pinned = [kept for group in pinned if (kept := [n for n in group if _is_of(n, calls)])]
+            left = {call.node for call in calls}
+            pinned = [kept for group in pinned if (kept := [n for n in group if n in left])]
 
 
 def _refuse_included(
@@ -105,10 +106,6 @@ def _refuse_included(
     if refused := sorted({call.name for call in calls}.intersection(include)):
         message = f"include: {refused[0]!r} cannot have a stride of its own: {error}"
         raise ValueError(message) from error
-
-
-def _is_of(node: fx.Node, calls: list[StridedCall]) -> bool:
-    return any(call.node is node for call in calls)
 
 
 def _pooled_groups(

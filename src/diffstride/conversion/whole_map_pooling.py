@@ -25,7 +25,7 @@ class PoolsWholeMaps(Mixin):
     class_prefix = "WholeMap"
 
     def forward(self, x: Tensor) -> Tensor:
-        # As a tuple, for a convolutional layer's map of any size; the function stays the same one.
+        # One call of the same function: `function_modules` tells calls apart by their number.
         return _function(self)(x, tuple(x.shape[2:]))
 
 

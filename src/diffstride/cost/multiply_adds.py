@@ -1,7 +1,7 @@
 """Multiply-adds of a network as a function of its strides."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 from math import prod
@@ -172,15 +172,13 @@ class MultiplyAdds:
 
     def all_maps(self) -> dict[str, Sequence[Axis]]:
         """As `maps`, at the present strides, and also for pooling layers that do not learn."""
-        return self._by_layer(self._pool(self._complete(None))[1])
+        _, pooled = self._pool(self._complete(None))
+        return self._by_layer(pooled, {layer.name for layer in self._pooling})
 
     def evaluate(self, strides: Mapping[str, Any]) -> tuple[int, dict[str, Sequence[Axis]]]:
         """The results of `value` and of `maps`, at once and without a check of the strides."""
         known, pooled = self._pool(strides)
-        maps = self._by_layer(pooled)
-        return round(self._cost(known, pooled)), {
-            name: maps[name] for name in maps if name in self.layers
-        }
+        return round(self._cost(known, pooled)), self._by_layer(pooled, self.layers)
 
     def slopes(self, strides: Strides | None = None) -> tuple[float, dict[str, list[float]]]:
         """The cost, and its derivatives by the strides of each layer, as numbers.
@@ -266,9 +264,12 @@ class MultiplyAdds:
         totals = self._totals.items()
         return sum(count * prod(size_at(size, known) for size in sizes) for sizes, count in totals)
 
-    def _by_layer(self, pooled: list[Sequence[Axis]]) -> dict[str, Sequence[Axis]]:
+    def _by_layer(
+        self, pooled: list[Sequence[Axis]], names: Container[str]
+    ) -> dict[str, Sequence[Axis]]:
+        """The axes of the named layers, each in its first call."""
         calls = zip(reversed(self._pooling), reversed(pooled), strict=True)
-        return {layer.name: axes for layer, axes in calls}
+        return {layer.name: axes for layer, axes in calls if layer.name in names}
 
     def _pool(self, strides: Mapping[str, Any]) -> tuple[Sizes, list[Sequence[Axis]]]:
         """The output sizes of all layers, and how each layer pools its axes."""

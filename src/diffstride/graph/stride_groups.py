@@ -161,13 +161,7 @@ class StrideGroups:
 
     def sources(self, node: fx.Node) -> list[fx.Node]:
         """A node and those that it depends on, the nearest first; not those before pinned calls."""
-        found = {node: None}
-        for each in (pending := [node]):
-            for source in each.all_input_nodes if each not in self.pinned else ():
-                if source not in found:
-                    found[source] = None
-                    pending.append(source)
-        return list(found)
+        return with_sources(node, self.pinned)
 
 
 def find_stride_groups(trace: Trace, calls: Iterable[fx.Node], **sizes: Any) -> StrideGroups:
@@ -420,6 +414,17 @@ def _nearest_leader(groups: StrideGroups, node: fx.Node) -> fx.Node | None:
             if dim.growth in groups.origins:
                 return groups.origins[dim.growth][0]
     return next((groups.leaders[call] for call in reversed(groups.upstream(node))), None)
+
+
+def with_sources(node: fx.Node, stop: Collection[fx.Node] = ()) -> list[fx.Node]:
+    """A node and those that it depends on, the nearest first; not those before ``stop``."""
+    found = {node: None}
+    for each in (pending := [node]):
+        for source in each.all_input_nodes if each not in stop else ():
+            if source not in found:
+                found[source] = None
+                pending.append(source)
+    return list(found)
 
 
 def source_of(call: fx.Node) -> fx.Node:

@@ -3,12 +3,9 @@
 from collections.abc import Sequence
 from numbers import Integral
 
-from torch import Tensor
-
-from diffstride._arguments import check_input, check_input_size, pooled_sizes
+from diffstride._arguments import check_input_size
 from diffstride.pooling.base import Plan, SpectralPooling
 from diffstride.pooling.frozen import FrozenPooling
-from diffstride.spectral.autograd import pool
 from diffstride.spectral.axis_plan import plan_resized_axis
 
 
@@ -47,10 +44,6 @@ class AdaptiveSpectralPooling(SpectralPooling):
             )
         self.fixed_size = tuple(map(int, output_size))
         self.num_axes = len(self.fixed_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        check_input(self, x)
-        return pool(x, self.plan(pooled_sizes(x, self.num_axes)))
 
     def plan(self, input_size: Sequence[int], strides: Sequence[float] | None = None) -> Plan:
         check_input_size(self, input_size)

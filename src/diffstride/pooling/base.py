@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from math import inf
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
-from diffstride._arguments import check_input_size
+from diffstride._arguments import check_input, check_input_size, pooled_sizes
+from diffstride.spectral.autograd import pool
 from diffstride.spectral.axis_plan import Axis
 from diffstride.spectral.map_product import multiply_adds
 
@@ -67,7 +68,11 @@ class SizedPooling(nn.Module):
 
 
 class SpectralPooling(SizedPooling):
-    """Base class of pooling layers that are one matrix product per axis."""
+    """Base class of pooling layers that are one matrix product per axis, as `plan` says."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_input(self, x)
+        return pool(x, self.plan(pooled_sizes(x, self.num_axes)))
 
     def output_size(self, input_size: Sequence[int]) -> tuple[int, ...]:
         """The spatial size of the output for a map of ``input_size``.

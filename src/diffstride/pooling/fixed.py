@@ -2,13 +2,10 @@
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from diffstride import _arguments
-from diffstride._arguments import check_input, check_input_size, pooled_sizes
+from diffstride._arguments import check_input_size
 from diffstride.pooling.base import Plan, SpectralPooling
 from diffstride.pooling.frozen import FrozenPooling
-from diffstride.spectral.autograd import pool
 from diffstride.spectral.axis_plan import plan_spectral_axis
 
 
@@ -42,10 +39,6 @@ class FixedSpectralPooling(SpectralPooling):
         _arguments.refuse_data_format(data_format)
         self.strides = _arguments.as_strides(strides)
         self.num_axes = len(self.strides)
-
-    def forward(self, x: Tensor) -> Tensor:
-        check_input(self, x)
-        return pool(x, self.plan(pooled_sizes(x, self.num_axes)))
 
     def plan(self, input_size: Sequence[int], strides: Sequence[float] | None = None) -> Plan:
         check_input_size(self, input_size)
