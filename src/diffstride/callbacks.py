@@ -138,8 +138,8 @@ class BudgetCallback(Callback):
         example: an input of the network, or a tuple of inputs; only shapes matter.
         budget: ``"before"`` for the cost before `convert`; or a number, up to 100 a fraction of the
             network's multiply-adds when training first starts, above 100 their number per sample.
-            Training that resumes, from a checkpoint or by
-            another ``fit`` of the same network, keeps the number of the first start.
+            Training that resumes, from a checkpoint or by another ``fit`` of the same network,
+            keeps the number of the first start.
         network: as for `StrideMonitor`.
         log: name of the cost that is logged at the end of each epoch; None to log nothing.
         leaf_modules: as for `convert`.

@@ -3,10 +3,9 @@
     A[i, j] = (1/N) sum_k g_k m(k) cos(2 pi k (i/M - j/N)),    k = 0 … floor(L/2)
 
 with ``L = min(M, N)``, which is ``M`` but where an axis is enlarged, ``g_0 = 1``, ``g_k = 2`` and
-``g_{L/2} = 1`` for even ``L``, and the gains ``m(k)`` of
-`diffstride.spectral.axis_plan`. The factor ``1/N`` (and not ``1/M``) keeps the mean of a signal.
-``A = U diag(m) D^T`` with tables ``U``, ``D`` of cosines and sines that depend on the two lengths
-alone.
+``g_{L/2} = 1`` for even ``L``, and the gains ``m(k)`` of `diffstride.spectral.axis_plan`. The
+factor ``1/N`` (and not ``1/M``) keeps the mean of a signal. ``A = U diag(m) D^T`` with tables
+``U``, ``D`` of cosines and sines that depend on the two lengths alone.
 """
 
 import math
