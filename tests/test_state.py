@@ -122,6 +122,34 @@ def test_a_part_alone_has_its_layer():
     assert "conv.pooling.strides" not in network[1].state_dict()
 
 
+class Shared(nn.Module):
+    """One pooling module: its first call alone, its second beside a shortcut, at a flat map."""
+
+    def __init__(self):
+        super().__init__()
+        self.shortcut = nn.Conv2d(3, 3, 3, 2, 1)
+        self.pool = nn.MaxPool2d(2)
+        self.head = nn.Linear(3 * 64, 4)
+
+    def forward(self, x):
+        x = self.pool(x)
+        return self.head((self.pool(x) + self.shortcut(x)).flatten(1))
+
+
+@pytest.mark.parametrize("freezing", [False, True])
+def test_layers_of_single_calls_are_saved_once(freezing):
+    network, other = convert(Shared(), X, order="after"), convert(Shared(), X, order="after")
+    assert network.pool.pooling_1 is network.shortcut.pooling
+    move_strides(network)
+    if freezing:
+        network, other = freeze(network, X), freeze(network, X)
+        other.head.weight.data.zero_()
+    state = network.state_dict()
+    assert len({each.data_ptr() for each in state.values()}) == len(state)
+    other.load_state_dict(state)
+    assert other(X).equal(network(X))
+
+
 def test_safetensors(tmp_path):
     files = pytest.importorskip("safetensors.torch")
     network, other = converted(), converted(moved=False)

@@ -47,7 +47,8 @@ class Pooled(Mixin):
     pass (`diffstride.conversion.enlarging_modules`). If its ``calls`` in a pass differ, ``layers``
     are the name and the ``crop_pads`` of the layer for each.
 
-    A layer that several modules share is saved once, with the module that ``owns_pooling``.
+    A layer that several modules share is saved once: ``borrowed`` are the names of the layers that
+    are saved with other modules.
     """
 
     class_prefix = "Pooled"
@@ -60,8 +61,13 @@ class Pooled(Mixin):
     calls: int
     call_index: int
     layers: tuple[tuple[str, tuple[CropPad, ...]], ...]
-    owns_pooling: bool
+    borrowed: tuple[str, ...]
     coarse_taps: Tensor
+
+    @property
+    def layer_names(self) -> list[str]:
+        """The names of the pooling layers, each once."""
+        return list(dict.fromkeys(["pooling", *(name for name, _ in self.layers)]))
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         index = next_call(self)
@@ -94,9 +100,10 @@ class Pooled(Mixin):
         """The state, of a part of a network without a layer that belongs to another module."""
         state = super().state_dict(*args, **options)
         is_part = bool(args) or options.get("destination") is not None
-        if is_part and not self.owns_pooling:
+        if is_part and self.borrowed:
             prefix = args[1] if len(args) > 1 else options.get("prefix", "")
-            for name in [name for name in state if name.startswith(f"{prefix}pooling.")]:
+            others = tuple(f"{prefix}{layer}." for layer in self.borrowed)
+            for name in [name for name in state if name.startswith(others)]:
                 del state[name]
         return state
 
@@ -106,9 +113,9 @@ class Pooled(Mixin):
         """Load a checkpoint; a kernel for the original grid is resampled."""
         if error := self._adapt_kernel(state_dict, prefix):
             lists[-1].append(error)
-        if not self.owns_pooling:  # its owner loads it: here it gets what it has
-            for name, value in self.pooling.state_dict().items():
-                state_dict.setdefault(f"{prefix}pooling.{name}", value)
+        for layer in self.borrowed:  # another module loads it: here it gets what it has
+            for name, value in self.get_submodule(layer).state_dict().items():
+                state_dict.setdefault(f"{prefix}{layer}.{name}", value)
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, *lists)
 
     def _adapt_kernel(self, state_dict: dict[str, Any], prefix: str) -> str | None:
@@ -147,8 +154,12 @@ def set_owners(model: nn.Module) -> None:
     first = {layer: name for name, layer in model.named_modules()}
     for name, module in model.named_modules():
         if isinstance(module, Pooled):
-            owns = first[module.pooling] == f"{name}.pooling".removeprefix(".")
-            module.owns_pooling = owns  # type: ignore[assignment]
+            layers = {layer: getattr(module, layer) for layer in module.layer_names}
+            module.borrowed = tuple(  # type: ignore[assignment]
+                layer
+                for layer, pooling in layers.items()
+                if first[pooling] != f"{name}.{layer}".removeprefix(".")
+            )
 
 
 def _remembers(x: Any) -> bool:
@@ -199,7 +210,7 @@ def attach_pooling(
     module.taps = tuple(taps)  # type: ignore[assignment]
     module.slots, module.layers = [], ()  # type: ignore[assignment]
     module.calls, module.call_index = 1, 0  # type: ignore[assignment]
-    module.owns_pooling = True  # type: ignore[assignment]
+    module.borrowed = ()  # type: ignore[assignment]
     if taps:
         positions = [position for axis in taps for position in (*axis.old, *axis.new)]
         tensor = torch.tensor(positions, dtype=torch.float32, device=module.weight.device)  # type: ignore

@@ -151,7 +151,7 @@ def _rows(
     names: dict[nn.Module, list[str]] = {}
     for name in conversion.strides:
         module: Any = model.get_submodule(name)
-        for layer_name in dict.fromkeys(["pooling", *(each for each, _ in module.layers)]):
+        for layer_name in module.layer_names:
             names.setdefault(getattr(module, layer_name), []).append(name)
     rows = []
     for layer_name, layer in _pooling_layers(model, names).items():
