@@ -1,6 +1,7 @@
 """Networks that enlarge maps by fixed factors, or accept maps of one size only."""
 
 import copy
+import inspect
 import pickle
 
 import pytest
@@ -443,6 +444,29 @@ def test_export_and_compile():
         with pytest.warns(FutureWarning, match="deprecated"):
             traced = torch.jit.trace(converted, X)
         torch.testing.assert_close(traced(X), converted(X))
+
+
+class Functions(nn.Module):
+    """Calls functions, with an argument that has a name and one with a default."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 8, 3, padding=1)
+
+    def forward(self, image, scale=2.0):
+        x = F.max_pool2d(self.conv(image), 2)
+        return F.interpolate(F.avg_pool2d(x, 2), scale_factor=2.0) * scale
+
+
+def test_the_signature_of_a_network_is_kept():
+    converted = convert(Functions().eval(), X)
+    assert inspect.signature(converted.forward) == inspect.signature(Functions().forward)
+    assert converted(image=X, scale=1.0).equal(converted(X, 1.0))
+    frozen, batch = freeze(converted, X), torch.export.Dim("batch", min=1)
+    for shapes in (({0: batch},), {"image": {0: batch}}):
+        program = torch.export.export(frozen, (X,), dynamic_shapes=shapes).module()
+        other = torch.rand(3, 4, 32, 32)
+        torch.testing.assert_close(program(other), frozen(other))
 
 
 def test_attributes_with_our_names_are_kept():

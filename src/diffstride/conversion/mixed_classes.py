@@ -5,7 +5,7 @@ stays the same object with the same parameters. Only its class becomes a subclas
 made of a mixin of ours and the old class.
 """
 
-from functools import cache
+from functools import cache, wraps
 from typing import Any
 
 from torch import nn
@@ -42,8 +42,17 @@ def mix_in(module: nn.Module, mixin: type[Mixin]) -> None:
 
 @cache
 def mixed_class(mixin: type[Mixin], base: type[nn.Module]) -> type[nn.Module]:
-    """The subclass of both; cached, so that types compare equal."""
-    namespace = {"__doc__": f"{base.__name__}, changed by `{mixin.__module__}.{mixin.__name__}`."}
+    """The subclass of both; cached, so that types compare equal.
+
+    Its ``forward`` has the signature of the old class, which exporters read for names and shapes.
+    """
+
+    @wraps(base.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return mixin.forward(self, *args, **kwargs)
+
+    about = f"{base.__name__}, changed by `{mixin.__module__}.{mixin.__name__}`."
+    namespace = {"__doc__": about, "forward": forward}
     return type(f"{mixin.class_prefix}{base.__name__}", (mixin, base), namespace)
 
 
