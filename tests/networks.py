@@ -164,7 +164,6 @@ def check(name: str) -> Outcome:
     loaded = converted.load_state_dict(model.state_dict(), strict=False)
     assert not loaded.unexpected_keys
     assert all(key.endswith(".pooling.strides") for key in loaded.missing_keys)
-    assert len(loaded.missing_keys) == len(stride_layers(converted))
     cost = MultiplyAdds(converted, x).value() / converted.conversion.multiply_adds[""]
     strided, pooled = outputs_of(model.eval()(x)), outputs_of(converted.eval()(x))
     assert [a.shape for a in strided] == [b.shape for b in pooled]

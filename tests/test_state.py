@@ -1,6 +1,7 @@
 """States of converted and frozen networks: saved once, and loaded into what they fit."""
 
 import copy
+import tempfile
 
 import pytest
 import torch
@@ -78,7 +79,7 @@ def test_loading_of_an_unconverted_network_resamples_once():
     plain, network = block(), converted(moved=False)
     expected = convert(plain, X)(X)
     missing = network.load_state_dict(plain.state_dict(), strict=False).missing_keys
-    assert missing == ["1.shortcut.pooling.strides"]
+    assert missing == ["1.shortcut.pooling.strides", "1.conv.pooling.strides"]
     assert network(X).equal(expected)
     network.load_state_dict(network.state_dict())
     assert network(X).equal(expected)
@@ -111,7 +112,8 @@ def test_kernels_of_one_coarse_grid_are_refused_for_another():
 
 def test_kernels_of_the_original_grid_are_resampled():
     after, before = converted(order="after"), converted(order="before", moved=False)
-    before.load_state_dict(after.state_dict())
+    with pytest.warns(UserWarning, match=r"1\.shortcut, but no coarse_taps: its kernel is taken"):
+        before.load_state_dict(after.state_dict())
     expected = converted(order="before")  # of the same weights, and with the same strides
     assert before(X).equal(expected(X))
 
@@ -120,6 +122,13 @@ def test_a_part_alone_has_its_layer():
     network = converted()
     assert "pooling.strides" in network[1].conv.state_dict()
     assert "conv.pooling.strides" not in network[1].state_dict()
+    branches = nn.Sequential(network[1].conv), nn.Sequential(network[1].shortcut)
+    other = converted(moved=False)
+    other[1].conv.load_state_dict(network[1].conv.state_dict())
+    assert other[1].conv.pooling.strides.equal(network[1].conv.pooling.strides)
+    assert all("0.pooling.strides" in branch.state_dict() for branch in branches)
+    with pytest.raises(RuntimeError, match=r"Missing key.*0\.pooling\.strides"):
+        branches[0].load_state_dict({})
 
 
 class Shared(nn.Module):
@@ -148,6 +157,27 @@ def test_layers_of_single_calls_are_saved_once(freezing):
     assert len({each.data_ptr() for each in state.values()}) == len(state)
     other.load_state_dict(state)
     assert other(X).equal(network(X))
+
+
+def test_a_module_with_two_names_loads_from_a_state_with_one():
+    files = pytest.importorskip("safetensors.torch")
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.b = nn.Conv2d(8, 8, 3, 2, 1)
+            self.alias = self.b
+
+        def forward(self, x):
+            return self.alias(self.b(x))
+
+    x = torch.rand(2, 8, 32, 32)
+    network, other = convert(Twice(), x), convert(Twice(), x)
+    move_strides(network)
+    with tempfile.TemporaryDirectory() as folder:
+        files.save_model(network, f"{folder}/state.safetensors")
+        files.load_model(other, f"{folder}/state.safetensors")
+    assert other(x).equal(network(x))
 
 
 def test_safetensors(tmp_path):

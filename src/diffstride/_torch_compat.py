@@ -37,6 +37,11 @@ disable_current_modes = _disable_current_modes
 FAKE_TENSOR_LOGGER = "torch._subclasses.fake_tensor"
 
 
+def shares_memory(x: Tensor, y: Tensor) -> bool:
+    """Whether two tensors are views of one storage; on the meta device, too."""
+    return x.untyped_storage()._cdata == y.untyped_storage()._cdata
+
+
 def has_function_mode() -> bool:
     """Whether a `torch.overrides.TorchFunctionMode` is active."""
     return torch._C._len_torch_function_stack() > 0  # pyright: ignore[reportAttributeAccessIssue]

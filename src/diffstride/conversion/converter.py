@@ -15,7 +15,7 @@ from diffstride.conversion.function_modules import find_functions, replace_funct
 from diffstride.conversion.kernel_resampling import resample_convolution
 from diffstride.conversion.placement import check_order, place
 from diffstride.conversion.pooled_groups import PooledGroup, group_calls
-from diffstride.conversion.pooled_module import Pooled, attach_pooling, set_layers, set_owners
+from diffstride.conversion.pooled_module import Pooled, attach_pooling, set_layers
 from diffstride.conversion.reporting import Conversion, record_costs
 from diffstride.conversion.strided_modules import (
     Filter,
@@ -162,7 +162,6 @@ def convert(
     _attach_layers(analysis, new_pooling)
     attach_mirrors(analysis.trace, analysis.mirrors)
     count_calls_from_start(converted)
-    set_owners(converted)
     with restoring(converted):
         _check_runs(model, converted, analysis.trace, example)
     return converted
@@ -281,8 +280,9 @@ def _new_pooling(group: PooledGroup, keep_ones: bool, **options: Any) -> nn.Modu
         return AdaptiveSpectralPooling(calls[0].strided_size)
     own = stride_of(calls[0].module, len(calls[0].strides))
     if keep_ones and 1 in own and max(own) > 1:
-        most = options["upper_limit_stride"]
-        options["upper_limit_stride"] = tuple(1.0 if stride == 1 else most for stride in own)
+        for name in ("lower_limit_stride", "upper_limit_stride"):
+            limit = options[name]
+            options[name] = tuple(1.0 if stride == 1 else limit for stride in own)
     try:
         with torch.device(CPU):  # whatever the default device is
             return DiffStride(calls[0].strides, **options)

@@ -4,6 +4,7 @@ A ``Conv2d`` becomes a ``PooledConv2d`` (see `diffstride.conversion.mixed_classe
 layer is its child.
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from diffstride._arguments import map_size
-from diffstride._torch_compat import saves_by_hooks
+from diffstride._torch_compat import saves_by_hooks, shares_memory
 from diffstride.conversion.kernel_resampling import CoarseTaps, resampled_kernel
 from diffstride.conversion.mixed_classes import Mixin, mix_in
 from diffstride.spectral.memory_format import full_precision
@@ -47,8 +48,7 @@ class Pooled(Mixin):
     pass (`diffstride.conversion.enlarging_modules`). If its ``calls`` in a pass differ, ``layers``
     are the name and the ``crop_pads`` of the layer for each.
 
-    A layer that several modules share is saved once: ``borrowed`` are the names of the layers that
-    are saved with other modules.
+    A layer that several modules share is saved once, under the first of its names in what is saved.
     """
 
     class_prefix = "Pooled"
@@ -61,7 +61,6 @@ class Pooled(Mixin):
     calls: int
     call_index: int
     layers: tuple[tuple[str, tuple[CropPad, ...]], ...]
-    borrowed: tuple[str, ...]
     coarse_taps: Tensor
 
     @property
@@ -97,13 +96,14 @@ class Pooled(Mixin):
         return pooled
 
     def state_dict(self, *args: Any, **options: Any) -> Any:
-        """The state, of a part of a network without a layer that belongs to another module."""
+        """The state, without layers that are in the state of the whole already."""
+        whole = args[0] if args else options.get("destination")
+        before = [] if whole is None else [whole[name] for name in whole if ".pooling" in name]
         state = super().state_dict(*args, **options)
-        is_part = bool(args) or options.get("destination") is not None
-        if is_part and self.borrowed:
-            prefix = args[1] if len(args) > 1 else options.get("prefix", "")
-            others = tuple(f"{prefix}{layer}." for layer in self.borrowed)
-            for name in [name for name in state if name.startswith(others)]:
+        prefix = args[1] if len(args) > 1 else options.get("prefix", "")
+        own = tuple(f"{prefix}{layer}." for layer in self.layer_names)
+        for name in [name for name in state if name.startswith(own)]:
+            if any(shares_memory(state[name], other) for other in before):
                 del state[name]
         return state
 
@@ -113,9 +113,12 @@ class Pooled(Mixin):
         """Load a checkpoint; a kernel for the original grid is resampled."""
         if error := self._adapt_kernel(state_dict, prefix):
             lists[-1].append(error)
-        for layer in self.borrowed:  # another module loads it: here it gets what it has
-            for name, value in self.get_submodule(layer).state_dict().items():
-                state_dict.setdefault(f"{prefix}{layer}.{name}", value)
+        for layer in self.layer_names:
+            pooling: Any = getattr(self, layer)
+            # Loaded a moment ago, with another module: here it gets what it has.
+            if getattr(pooling, "loaded_with", None) is lists[-1]:
+                for name, value in pooling.state_dict().items():
+                    state_dict.setdefault(f"{prefix}{layer}.{name}", value)
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, *lists)
 
     def _adapt_kernel(self, state_dict: dict[str, Any], prefix: str) -> str | None:
@@ -135,31 +138,24 @@ class Pooled(Mixin):
                 "grid: convert the network as the saved one was, with the same order and an "
                 "example of the same size"
             )
-        if own is None:
-            return None
-        state_dict[key] = own
         kernel: Any = state_dict.get(name)
-        if getattr(kernel, "shape", 0) == self.weight.shape:
-            state_dict[name] = resampled_kernel(kernel, self.taps)
+        if own is None or getattr(kernel, "shape", 0) != self.weight.shape:
+            return None
+        if any(each.startswith(f"{prefix}pooling.") for each in state_dict):
+            warnings.warn(
+                f"the checkpoint has strides of {prefix[:-1] or 'this module'}, but no "
+                "coarse_taps: its kernel is taken for one of the original grid, as of a network "
+                "pooled after its convolutions, and resampled; save buffers, too, if it is not",
+                stacklevel=2,
+            )
+        state_dict[key] = own
+        state_dict[name] = resampled_kernel(kernel, self.taps)
         return None
 
 
 def _agree(positions: Tensor, others: Tensor) -> bool:
     """Whether taps lie at the same positions, as far as half precision tells."""
     return torch.allclose(positions.cpu().float(), others.cpu().float(), rtol=0, atol=0.02)
-
-
-def set_owners(model: nn.Module) -> None:
-    """Settle by which module each layer is saved: the one under whose name it comes first."""
-    first = {layer: name for name, layer in model.named_modules()}
-    for name, module in model.named_modules():
-        if isinstance(module, Pooled):
-            layers = {layer: getattr(module, layer) for layer in module.layer_names}
-            module.borrowed = tuple(  # type: ignore[assignment]
-                layer
-                for layer, pooling in layers.items()
-                if first[pooling] != f"{name}.{layer}".removeprefix(".")
-            )
 
 
 def _remembers(x: Any) -> bool:
@@ -210,7 +206,6 @@ def attach_pooling(
     module.taps = tuple(taps)  # type: ignore[assignment]
     module.slots, module.layers = [], ()  # type: ignore[assignment]
     module.calls, module.call_index = 1, 0  # type: ignore[assignment]
-    module.borrowed = ()  # type: ignore[assignment]
     if taps:
         positions = [position for axis in taps for position in (*axis.old, *axis.new)]
         tensor = torch.tensor(positions, dtype=torch.float32, device=module.weight.device)  # type: ignore

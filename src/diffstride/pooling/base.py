@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -29,6 +29,13 @@ class SizedPooling(nn.Module):
     num_axes: int
     fixes_size = False
     """Whether the output has the same size whatever comes in."""
+    loaded_with: list[str] | None = None
+    """The list of errors of the last `load_state_dict` that has loaded the layer."""
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *others)
+        if any(name.startswith(prefix) for name in state_dict):
+            self.loaded_with = others[-1]
 
     @property
     def learns_size(self) -> bool:
