@@ -367,6 +367,50 @@ def test_slices_with_steps_become_modules(first):
     assert converted.conv.pooling is converted.avgpool2d_0.pooling
 
 
+class Auxiliary(nn.Module):
+    """Pools once more in training, and by an argument."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x, size=2):
+        y = self.a(x)
+        aux = F.max_pool2d(y, 8) if self.training else None
+        return self.b(F.max_pool2d(y, size)), aux
+
+
+def test_calls_with_other_arguments_than_at_conversion_call_the_function():
+    converted = convert(Auxiliary().eval(), X)
+    converted.maxpool2d_0.pooling.strides.data.fill_(1.6)
+    assert converted(X)[0].shape[2:] == (20, 20)
+    main, aux = converted.train()(X)
+    assert main.shape[2:] == (20, 20)
+    assert aux.shape[2:] == (4, 4)
+    assert converted(X, 4)[0].shape[2:] == (8, 8)
+
+
+class Slices(nn.Module):
+    """Slices with steps of channels, along one axis, that are written to, and of a mask."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = strided(), strided()
+
+    def forward(self, x, mask):
+        y = self.b(self.a(x)).clone()
+        tokens = y.flatten(2).mT[:, :, ::2].sum()
+        heads = y[:, :, ::2, :].sum()
+        y[:, :, ::2, ::2].mul_(0)
+        return tokens + heads + y.sum() + mask[:, :, ::2, ::2].float().sum()
+
+
+def test_slices_that_are_no_strides_stay():
+    converted = convert(Slices().eval(), (X, X > 0.5), order="after")
+    assert set(converted.conversion.strides) == set("ab")
+    assert not isinstance(converted, CallsModules)
+
+
 def test_functions_with_sizes_of_the_map_stay():
     def forward(net, x):
         x = net.b(net.a(x))
@@ -399,6 +443,8 @@ def test_axes_of_stride_1_can_be_kept():
     converted = check(
         net, names=("one", "both", "shortcut"), keep_ones=True, keeps_size=False, fraction=0.6
     )
+    within = convert(net, X, keep_ones=True, lower_limit_stride=1.5)
+    assert within.one.pooling.limits == [(1.0, 1.0), (1.5, float("inf"))]
     layer = converted.one.pooling
     assert layer.limits == [(1.0, 1.0), (1.0, float("inf"))]
     budget = CostBudget(converted, X, 0.5)

@@ -2,7 +2,8 @@
 
 ``F.max_pool2d(x, 2)`` in a ``forward`` has no name, no parameters and no place for a pooling layer.
 The module whose ``forward`` calls it gets a child, here an ``nn.MaxPool2d(2)``, which is called
-instead. Calls are told apart by function, channels and how often they came in that ``forward``.
+instead. Calls are told apart by function, channels and how often they came in that ``forward``. One
+with other arguments than at conversion calls the function.
 """
 
 import operator
@@ -43,9 +44,15 @@ MODULES: dict[Callable[..., Any], tuple[type[nn.Module], tuple[str, ...]]] = {
     F.avg_pool3d: (nn.AvgPool3d, AVERAGE),
 }
 
-AVERAGES = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}  # of one sample: a slice
+# Of one sample: a slice. With a single spatial axis, the last may be channels.
+AVERAGES = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
 
 
+DEFAULTS: dict[str, Any] = {
+    **{"stride": None, "padding": 0, "dilation": 1, "ceil_mode": False, "return_indices": False},
+    **{"count_include_pad": True, "divisor_override": None, "size": None, "mode": "nearest"},
+    **{"align_corners": None, "recompute_scale_factor": None, "antialias": False},
+}
 Key = tuple[type[nn.Module], int]  # a kind of module, and the channels of the map
 
 
@@ -57,15 +64,19 @@ class Call(NamedTuple):
     index: int
 
 
+Found = dict[nn.Module, dict[Call, tuple[nn.Module, dict[str, Any]]]]
+"""For each module that calls functions, the module to call instead and the call's arguments."""
+
+
 class CallsModules(Mixin):
     """Mixed into the class of a module: children are called in place of functions.
 
     Attributes:
-        function_modules: the name of the child for each such call.
+        function_modules: the name of the child for each such call, and the call's arguments.
     """
 
     class_prefix = "Modular"
-    function_modules: dict[Call, str]
+    function_modules: dict[Call, tuple[str, dict[str, Any]]]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         with _Replacing(self):
@@ -85,9 +96,10 @@ class _Watching(TorchFunctionMode):
         if kind is None:
             return func(*args, **kwargs)
         x = args[0] if args else kwargs["input"]
-        return self.called((kind, int(x.shape[1])), x, lambda: func(*args, **kwargs))
+        options = _options(func, args, kwargs)
+        return self.called((kind, int(x.shape[1])), options, x, lambda: func(*args, **kwargs))
 
-    def called(self, key: Key, x: Any, run: Callable[[], Any]) -> Any:
+    def called(self, key: Key, options: Any, x: Any, run: Callable[[], Any]) -> Any:
         """The result of a call: ``run()``, or what is called instead on the map ``x``."""
         raise NotImplementedError
 
@@ -97,6 +109,23 @@ def _kind_of(function: Any, args: Any) -> type[nn.Module] | None:
     if function is operator.getitem:
         return AVERAGES.get(len(_steps(args[1])))
     return MODULES[function][0] if function in MODULES else None
+
+
+def _options(function: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """The arguments of a call behind the map by name, but for those that have their default."""
+    names = ("index",) if function is operator.getitem else MODULES[function][1]
+    given = dict(zip(("input", *names), args, strict=False)) | kwargs
+    return {
+        name: value
+        for name, value in given.items()
+        if name not in ("input", "index") and not _is_default(name, value)
+    }
+
+
+def _is_default(name: str, value: Any) -> bool:
+    # By type first: while a network is traced, comparing a size would be part of it.
+    default = DEFAULTS.get(name, ...)
+    return type(value) is type(default) and value == default
 
 
 def _steps(index: Any) -> tuple[int, ...]:
@@ -110,7 +139,7 @@ def _steps(index: Any) -> tuple[int, ...]:
     steps = tuple(step for *_, step in fields[2:])
     if fields != [(0, None, 1), (0, None, 1), *((0, None, step) for step in steps)]:
         return ()
-    return steps if all(type(step) is int for step in steps) and max(steps) > 1 else ()
+    return steps if all(type(step) is int and step > 1 for step in steps) else ()
 
 
 class _Replacing(_Watching):
@@ -119,10 +148,12 @@ class _Replacing(_Watching):
         self.owner = owner
         self.counts: Counter[Key] = Counter()
 
-    def called(self, key: Key, x: Any, run: Callable[[], Any]) -> Any:
-        name = self.owner.function_modules.get(Call(*key, self.counts[key]))
+    def called(self, key: Key, options: Any, x: Any, run: Callable[[], Any]) -> Any:
+        name, expected = self.owner.function_modules.get(Call(*key, self.counts[key]), ("", {}))
+        if name and options != expected:
+            return run()  # an additional call: the one that is expected may come later
         self.counts[key] += 1
-        return run() if name is None else getattr(self.owner, name)(x)
+        return getattr(self.owner, name)(x) if name else run()
 
 
 class _Recording(_Watching):
@@ -133,13 +164,13 @@ class _Recording(_Watching):
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: list[tuple[nn.Module, Call]] = []
+        self.calls: list[tuple[nn.Module, Call, dict[str, Any]]] = []
         self.stack: list[tuple[nn.Module, Counter[Key]]] = []
 
-    def called(self, key: Key, x: Any, run: Callable[[], Any]) -> Any:
+    def called(self, key: Key, options: Any, x: Any, run: Callable[[], Any]) -> Any:
         if self.stack:
             owner, counts = self.stack[-1]
-            self.calls.append((owner, Call(*key, counts[key])))
+            self.calls.append((owner, Call(*key, counts[key]), options))
         for _, counts in self.stack:
             counts[key] += 1
         return run()
@@ -161,7 +192,7 @@ class _Recording(_Watching):
             leave.remove()
 
 
-def find_functions(trace: Trace, example: Any) -> dict[nn.Module, dict[Call, nn.Module]]:
+def find_functions(trace: Trace, example: Any) -> Found:
     """The functions that stride or enlarge: by the module that calls them, the module to call.
 
     Functions stay where their arguments depend on sizes, where they are called with other arguments
@@ -176,25 +207,35 @@ def find_functions(trace: Trace, example: Any) -> dict[nn.Module, dict[Call, nn.
             run_network(trace.model, example, trace.fake_mode)
     except NetworkRunError:
         return {}
-    found: dict[nn.Module, dict[Call, nn.Module]] = {}
+    found: Found = {}
     for owner, own in _by_owner(trace, nodes).items():
-        calls = [call for module, call in recording.calls if module is owner]
+        calls = [each[1:] for each in recording.calls if each[0] is owner]
         if len(calls) == len(own):  # else the trace differs
-            modules: dict[Call, list[nn.Module | None]] = {}
-            for call, node in zip(calls, own, strict=True):
-                modules.setdefault(call, []).append(_module_for(trace, node))
-            alike = {
-                call: each[0] for call, each in modules.items() if len(set(map(repr, each))) == 1
-            }
-            found[owner] = {call: module for call, module in alike.items() if module is not None}
+            found[owner] = _modules_of(trace, calls, own)
     return {owner: modules for owner, modules in found.items() if modules}
 
 
-def replace_functions(found: dict[nn.Module, dict[Call, nn.Module]]) -> None:
+def _modules_of(
+    trace: Trace, calls: list[tuple[Call, dict[str, Any]]], nodes: list[fx.Node]
+) -> dict[Call, tuple[nn.Module, dict[str, Any]]]:
+    """The module for each call of one ``forward``, if all that are told apart by it are alike."""
+    options: dict[Call, list[dict[str, Any]]] = {}
+    modules: dict[Call, nn.Module | None] = {}
+    for (call, given), node in zip(calls, nodes, strict=True):
+        options.setdefault(call, []).append(given)
+        modules[call] = _module_for(trace, node)
+    return {
+        call: (module, options[call][0])
+        for call, module in modules.items()
+        if module is not None and all(each == options[call][0] for each in options[call])
+    }
+
+
+def replace_functions(found: Found) -> None:
     """Have modules call the given modules in place of functions, in place."""
     for owner, modules in found.items():
-        for call, module in modules.items():
-            _add(owner, call, module)
+        for call, (module, options) in modules.items():
+            _add(owner, call, module, options)
 
 
 def _by_owner(trace: Trace, nodes: list[fx.Node]) -> dict[nn.Module, list[fx.Node]]:
@@ -212,16 +253,21 @@ def _module_for(trace: Trace, node: fx.Node) -> nn.Module | None:
     if node.target is operator.getitem:
         steps, source = _steps(node.args[1]), trace.values[node.args[0]]  # type: ignore[index]
         is_map = isinstance(source, Tensor) and source.dim() == 2 + len(steps)
-        return AVERAGES[len(steps)](1, steps) if is_map else None  # type: ignore[arg-type]
-    module, names = MODULES[node.target]  # type: ignore[index]
-    options: dict[str, Any] = dict(zip(("input", *names), node.args, strict=False)) | node.kwargs
-    options.pop("input", None)
-    if _has_node(options) or options.pop("antialias", False) or options.get("return_indices"):
+        # A slice is a view: what is written to it changes its source.
+        if (
+            not is_map
+            or not source.is_floating_point()
+            or any(map(trace.changes_input, node.users))
+        ):
+            return None
+        return AVERAGES[len(steps)](1, steps)  # type: ignore[arg-type]
+    module, options = MODULES[node.target][0], _options(node.target, node.args, node.kwargs)  # type: ignore[index]
+    if _has_node(options) or "antialias" in options or "return_indices" in options:
         return None
-    if module is nn.Upsample and (options.get("size") or options.get("scale_factor") is None):
+    if module is nn.Upsample and ("size" in options or options.get("scale_factor") is None):
         return None
     try:
-        made = module(**{name: value for name, value in options.items() if value is not None})
+        made = module(**options)
     except TypeError:
         return None
     return made if isinstance(made, ENLARGING) or max(stride_of(made, 3)) > 1 else None
@@ -233,7 +279,7 @@ def _has_node(value: Any) -> bool:
     return bool(found)
 
 
-def _add(owner: nn.Module, call: Call, module: nn.Module) -> None:
+def _add(owner: nn.Module, call: Call, module: nn.Module, options: dict[str, Any]) -> None:
     if not isinstance(owner, CallsModules):
         mix_in(owner, CallsModules)
         owner.function_modules = {}  # type: ignore[assignment]
@@ -244,4 +290,4 @@ def _add(owner: nn.Module, call: Call, module: nn.Module) -> None:
         name += "_"
     module.train(owner.training)
     owner.add_module(name, module)
-    names[call] = name
+    names[call] = name, options
