@@ -11,6 +11,8 @@ number of parameters and, but for the strides, from the same weights:
 - ``fixed, 0.7 of the cost`` and ``fixed, 0.5 of the cost``: as ``fixed``, at less.
 - ``fixed, stem before`` and ``fixed, stem after``: as ``fixed``, but the first convolution strides
   by 1 and is pooled before or after, where otherwise it keeps its stride and is pooled on top.
+- ``learned, kernels resampled``: as ``learned``, but each step resamples the kernels for its
+  strides (`benchmarks.moving_kernels`); ``fixed, kernels resampled`` likewise.
 
 Each run appends a row to ``results/scratch.jsonl``; runs with a row are skipped, and a run that was
 cut off goes on from its last epoch. Several processes may work side by side, each on a shard.
@@ -29,6 +31,7 @@ from torch import nn
 from benchmarks.common import append_row, read_rows, select, write_table
 from benchmarks.gain_picture import plot_gain
 from benchmarks.machine import ROOT, environment
+from benchmarks.moving_kernels import resample_each_step
 from benchmarks.small_networks import NETWORKS
 from benchmarks.tables import table
 from diffstride import BlurPooling, CostBudget, MultiplyAdds, convert, stride_layers
@@ -45,7 +48,8 @@ METHODS = ("strided", "blur", "fixed", "learned", "learned, equal time")
 FRACTIONS = {"fixed": 1.0, "fixed, 0.7 of the cost": 0.7, "fixed, 0.5 of the cost": 0.5}
 STEMS = {"fixed, stem before": "before", "fixed, stem after": "after"}
 STEM = "conv1"
-EVERY_METHOD = tuple(dict.fromkeys((*METHODS, *FRACTIONS, *STEMS)))
+RESAMPLED = ("fixed, kernels resampled", "learned, kernels resampled")
+EVERY_METHOD = tuple(dict.fromkeys((*METHODS, *FRACTIONS, *STEMS, *RESAMPLED)))
 PICTURE = ROOT / "docs" / "images" / "conversion_gain.png"
 QUICK = {
     "data.load_datasets.name": "digits",
@@ -78,6 +82,8 @@ def build(network: str, method: str, data: Datasets, seed: int) -> tuple[nn.Modu
         CostBudget(converted, example, FRACTIONS.get(method, 1.0) * before)
         for layer in stride_layers(converted).values():
             layer.strides.requires_grad_(False)  # type: ignore[union-attr]
+    if method in RESAMPLED:
+        resample_each_step(converted, strided)
     return converted, before
 
 
