@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from benchmarks.machine import ROOT, environment, set_allocator
 from benchmarks.timing import Effort, Timing
-from diffstride.training.files import atomic_file
+from diffstride._files import atomic_file
 from experiments.markdown import replace_tables, table_names
 
 RESULTS = ROOT / "benchmarks" / "results"

@@ -9,13 +9,13 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from diffstride._files import atomic_file
 from diffstride.plots import (
     CostPoint,
     LearnedStrides,
     plot_accuracy_against_cost,
     plot_learned_strides,
 )
-from diffstride.training.files import atomic_file
 from experiments.averages import average_seeds, unique_labels
 from experiments.grid import Paths
 from experiments.markdown import replace_tables, table_names

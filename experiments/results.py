@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from diffstride._files import atomic_file
 from diffstride.resnet import ORDERS
 from diffstride.spectral.axis_plan import EDGES
-from diffstride.training.files import atomic_file, locked
+from diffstride.training.files import locked
 from experiments.groups import POOLINGS
 from experiments.values import (
     Rule,

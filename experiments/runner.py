@@ -8,10 +8,10 @@ from typing import Any
 
 import gin
 
+from diffstride._files import atomic_file
 from diffstride.training import gin_registry
 from diffstride.training.checkpoints import CHECKPOINTS, LAST
 from diffstride.training.command_line import configure
-from diffstride.training.files import atomic_file
 from diffstride.training.network_cost import measure_cost
 from diffstride.training.run_summary import read_summary
 from experiments.gin_bindings import (

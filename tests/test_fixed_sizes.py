@@ -20,7 +20,7 @@ from diffstride import (
     stride_layers,
 )
 from diffstride.conversion.function_modules import CallsModules
-from diffstride.conversion.reporting import Conversion
+from diffstride.conversion.record import Conversion
 
 X = torch.rand(2, 4, 32, 32)
 

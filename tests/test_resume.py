@@ -30,9 +30,9 @@ from tiny_runs import (
 )
 
 from diffstride import reference
+from diffstride._files import atomic_file
 from diffstride.training import checkpoints, classifier, files
 from diffstride.training.checkpoints import RECORD, TO_RESUME, Checkpoints, load, newest_checkpoint
-from diffstride.training.files import atomic_file
 from diffstride.training.run_folder import find_checkpoint
 from diffstride.training.run_settings import as_python, check_settings
 from diffstride.training.run_summary import SUMMARY, save_summary

@@ -1,7 +1,7 @@
 """Downsampling with learnable strides for PyTorch."""
 
 from diffstride import convnet, functional, pooling, reference, resnet, spectral
-from diffstride.conversion import convert, freeze, report
+from diffstride.conversion import convert, freeze, load, rebuild, recipe, report, save
 from diffstride.cost import CostBudget, MultiplyAdds
 from diffstride.functional import diff_stride, spectral_pool
 from diffstride.pooling import (
@@ -38,12 +38,16 @@ __all__ = [
     "diff_stride",
     "freeze",
     "functional",
+    "load",
     "parameter_groups",
     "pooling",
     "project_strides",
+    "rebuild",
+    "recipe",
     "reference",
     "report",
     "resnet",
+    "save",
     "spectral",
     "spectral_pool",
     "stride_layers",

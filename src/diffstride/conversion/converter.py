@@ -16,7 +16,7 @@ from diffstride.conversion.kernel_resampling import resample_convolution
 from diffstride.conversion.placement import check_order, place
 from diffstride.conversion.pooled_groups import PooledGroup, group_calls
 from diffstride.conversion.pooled_module import Pooled, attach_pooling, set_layers
-from diffstride.conversion.reporting import Conversion, record_costs
+from diffstride.conversion.record import Conversion, ConversionStep, record_costs, without_data
 from diffstride.conversion.strided_modules import (
     Filter,
     find_strided_calls,
@@ -147,19 +147,25 @@ def convert(
     if not (analysis.groups or stride_layers(converted)):
         reasons = "".join(f"; {name}: {reason}" for name, reason in analysis.left_out.items())
         raise ValueError(f"{type(model).__name__} has no stride to convert{reasons}")
-    _record(converted, analysis, example, leaf_modules)
-    new_pooling = partial(
-        _new_pooling,
-        keep_ones=keep_ones,
-        smoothness_factor=smoothness_factor,
-        trainable=trainable,
-        shared_stride=shared_stride,
-        lower_limit_stride=lower_limit_stride,
-        upper_limit_stride=upper_limit_stride,
-        edge=edge,
-        straight_through=straight_through,
-    )
-    _attach_layers(analysis, new_pooling)
+    layer_options = {
+        "smoothness_factor": smoothness_factor,
+        "trainable": trainable,
+        "shared_stride": shared_stride,
+        "lower_limit_stride": lower_limit_stride,
+        "upper_limit_stride": upper_limit_stride,
+        "edge": edge,
+        "straight_through": straight_through,
+    }
+    options = {
+        "order": order,
+        "min_channels": min_channels,
+        "include": include,
+        "patchify": patchify,
+        "keep_ones": keep_ones,
+        "leaf_modules": leaf_modules,
+    }
+    _record(converted, analysis, example, options | layer_options)
+    _attach_layers(analysis, partial(_new_pooling, keep_ones=keep_ones, **layer_options))
     attach_mirrors(analysis.trace, analysis.mirrors)
     count_calls_from_start(converted)
     with restoring(converted):
@@ -180,15 +186,17 @@ class Found(NamedTuple):
     left_out: dict[str, str]
 
 
-def _record(
-    converted: nn.Module, found: Found, example: Any, leaf_modules: tuple[Leaf, ...]
-) -> None:
+def _record(converted: nn.Module, found: Found, example: Any, options: dict[str, Any]) -> None:
     """Store what is converted on the network, with its cost before."""
     conversion = getattr(converted, "conversion", None)
     if not isinstance(conversion, Conversion):
-        conversion = record_costs(found.trace, example, leaf_modules)
+        conversion = record_costs(found.trace, example, options["leaf_modules"])
     conversion.left_out = found.left_out
-    for call in (call for group in found.groups for call in group.calls):
+    calls = [call for group in found.groups for call in group.calls]
+    modules = tuple(dict.fromkeys(call.name for call in calls))
+    step = ConversionStep(without_data(example), options, modules, dict(found.left_out))
+    conversion.steps.append(step)
+    for call in calls:
         conversion.strides[call.name] = stride_of(call.module, len(call.strides))
         conversion.placements[call.name] = call.placement
     for enlarging, mirrored in found.mirrors.items():

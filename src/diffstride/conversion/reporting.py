@@ -1,88 +1,17 @@
-"""Record what a conversion did and the cost before it, and report both as a table."""
+"""Report what a conversion did, and the cost before and after it, as a table."""
 
-from collections import Counter
 from collections.abc import Container, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from diffstride._torch_compat import tree_map_only, uncompiled
+from diffstride._torch_compat import uncompiled
+from diffstride.conversion.record import Conversion
 from diffstride.cost.multiply_adds import MultiplyAdds
-from diffstride.graph.leaf_modules import Leaf, LeafModulesRecord
-from diffstride.graph.tracer import Trace
 from diffstride.strides import stride_layers
 
 UNKNOWN = "?"
 HEADINGS = ("module", "strides", "was", "pooled", "map", "multiply-adds", "before")
-
-
-@dataclass
-class Conversion(LeafModulesRecord):
-    """Record of what `convert` did, stored as ``model.conversion`` for `report`.
-
-    Attributes:
-        example: the example on the meta device: shapes without data.
-        leaf_modules: as given.
-        strides: the old stride of each converted module.
-        placements: where each converted module is pooled, ``"before"`` or ``"after"`` it, or
-            ``"on top"`` of its old stride.
-        mirrors: for each module that enlarges maps, the strided modules to the size of whose input
-            it brings them, one for each call.
-        left_out: the reason for each module that strides and was not converted.
-        multiply_adds: cost of one sample before conversion, in total (``""``) and by module.
-    """
-
-    example: Any
-    leaf_modules: tuple[Leaf, ...] = ()
-    strides: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    placements: dict[str, str] = field(default_factory=dict)
-    mirrors: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)
-    multiply_adds: dict[str, int] = field(default_factory=dict)
-
-
-def record_costs(traced: Trace, example: Any, leaf_modules: tuple[Leaf, ...]) -> Conversion:
-    """A record with the cost before conversion, also of parts that were converted before."""
-    parts = _converted_parts(traced.model)
-    shapes = tree_map_only(Tensor, lambda x: torch.empty_like(x, device="meta"), example)
-    conversion = Conversion(shapes, leaf_modules, multiply_adds=_costs(traced, parts))
-    costs = conversion.multiply_adds
-    for prefix, part in parts.items():
-        costs[""] += part.multiply_adds[""]
-        costs |= {f"{prefix}.{name}".rstrip("."): cost for name, cost in part.multiply_adds.items()}
-        conversion.strides |= {f"{prefix}.{name}": old for name, old in part.strides.items()}
-        conversion.placements |= {f"{prefix}.{name}": at for name, at in part.placements.items()}
-        for name, mirrored in part.mirrors.items():
-            conversion.mirrors[f"{prefix}.{name}"] = tuple(f"{prefix}.{each}" for each in mirrored)
-    return conversion
-
-
-def _costs(traced: Trace, parts: dict[str, Conversion]) -> dict[str, int]:
-    """Multiply-adds of one sample, in total and by module, outside of ``parts``."""
-    costs = Counter({"": 0})
-    for node, cost in traced.multiply_adds.items():
-        name = traced.module_name(node)
-        if not any(f"{name}.".startswith(f"{prefix}.") for prefix in parts):
-            costs[""] += cost
-            if node.op == "call_module":
-                costs[name] += cost
-    return {name: cost // traced.batch for name, cost in costs.items()}
-
-
-def _converted_parts(model: nn.Module) -> dict[str, Conversion]:
-    """The records of the parts of a network that were converted before, by name.
-
-    Only outermost parts: a record includes the parts inside.
-    """
-    parts: dict[str, Conversion] = {}
-    for name, module in model.named_modules():
-        record = vars(module).get("conversion")
-        inside = any(name.startswith(f"{part}.") for part in parts)
-        if isinstance(record, Conversion) and not inside:
-            parts[name] = record
-    return parts
 
 
 def report(model: nn.Module) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from diffstride.training.files import atomic_file
+from diffstride._files import atomic_file
 from diffstride.training.lightning_compat import callbacks, exceptions, pl, plugins, rank_zero_only
 from diffstride.training.run_settings import as_python
 

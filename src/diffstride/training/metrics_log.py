@@ -5,7 +5,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from diffstride.training.files import atomic_file
+from diffstride._files import atomic_file
 from diffstride.training.lightning_compat import loggers, rank_zero_only
 
 

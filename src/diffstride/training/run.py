@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from diffstride._files import name_errors
 from diffstride.callbacks import BudgetCallback, StrideMonitor, StridePhase
 from diffstride.resnet import resnet18
 from diffstride.strides import parameter_groups
@@ -20,7 +21,7 @@ from diffstride.training.argument_types import check_arguments
 from diffstride.training.checkpoints import CHECKPOINTS
 from diffstride.training.classifier import Classifier
 from diffstride.training.data import Datasets, load_datasets
-from diffstride.training.files import expand_home, name_errors
+from diffstride.training.files import expand_home
 from diffstride.training.gin_compat import refuse_overruled_bindings
 from diffstride.training.hardware import choose_precision, keep_freed_memory
 from diffstride.training.lightning_compat import is_single_process, print_once, set_main_process

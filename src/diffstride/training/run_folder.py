@@ -9,9 +9,10 @@ import gin
 import torch
 from torch import nn
 
+from diffstride._files import atomic_file
 from diffstride.training.checkpoints import CHECKPOINTS, TO_RESUME, newest_checkpoint, weights
 from diffstride.training.classifier import Classifier
-from diffstride.training.files import atomic_file, check_writable, explain_write_errors, locked
+from diffstride.training.files import check_writable, explain_write_errors, locked
 from diffstride.training.lightning_compat import print_once, rank_zero_only
 from diffstride.training.network import count_parameters
 from diffstride.training.run_settings import as_python, check_settings

@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import nn
 
+from diffstride._files import atomic_file
 from diffstride.plots import plot_stride_trajectories, plot_windows, read_trajectories
 from diffstride.pooling.fixed import FixedSpectralPooling
 from diffstride.pooling.learnable import DiffStride
 from diffstride.strides import stride_layers
-from diffstride.training.files import atomic_file
 
 SUMMARY = "summary.json"
 

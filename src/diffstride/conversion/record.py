@@ -1,0 +1,104 @@
+"""The record of a conversion that a network carries: what was converted, and the cost before."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffstride._torch_compat import tree_map_only
+from diffstride.graph.leaf_modules import Leaf, LeafModulesRecord
+from diffstride.graph.tracer import Trace
+
+
+@dataclass(frozen=True)
+class ConversionStep:
+    """One call of `convert`, as `diffstride.recipe` repeats it.
+
+    Attributes:
+        example: the example on the meta device: shapes without data.
+        options: the other arguments, but for ``filter_fn``.
+        modules: the modules that were converted.
+        left_out: the reason for each module that strides and was not converted.
+    """
+
+    example: Any
+    options: dict[str, Any]
+    modules: tuple[str, ...]
+    left_out: dict[str, str]
+
+
+@dataclass
+class Conversion(LeafModulesRecord):
+    """Record of what `convert` did, stored as ``model.conversion`` for `report`.
+
+    Attributes:
+        example: the example on the meta device: shapes without data.
+        leaf_modules: as given.
+        strides: the old stride of each converted module.
+        placements: where each converted module is pooled, ``"before"`` or ``"after"`` it, or
+            ``"on top"`` of its old stride.
+        mirrors: for each module that enlarges maps, the strided modules to the size of whose input
+            it brings them, one for each call.
+        left_out: the reason for each module that strides and was not converted.
+        multiply_adds: cost of one sample before conversion, in total (``""``) and by module.
+        steps: the calls of `convert`, in order.
+    """
+
+    example: Any
+    leaf_modules: tuple[Leaf, ...] = ()
+    strides: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    placements: dict[str, str] = field(default_factory=dict)
+    mirrors: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    multiply_adds: dict[str, int] = field(default_factory=dict)
+    steps: list[ConversionStep] = field(default_factory=list)
+
+
+def record_costs(traced: Trace, example: Any, leaf_modules: tuple[Leaf, ...]) -> Conversion:
+    """A record with the cost before conversion, also of parts that were converted before."""
+    parts = _converted_parts(traced.model)
+    conversion = Conversion(
+        without_data(example), leaf_modules, multiply_adds=_costs(traced, parts)
+    )
+    costs = conversion.multiply_adds
+    for prefix, part in parts.items():
+        costs[""] += part.multiply_adds[""]
+        costs |= {f"{prefix}.{name}".rstrip("."): cost for name, cost in part.multiply_adds.items()}
+        conversion.strides |= {f"{prefix}.{name}": old for name, old in part.strides.items()}
+        conversion.placements |= {f"{prefix}.{name}": at for name, at in part.placements.items()}
+        for name, mirrored in part.mirrors.items():
+            conversion.mirrors[f"{prefix}.{name}"] = tuple(f"{prefix}.{each}" for each in mirrored)
+    return conversion
+
+
+def without_data(example: Any) -> Any:
+    """The example on the meta device."""
+    return tree_map_only(Tensor, lambda x: torch.empty_like(x, device="meta"), example)
+
+
+def _costs(traced: Trace, parts: dict[str, Conversion]) -> dict[str, int]:
+    """Multiply-adds of one sample, in total and by module, outside of ``parts``."""
+    costs = Counter({"": 0})
+    for node, cost in traced.multiply_adds.items():
+        name = traced.module_name(node)
+        if not any(f"{name}.".startswith(f"{prefix}.") for prefix in parts):
+            costs[""] += cost
+            if node.op == "call_module":
+                costs[name] += cost
+    return {name: cost // traced.batch for name, cost in costs.items()}
+
+
+def _converted_parts(model: nn.Module) -> dict[str, Conversion]:
+    """The records of the parts of a network that were converted before, by name.
+
+    Only outermost parts: a record includes the parts inside.
+    """
+    parts: dict[str, Conversion] = {}
+    for name, module in model.named_modules():
+        record = vars(module).get("conversion")
+        inside = any(name.startswith(f"{part}.") for part in parts)
+        if isinstance(record, Conversion) and not inside:
+            parts[name] = record
+    return parts

@@ -1,0 +1,120 @@
+"""Save converted and frozen networks in one file, with the recipe that rebuilds them."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffstride._files import atomic_file
+from diffstride._torch_compat import uncompiled
+from diffstride.conversion.recipes import Recipe, rebuild, recipe
+from diffstride.graph.example_inputs import Model
+
+KEY = "diffstride"
+STATE = "state_dict"
+SAFETENSORS = ".safetensors"
+
+
+def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Save a converted or frozen network: its weights, strides and `recipe`, in one file.
+
+    A name that ends with ``.safetensors`` makes a file of that format, with the recipe in its
+    metadata; it needs the package safetensors. All others make one that
+    ``torch.load(path, weights_only=True)`` reads: ``{"diffstride": recipe, "state_dict": …}``.
+    A file of that name is replaced once the new one is complete.
+
+    Args:
+        model: the network, or one with converted or frozen parts.
+        path: the file; its folder is created.
+
+    Raises:
+        ValueError: if no part was converted or frozen; as of `recipe`.
+        OSError: if the file cannot be written.
+
+    >>> import tempfile
+    >>> from diffstride import convert
+    >>> def build():
+    ...     return nn.Sequential(nn.Conv2d(8, 8, 3, stride=2, padding=1), nn.ReLU())
+    >>> path = Path(tempfile.mkdtemp()) / "net.pt"
+    >>> save(convert(build(), torch.zeros(1, 8, 32, 32)), path)
+    >>> load(build(), path)[0].pooling.stride_values()
+    (2.0, 2.0)
+    """
+    model, path = uncompiled(model), Path(path)
+    made = recipe(model)
+    state = model.state_dict()
+    with atomic_file(path) as file:
+        if path.suffix == SAFETENSORS:
+            file.write(_safetensors(path).torch.save(_dense(state), {KEY: json.dumps(made)}))
+        else:
+            torch.save({KEY: made, STATE: state}, file)
+
+
+def load(
+    model: Model,
+    path: str | os.PathLike[str],
+    *,
+    map_location: Any = "cpu",
+    strict: bool = True,
+) -> Model:
+    """Load a network that `save` has written.
+
+    Args:
+        model: a freshly built network, as before its conversion; its weights do not matter. It is
+            not changed.
+        path: the file.
+        map_location: as for `torch.load`; the network that is returned stays on the device of
+            ``model``.
+        strict: whether all names in the file and in the network have to agree, as for
+            ``load_state_dict``.
+
+    Returns:
+        A copy of ``model``, converted or frozen, with the weights and strides of the file, in the
+        mode, dtype and device of ``model``.
+
+    Raises:
+        ValueError: if the file has no recipe, or the network differs from the saved one; as of
+            `rebuild`.
+        RuntimeError: if weights are missing, unknown or of another shape, as of
+            ``load_state_dict``.
+    """
+    made, state = _read(Path(path), map_location)
+    network = rebuild(model, made)
+    network.load_state_dict(state, strict=strict)
+    return network
+
+
+def _read(path: Path, map_location: Any) -> tuple[Recipe, dict[str, Any]]:
+    if path.suffix == SAFETENSORS:
+        with _safetensors(path).safe_open(path, "pt", device=str(map_location)) as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        found = {KEY: json.loads(metadata[KEY]), STATE: state} if KEY in metadata else state
+    else:
+        found = torch.load(path, map_location=map_location, weights_only=True)
+    if not isinstance(found, dict) or KEY not in found:
+        raise ValueError(
+            f"{str(path)!r} has no recipe, so diffstride.save has not written it: convert a "
+            "network as before, and pass what torch.load returns to its load_state_dict"
+        )
+    return found[KEY], found[STATE]
+
+
+def _dense(state: dict[str, Any]) -> dict[str, Tensor]:
+    """The state as safetensors take it: contiguous."""
+    return {name: value.contiguous() for name, value in state.items()}
+
+
+def _safetensors(path: Path) -> Any:
+    try:
+        import safetensors
+        import safetensors.torch
+    except ImportError as error:
+        raise ImportError(
+            f"{path.name!r} needs the package safetensors: pip install safetensors, or choose a "
+            "name that ends with .pt"
+        ) from error
+    return safetensors

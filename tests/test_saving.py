@@ -1,0 +1,304 @@
+"""A converted or frozen network is saved with its recipe, and loaded into a plain one."""
+
+import errno
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from diffstride import (
+    CostBudget,
+    MultiplyAdds,
+    convert,
+    freeze,
+    load,
+    rebuild,
+    recipe,
+    report,
+    save,
+    stride_layers,
+)
+from diffstride.conversion import saving
+
+
+class Block(nn.Module):
+    def __init__(self, channels, stride):
+        super().__init__()
+        self.conv = nn.Conv2d(8, channels, 3, stride, 1)
+        self.short = nn.Conv2d(8, channels, 1, stride)
+
+    def forward(self, x):
+        return F.relu(self.conv(x) + self.short(x))
+
+
+class UNet(nn.Module):
+    """A function that pools, one that enlarges, and a skip."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.block = Block(8, 2)
+        self.up = nn.ConvTranspose2d(8, 8, 2, stride=2)
+        self.head = nn.Linear(8 * 8 * 8, 5)
+
+    def forward(self, x, scale=1.0):
+        fine = self.stem(x * scale)
+        coarse = F.interpolate(self.block(F.max_pool2d(fine, 2)), scale_factor=2)
+        y = F.avg_pool2d(fine + self.up(coarse), 2)
+        return self.head(F.avg_pool2d(y, 2).flatten(1))
+
+
+class Leaf(nn.Module):
+    def forward(self, x):
+        return x * float(x.shape[-1] > 1)
+
+
+EXAMPLE = torch.zeros(1, 3, 32, 32)
+
+
+def unet():
+    return UNet()
+
+
+def convolutions():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), Block(16, 2), Leaf(), nn.Conv2d(16, 8, 3, 2, 1), Block(8, 2)
+    )
+
+
+def move(network):
+    """Give weights and strides other values."""
+    with torch.no_grad():
+        for each in network.parameters():
+            each.add_(0.1 * torch.randn_like(each))
+        for factor, layer in enumerate(stride_layers(network).values()):
+            layer.strides.copy_(torch.tensor([1.7, 1.9])[: len(layer.strides)] + 0.1 * factor)
+    return network
+
+
+def check_equal(loaded, network, *inputs):
+    inputs = inputs or (torch.randn(2, 3, 32, 32),)
+    torch.testing.assert_close(loaded(*inputs), network(*inputs), rtol=0, atol=0)
+    assert loaded.state_dict().keys() == network.state_dict().keys()
+    assert [type(each).__name__ for each in loaded.modules()] == [
+        type(each).__name__ for each in network.modules()
+    ]
+
+
+CASES = {
+    "default": (convolutions, {}),
+    "after": (convolutions, {"order": "after", "smoothness_factor": 2.0}),
+    "filter": (convolutions, {"filter_fn": lambda module, name: name.startswith("1")}),
+    "leaves": (convolutions, {"leaf_modules": [Leaf, "3"], "shared_stride": True}),
+    "limits": (convolutions, {"upper_limit_stride": 2.5, "include": ["0"]}),
+    "unet": (unet, {}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_a_converted_network_is_loaded_into_a_plain_one(tmp_path, name, suffix):
+    if suffix == "safetensors":
+        pytest.importorskip("safetensors")
+    build, options = CASES[name]
+    converted = move(convert(build(), EXAMPLE, **options))
+    save(converted, tmp_path / f"net.{suffix}")
+    plain = build()
+    before = {key: value.clone() for key, value in plain.state_dict().items()}
+
+    loaded = load(plain, tmp_path / f"net.{suffix}")
+
+    check_equal(loaded, converted)
+    assert report(loaded) == report(converted)
+    assert MultiplyAdds(loaded, EXAMPLE).value() == MultiplyAdds(converted, EXAMPLE).value()
+    assert recipe(loaded) == recipe(converted)
+    for key, value in plain.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_frozen_network_is_loaded_into_a_plain_one(tmp_path, name):
+    build, options = CASES[name]
+    frozen = freeze(move(convert(build(), EXAMPLE, **options)), EXAMPLE)
+    save(frozen, tmp_path / "frozen.pt")
+    loaded = load(build(), tmp_path / "frozen.pt")
+    check_equal(loaded, frozen)
+    assert not any(parameter.is_meta for parameter in loaded.parameters())
+    torch.export.export(loaded.eval(), (EXAMPLE,))
+
+
+def test_a_frozen_network_of_double_precision_keeps_its_precision(tmp_path):
+    frozen = freeze(move(convert(convolutions().double(), EXAMPLE)), EXAMPLE)
+    save(frozen, tmp_path / "frozen.pt")
+    check_equal(
+        load(convolutions().double(), tmp_path / "frozen.pt"),
+        frozen,
+        torch.randn(2, 3, 32, 32, dtype=torch.float64),
+    )
+
+
+def test_rounded_strides_are_loaded_as_rounded(tmp_path):
+    frozen = freeze(move(convert(convolutions(), EXAMPLE)), EXAMPLE, round_to=1)
+    save(frozen, tmp_path / "frozen.pt")
+    loaded = load(convolutions(), tmp_path / "frozen.pt")
+    check_equal(loaded, frozen)
+    assert MultiplyAdds(loaded, EXAMPLE).value() == MultiplyAdds(frozen, EXAMPLE).value()
+
+
+def test_a_part_that_was_converted_or_frozen_is_rebuilt_in_its_place(tmp_path):
+    def build():
+        return nn.ModuleDict({"backbone": convolutions(), "head": nn.Conv2d(8, 2, 1)})
+
+    network = build()
+    network["backbone"] = move(convert(network["backbone"], EXAMPLE))
+    save(network, tmp_path / "part.pt")
+    check_equal(load(build(), tmp_path / "part.pt")["backbone"], network["backbone"])
+
+    network["backbone"] = freeze(network["backbone"], EXAMPLE)
+    save(network, tmp_path / "part.pt")
+    check_equal(load(build(), tmp_path / "part.pt")["backbone"], network["backbone"])
+
+
+def test_a_part_of_a_converted_network_was_converted_first(tmp_path):
+    network = convolutions()
+    network[1] = convert(network[1], torch.zeros(1, 8, 32, 32), order="after")
+    network = move(convert(network, EXAMPLE))
+    save(network, tmp_path / "net.pt")
+    check_equal(load(convolutions(), tmp_path / "net.pt"), network)
+
+
+def test_conversions_in_several_calls_are_repeated_in_order(tmp_path):
+    network = convert(convolutions(), EXAMPLE, filter_fn=lambda module, name: name == "3")
+    network = move(convert(network, EXAMPLE, order="after", trainable=False))
+    save(network, tmp_path / "net.pt")
+    loaded = load(convolutions(), tmp_path / "net.pt")
+    check_equal(loaded, network)
+    assert [each["modules"].keys() for each in recipe(loaded)["conversions"]] == [
+        {"3"},
+        {"1.conv", "1.short", "4.conv", "4.short"},
+    ]
+
+
+def test_a_recipe_goes_through_json_and_says_what_was_done():
+    converted = convert(unet(), (EXAMPLE, 0.5))
+    made = json.loads(json.dumps(recipe(converted)))
+    assert made["format"] == 1
+    (step,) = made["conversions"]
+    assert step["example"] == {"tuple": [{"tensor": [1, 3, 32, 32], "dtype": "float32"}, 0.5]}
+    assert step["modules"]["block.conv"] == {"stride": [2, 2], "pooled": "before"}
+    again = rebuild(unet(), made)
+    again.load_state_dict(converted.state_dict())
+    check_equal(again, converted)
+
+
+def test_a_loaded_network_trains_under_a_budget(tmp_path):
+    save(convert(convolutions(), EXAMPLE), tmp_path / "net.pt")
+    loaded = load(convolutions(), tmp_path / "net.pt")
+    optimizer = torch.optim.SGD(loaded.parameters(), 0.01)
+    budget = CostBudget(loaded, EXAMPLE, "before")
+    budget.attach(optimizer)
+    loaded(torch.randn(2, 3, 32, 32)).square().sum().backward()
+    optimizer.step()
+    assert MultiplyAdds(loaded, EXAMPLE).value() <= loaded.conversion.multiply_adds[""]
+
+
+def test_modes_and_requires_grad_are_those_of_the_plain_network(tmp_path):
+    save(convert(convolutions(), EXAMPLE), tmp_path / "net.pt")
+    plain = convolutions().eval()
+    plain[0].weight.requires_grad_(False)
+    loaded = load(plain, tmp_path / "net.pt")
+    assert not any(module.training for module in loaded.modules())
+    assert not loaded[0].weight.requires_grad
+
+
+def test_another_head_is_refused_by_its_shape(tmp_path):
+    def build(classes):
+        return nn.Sequential(convolutions(), nn.Flatten(), nn.Linear(8 * 16, classes))
+
+    converted = move(convert(build(10), EXAMPLE))
+    save(converted, tmp_path / "net.pt")
+    with pytest.raises(RuntimeError, match="size mismatch for 2.weight"):
+        load(build(5), tmp_path / "net.pt")
+
+
+def test_a_network_without_conversions_has_no_recipe(tmp_path):
+    with pytest.raises(ValueError, match="nothing to rebuild: save its state_dict"):
+        save(convolutions(), tmp_path / "net.pt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_network_is_refused(tmp_path):
+    save(convert(convolutions(), EXAMPLE), tmp_path / "net.pt")
+    other = convolutions()
+    other[3].stride = (1, 1)
+    with pytest.raises(ValueError, match=r"differs from the one that was converted .*'3'"):
+        load(other, tmp_path / "net.pt")
+    with pytest.raises(ValueError, match="differs from the one that was converted"):
+        load(unet(), tmp_path / "net.pt")
+    with pytest.raises(ValueError, match="converted or frozen already: pass one that was built"):
+        load(convert(convolutions(), EXAMPLE), tmp_path / "net.pt")
+
+
+def test_a_part_that_is_missing_is_named(tmp_path):
+    network = nn.ModuleDict({"backbone": convert(convolutions(), EXAMPLE)})
+    save(network, tmp_path / "net.pt")
+    with pytest.raises(ValueError, match="it has no 'backbone'"):
+        load(nn.ModuleDict({"body": convolutions()}), tmp_path / "net.pt")
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_files_without_a_recipe_are_refused(tmp_path, suffix):
+    path, state = tmp_path / f"net.{suffix}", convolutions().state_dict()
+    if suffix == "pt":
+        torch.save(state, path)
+    else:
+        pytest.importorskip("safetensors.torch").save_file(state, path)
+    with pytest.raises(ValueError, match=rf"net.{suffix}' has no recipe"):
+        load(convolutions(), path)
+
+
+@pytest.mark.parametrize("wrong", [{}, [], {"format": 2, "conversions": [], "frozen": {}}])
+def test_wrong_recipes_are_refused(wrong):
+    message = "this version reads formats up to 1" if wrong else "expected a recipe"
+    with pytest.raises(ValueError, match=message):
+        rebuild(convolutions(), wrong)
+
+
+def test_an_example_of_other_kinds_has_no_recipe():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3, 2, 1)
+
+        def forward(self, x, kind):
+            return self.conv(x) if kind is Block else x
+
+    converted = convert(Scaled(), (EXAMPLE, Block))
+    with pytest.raises(ValueError, match="example of a conversion holds a type, which JSON"):
+        recipe(converted)
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "net.pt"
+    save(convert(convolutions(), EXAMPLE), path)
+    before = path.read_bytes()
+
+    def fail(state, file):
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(saving.torch, "save", fail)
+    with pytest.raises(OSError, match=r"No space left on device: .*net.pt"):
+        save(convert(convolutions(), EXAMPLE), path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_saving_needs_neither_filelock_nor_lightning():
+    code = "import sys, diffstride; print({'filelock', 'lightning'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
