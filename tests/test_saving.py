@@ -221,7 +221,7 @@ def test_another_head_is_refused_by_its_shape(tmp_path):
 
     converted = move(convert(build(10), EXAMPLE))
     save(converted, tmp_path / "net.pt")
-    with pytest.raises(RuntimeError, match="size mismatch for 2.weight"):
+    with pytest.raises(RuntimeError, match=r"size mismatch for 2\.weight"):
         load(build(5), tmp_path / "net.pt")
 
 

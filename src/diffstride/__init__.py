@@ -1,6 +1,7 @@
 """Downsampling with learnable strides for PyTorch."""
 
 from diffstride import convnet, functional, pooling, reference, resnet, spectral
+from diffstride._version import __version__
 from diffstride.conversion import convert, freeze, load, rebuild, recipe, report, save
 from diffstride.cost import CostBudget, MultiplyAdds
 from diffstride.functional import diff_stride, spectral_pool
@@ -21,8 +22,6 @@ from diffstride.strides import (
     stride_scalars,
 )
 
-__version__ = "0.1.0"
-
 __all__ = [
     "AdaptiveSpectralPooling",
     "BlurPooling",
@@ -32,6 +31,7 @@ __all__ = [
     "MaxPooling",
     "MultiplyAdds",
     "SpatialPooling",
+    "__version__",
     "attach",
     "convert",
     "convnet",

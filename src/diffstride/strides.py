@@ -74,13 +74,13 @@ class StepHooks:
 
             return hook
 
-        self._handles = [optimizer.register_step_post_hook(call(after))]
+        self.handles = [optimizer.register_step_post_hook(call(after))]
         if before is not None:
-            self._handles.append(optimizer.register_step_pre_hook(call(before)))
+            self.handles.append(optimizer.register_step_pre_hook(call(before)))
 
     def remove(self) -> None:
         """Take the hooks off the optimiser."""
-        for handle in self._handles:
+        for handle in self.handles:
             handle.remove()
 
 

@@ -2,7 +2,8 @@
 
 from diffstride.conversion.converter import convert
 from diffstride.conversion.freezing import freeze
-from diffstride.conversion.recipes import rebuild, recipe
+from diffstride.conversion.rebuilding import rebuild
+from diffstride.conversion.recipes import recipe
 from diffstride.conversion.record import Conversion
 from diffstride.conversion.reporting import report
 from diffstride.conversion.saving import load, save

@@ -16,6 +16,7 @@ from diffstride.conversion.kernel_resampling import resample_convolution
 from diffstride.conversion.placement import check_order, place
 from diffstride.conversion.pooled_groups import PooledGroup, group_calls
 from diffstride.conversion.pooled_module import Pooled, attach_pooling, set_layers
+from diffstride.conversion.recipes import keep_in_config
 from diffstride.conversion.record import Conversion, ConversionStep, record_costs, without_data
 from diffstride.conversion.strided_modules import (
     Filter,
@@ -170,6 +171,7 @@ def convert(
     count_calls_from_start(converted)
     with restoring(converted):
         _check_runs(model, converted, analysis.trace, example)
+    keep_in_config(converted)
     return converted
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffstride.conversion.recipes import keep_in_config
 from diffstride.graph.example_inputs import Model, cast_to_weights, deep_copy
 from diffstride.graph.fake_run import evaluating
 from diffstride.pooling.base import SpectralPooling
@@ -54,6 +55,7 @@ def freeze(model: Model, example: Any, round_to: float | None = None) -> Model:
         root[0](*cast_to_weights(example, model))
     for hook in hooks:
         hook.remove()
+    keep_in_config(root[0])
     return root[0]  # type: ignore[return-value]
 
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from diffstride._files import atomic_file
 from diffstride._torch_compat import uncompiled
-from diffstride.conversion.recipes import Recipe, rebuild, recipe
+from diffstride.conversion.rebuilding import rebuild
+from diffstride.conversion.recipes import Recipe, recipe
 from diffstride.graph.example_inputs import Model
 
 KEY = "diffstride"

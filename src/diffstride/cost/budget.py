@@ -27,6 +27,7 @@ from diffstride.pooling.learnable import DiffStride
 from diffstride.strides import StepHooks
 
 TOLERANCE = 0.01  # share of the budget that may stay unused
+STATES = "diffstride_budgets"  # in the states of optimisers
 LIMIT = 1e-6  # distance at which a stride counts as at its limit
 
 
@@ -143,7 +144,8 @@ class CostBudget:
 
         Steps that a ``GradScaler`` skips and batches that only accumulate gradients call neither.
         An optimiser that computes gradients inside its step, by a closure as LBFGS does, is held
-        after it.
+        after it. The state of the budget is in that of the optimiser, under "diffstride_budgets",
+        so that training resumes from a checkpoint of both network and optimiser.
 
         Args:
             optimizer: any optimiser; wrappers of other libraries call its ``step``.
@@ -160,7 +162,20 @@ class CostBudget:
         >>> budget.cost.value() <= budget.multiply_adds
         True
         """
-        return StepHooks(optimizer, self.project_gradients_, self.project_)
+        hooks = StepHooks(optimizer, self.project_gradients_, self.project_)
+        hooks.handles += [
+            optimizer.register_state_dict_post_hook(self._save_with),
+            optimizer.register_load_state_dict_pre_hook(self._load_with),
+        ]
+        return hooks
+
+    def _save_with(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        state.setdefault(STATES, []).append(self.state_dict())
+
+    def _load_with(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        for saved in state.get(STATES, ()):
+            if saved["written"].keys() == self._layers.keys():
+                self.load_state_dict(saved)
 
     def project_(self) -> None:
         """Project the last step onto constant cost and scale the strides to the budget, in place.

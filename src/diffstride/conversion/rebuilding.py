@@ -1,0 +1,127 @@
+"""Rebuild a converted or frozen network by its recipe."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from diffstride.conversion.converter import convert
+from diffstride.conversion.example_shapes import example_from
+from diffstride.conversion.recipes import FORMAT, Recipe, converted_modules, leaf_name, records
+from diffstride.graph.example_inputs import Model, deep_copy
+from diffstride.graph.leaf_modules import Leaf
+from diffstride.pooling.frozen import FrozenPooling
+
+DIFFERS = "the network differs from the one that was converted"
+ADVICE = "build it by the same code and versions"
+
+
+def rebuild(model: Model, recipe: Recipe) -> Model:
+    """Convert or freeze a freshly built network as another one was, by its `recipe`.
+
+    Its weights and strides are not those of the other: load its ``state_dict`` afterwards. The
+    given model is not changed.
+
+    Args:
+        model: a network built by the code that built the other one.
+        recipe: from `recipe`; it may have been through JSON.
+
+    Returns:
+        A copy, converted or frozen, in the mode of the model.
+
+    Raises:
+        ValueError: if the recipe is none, or of a newer format; if the network is converted
+            already, or differs from the one that was converted.
+
+    >>> from diffstride import convert, recipe
+    >>> net = nn.Sequential(nn.Conv2d(8, 8, 3, stride=2, padding=1))
+    >>> again = rebuild(net, recipe(convert(net, torch.zeros(1, 8, 32, 32))))
+    >>> type(again[0]).__name__
+    'PooledConv2d'
+    """
+    _check(model, recipe)
+    root = nn.Sequential(deep_copy(model))  # so that the network has a parent, too
+    # Parts first: they were converted before the networks that contain them.
+    for step in sorted(recipe["conversions"], key=lambda step: -len(step["part"].split("."))):
+        part = _submodule(root, step["part"])
+        _replace(root, {part: _convert_again(part, step)})
+    layers = {_submodule(root, name): each for name, each in recipe["frozen"].items()}
+    _replace(root, {layer: _frozen_again(each) for layer, each in layers.items()})
+    root.train(model.training)
+    return root[0]  # type: ignore[return-value]
+
+
+def _submodule(root: nn.Module, name: str) -> nn.Module:
+    """The part of this name of the network in ``root``."""
+    try:
+        return root.get_submodule(f"0.{name}".rstrip("."))
+    except AttributeError as error:
+        raise ValueError(f"{DIFFERS} (it has no {name!r}): {ADVICE}") from error
+
+
+def _leaf(name: str, model: nn.Module) -> Leaf:
+    """The name of a module, or the class of this name, of a module in ``model``."""
+    classes = {cls for module in model.modules() for cls in type(module).__mro__}
+    return next((cls for cls in classes if leaf_name(cls) == name), name)
+
+
+def _check(model: nn.Module, recipe: Recipe) -> None:
+    if not isinstance(recipe, dict) or not {"format", "conversions", "frozen"} <= recipe.keys():
+        raise ValueError(f"expected a recipe from diffstride.recipe, but got {str(recipe)[:80]!r}")
+    if recipe["format"] > FORMAT:
+        raise ValueError(
+            f"the recipe has format {recipe['format']}, of diffstride {recipe.get('version')}, and "
+            f"this version reads formats up to {FORMAT}: install that version or a newer one"
+        )
+    if records(model) or any(isinstance(each, FrozenPooling) for each in model.modules()):
+        raise ValueError(
+            f"this {type(model).__name__} is converted or frozen already: pass one that was built "
+            "anew, as before its conversion"
+        )
+
+
+def _convert_again(model: nn.Module, step: dict[str, Any]) -> nn.Module:
+    """Convert the same modules as a step of a recipe did."""
+    wanted: dict[str, Any] = step["modules"]
+    options = step["options"]
+    leaves = [_leaf(name, model) for name in options["leaf_modules"]]
+    try:
+        converted = convert(
+            model,
+            example_from(step["example"]),
+            filter_fn=lambda module, name: name in wanted,
+            **options | {"leaf_modules": leaves},
+        )
+    except ValueError as error:
+        raise ValueError(f"{DIFFERS} ({error}): {ADVICE}") from error
+    record: Any = converted.conversion
+    made = converted_modules(record, record.steps[-1])
+    for name in wanted:
+        if made.get(name) != wanted[name]:
+            what = f"{name!r} has {made.get(name)}, not {wanted[name]}"
+            raise ValueError(f"{DIFFERS} ({what}): {ADVICE}")
+    record.left_out = dict(step["left_out"])
+    record.steps[-1] = replace(record.steps[-1], left_out=record.left_out)
+    return converted
+
+
+def _frozen_again(description: dict[str, Any]) -> FrozenPooling:
+    layer = FrozenPooling(
+        description["strides"],
+        tuple(description["settings"]),
+        description["round_to"],
+        description["fixed_size"] and tuple(description["fixed_size"]),
+    )
+    for size in description["sizes"]:
+        layer.add_size(size, getattr(torch, description["dtype"]))
+    return layer
+
+
+def _replace(root: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
+    """Replace modules wherever they are children."""
+    for parent in list(root.modules()):
+        for name, child in list(parent._modules.items()):
+            if child is not None and child in new:
+                setattr(parent, name, new[child])
