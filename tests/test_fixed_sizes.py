@@ -204,7 +204,7 @@ def test_one_pooling_module_before_and_at_a_flattened_map():
     converted = check(net, names=("pool",))
     assert list(stride_layers(converted)) == ["pool.pooling"]
     assert converted.pool.pooling_1.fixed_size == (5, 5)
-    assert "pinned" in report(converted)
+    assert "pinned" in str(report(converted))
 
 
 def test_it_enlarges_where_the_map_is_smaller():
@@ -464,11 +464,11 @@ def test_axes_of_stride_1_can_be_kept():
 
 def test_report():
     converted = convert(lenet(), X)
-    text = report(converted)
+    text = str(report(converted))
     assert "pinned" in text
     assert "10 x 10 -> 5 x 5" in text
     up = nn.Upsample(scale_factor=2)
-    assert "up: enlarges to the size that enters c, b" in report(convert(unet(up, up), X))
+    assert "up: enlarges to the size that enters c, b" in str(report(convert(unet(up, up), X)))
 
 
 def test_converting_twice_changes_nothing():

@@ -1,7 +1,6 @@
 """The report of a conversion."""
 
 import copy
-import re
 
 import pytest
 import torch
@@ -9,8 +8,10 @@ import torch.nn.functional as F
 from networks import IMAGE, Block
 from torch import nn
 
+from diffstride import DiffStride
 from diffstride.conversion.converter import convert
 from diffstride.conversion.freezing import freeze
+from diffstride.conversion.report_table import short
 from diffstride.conversion.reporting import report
 from diffstride.cost.multiply_adds import MultiplyAdds
 
@@ -33,18 +34,81 @@ def test_report_without_a_known_cost_lists_the_modules():
     model = convert(Windows(), x, order="after")
     with pytest.raises(ValueError, match=r"the cost of mix \(Conv2d\) is no product of the sizes"):
         MultiplyAdds(model, x)
-    lines = report(model).splitlines()
+    found = report(model)
+    (row,) = found
+    assert (row.module, row.multiply_adds, row.map_size) == ("down", None, ())
+    assert found.multiply_adds is None
+    assert found.multiply_adds_before > 0
+    lines = str(found).splitlines()
     assert lines[1].split()[:5] == ["down", "2.00", "x", "2.00", "2"]
     assert lines[2].split()[:3] == ["whole", "network", "?"]
-    assert lines[3].startswith("multiply-adds: the cost of mix (Conv2d) is no product")
+    assert lines[3].startswith("MACs are not known: the cost of mix (Conv2d) is no product")
 
 
-def test_report_of_a_frozen_network_is_refused():
+@pytest.mark.parametrize("round_to", [None, 1])
+def test_report_of_a_frozen_network_has_its_strides(round_to):
     x = torch.rand(IMAGE)
-    with pytest.raises(
-        ValueError, match="are frozen: report the network that was passed to freeze"
-    ):
-        report(freeze(convert(Block(), x), x))
+    model = convert(Block(), x)
+    model.conv.pooling.strides.data.copy_(torch.tensor([1.6, 2.4]))
+    learned, frozen = report(model), report(freeze(model, x, round_to=round_to))
+    strides = (2.0, 2.0) if round_to else pytest.approx((1.6, 2.4))
+    assert [row.strides for row in frozen] == [strides, strides]
+    assert [row.module for row in frozen] == [row.module for row in learned]
+    if round_to is None:
+        assert frozen.multiply_adds == learned.multiply_adds
+
+
+def test_report_of_a_network_with_layers_of_its_own():
+    x = torch.rand(1, 1, 32, 32)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), DiffStride(2.0), nn.Conv2d(4, 2, 1))
+    found = report(net, x)
+    (row,) = found
+    assert (row.module, row.strides, row.old_strides) == ("1", (2.0, 2.0), ())
+    assert (row.map_size, row.pooled_size) == ((30, 30), (15, 15))
+    assert found.multiply_adds == MultiplyAdds(net, x).value()
+    assert found.multiply_adds_before is None
+    assert found.dearest == "1"
+
+
+def test_report_of_a_plain_network_lists_costs_by_module():
+    inner = nn.Sequential(nn.Conv2d(4, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 1))
+    net = nn.Sequential(inner, nn.Conv2d(8, 3, 1))
+    found = report(net, torch.rand(1, 4, 32, 32))
+    assert list(found) == []
+    large, small = 16 * 16 * 8 * 4 * 9, 16 * 16 * 8
+    assert found.by_module == {
+        "0": large + 8 * small,
+        "0.0": large,
+        "0.2": 8 * small,
+        "1": 3 * small,
+    }
+    assert found.multiply_adds == large + 11 * small
+    lines = [line.split() for line in str(found).splitlines()]
+    assert lines[1] == ["0", "90.1", "k", "94%"]
+    assert lines[2] == ["0", "73.7", "k", "77%"]
+    assert lines[-1] == ["dearest", "module:", "0.0", "(73.7", "k,", "77%)"]
+    assert len(found.tree(depth=1).splitlines()) == 4
+    with pytest.raises(ValueError, match="cannot run on its input"):
+        report(net, torch.rand(1, 3, 32, 32))
+
+
+def test_report_as_html_has_the_cells_of_the_text():
+    found = report(convert(Block(), torch.rand(IMAGE)))
+    html = found._repr_html_()
+    assert html.count("<tr>") == len(found) + 2
+    assert "<td>conv</td><td>2.00 x 2.00</td>" in html
+    assert "-&gt;" in html
+
+
+@pytest.mark.parametrize(
+    ("cost", "text"),
+    [
+        *[(0, "0"), (999, "999"), (1000, "1.00 k"), (999_499, "999 k"), (999_500, "1.00 M")],
+        *[(9_994_999, "9.99 M"), (9_996_000, "10.0 M"), (99_960_000, "100 M"), (None, "?")],
+    ],
+)
+def test_numbers_keep_three_digits(cost, text):
+    assert short(cost) == text
 
 
 def test_report_of_a_network_with_a_part_that_was_converted_before():
@@ -64,9 +128,18 @@ def test_report_lists_modules_sizes_and_costs():
     model = convert(Block(), torch.rand(IMAGE), order="after")
     model.conv.pooling.strides.data.copy_(torch.tensor([1.6, 2.5]))
     model.conv.pooling.project_()
-    lines = report(model).splitlines()
+    found = report(model)
     convolution, pooling = 32 * 32 * 9 * 64, 2 * 8 * (13 * 32 * 32 + 20 * 13 * 32)
-    expected = f"conv 1.60 x 2.50 2 x 2 after 32 x 32 -> 20 x 13 {convolution + pooling:,} 147,456"
+    first, second = found
+    assert first.strides == pytest.approx((1.6, 2.5))
+    assert first[2:] == (
+        *((2, 2), "after", False, False, (32, 32), (20, 13)),
+        *(convolution + pooling, 147_456),
+    )
+    assert second[0] == "shortcut"
+    assert second[2:] == ((2, 2), "before", True, False, (), (), 20 * 13 * 64, 16_384)
+    lines = str(found).splitlines()
+    expected = "conv 1.60 x 2.50 2 x 2 after 32 x 32 -> 20 x 13 936 k 147 k"
     assert lines[1].split() == expected.split()
     assert lines[2].split() == [
         "shortcut",
@@ -75,9 +148,11 @@ def test_report_lists_modules_sizes_and_costs():
         "x",
         "2",
         "before",
-        f"{20 * 13 * 64:,}",
-        "16,384",
+        "16.6",
+        "k",
+        "16.4",
+        "k",
     ]
-    assert re.match(r"whole network +[\d,]+ +[\d,]+$", lines[3])
-    with pytest.raises(ValueError, match="report needs a model returned by convert"):
+    assert lines[3].split()[:2] == ["whole", "network"]
+    with pytest.raises(ValueError, match=r"needs an example input of this Block"):
         report(Block())

@@ -1,124 +1,166 @@
-"""Report what a conversion did, and the cost before and after it, as a table."""
+"""Report a network: its strides, map sizes and cost, and what a conversion did."""
 
-from collections.abc import Container, Sequence
 from typing import Any
 
 from torch import nn
 
 from diffstride._torch_compat import uncompiled
+from diffstride.conversion.pooled_module import Pooled
 from diffstride.conversion.record import Conversion
+from diffstride.conversion.report_table import Report, ReportRow
 from diffstride.cost.multiply_adds import MultiplyAdds
+from diffstride.pooling.frozen import FrozenPooling
 from diffstride.strides import stride_layers
 
-UNKNOWN = "?"
-HEADINGS = ("module", "strides", "was", "pooled", "map", "multiply-adds", "before")
 
+def report(model: nn.Module, example: Any = None) -> Report:
+    """The pooling layers of a network with their strides, map sizes and multiply-adds (MACs).
 
-def report(model: nn.Module) -> str:
-    """A table of the modules whose strides `convert` made learnable.
-
-    The columns are the current and the old strides ("pinned" where the map has one size whatever
-    comes in, since a layer behind it needs that), where the pooling is (before or after the
-    module, or on top of its old stride), the size of the map before and after pooling, and the
-    multiply-adds of one sample, of the module with its pooling, now and before conversion.
-    Modules that share a layer follow each other; the first has the strides. The last lines are the
-    cost of the whole network and the modules left out, with the reason. If the cost is unknown, the
-    table says why.
+    Printed, it is a table. Its columns are the module, the current and the old strides ("pinned"
+    where the map has one size whatever comes in, since a layer behind it needs that), where the
+    pooling is (before or after the module, or on top of its old stride), the size of the map before
+    and after pooling, and the multiply-adds of one sample, of the module with its pooling, now and
+    before conversion. Modules that share a layer follow each other; the first has the strides. The
+    lines below are the cost of the whole network, its dearest module, and the modules left out,
+    with the reason. If the cost is unknown, the table says why. A network without such layers is
+    listed by module instead, with the share of each in the cost.
 
     Args:
-        model: a network from `convert`; it may have been trained since.
+        model: any network: converted, trained since, frozen, with layers of its own, or plain.
+        example: an input, or a tuple of inputs; only shapes matter. A converted network has that
+            of its conversion.
+
+    Returns:
+        The report; iterating over it yields a `ReportRow` for each module.
 
     Raises:
-        ValueError: if the model does not come from `convert`, or is frozen.
+        ValueError: if there is neither an example nor a conversion, or the cost cannot be told for
+            an example that is given (`MultiplyAdds`).
 
     >>> import torch
     >>> from diffstride import convert
     >>> net = nn.Sequential(nn.Conv2d(8, 8, 3, stride=2, padding=1), nn.Conv2d(8, 8, 2, stride=2))
-    >>> print(report(convert(net, torch.zeros(1, 8, 32, 32))))
-    module         strides      was    pooled  map                 multiply-adds   before
-    0              2.00 x 2.00  2 x 2  before  32 x 32 -> 16 x 16        344,064  147,456
-    whole network                                                        360,448  163,840
+    >>> converted = report(convert(net, torch.zeros(1, 8, 32, 32)))
+    >>> print(converted)
+    module         strides      was    pooled  map                  MACs  before
+    0              2.00 x 2.00  2 x 2  before  32 x 32 -> 16 x 16  344 k   147 k
+    whole network                                                  360 k   164 k
+    dearest module: 0 (344 k, 95%)
     left out:
       1: patchifying convolution: its patches do not overlap (patchify=True takes it)
+    >>> [(row.module, row.strides, row.multiply_adds) for row in converted]
+    [('0', (2.0, 2.0), 344064)]
+    >>> print(report(net, torch.zeros(1, 8, 32, 32)))
+    module          MACs  share
+    0              147 k    90%
+    1             16.4 k    10%
+    whole network  164 k
+    dearest module: 0 (147 k, 90%)
     """
     model = uncompiled(model)
-    conversion = getattr(model, "conversion", None)
+    conversion = vars(model).get("conversion")
     if not isinstance(conversion, Conversion):
-        inner = getattr(getattr(model, "module", None), "conversion", None)
-        advice = ": pass model.module" if isinstance(inner, Conversion) else ""
-        raise ValueError(
-            f"report needs a model returned by convert, but this {type(model).__name__} is not"
-            f"{advice}"
-        )
-    if conversion.strides and not stride_layers(model):
-        raise ValueError(
-            f"the strides of this {type(model).__name__} are frozen: report the network that was "
-            "passed to freeze"
-        )
+        conversion = None
+    inputs = _example_of(model, conversion) if example is None else example
     try:
-        cost, unknown = MultiplyAdds(model, conversion.example), []
+        cost, unknown = MultiplyAdds(model, inputs), ""
     except ValueError as error:
-        cost, unknown = None, [f"multiply-adds: {error}"]
-    rows = [HEADINGS, *_rows(model, conversion, cost)]
-    before, now = conversion.multiply_adds[""], f"{cost.value():,}" if cost else UNKNOWN
-    rows.append(("whole network", "", "", "", "", now, f"{before:,}"))
-    lines = _aligned(rows) + unknown
-    lines += [
-        f"{name}: enlarges to the size that enters {', '.join(mirrored)}"
-        for name, mirrored in conversion.mirrors.items()
-    ]
-    if conversion.left_out:
-        lines.append("left out:")
-        lines += [f"  {name}: {reason}" for name, reason in conversion.left_out.items()]
-    return "\n".join(lines)
+        if example is not None:
+            raise
+        cost, unknown = None, str(error)
+    costs = cost.by_module() if cost else {}
+    return Report(
+        rows=tuple(_rows(model, conversion or Conversion(inputs), cost)),
+        multiply_adds=cost and cost.value(),
+        multiply_adds_before=conversion and conversion.multiply_adds[""],
+        by_module=_with_outer_modules(model, costs),
+        dearest=_dearest(model, costs),
+        left_out=conversion.left_out if conversion else {},
+        mirrors=conversion.mirrors if conversion else {},
+        unknown=unknown,
+    )
 
 
-def _rows(
-    model: nn.Module, conversion: Conversion, cost: MultiplyAdds | None
-) -> list[tuple[str, ...]]:
+def _example_of(model: nn.Module, conversion: Conversion | None) -> Any:
+    if conversion is not None:
+        return conversion.example
+    inner = vars(getattr(model, "module", model)).get("conversion")
+    advice = "pass model.module" if isinstance(inner, Conversion) else "pass one: report(model, x)"
+    raise ValueError(
+        f"report needs an example input of this {type(model).__name__}, which convert has not "
+        f"returned: {advice}"
+    )
+
+
+def _rows(model: nn.Module, conversion: Conversion, cost: MultiplyAdds | None) -> list[ReportRow]:
     costs, maps = (cost.by_module(), cost.all_maps()) if cost else ({}, {})
     names: dict[nn.Module, list[str]] = {}
     for name in conversion.strides:
         module: Any = model.get_submodule(name)
         for layer_name in module.layer_names:
             names.setdefault(getattr(module, layer_name), []).append(name)
-    rows = []
-    for layer_name, layer in _pooling_layers(model, names).items():
-        strides = "pinned"
-        if not layer.fixes_size:
-            strides = " x ".join(f"{stride:.2f}" for stride in layer.stride_values())
+    rows: list[ReportRow] = []
+    for layer_name, layer in _pooling_layers(model).items():
         axes = maps.get(layer_name, ())
-        sizes = [_times([a.size for a in axes]), _times([a.output_size for a in axes])]
-        size = " -> ".join(sizes) if axes else UNKNOWN
         # The first of the modules that share the layer has the cost of all its pooling.
-        pooling = costs.get(layer_name, 0)
+        pooling, shared = costs.get(layer_name, 0), False
         for name in names.get(layer, [layer_name]):
-            was = _times(conversion.strides.get(name, ()))
-            now = pooling + (costs.get(name, 0) if name != layer_name else 0)
-            before = conversion.multiply_adds.get(name, 0)
-            shown = f"{now:,}" if cost else UNKNOWN
-            placement = conversion.placements.get(name, "")
-            rows.append((name, strides, was, placement, size, shown, f"{before:,}"))
-            strides, size, pooling = "  same", "", 0
+            own = costs.get(name, 0) if name != layer_name else 0
+            rows.append(
+                ReportRow(
+                    module=name,
+                    strides=_strides_of(layer),
+                    old_strides=conversion.strides.get(name, ()),
+                    placement=conversion.placements.get(name, ""),
+                    shared=shared,
+                    pinned=_is_pinned(layer),
+                    map_size=() if shared else tuple(axis.size for axis in axes),
+                    pooled_size=() if shared else tuple(axis.output_size for axis in axes),
+                    multiply_adds=pooling + own if cost else None,
+                    multiply_adds_before=conversion.multiply_adds.get(name),
+                )
+            )
+            pooling, shared = 0, True
     return rows
 
 
-def _pooling_layers(model: nn.Module, pinned: Container[nn.Module]) -> dict[str, Any]:
-    """The layers whose strides learn, and those among ``pinned`` that keep a map's size."""
+def _pooling_layers(model: nn.Module) -> dict[str, Any]:
+    """The layers whose strides learn, pinned ones and frozen ones, each once, by name."""
     learning = stride_layers(model).values()
     return {
         name: layer
         for name, layer in model.named_modules()
-        if layer in learning or (getattr(layer, "fixes_size", False) and layer in pinned)
+        if layer in learning or getattr(layer, "fixes_size", False)
     }
 
 
-def _times(values: Sequence[int]) -> str:
-    return " x ".join(map(str, values))
+def _strides_of(layer: Any) -> tuple[float, ...]:
+    return layer.strides_in_use if isinstance(layer, FrozenPooling) else layer.stride_values()
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    sides = [str.ljust] * (len(widths) - 2) + [str.rjust] * 2  # the last two columns are numbers
-    lines = [zip(sides, row, widths, strict=True) for row in rows]
-    return ["  ".join(side(text, width) for side, text, width in line) for line in lines]
+def _is_pinned(layer: Any) -> bool:
+    if isinstance(layer, FrozenPooling):
+        return layer.fixed_size is not None
+    return layer.fixes_size
+
+
+def _dearest(model: nn.Module, costs: dict[str, int]) -> str:
+    """The module that costs most, with its pooling layer."""
+    sums: dict[str, int] = {}
+    for name, cost in costs.items():
+        outer = name.rpartition(".")[0]
+        if isinstance(model.get_submodule(outer), Pooled):
+            name = outer
+        sums[name] = sums.get(name, 0) + cost
+    return max(sums, key=sums.__getitem__, default="")
+
+
+def _with_outer_modules(model: nn.Module, costs: dict[str, int]) -> dict[str, int]:
+    """The cost of each module, those of the modules inside included, in the model's order."""
+    sums: dict[str, int] = {}
+    for name, cost in costs.items():
+        while name:
+            sums[name] = sums.get(name, 0) + cost
+            name = name.rpartition(".")[0]
+    names = [name for name, _ in model.named_modules(remove_duplicate=False)]
+    return {name: sums[name] for name in names if sums.get(name)}

@@ -71,6 +71,13 @@ class FrozenPooling(SizedPooling):
         for i, axis in ((i, axes[i]) for i in order):
             self.register_buffer(f"matrix_{i}_{axis.size}", axis_matrix(axis).to(device, dtype))
 
+    @property
+    def strides_in_use(self) -> tuple[float, ...]:
+        """The strides, rounded for the first map size that was added if they are rounded."""
+        for sizes in self.sizes:
+            return tuple(axis.stride for axis in self._axes(sizes))
+        return self.frozen_strides
+
     def _axes(self, sizes: Sequence[int]) -> list[Axis]:
         if self.fixed_size is not None:
             return list(map(plan_resized_axis, sizes, self.fixed_size))
