@@ -410,6 +410,37 @@ def test_other_poolings_and_frozen_networks():
         assert MultiplyAdds(frozen, x).value() == counted(frozen, x) == counted(model, x)
 
 
+class FixedBody(nn.Module):
+    """A residual block whose body pools by fixed strides, and whose shortcut strides itself."""
+
+    def __init__(self, pooling):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), pooling)
+        self.shortcut = nn.Conv2d(4, 4, 1, stride=2)
+
+    def forward(self, x):
+        return self.body(x) + self.shortcut(x)
+
+
+@pytest.mark.parametrize("size", [32, 33, 34, 35])
+@pytest.mark.parametrize("kind", [FixedSpectralPooling, BlurPooling, MaxPooling, SpatialPooling])
+def test_fixed_strides_may_meet_strides_that_stay(kind, size):
+    blocks = FixedBody(kind(strides=2)), FixedBody(kind(strides=2))
+    model, x = nn.Sequential(*blocks).eval(), torch.rand(1, 4, size, size)
+    assert MultiplyAdds(model, x).value() == counted(model, x)
+    learning = nn.Sequential(DiffStride(1.5), *blocks, nn.Conv2d(4, 2, 1)).eval()
+    cost = MultiplyAdds(learning, x)
+    for strides in ((1.5, 1.5), (1.2, 1.9), (2.6, 1.0)):
+        learning[0].strides.data = torch.tensor(strides)
+        assert cost.value() == counted(learning, x)
+
+
+def test_learned_strides_may_not_meet_strides_that_stay():
+    blocks = FixedBody(BlurPooling(2)), FixedBody(DiffStride(2.0))
+    with pytest.raises(ValueError, match=r"meets maps in add in 1 whose size does not follow its"):
+        MultiplyAdds(nn.Sequential(*blocks), torch.rand(1, 4, 32, 32))
+
+
 def test_long_axes_count_once_they_are_frozen():
     """With learned strides they are pooled by Fourier transforms, frozen by matrices."""
     model, x = (

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from math import prod
 from typing import Any
@@ -28,7 +29,7 @@ from diffstride.graph.map_sizes import MapSizes, SizeExpression, Source, moving_
 from diffstride.graph.minimum_sizes import EmptyMapError, MinimumSizes
 from diffstride.graph.moved_strides import find_groups_at_all_strides
 from diffstride.graph.perturbed_sizes import Dim, proportional
-from diffstride.graph.stride_groups import StrideGroups
+from diffstride.graph.stride_groups import StrideConflictError, StrideGroups
 from diffstride.graph.tracer import Trace, trace
 from diffstride.pooling.base import SizedPooling
 from diffstride.spectral.axis_plan import CPU, Axis
@@ -89,17 +90,10 @@ class MultiplyAdds:
         calls = [
             node for node in traced.graph.nodes if isinstance(traced.module(node), SizedPooling)
         ]
-        layers: list[Any] = [traced.module(node) for node in calls]
-        pinned = [node for node, layer in zip(calls, layers, strict=True) if layer.fixes_size]
-        found = find_groups_at_all_strides(
-            traced,
-            [node for node in calls if node not in pinned],
-            pinned=pinned,
-            square=all(getattr(layer, "shared_stride", layer.fixes_size) for layer in layers),
-        )
+        found = self._find_groups(traced, calls)
         _check_shared(found)
         sizes = MapSizes(found)
-        groups = [*found.members(), *([call] for call in pinned)]
+        groups = [*found.members(), *([node] for node in calls if node not in found.leaders)]
         groups.sort(key=lambda group: calls.index(group[0]))
         self._pooling = [PooledMaps(found, sizes, calls) for calls in groups]
         self._minimum_sizes = MinimumSizes(found, sizes)
@@ -109,6 +103,28 @@ class MultiplyAdds:
         for (_, factors), count in self._terms.items():
             self._totals[tuple(factor.simplest for factor in factors)] += count
         return found
+
+    def _find_groups(self, traced: Trace, calls: list[fx.Node]) -> StrideGroups:
+        """The stride groups of these calls of pooling layers, without those of a fixed size.
+
+        Fixed strides may meet strides of other modules, which are fixed as well. If so, the maps of
+        their layers follow those before, and they are in no group, either.
+        """
+        layers: dict[fx.Node, Any] = {node: traced.module(node) for node in calls}
+        find_groups = partial(
+            find_groups_at_all_strides,
+            traced,
+            pinned=[node for node in calls if layers[node].fixes_size],
+            square=all(getattr(each, "shared_stride", each.fixes_size) for each in layers.values()),
+        )
+        resizing = [node for node in calls if not layers[node].fixes_size]
+        learnable = [node for node in resizing if layers[node] in self.layers.values()]
+        try:
+            return find_groups(resizing)
+        except StrideConflictError:
+            if learnable == resizing:
+                raise
+            return find_groups(learnable)
 
     def _verify(self, found: StrideGroups, run: Callable[[], NetworkRun]) -> None:
         """Run the network itself, at its own and at other strides, and compare costs and shapes.
