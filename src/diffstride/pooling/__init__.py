@@ -5,6 +5,7 @@ from diffstride.pooling.fixed import FixedSpectralPooling
 from diffstride.pooling.frozen import FrozenPooling
 from diffstride.pooling.learnable import DiffStride
 from diffstride.pooling.spatial import BlurPooling, MaxPooling, SpatialPooling
+from diffstride.pooling.timm_adapter import timm_aa_layer
 
 __all__ = [
     "AdaptiveSpectralPooling",
@@ -14,4 +15,5 @@ __all__ = [
     "FrozenPooling",
     "MaxPooling",
     "SpatialPooling",
+    "timm_aa_layer",
 ]
