@@ -328,7 +328,7 @@ def _check_inputs(groups: StrideGroups) -> None:
 
 def _check_batch(groups: StrideGroups) -> None:
     """What the network returns must not have more samples: ``view(-1, 400)`` would make them."""
-    output = next(reversed(groups.trace.graph.nodes))
+    output = groups.trace.graph.output_node()
     for source in output.all_input_nodes:
         for dim in groups.dims(source)[:1]:
             if dim.growth and dim.size == groups.trace.batch:

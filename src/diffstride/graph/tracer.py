@@ -123,7 +123,7 @@ class Trace:
     @property
     def shapes(self) -> list[tuple[int, ...]]:
         """The shapes of all tensors that the network returns."""
-        return shapes_of(self.values[next(reversed(self.graph.nodes))])
+        return shapes_of(self.values[self.graph.output_node()])
 
     def used(self) -> set[fx.Node]:
         """The nodes that the output of the network depends on, or that write to a tensor in use."""
