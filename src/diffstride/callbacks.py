@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
+from diffstride._extras import require
 from diffstride.cost.budget import CostBudget
 from diffstride.graph.leaf_modules import as_leaves
 from diffstride.strides import project_strides, stride_layers, stride_scalars
@@ -16,6 +17,7 @@ else:
     try:
         from lightning.pytorch import Callback, LightningModule, Trainer
     except ImportError:
+        require("lightning", "diffstride.callbacks")
         from pytorch_lightning import Callback, LightningModule, Trainer
 
 

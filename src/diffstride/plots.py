@@ -13,17 +13,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
 from torch import Tensor, nn
 
+from diffstride._extras import require
 from diffstride.graph.example_inputs import cast_to_weights
 from diffstride.graph.fake_run import evaluating
 from diffstride.pooling.fixed import FixedSpectralPooling
 from diffstride.pooling.learnable import DiffStride
 from diffstride.spectral.axis_plan import Axis, window
+
+try:
+    from matplotlib import colormaps
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
+except ImportError:
+    require("plots", "diffstride.plots")
+    raise
 
 AXES = {1: ("stride",), 2: ("height", "width"), 3: ("depth", "height", "width")}
 STYLES = {"width": "--", "depth": ":"}
