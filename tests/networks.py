@@ -3,8 +3,8 @@
 To redo the table of ``docs/converting.md``: ``python -m tests.networks``, a few minutes.
 """
 
+import re
 import sys
-import warnings
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from benchmarks.network_checks import counted as counted
 from benchmarks.network_checks import move_strides, outputs_of, step
 from benchmarks.sweep_networks import Net as Net
+from diffstride._named_networks import build_network
 from diffstride.conversion.converter import convert
 from diffstride.cost.multiply_adds import MultiplyAdds
 from diffstride.strides import stride_layers
@@ -134,19 +135,8 @@ def strided(kernel_size=3, stride=2, channels=4, in_channels=4):
 
 
 def build(name: str) -> nn.Module:
-    """A network with random weights by ``LIBRARY/NAME``."""
-    library, model = name.split("/")
-    if library == "timm":
-        import timm
-
-        return timm.create_model(model)
-    from torchvision.models import get_model
-
-    options = {"weights_backbone": None} if model.startswith("segmentation") else {}
-    options |= {"init_weights": False} if model in ("googlenet", "inception_v3") else {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of deprecated names inside torchvision
-        return get_model(model.removeprefix("segmentation.").removeprefix("video."), **options)
+    """A network with random weights by ``LIBRARY/NAME``, or ``torchvision/KIND.NAME``."""
+    return build_network(re.sub(r"(?<=/)(segmentation|video)\.", "", name))
 
 
 def example(name: str, size: int | None = None) -> Tensor:

@@ -66,6 +66,15 @@ def test_one_of_the_two_packages_of_lightning_is_enough(monkeypatch):
     _extras.require("lightning", "this")
 
 
+def test_the_command_tells_what_trainings_need():
+    program = "from diffstride.cli import main; sys.exit(main(['train', 'digits.gin']))"
+    error = without(["gin"], program)
+    assert error == (
+        "error: diffstride.training needs gin, which is not installed: "
+        'pip install "diffstride[train]"'
+    )
+
+
 @pytest.mark.parametrize("extra", _extras.PACKAGES)
 def test_extras_bring_the_packages_that_are_required(extra):
     distributions = packages_distributions()

@@ -10,13 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+
 import diffstride
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py")) + sorted((ROOT / "experiments").rglob("*.py"))
 # A part may import those above it; parts in one line do not import each other.
 ORDER = [
-    {"_torch_compat", "_extras", "_files", "_version"},
+    {"_torch_compat", "_extras", "_files", "_named_networks", "_version"},
     {"spectral"},
     {"_arguments"},
     {"functional"},
@@ -25,10 +27,11 @@ ORDER = [
     {"convnet", "graph"},
     {"cost"},
     {"conversion", "callbacks", "plots"},
-    {"huggingface"},
-    {"__init__"},  # the public names
+    {"huggingface", "_public"},
+    {"__init__"},  # the public names, imported when they are used
     {"training"},
-    {"examples"},
+    {"examples", "cli"},
+    {"__main__"},
     {"experiments"},
 ]
 RANKS = {part: rank for rank, parts in enumerate(ORDER) for part in parts}
@@ -78,16 +81,33 @@ def test_private_parts_of_torch_are_used_in_one_module():
     assert users == {"_torch_compat.py"}
 
 
-def test_importing_loads_torch_and_nothing_heavier():
-    program = "import sys, diffstride; print(*(m.split('.')[0] for m in sys.modules))"
+def loaded_by(program: str) -> set[str]:
+    """The packages that a program has loaded at its end; "compiler" stands for that of torch."""
+    program += "; import sys; print(*(m.split('.')[0] for m in sys.modules))"
     program += "; print('compiler' if 'torch._dynamo' in sys.modules else '')"
     run = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
-    loaded = set(run.stdout.split())
+    return set(run.stdout.split())
+
+
+def test_importing_loads_nothing_and_the_first_name_loads_torch_and_nothing_heavier():
+    assert not loaded_by("import diffstride; diffstride.__version__") & {"torch", "numpy"}
+    loaded = loaded_by("from diffstride import DiffStride")
     heavy = {"gin", "lightning", "pytorch_lightning", "datasets", "matplotlib", "torchvision"}
     assert "torch" in loaded
     assert not loaded & (heavy | {"sklearn", "tensorboard", "absl", "timm", "onnx", "compiler"})
+
+
+def test_modules_of_the_package_are_attributes_and_unknown_names_are_not():
+    loaded_by("import diffstride; diffstride.strides.attach, diffstride.conversion.convert")
+    loaded_by("from diffstride import *; DiffStride, pooling.DiffStride")
+    loaded_by("from diffstride import pooling; pooling.DiffStride")
+    loaded_by("import diffstride._public; from diffstride import *; DiffStride")
+    with pytest.raises(AttributeError, match="'diffstride' has no attribute 'nothing'"):
+        diffstride.nothing  # noqa: B018
+    with pytest.raises(ImportError, match="cannot import name 'nothing'"):
+        from diffstride import nothing  # noqa: F401
 
 
 def test_no_name_of_a_package_hides_a_module_of_it():

@@ -1,56 +1,28 @@
 """Downsampling with learnable strides for PyTorch."""
 
-from diffstride import convnet, functional, pooling, reference, resnet, spectral
-from diffstride._version import __version__
-from diffstride.conversion import convert, freeze, load, rebuild, recipe, report, save
-from diffstride.cost import CostBudget, MultiplyAdds
-from diffstride.functional import diff_stride, spectral_pool
-from diffstride.pooling import (
-    AdaptiveSpectralPooling,
-    BlurPooling,
-    DiffStride,
-    FixedSpectralPooling,
-    MaxPooling,
-    SpatialPooling,
-)
-from diffstride.strides import (
-    attach,
-    parameter_groups,
-    project_strides,
-    stride_layers,
-    stride_penalty,
-    stride_scalars,
-)
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "AdaptiveSpectralPooling",
-    "BlurPooling",
-    "CostBudget",
-    "DiffStride",
-    "FixedSpectralPooling",
-    "MaxPooling",
-    "MultiplyAdds",
-    "SpatialPooling",
-    "__version__",
-    "attach",
-    "convert",
-    "convnet",
-    "diff_stride",
-    "freeze",
-    "functional",
-    "load",
-    "parameter_groups",
-    "pooling",
-    "project_strides",
-    "rebuild",
-    "recipe",
-    "reference",
-    "report",
-    "resnet",
-    "save",
-    "spectral",
-    "spectral_pool",
-    "stride_layers",
-    "stride_penalty",
-    "stride_scalars",
-]
+from diffstride._version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from diffstride._public import *  # noqa: F403
+    from diffstride._public import __all__ as __all__
+else:
+
+    def __getattr__(name: str) -> Any:
+        """Load the library when its first name is used, so that the command's help comes at once.
+
+        While it is being loaded, names that are not there yet are modules, which Python imports.
+        """
+        if not name.startswith("_") or name == "__all__":
+            from diffstride import _public
+
+            public = vars(_public)
+            if names := public.get("__all__"):  # all of it is loaded
+                globals().update({each: public[each] for each in names}, __all__=names)
+            if name in globals():
+                return globals()[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__getattr__("__all__")})

@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import gin
 from absl import app, flags
@@ -178,6 +178,10 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def run() -> None:
-    """Run the command with the arguments of this process, then exit."""
-    app.run(main, flags_parser=_parse_flags)
+def run(argv: list[str] | None = None) -> NoReturn:
+    """Run the command, then exit.
+
+    Args:
+        argv: name and flags of the command; by default those of this process.
+    """
+    app.run(main, argv=argv, flags_parser=_parse_flags)

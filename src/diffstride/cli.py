@@ -1,0 +1,162 @@
+"""The command ``diffstride``: trainings by Gin configurations, and reports of conversions.
+
+Torch, Gin and Lightning are imported by the commands that need them, so that help comes at once.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from diffstride import __version__
+
+USAGE_ERROR = 2
+EXAMPLES = """examples:
+  diffstride train cifar10_small.gin --workdir=runs/small
+  diffstride report torchvision/resnet18 --size 224
+
+diffstride COMMAND --help lists the options of a command.
+"""
+TRAIN_EXAMPLES = """examples:
+  diffstride train digits.gin --workdir=runs/digits
+  diffstride train cifar10.gin --gin_bindings="train.workdir = 'runs/resnet18'"
+  diffstride train cifar10_small.gin mine.gin --gin_bindings="train.budget = 'strided'" --seed=1
+"""
+REPORT_EXAMPLES = """examples:
+  diffstride report torchvision/resnet18
+  diffstride report timm/regnety_002 --size 128
+  diffstride report timm/resnet18d --channels 1 --order after
+  diffstride report torchvision/r3d_18 --size 16 112 112
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: those of the command line; by default those of this process.
+
+    Returns:
+        The exit code. ``train``, ``--help`` and wrong arguments end the process instead.
+
+    >>> main(["report", "torchvision/resnet19"])
+    2
+    """
+    given = _parser().parse_args(arguments)
+    try:
+        return given.run(given)
+    except (ValueError, ModuleNotFoundError) as error:  # the library refuses in words
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE_ERROR
+
+
+def _parser() -> argparse.ArgumentParser:
+    summary = "Downsampling with learnable strides for PyTorch."
+    parser = argparse.ArgumentParser("diffstride", **_texts(summary, EXAMPLES))
+    parser.add_argument("--version", action="version", version=f"diffstride {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_train(commands)
+    _add_report(commands)
+    return parser
+
+
+def _texts(summary: str, examples: str) -> dict[str, Any]:
+    """Options of a parser that shows its examples as they are written."""
+    kept = argparse.RawDescriptionHelpFormatter
+    return {
+        "description": summary,
+        "epilog": examples,
+        "formatter_class": kept,
+        "allow_abbrev": False,
+    }
+
+
+def _add_train(commands: Any) -> None:
+    summary = "Train a network by Gin configurations."
+    train = commands.add_parser("train", help=summary, **_texts(summary, TRAIN_EXAMPLES))
+    train.set_defaults(run=_train)
+    looked_up = "in the working folder, in --configs_folder and among the packaged files"
+    train.add_argument(
+        "config", nargs="+", metavar="CONFIG", help=f"Gin file, looked up {looked_up}"
+    )
+    flags = {
+        "gin_bindings": ("BINDING", "one more line of configuration; may be repeated"),
+        "workdir": ("FOLDER", "run folder; overrides train.workdir"),
+        "seed": ("NUMBER", "random seed; overrides train.seed"),
+        "configs_folder": ("FOLDER", "folder with Gin files of your own"),
+        "verbosity": ("NUMBER", "1 shows the traceback of an error"),
+    }
+    for name, (value, text) in flags.items():
+        train.add_argument(f"--{name}", action="append", default=[], metavar=value, help=text)
+    train.set_defaults(flags=tuple(flags))
+
+
+def _train(given: argparse.Namespace) -> int:
+    """Train as ``python3 -m diffstride.examples.main`` does with the flags of these arguments."""
+    from diffstride.training.command_line import run
+
+    values = {"gin_config": given.config, **{name: getattr(given, name) for name in given.flags}}
+    flags = [f"--{name}={value}" for name, several in values.items() for value in several]
+    return run(["diffstride train", *flags])
+
+
+def _add_report(commands: Any) -> None:
+    summary = "Convert a network with random weights, and report strides, map sizes and cost."
+    report = commands.add_parser("report", help=summary, **_texts(summary, REPORT_EXAMPLES))
+    report.set_defaults(run=_report)
+    report.add_argument(
+        "network", metavar="NETWORK", help="torchvision/NAME or timm/NAME; nothing is downloaded"
+    )
+    report.add_argument(
+        "--size",
+        nargs="+",
+        type=_positive,
+        default=[224],
+        metavar="SAMPLES",
+        help="of the images: one number, or height and width, or frames, height and width "
+        "(default: 224)",
+    )
+    report.add_argument(
+        "--channels", type=_positive, default=3, metavar="NUMBER", help="of the images (default: 3)"
+    )
+    report.add_argument(
+        "--order",
+        choices=("auto", "before", "after"),
+        default="auto",
+        help="where modules are pooled, as for diffstride.convert (default: auto)",
+    )
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return int(text)
+
+
+def _report(given: argparse.Namespace) -> int:
+    import torch
+
+    from diffstride import convert, report
+    from diffstride._named_networks import build_network
+
+    sizes = given.size * 2 if len(given.size) == 1 else given.size
+    model = build_network(given.network, given.channels)
+    image = torch.zeros(1, given.channels, *sizes)
+    converted = convert(model, image, order=given.order)
+    print(f"{given.network}, an image of {' x '.join(map(str, (given.channels, *sizes)))}")
+    print("\n".join(_costs(converted, image)), end="\n\n")
+    print(report(converted))
+    return 0
+
+
+def _costs(converted: Any, image: Any) -> tuple[str, str]:
+    """Lines with the cost of a converted network before conversion and now."""
+    from diffstride import MultiplyAdds
+
+    before = converted.conversion.multiply_adds[""]
+    try:
+        now = MultiplyAdds(converted, image).value()
+        after = f"{now:>15,} MACs, {now / before:.2f} times"
+    except ValueError:
+        after = f"{'unknown':>15}, see below the table"
+    return f"  as it is   {before:>15,} MACs (multiply-adds)", f"  converted  {after}"

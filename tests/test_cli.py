@@ -1,0 +1,235 @@
+"""The command diffstride: help, trainings, reports, errors."""
+
+import json
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import diffstride
+from diffstride import MultiplyAdds, _named_networks, cli, convert, report
+
+PYPROJECT = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", "diffstride", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def ended(*arguments):
+    """The exit code of arguments that end the process."""
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    return stop.value.code
+
+
+class Patches(nn.Module):
+    """A network with a convolution that is converted and one that is left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.down = nn.Conv2d(8, 8, 3, stride=2, padding=1)
+        self.patches = nn.Conv2d(8, 8, 2, stride=2)
+
+    def forward(self, x):
+        return self.patches(self.down(x))
+
+
+class Windows(Patches):
+    """Its cost is unknown, since maps are padded to whole windows of 7."""
+
+    def forward(self, x):
+        x = self.down(x)
+        return self.patches(nn.functional.pad(x, (0, -x.shape[-1] % 7, 0, -x.shape[-2] % 7)))
+
+
+@pytest.fixture
+def own_networks(monkeypatch):
+    """Names of small networks, ``own/Patches`` and ``own/Windows``."""
+    kinds = {"Patches": Patches, "Windows": Windows}
+    monkeypatch.setitem(_named_networks.BUILDERS, "own", lambda name, channels: kinds[name]())
+
+
+# Help and version
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["report"]])
+def test_help_shows_examples_that_are_accepted(command, capsys):
+    assert ended(*command, "--help") == 0
+    text = capsys.readouterr().out
+    examples = re.findall(r"^  diffstride (train|report) (.+)$", text, re.MULTILINE)
+    assert len(examples) >= 2
+    for name, rest in examples:
+        words = [word.strip('"') for word in re.findall(r'[^" ]+"[^"]+"|[^ ]+', rest)]
+        assert cli._parser().parse_args([name, *words]).run in (cli._train, cli._report)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["report", "--help"]])
+def test_help_imports_nothing_heavy(arguments):
+    program = "import sys; from diffstride.cli import main\n"
+    program += f"try: main({arguments})\nexcept SystemExit: print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "usage: diffstride" in done.stdout
+    loaded = set(done.stderr.split())
+    assert "diffstride.cli" in loaded
+    assert not loaded & {"torch", "numpy", "gin", "absl", "lightning", "torchvision", "timm"}
+
+
+def test_version(capsys):
+    done = run("--version")
+    assert (done.returncode, done.stdout) == (0, f"diffstride {diffstride.__version__}\n")
+    assert ended("--version") == 0
+    assert capsys.readouterr().out == done.stdout
+
+
+def test_the_installed_command_is_this_one():
+    entry = re.search(r'^\[project.scripts\]\ndiffstride = "(.+)"$', PYPROJECT, re.MULTILINE)
+    assert entry is not None
+    assert pkgutil.resolve_name(entry[1]) is cli.main
+
+
+@pytest.mark.parametrize("arguments", [[], ["fly"], ["train"], ["report"], ["report", "a", "b"]])
+def test_wrong_arguments_end_with_usage(arguments, capsys):
+    assert ended(*arguments) == cli.USAGE_ERROR
+    assert "usage: diffstride" in capsys.readouterr().err
+
+
+# Training
+
+
+def test_train_trains_like_the_published_command(tmp_path):
+    pytest.importorskip("gin", reason="needs the extra train")
+    folder = tmp_path / "run"
+    small = "train.train.num_epochs = 1\ndata.load_datasets.train_examples = 64"
+    flags = [f"--gin_bindings={small}", f"--workdir={folder}", "--seed=3"]
+    done = run("train", "digits.gin", *flags)
+    assert done.returncode == 0, done.stderr
+    assert "test accuracy" in done.stdout
+    assert json.loads((folder / "summary.json").read_text())["epochs"] == 1
+    again = [sys.executable, "-m", "diffstride.examples.main", "--gin_config=digits.gin", *flags]
+    said = subprocess.run(again, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert f"{folder} holds this run, finished" in said
+
+
+def test_train_passes_flags_on(monkeypatch):
+    command_line = pytest.importorskip("diffstride.training.command_line")
+    passed = []
+    monkeypatch.setattr(command_line, "run", passed.append)
+    cli.main(["train", "a.gin", "b.gin", "--gin_bindings", "c = 'd e'", "--gin_bindings=f = 1"])
+    cli.main(["train", "--workdir=w", "--seed", "-1", "--configs_folder=c", "a", "--verbosity=1"])
+    assert passed == [
+        [
+            "diffstride train",
+            *("--gin_config=a.gin", "--gin_config=b.gin"),
+            *("--gin_bindings=c = 'd e'", "--gin_bindings=f = 1"),
+        ],
+        [
+            "diffstride train",
+            *("--gin_config=a", "--workdir=w", "--seed=-1", "--configs_folder=c", "--verbosity=1"),
+        ],
+    ]
+
+
+def test_train_knows_the_flags_of_the_published_command():
+    command_line = pytest.importorskip("diffstride.training.command_line")
+    flags = set(cli._parser().parse_args(["train", "a.gin"]).flags)
+    assert {*command_line.OWN_FLAGS, "verbosity"} == {*flags, "gin_config"}
+
+
+def test_train_ends_with_the_errors_of_the_published_command(capsys):
+    pytest.importorskip("gin", reason="needs the extra train")
+    assert ended("train", "digit.gin") == cli.USAGE_ERROR
+    assert "did you mean 'digits.gin'?" in capsys.readouterr().err
+
+
+# Reports
+
+
+def test_report_of_a_network_of_torchvision():
+    models = pytest.importorskip("torchvision.models")
+    done = run("report", "torchvision/resnet18", "--size", "64")
+    assert done.returncode == 0, done.stderr
+    image = torch.zeros(1, 3, 64, 64)
+    before, model = MultiplyAdds(models.resnet18(), image), convert(models.resnet18(), image)
+    now = MultiplyAdds(model, image).value()
+    head, table = done.stdout.split("\n\n")
+    assert head.splitlines() == [
+        "torchvision/resnet18, an image of 3 x 64 x 64",
+        f"  as it is   {before.value():>15,} MACs (multiply-adds)",
+        f"  converted  {now:>15,} MACs, {now / before.value():.2f} times",
+    ]
+    assert table == f"{report(model)}\n"
+
+
+def test_report_of_a_network_of_timm_with_options(capsys):
+    timm = pytest.importorskip("timm")
+    options = ["--size", "48", "64", "--channels", "1", "--order", "after"]
+    assert cli.main(["report", "timm/resnet18d", *options]) == 0
+    model = convert(
+        timm.create_model("resnet18d", in_chans=1), torch.zeros(1, 1, 48, 64), order="after"
+    )
+    printed = capsys.readouterr().out
+    assert printed.startswith("timm/resnet18d, an image of 1 x 48 x 64\n")
+    assert printed.endswith(f"\n\n{report(model)}\n")
+
+
+def test_report_says_what_is_left_out_and_why(own_networks, capsys):
+    assert cli.main(["report", "own/Patches", "--size", "32", "--channels", "8"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2] == "left out:"
+    assert re.match(r"  patches: patchifying convolution: its patches do not overlap", lines[-1])
+
+
+def test_report_of_an_unknown_cost(own_networks, capsys):
+    assert cli.main(["report", "own/Windows", "--channels=8", "--order=after", "--size=32"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"^  converted +unknown, see below the table$", printed, re.MULTILINE)
+    assert re.search(r"^multiply-adds: the cost of patches", printed, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["resnet18"], "'resnet18' names no network: give LIBRARY/NAME, such as torchvision/"),
+        (["keras/resnet18"], "'keras/resnet18' names no network"),
+        (["timm/"], "'timm/' names no network"),
+        (["own/Patches", "--channels=3"], "(Conv2d) cannot run on its input"),
+        (["timm/hf-hub:timm/resnet18"], "timm has no network 'hf-hub:timm/resnet18'"),
+        (["timm/resnet18e"], "timm has no network 'resnet18e'; did you mean 'resnet18'?"),
+        (["torchvision/resnet19"], "no network 'resnet19'; did you mean 'resnet18'?"),
+        (["torchvision/resnet18", "--channels=1"], "takes images of 3 channels, not 1"),
+        (["torchvision/vit_b_16", "--size=64"], "Wrong image height! Expected 224 but got 64!"),
+    ],
+)
+def test_errors_of_reports(arguments, error, own_networks, capsys):
+    if (library := arguments[0].partition("/")[0]) in ("timm", "torchvision"):
+        pytest.importorskip(library)
+    assert cli.main(["report", *arguments]) == cli.USAGE_ERROR
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert error in said
+
+
+def test_a_library_that_is_missing_is_named(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    assert cli.main(["report", "timm/resnet18d"]) == cli.USAGE_ERROR
+    said = "timm/resnet18d needs timm, which is not installed: pip install timm"
+    assert capsys.readouterr().err == f"error: {said}\n"
+
+
+@pytest.mark.parametrize("size", ["0", "-1", "2.5", "large"])
+def test_sizes_are_whole_numbers(size, capsys):
+    assert ended("report", "torchvision/resnet18", f"--size={size}") == cli.USAGE_ERROR
+    assert f"{size!r} is no whole number of at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["googlenet", "fcn_resnet50", "fasterrcnn_resnet50_fpn"])
+def test_networks_are_built_without_weights_and_warnings(name):
+    pytest.importorskip("torchvision")
+    assert isinstance(_named_networks.build_network(f"torchvision/{name}"), nn.Module)
