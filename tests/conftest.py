@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from torch import Tensor
 
+RELEASE = tuple(map(int, torch.__version__.split(".")[:2]))  # of torch
 PUBLISHED = {"edge": "passband", "straight_through": False}  # the window of the published layer
 WINDOWED = {"edge": "stopband", "straight_through": False}
 DATA = Path(os.environ.get("DIFFSTRIDE_DATA", Path(__file__).parents[2] / "shared" / "data"))

@@ -3,10 +3,12 @@
 import copy
 import inspect
 import pickle
+import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import RELEASE
 from networks import Net, counted, move_strides, strided
 from torch import nn
 
@@ -411,6 +413,9 @@ def test_slices_that_are_no_strides_stay():
     assert not isinstance(converted, CallsModules)
 
 
+@pytest.mark.skipif(
+    RELEASE < (2, 11), reason="functions of torch 2.8 refuse stand-ins for tuples of sizes"
+)
 def test_functions_with_sizes_of_the_map_stay():
     def forward(net, x):
         x = net.b(net.a(x))
@@ -487,7 +492,9 @@ def test_export_and_compile():
         frozen = freeze(converted, X)
         program = torch.export.export(frozen, (X,))
         torch.testing.assert_close(program.module()(X), frozen(X))
-        with pytest.warns(FutureWarning, match="deprecated"):
+        with warnings.catch_warnings():
+            # Newer releases of torch say that tracing is deprecated.
+            warnings.filterwarnings("ignore", ".*deprecated")
             traced = torch.jit.trace(converted, X)
         torch.testing.assert_close(traced(X), converted(X))
 

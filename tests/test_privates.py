@@ -48,7 +48,11 @@ TORCH: dict[str, Callable[[], Any]] = {
     "_forward_hooks_with_kwargs": lambda: CONV._forward_hooks_with_kwargs == {},
     "_forward_pre_hooks": lambda: CONV._forward_pre_hooks == {},
     "_forward_pre_hooks_with_kwargs": lambda: CONV._forward_pre_hooks_with_kwargs == {},
-    "_functorch": lambda: torch._C._functorch.is_functorch_wrapped_tensor,
+    "_functorch": lambda: (
+        torch._C._functorch.is_functorch_wrapped_tensor,
+        torch._C._functorch.is_gradtrackingtensor,
+        torch._C._functorch.get_unwrapped,
+    ),
     "_get_tracing_state": lambda: torch._C._get_tracing_state() is None,
     "_len_torch_function_stack": lambda: torch._C._len_torch_function_stack() == 0,
     "_make_wrapper_subclass": lambda: torch.Tensor._make_wrapper_subclass,

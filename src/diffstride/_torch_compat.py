@@ -1,6 +1,6 @@
 """All private parts of PyTorch that the library uses, and kinds of tensors.
 
-Tried on PyTorch 2.6.0, the oldest release that the package declares, and on 2.14.1.
+Tried on PyTorch 2.8.0, the oldest release that the package declares, and on 2.14.1.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -80,11 +80,30 @@ def is_wrapped(x: Tensor) -> bool:
     return torch._C._functorch.is_functorch_wrapped_tensor(x)  # pyright: ignore
 
 
+def numbers_of(x: Tensor) -> list[float]:
+    """The values of a vector, also inside transforms of `torch.func`, where PyTorch 2.8 reads none.
+
+    A `torch.func.vmap` over ``x`` has no one value: ``RuntimeError``.
+    """
+    if torch.compiler.is_compiling():
+        return x.tolist()
+    functorch = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+    while functorch.is_gradtrackingtensor(x):  # what a transform that differentiates wraps
+        x = functorch.get_unwrapped(x)
+    with disable_functorch():
+        return x.tolist()
+
+
 def has_tangent(x: Tensor) -> bool:
     """Whether ``x`` is a dual number of `torch.autograd.forward_ad`."""
     if torch.compiler.is_compiling() or forward_ad._current_level < 0:
         return False
     return forward_ad.unpack_dual(x).tangent is not None
+
+
+# Whether programs of `torch.compile` may hold the library's autograd functions. PyTorch 2.8 fails
+# there with an internal error; 2.11 is the oldest release that was tried and does not.
+COMPILES_FUNCTIONS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 11)
 
 
 def mark_constant(function: Callable[..., Any]) -> None:

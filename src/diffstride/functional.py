@@ -6,6 +6,7 @@ from torch import Tensor
 
 from diffstride import _arguments
 from diffstride._arguments import MAX_AXES, as_strides, clamp_strides, pooled_sizes
+from diffstride._torch_compat import numbers_of
 from diffstride.spectral.autograd import pool
 from diffstride.spectral.axis_plan import plan_axis, plan_spectral_axis
 
@@ -108,7 +109,7 @@ def read_strides(strides: Tensor) -> tuple[float, ...]:
             f"strides must be 1 to {MAX_AXES} numbers, one per axis, but are {strides.numel()}"
         )
     try:
-        return tuple((strides if strides.dim() else strides.expand(2)).tolist())
+        return tuple(numbers_of(strides if strides.dim() else strides.expand(2)))
     except RuntimeError as error:
         raise RuntimeError(
             "the strides have no values to read, and the output length depends on them (a vmap "

@@ -16,7 +16,7 @@ from diffstride._arguments import (
     each_limit,
     pooled_sizes,
 )
-from diffstride._torch_compat import is_transformed, outside_jit_trace
+from diffstride._torch_compat import COMPILES_FUNCTIONS, is_transformed, outside_jit_trace
 from diffstride.functional import read_strides
 from diffstride.pooling.base import Plan, SpectralPooling
 from diffstride.pooling.frozen import FrozenPooling
@@ -116,11 +116,17 @@ class DiffStride(SpectralPooling):
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(self, x)
-        if torch.compiler.is_compiling() and self.training and self.strides.requires_grad:
+        if self._learns_in_program():
             from diffstride.pooling.eager import call_eagerly
 
             return call_eagerly(self, x)  # pyright: ignore[reportCallIssue]
         return self._pool(x)
+
+    def _learns_in_program(self) -> bool:
+        """Whether a program is being compiled that cannot hold the gradient of the strides."""
+        if not (torch.compiler.is_compiling() and self.strides.requires_grad):
+            return False
+        return self.training or (not COMPILES_FUNCTIONS and torch.is_grad_enabled())
 
     def _pool(self, x: Tensor) -> Tensor:
         # Not in `forward`: torch.export compiles eager calls too, and would call it for ever.
