@@ -111,6 +111,7 @@ def test_modules_of_the_package_are_attributes_and_unknown_names_are_not():
 
 
 def test_no_name_of_a_package_hides_a_module_of_it():
+    pytest.importorskip("diffstride.training", reason="needs the extra train")
     inner = pkgutil.walk_packages(diffstride.__path__, "diffstride.")
     for name in ("diffstride", *(module.name for module in inner if module.ispkg)):
         package = importlib.import_module(name)
