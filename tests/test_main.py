@@ -182,6 +182,7 @@ ARGUMENTS = [
     for name, arguments in gin_registry.NAMES.items()
     for argument in arguments
     if gin_registry.KINDS[name][argument] not in (Any, dict[str, Any])
+    and argument not in ("fill", "dtype")  # of transforms, which may be dictionaries
 ]
 
 

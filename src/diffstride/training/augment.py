@@ -1,16 +1,29 @@
-"""Data augmentation of whole batches with a given random generator: crop, flip and mixup.
-
-The transforms of `torchvision.transforms.v2` draw once per call, so they would shift and flip all
-images of a batch alike. They also use the global random state, which a resumed run cannot restore.
-"""
+"""Data augmentation of uint8 batches with a given random generator: crop, flip and mixup."""
 
 import hashlib
+import inspect
 from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as vision
+
+from diffstride.training.augment_per_image import PerImage, name_of, per_image
+
+__all__ = [
+    "AUGMENTATIONS",
+    "Augmentation",
+    "crop_and_flip",
+    "describe_augmentation",
+    "find_augmentation",
+    "flip",
+    "mixup",
+    "per_image",
+    "random_crop",
+    "seeded_generator",
+]
 
 Augmentation = Callable[[Tensor, Generator], Tensor]
 
@@ -81,20 +94,49 @@ AUGMENTATIONS: dict[str, Augmentation] = {
 }
 
 
-def find_augmentation(augment_fn: str | Augmentation | None) -> Augmentation | None:
-    """The augmentation of a name; a callable and None are returned as they are.
+def find_augmentation(augment_fn: str | Callable[..., Tensor] | None) -> Augmentation | None:
+    """The augmentation of whole batches that an argument ``augment_fn`` stands for.
+
+    A name stands for its function, and a transform of `torchvision.transforms.v2` is applied to
+    each image on its own. Another callable takes a batch and a generator.
+
+    Raises:
+        ValueError: there is no such name, or the callable does not take these two arguments.
 
     >>> find_augmentation("flip").__name__
     'flip'
+    >>> find_augmentation(v2.RandomVerticalFlip())
+    PerImage(function=RandomVerticalFlip(p=0.5))
     """
-    if augment_fn is None or callable(augment_fn):
-        return augment_fn
-    if augment_fn in AUGMENTATIONS:
+    if isinstance(augment_fn, v2.Transform):
+        return PerImage(augment_fn)
+    if isinstance(augment_fn, str) and augment_fn in AUGMENTATIONS:
         return AUGMENTATIONS[augment_fn]
-    raise ValueError(
-        f"augment_fn must be None, a function (images, generator) or one of "
-        f"{', '.join(map(repr, AUGMENTATIONS))}, but got {augment_fn!r}"
-    )
+    if augment_fn is not None and (not callable(augment_fn) or isinstance(augment_fn, type)):
+        raise ValueError(
+            f"augment_fn must be None, a function (images, generator), a transform such as "
+            f"v2.RandomCrop(32, padding=4) or one of {', '.join(map(repr, AUGMENTATIONS))}, but "
+            f"got {augment_fn!r}"
+        )
+    if augment_fn is not None:
+        _check_takes_batches(augment_fn)
+    return augment_fn
+
+
+def _check_takes_batches(function: Callable[..., Tensor]) -> None:
+    call = function.forward if isinstance(function, nn.Module) else function
+    try:
+        signature = inspect.signature(call)
+    except ValueError:  # some functions written in C have none
+        return
+    try:
+        signature.bind("images", "generator")
+    except TypeError as error:
+        raise ValueError(
+            f"augment_fn must take a batch and a generator, (images, generator), but got "
+            f"{name_of(function)}{signature}: for a function on one image pass "
+            f"augment.per_image({name_of(function)})"
+        ) from error
 
 
 def describe_augmentation(augment: Augmentation, images: Tensor) -> str:
@@ -107,7 +149,7 @@ def describe_augmentation(augment: Augmentation, images: Tensor) -> str:
     >>> describe_augmentation(flip, images) == describe_augmentation(flip, images)
     True
     """
-    name = getattr(augment, "__name__", type(augment).__name__)
+    name = name_of(augment)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         results = [augment(images.clone(), seeded_generator(seed)) for seed in (0, 1, 2, 0, 1, 2)]

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -58,7 +58,7 @@ def load_datasets(
     name: str = "digits",
     root: str | os.PathLike[str] | None = None,
     batch_size: int = 128,
-    augment_fn: str | Augmentation | None = None,
+    augment_fn: str | Callable[..., Tensor] | None = None,
     mixup_alpha: float = 0.0,
     seed: int = 0,
     image_size: int | None = None,
@@ -82,8 +82,11 @@ def load_datasets(
             for images, except hidden ones, and what cannot be read is an error. The default is the
             environment variable `DIFFSTRIDE_DATA`. `"digits"` needs neither.
         batch_size: images per step and process, 1 or more.
-        augment_fn: `"crop_flip"`, `"crop"`, `"flip"` or a function of a uint8 batch and a
-            `torch.Generator` that returns the augmented batch, in the same range of 0 to 255.
+        augment_fn: changes the training images, uint8 of 0 to 255, before they are normalised and
+            mixed. One of `"crop_flip"`, `"crop"` and `"flip"`; a transform of
+            `torchvision.transforms.v2`, which is called on each image `(C, H, W)`;
+            `augment.per_image(f)` for any function `f` on one image; or a function of a batch
+            `(B, C, H, W)` and a `torch.Generator`. Results have the shape and range of the input.
         mixup_alpha: 0 for no mixup. Above 0, a step reads 2 `batch_size` images and blends them in
             pairs, so an epoch has half the steps and its targets are class probabilities.
         seed: seed of the order, the augmentation and mixup.

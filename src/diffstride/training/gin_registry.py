@@ -1,4 +1,4 @@
-"""Registers networks, layers, data, optimisers and schedules with Gin, when it is imported.
+"""Registers networks, layers, data, transforms, optimisers and schedules with Gin, when imported.
 
 The library itself does not use Gin. Parts that it builds inside a call, such as the `Resnet` that
 `resnet18` returns and its batch norms, are replaced by their registered versions during the call.
@@ -13,6 +13,7 @@ from typing import Any
 
 import gin
 import torch
+from torchvision.transforms import v2
 
 from diffstride import convnet, pooling, reference, resnet
 from diffstride.training import augment, data, schedules
@@ -110,6 +111,9 @@ for layer in (reference.DiffStride, reference.FixedSpectralPooling):
 load_datasets = register(data.load_datasets, "data", given=["seed"])  # the seed of the training
 for augmentation in (augment.crop_and_flip, augment.random_crop, augment.flip):
     register(augmentation, "augment", given=["images", "generator"])
+register(augment.per_image, "augment")
+# Two need a batch and its labels; per_image stands for Lambda.
+_register_all(v2, v2.Transform, [], ["Transform", "CutMix", "MixUp", "Lambda"])
 
 register(schedules.multi_step, "schedules", given=["optimizer"])
 # Weight decay is that of train.weight_decay, on kernels only.

@@ -1,0 +1,107 @@
+"""Augmentation of one image at a time, by torchvision's transforms or any function.
+
+The transforms of `torchvision.transforms.v2` draw once a call, so they would shift and flip all
+images of a batch alike. They draw from the global random state, which a resumed run cannot restore.
+So each image is passed on its own, after the global states were seeded by the generator of the
+batch.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+
+def per_image(function: Callable[[Tensor], Tensor]) -> "PerImage":
+    """An augmentation of batches that calls a function on each image, for ``augment_fn``.
+
+    The function may draw from the global random states of torch, NumPy and Python. They are seeded
+    for each batch, and restored after it.
+
+    Args:
+        function: from a uint8 image `(C, H, W)`, with values of 0 to 255, to an image of the same
+            dtype and shape. Conversion to floats and normalisation come later, by the loader.
+
+    Returns:
+        A callable of a batch `(B, C, H, W)` and a `torch.Generator`, which returns a new batch.
+
+    Raises:
+        ValueError: ``function`` cannot be called, or, in a call of the result, it returns no tensor
+            of the same dtype and shape.
+
+    >>> darker = per_image(lambda image: image // 2)
+    >>> darker(torch.tensor([[[[200, 100]]]], dtype=torch.uint8), Generator()).tolist()
+    [[[[100, 50]]]]
+    """
+    if not callable(function) or isinstance(function, type):
+        raise ValueError(f"per_image takes a function on one image, but got {function!r}")
+    return PerImage(function)
+
+
+@dataclass(frozen=True)
+class PerImage:
+    """Calls ``function`` on each image of a batch, see `per_image`."""
+
+    function: Callable[[Tensor], Any]
+
+    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
+        with global_states_seeded_by(generator):
+            return torch.stack([self._change(image) for image in images])
+
+    def _change(self, image: Tensor) -> Tensor:
+        shape, dtype = image.shape, image.dtype
+        result = self.function(image)
+        if isinstance(result, Tensor) and result.shape == shape and result.dtype == dtype:
+            return result
+        raise ValueError(
+            f"augment_fn must return images of the shape and dtype that it takes, here "
+            f"{_describe_tensor(image)}, but {name_of(self.function)} returned "
+            f"{_describe_tensor(result)}: set the size by image_size, and leave out conversion to "
+            "floats and normalisation, which come later"
+        )
+
+
+@contextmanager
+def global_states_seeded_by(generator: Generator) -> Iterator[None]:
+    """Seed the global random states of torch (CPU), NumPy and Python, and restore them at the end.
+
+    >>> with global_states_seeded_by(Generator().manual_seed(0)):
+    ...     first = torch.rand(1), random.random(), np.random.rand()
+    >>> with global_states_seeded_by(Generator().manual_seed(0)):
+    ...     first == (torch.rand(1), random.random(), np.random.rand())
+    True
+    """
+    seed = int(torch.randint(2**32, (1,), generator=generator))
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    # Not torch.manual_seed, which would seed accelerators, too.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """Name of a function, or of the class of a callable object.
+
+    >>> name_of(per_image(torch.flip))
+    'per_image(flip)'
+    """
+    if isinstance(function, PerImage):
+        return f"per_image({name_of(function.function)})"
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def _describe_tensor(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
