@@ -1,4 +1,4 @@
-"""Image data sets in memory as `DataLoader` of normalised batches; by name or from a folder."""
+"""Image data sets as `DataLoader` of normalised batches; by name or from a folder."""
 
 import hashlib
 import json
@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,9 +22,10 @@ from diffstride.training.augment import (
     mixup,
     seeded_generator,
 )
-from diffstride.training.image_decoding import MAX_PIXELS, read_images
+from diffstride.training.image_decoding import MAX_PIXELS
 from diffstride.training.image_folder import DataError
 from diffstride.training.image_sources import Rows, Source, read_source
+from diffstride.training.image_storage import Images, store_images
 
 PROBE_IMAGES = 4  # images by whose augmentation settings are compared
 
@@ -50,8 +52,7 @@ class Datasets:
     def sample(self, count: int) -> Tensor:
         """The first training images `(B, C, H, W)`, normalised but not augmented."""
         dataset: Any = self.train.dataset
-        indices = list(range(min(count, len(dataset))))
-        return Collate(self.mean, self.std)(dataset.__getitems__(indices))[0]
+        return Collate(self.mean, self.std)(dataset.first(count))[0]
 
 
 def load_datasets(
@@ -66,8 +67,10 @@ def load_datasets(
     holdout: int = 0,
     train_examples: int | None = None,
     test_examples: int | None = None,
+    memory_limit: int = 2**32,
+    num_workers: int | None = None,
 ) -> Datasets:
-    """Load an image data set into memory, as loaders of normalised float32 batches `(B, C, H, W)`.
+    """Load an image data set, as loaders of normalised float32 batches `(B, C, H, W)`.
 
     Images become `(x / 255 - mean) / std`, with the mean and standard deviation of each channel
     over the training images. A training epoch is a fixed number of full batches. They depend on
@@ -97,6 +100,11 @@ def load_datasets(
             which is not read: for choices that must not depend on the test images.
         train_examples: use only this many of the first training images.
         test_examples: the same for the test images.
+        memory_limit: bytes of decoded images, of both splits together, that may be held in memory,
+            0 or more; the default is 4 GiB. Larger data sets are decoded for each batch, with the
+            same results.
+        num_workers: processes that prepare batches, 0 or more, where 0 is the training itself. None
+            is 0 if the images are in memory, else one process for each core, up to 8.
 
     Returns:
         `Datasets`. Targets are int64 labels `(B,)`; in training with mixup they are float32
@@ -114,8 +122,9 @@ def load_datasets(
     (torch.Size([32, 1, 8, 8]), torch.int64)
     """
     check_arguments(load_datasets, locals())
-    _check_positive(batch_size=batch_size, image_size=image_size)
-    _check_positive(train_examples=train_examples, test_examples=test_examples)
+    _check_at_least(1, batch_size=batch_size, image_size=image_size)
+    _check_at_least(1, train_examples=train_examples, test_examples=test_examples)
+    _check_at_least(0, memory_limit=memory_limit, num_workers=num_workers)
     if not 0 <= mixup_alpha < float("inf"):
         raise ValueError(f"mixup_alpha must be 0, for no mixup, or more, but got {mixup_alpha}")
     if image_size is not None and image_size**2 > MAX_PIXELS:
@@ -131,23 +140,28 @@ def load_datasets(
             f"batch_size={batch_size} with mixup_alpha={mixup_alpha} needs {step_size} images per "
             f"step, but {name!r} has {len(train.rows)} training images: use a smaller batch_size"
         )
-    images, test_images = read_images(train, test, image_size)
-    mean, std = _statistics(images)
+    images, test_images, counts, workers = store_images(
+        train, test, image_size, memory_limit, num_workers
+    )
+    mean, std = _statistics(counts)
     plain = Collate(mean, std)
     train_set, test_set = ImageSet(images, train.labels), ImageSet(test_images, test.labels)
     sampler = EpochSampler(train_set, seed)
     drawn = Collate(mean, std, sampler, augment, mixup_alpha, len(source.class_names))
     _, channels, height, width = images.shape
+    # Workers end with their epoch: they hold a copy of the sampler, which knows the epoch.
+    load = partial(DataLoader, num_workers=workers)
     return Datasets(
-        DataLoader(train_set, step_size, sampler=sampler, collate_fn=drawn, drop_last=True),
-        DataLoader(test_set, batch_size, collate_fn=plain),
+        load(train_set, step_size, sampler=sampler, collate_fn=drawn, drop_last=True),
+        load(test_set, batch_size, collate_fn=plain),
         name,
         source.class_names,
         (channels, height, width),
         mean,
         std,
         {
-            "augment_fn": augment and describe_augmentation(augment, images[:PROBE_IMAGES]),
+            "augment_fn": augment
+            and describe_augmentation(augment, train_set.first(PROBE_IMAGES).images),
             "mixup_alpha": mixup_alpha,
             "images": [*images.shape],
             "test_images": len(test_images),
@@ -167,10 +181,10 @@ def _digest(class_names: Sequence[str], *labels: np.ndarray) -> str:
     return digest.hexdigest()[:16]
 
 
-def _check_positive(**values: int | None) -> None:
+def _check_at_least(least: int, **values: int | None) -> None:
     for name, value in values.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be 1 or more, but got {value}")
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be {least} or more, but got {value}")
 
 
 def _split(
@@ -203,9 +217,9 @@ class Batch(NamedTuple):
 
 
 class ImageSet(Dataset[Batch]):
-    """A `Dataset` of images in memory that is indexed by whole batches."""
+    """A `Dataset` of images that is indexed by whole batches."""
 
-    def __init__(self, images: Tensor, labels: np.ndarray) -> None:
+    def __init__(self, images: Images, labels: np.ndarray) -> None:
         self.images = images
         self.labels = torch.from_numpy(labels)
 
@@ -217,6 +231,10 @@ class ImageSet(Dataset[Batch]):
 
     def __getitems__(self, indices: list[int]) -> Batch:
         return Batch(self.images[indices], self.labels[indices], indices)
+
+    def first(self, count: int) -> Batch:
+        """The first images, at most ``count``."""
+        return self.__getitems__(list(range(min(count, len(self)))))
 
 
 class EpochSampler(DistributedSampler[int]):
@@ -281,10 +299,10 @@ class Collate:
         return seeded_generator(self.sampler.seed, *epoch, *indices)
 
 
-def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
-    # Counts of the 256 values are exact and need no floating-point copy of the images.
-    counts = [torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]
-    shares = torch.stack(counts).double() * (images.shape[1] / images.numel())
+def _statistics(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel from the counts of its 256 values."""
+    # Counts are exact and need no floating-point copy of the images.
+    shares = counts.double() * (1 / int(counts[0].sum()))
     values = torch.arange(256, dtype=torch.float64) / 255
     mean = shares @ values
     std = (shares * (values - mean[:, None]) ** 2).sum(1).sqrt()

@@ -4,6 +4,7 @@ import io
 import os
 import stat
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,27 +25,22 @@ MAX_PIXELS = 2**26  # 8,192 x 8,192; larger images are refused before they are d
 MAX_BYTES = 2**29  # of an encoded image
 
 
-def read_images(train: Rows, test: Rows, image_size: int | None) -> tuple[Tensor, Tensor]:
-    """Decode both splits to uint8 tensors `(N, C, H, W)`, with one channel if all images are grey.
+def decode_rows(split: Rows, image_size: int | None, shape: Sequence[int] | None = None) -> Tensor:
+    """Decode all rows of a split to a uint8 tensor `(N, 3, H, W)`; digits have one channel.
+
+    Args:
+        split: one row or more.
+        image_size: as for `load_datasets`.
+        shape: channels, height and width that all images must have; None for those of the first.
 
     Raises:
         DataError: an image cannot be decoded, has more than `MAX_PIXELS` pixels, before or after
-            resizing, or differs in size from the first one.
+            resizing, or differs in size.
 
     >>> from diffstride.training.image_sources import read_source
-    >>> source = read_source("digits")
-    >>> [tuple(each.shape) for each in read_images(source.train, source.test, None)]
-    [(1437, 1, 8, 8), (360, 1, 8, 8)]
+    >>> tuple(decode_rows(read_source("digits").test, None).shape)
+    (360, 1, 8, 8)
     """
-    train_images = _read(train, image_size)
-    test_images = _read(test, image_size, train_images.shape[1:])
-    # Grey images are often stored with three equal channels.
-    if all(bool((images == images[:, :1]).all()) for images in (train_images, test_images)):
-        return train_images[:, :1].clone(), test_images[:, :1].clone()
-    return train_images, test_images
-
-
-def _read(split: Rows, image_size: int | None, shape: torch.Size | None = None) -> Tensor:
     images = None
     for count, (row, item) in enumerate(zip(split.rows, split.fetch(split.rows), strict=True)):
         image = item if isinstance(item, Tensor) else _decode(item, row, split.title)
@@ -52,7 +48,7 @@ def _read(split: Rows, image_size: int | None, shape: torch.Size | None = None) 
             _check_resized(image.shape, image_size, _name_image(item, row, split.title))
             image = vision.resize(image, [image_size])
             image = vision.center_crop(image, [image_size])
-        if image.shape != (shape := shape or image.shape):
+        if tuple(image.shape) != (shape := tuple(shape or image.shape)):
             raise DataError(
                 f"{_name_image(item, row, split.title)} has {image.shape[1]} x {image.shape[2]} "
                 f"pixels, others have {shape[1]} x {shape[2]}: pass image_size=PIXELS to resize "

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -29,7 +30,10 @@ LAYOUT = "train.parquet and test.parquet, or train/CLASS/*.png and test/CLASS/*.
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of one split: their labels, and a function that fetches their encoded images."""
+    """Rows of one split: their labels, and a function that fetches their encoded images.
+
+    They are sent to the processes that decode, so the function is not a local one.
+    """
 
     fetch: Callable[[np.ndarray], Iterable[Any]]
     labels: np.ndarray
@@ -131,11 +135,11 @@ def _rows_of_files(paths: Sequence[Sequence[str]], title: str) -> Rows:
     files = list(chain.from_iterable(paths))
     labels = np.repeat(np.arange(len(paths)), list(map(len, paths)))
     order = _order(labels)
+    return Rows(partial(_name_files, files), labels[order], order, title)
 
-    def fetch(rows: np.ndarray) -> Iterator[Any]:
-        return ({"bytes": None, "path": files[row]} for row in rows)
 
-    return Rows(fetch, labels[order], order, title)
+def _name_files(files: Sequence[str], rows: np.ndarray) -> Iterator[Any]:
+    return ({"bytes": None, "path": files[row]} for row in rows)
 
 
 def _title(part: str, name: str) -> str:
@@ -251,13 +255,13 @@ def _rows(
     labels = np.array([positions[value] for value in values], dtype=np.int64)
     encoded = split.select_columns(column).cast_column(column, Image(decode=False))
     order = _order(labels)
+    return Rows(partial(_take_column, encoded, column), labels[order], order, title)
 
-    def fetch(rows: np.ndarray) -> Iterator[Any]:
-        # In batches: row by row, `datasets` would take as long as the decoding.
-        batches: Any = encoded.select(rows).iter(batch_size=1000)
-        return chain.from_iterable(batch[column] for batch in batches)
 
-    return Rows(fetch, labels[order], order, title)
+def _take_column(encoded: "HubDataset", column: str, rows: np.ndarray) -> Iterator[Any]:
+    # In batches: row by row, `datasets` would take as long as the decoding.
+    batches: Any = encoded.select(rows).iter(batch_size=1000)
+    return chain.from_iterable(batch[column] for batch in batches)
 
 
 def _order(labels: np.ndarray) -> np.ndarray:

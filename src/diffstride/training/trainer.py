@@ -11,6 +11,7 @@ from typing import Any
 
 from diffstride.training.argument_types import shorten
 from diffstride.training.checkpoints import CHECKPOINTS, AtomicCheckpointIO, Checkpoints
+from diffstride.training.classifier import Classifier
 from diffstride.training.data import Datasets
 from diffstride.training.lightning_compat import (
     LightningEnvironment,
@@ -101,7 +102,7 @@ def check_callbacks(callbacks: Iterable[Any]) -> list[Any]:
     return found
 
 
-def fit(trainer: pl.Trainer, module: pl.LightningModule, data: Datasets, checkpoint: Any) -> None:
+def fit(trainer: pl.Trainer, module: Classifier, data: Datasets, checkpoint: Any) -> None:
     """Train, from a checkpoint if there is one.
 
     Raises:
@@ -110,6 +111,10 @@ def fit(trainer: pl.Trainer, module: pl.LightningModule, data: Datasets, checkpo
             own code is 0, with which a script would go on.
     """
     handler = signal.getsignal(signal.SIGINT)
+    # Lightning starts the workers of the first epoch before it sets that epoch.
+    sampler: Any = data.train.sampler
+    if hasattr(sampler, "set_epoch"):
+        sampler.set_epoch(module.record.get("epochs", 0))
     try:
         trainer.fit(module, data.train, data.test, ckpt_path=checkpoint)
     except exceptions.SIGTERMException as error:
@@ -131,7 +136,7 @@ def quiet_lightning() -> Iterator[None]:
         for logger, level in levels.items():
             logger.setLevel(logging.WARNING)  # no tips, no list of absent hardware
             stack.callback(logger.setLevel, level)
-        # The images are decoded in memory: workers would only copy them between processes.
+        # Workers would only copy images that are in memory. Larger sets have their own number.
         warnings.filterwarnings("ignore", ".*does not have many workers")
         # With several processes an epoch has fewer steps; its end is logged in any case.
         warnings.filterwarnings("ignore", ".*smaller than the logging interval")
