@@ -15,8 +15,9 @@ from diffstride.training.files import check_writable, expand_home, locked
 from diffstride.training.lightning_compat import exceptions
 from diffstride.training.trainer import KILLED_BY
 from experiments.grid import DEFAULT_PATHS, Paths, Run
+from experiments.progress import Progress
 from experiments.report import write_report
-from experiments.results import append_row, check_holdout, identity, read_rows
+from experiments.results import Row, append_row, check_holdout, identity, read_rows
 from experiments.runner import GridRunner
 from experiments.selection import KEYS, select_runs, split_runs
 from experiments.source_commit import read_commit
@@ -44,14 +45,18 @@ def train_runs(
     Each run gets a run folder of its name in ``folder``. Errors go to ``failures``, by name.
     """
     commit = read_commit("src", "experiments")  # now: files may change while the grid runs
+    chosen = {name: runner.chosen(run) for name, run in runs.items()}
+    progress = Progress({name: row["epochs"] for name, row in chosen.items()})
     for number, (name, run) in enumerate(runs.items(), start=1):
         workdir = folder / name
         try:
             workdir.mkdir(parents=True, exist_ok=True)
             with locked(workdir, wait=False) as free:
-                if not free or name not in _missing(runner, {name: run}, file.parent):
+                missing = _without_row(chosen, file.parent)
+                if not free or name not in missing:
                     continue
-                print(f"run {number} of {len(runs)}: {name}", flush=True)
+                times = progress.describe(missing, failures)
+                print(f"run {number} of {len(runs)}: {name}{times}", flush=True)
                 append_row(file, runner.train(run, workdir, commit))
         except Exception as error:  # of any kind: the other runs can be trained
             traceback.print_exc()
@@ -59,8 +64,12 @@ def train_runs(
 
 
 def _missing(runner: GridRunner, runs: Mapping[str, Run], results: Path) -> list[str]:
+    return _without_row({name: runner.chosen(run) for name, run in runs.items()}, results)
+
+
+def _without_row(chosen: Mapping[str, Row], results: Path) -> list[str]:
     done = set(map(identity, read_rows(results)))
-    return [name for name, run in runs.items() if identity(runner.chosen(run)) not in done]
+    return [name for name, row in chosen.items() if identity(row) not in done]
 
 
 def _count(runs: Mapping[str, Run], missing: Sequence[str]) -> str:

@@ -8,8 +8,10 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from datetime import timedelta
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import gin
@@ -21,7 +23,7 @@ from diffstride.training import command_line, gin_registry
 from diffstride.training.checkpoints import CHECKPOINTS, LAST
 from diffstride.training.files import locked
 from diffstride.training.lightning_compat import exceptions
-from experiments import runner, source_commit, table
+from experiments import progress, runner, source_commit, table
 from experiments.grid import Run, grid
 from experiments.results import CHOSEN, KEYS, append_row, identity, read_rows
 from experiments.runner import GridRunner
@@ -309,6 +311,53 @@ def test_grid_resumes_after_an_interruption(fake_training, monkeypatch, capsys):
     assert command() == 0
     assert fake_training == NAMES
     assert len(read_rows(Path("results"))) == 6
+
+
+def test_times_of_a_grid_follow_from_the_runs_that_were_finished(
+    fake_training, monkeypatch, capsys
+):
+    """Two of eight runs take three epochs, and the third run fails."""
+    extra = "'seeds': [0, 1], 'config': 'long', 'bindings': ['train.num_epochs = 3']"
+    group = "{'dataset': 'digits', 'strides': [1, 1, 2, 2, 1], 'pooling': 'max', " + extra + "}"
+    text = TINY.replace("table.grid.groups = [", f"table.grid.groups = [{group},")
+    Path("tiny.gin").write_text(text)
+    clock = itertools.count(0, 60)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    train = gin_registry.train
+
+    def train_or_fail():
+        summary = train()
+        if len(fake_training) == 3:
+            raise ValueError("diverged")
+        return summary
+
+    monkeypatch.setattr(gin_registry, "train", train_or_fail)
+    command()
+    lines = re.findall(r"run (\d) of 8: [^ \n]+(.*)", capsys.readouterr().out)
+    assert [int(number) for number, _ in lines] == [*range(1, 9)]
+    work = [gin_epochs(name) for name in fake_training]
+    assert sorted(work) == [1] * 6 + [3] * 2
+    assert lines[0][1] == ""
+    for number, (_, times) in enumerate(lines[1:], start=1):
+        done = sum(work[:number]) - (work[2] if number > 2 else 0)
+        left = round(60 * number * sum(work[number:]) / done)
+        assert (
+            times == f" ({timedelta(minutes=number)} elapsed, about {timedelta(seconds=left)} left)"
+        )
+
+
+def gin_epochs(name):
+    return int(re.search(r"epochs(\d+)", name)[1])
+
+
+def test_time_left_counts_runs_of_other_processes(monkeypatch):
+    times = iter([0.0, 30.0, 60.0, 3 * 24 * 3600.0])
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(times)))
+    shown = progress.Progress(dict.fromkeys("abcdef", 10.0))
+    assert shown.describe("abcdef") == ""
+    assert shown.describe("abcdef", failed="a") == " (0:00:30 elapsed)"
+    assert shown.describe("aef", failed="a") == " (0:01:00 elapsed, about 0:00:40 left)"
+    assert shown.describe("af", failed="a").endswith("about 18:00:00 left)")
 
 
 def test_exit_code_shows_that_the_grid_was_terminated(fake_training, monkeypatch):
