@@ -275,3 +275,55 @@ def test_a_network_without_strides_is_left_alone(pl):
     network[1], network[3] = nn.Identity(), nn.Identity()
     train(pl, network, [logger])
     assert logger.rows == {}
+
+
+CALLBACKS = {
+    "StrideMonitor": StrideMonitor,
+    "StridePhase": lambda network: StridePhase(0.0, 1.0, network),
+    "BudgetCallback": lambda network: BudgetCallback(batches()[0][:1], 1.0, network),
+}
+
+
+@pytest.mark.parametrize("kind", CALLBACKS)
+@pytest.mark.parametrize(
+    ("network", "place", "modules"),
+    [
+        ("bdoy", "Training has no module 'bdoy'", "'body'"),
+        ("body.first", "Training.body has no module 'first'", "'0', '1', '2', '3'"),
+        ("body.3.pool", "Training.body.3 has no module 'pool'", "none"),
+    ],
+)
+def test_a_wrong_name_is_refused_before_the_training(pl, kind, network, place, modules):
+    seen = []
+    message = rf"^{kind}\(network='{network}'\): {place}, its modules are {modules}: pass the name"
+    with pytest.raises(ValueError, match=message):
+        train(pl, build_network(), False, seen=seen, callbacks=[CALLBACKS[kind](network)])
+    assert not seen
+
+
+@pytest.mark.parametrize("kind", CALLBACKS)
+@pytest.mark.parametrize("hook", ["setup", "configure_model"])
+def test_a_network_may_be_built_when_the_training_starts(pl, kind, hook):
+    class Training(pl.LightningModule):
+        def training_step(self, batch, _):
+            return loss_of(self.body, batch)
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.01)
+
+    def build(self, stage=None):
+        self.body = build_network()
+
+    setattr(Training, hook, build)
+    module = Training()
+    trainer = pl.Trainer(
+        max_steps=1,
+        accelerator="cpu",
+        callbacks=[CALLBACKS[kind]("body")],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, torch.utils.data.DataLoader(batches(), batch_size=None))
+    assert trainer.global_step == 1

@@ -21,6 +21,31 @@ else:
         from pytorch_lightning import Callback, LightningModule, Trainer
 
 
+def _find_network(
+    callback: "StrideMonitor | StridePhase | BudgetCallback", pl_module: LightningModule
+) -> nn.Module:
+    """The part of a module that a callback names.
+
+    It is first called when a fit starts. Before, in `setup`, a module need not have its network
+    yet: Lightning calls the ``setup`` and ``configure_model`` of modules after that of callbacks.
+
+    Raises:
+        ValueError: there is no such part; lists those that there are.
+    """
+    found: nn.Module = pl_module
+    place = type(pl_module).__name__
+    for name in callback.network.split(".") if callback.network else ():
+        parts = {each: part for each, part in found._modules.items() if part is not None}
+        if name not in parts:
+            names = ", ".join(map(repr, parts)) or "none"
+            raise ValueError(
+                f"{type(callback).__name__}(network={callback.network!r}): {place} has no module "
+                f"{name!r}, its modules are {names}: pass the name of the network, or '' for all"
+            )
+        found, place = parts[name], f"{place}.{name}"
+    return found
+
+
 class StrideMonitor(Callback):
     """Projects learnable strides onto their limits after each step, and logs them.
 
@@ -30,13 +55,19 @@ class StrideMonitor(Callback):
 
     Args:
         network: attribute of the `LightningModule` that contains the network, not repeated in the
-            logged names; ``""`` for the module itself.
+            logged names, such as ``"network"`` or ``"network.body"``; ``""`` for the module itself.
+
+    Raises:
+        ValueError: when a fit starts, if there is no such attribute.
 
     >>> trainer = Trainer(callbacks=[StrideMonitor()])  # doctest: +SKIP
     """
 
     def __init__(self, network: str = "") -> None:
         self.network = network
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _find_network(self, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         project_strides(pl_module)
@@ -74,7 +105,7 @@ class StrideMonitor(Callback):
         if not trainer.loggers or not trainer.is_global_zero or trainer.global_step == self._logged:
             return
         self._logged = trainer.global_step
-        scalars = stride_scalars(pl_module.get_submodule(self.network))
+        scalars = stride_scalars(_find_network(self, pl_module))
         for logger in trainer.loggers if scalars else ():
             logger.log_metrics(scalars, step=trainer.global_step)
 
@@ -91,7 +122,8 @@ class StridePhase(Callback):
         network: as for `StrideMonitor`.
 
     Raises:
-        ValueError: a share is out of its range, or the training has no end or several optimisers.
+        ValueError: a share is out of its range, the training has no end or several optimisers, or
+            the module has no such network.
 
     >>> trainer = Trainer(callbacks=[StridePhase(0.1, 0.6)])  # doctest: +SKIP
     """
@@ -103,6 +135,9 @@ class StridePhase(Callback):
                 f"StridePhase needs shares 0 <= start <= stop <= 1, but got {start!r} and {stop!r}"
             )
         self.start, self.stop, self.network = start, stop, network
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _find_network(self, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         steps = trainer.estimated_stepping_batches
@@ -124,7 +159,7 @@ class StridePhase(Callback):
     ) -> None:
         if self.first <= trainer.global_step < self.last:
             return
-        for layer in stride_layers(pl_module.get_submodule(self.network)).values():
+        for layer in stride_layers(_find_network(self, pl_module)).values():
             parameter: Any = layer.strides
             parameter.grad = None  # optimisers skip None, but apply decay and momentum to zeros
 
@@ -147,7 +182,8 @@ class BudgetCallback(Callback):
         leaf_modules: as for `convert`.
 
     Raises:
-        ValueError: several budgets of a trainer have the same ``log``.
+        ValueError: several budgets of a trainer have the same ``log``, or the module has no such
+            network.
 
     >>> trainer = Trainer(callbacks=[BudgetCallback(images, 0.5)])  # doctest: +SKIP
     """
@@ -179,8 +215,11 @@ class BudgetCallback(Callback):
                 "another log="
             )
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _find_network(self, pl_module)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        network = pl_module.get_submodule(self.network)
+        network = _find_network(self, pl_module)
         budget = self._saved.get("multiply_adds", self._earlier_budget(network))
         self.budget = CostBudget(network, self.example, budget, self.leaf_modules)
         if self._saved:
