@@ -2,6 +2,9 @@
 
 import copy
 import pickle
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -58,54 +61,168 @@ def test_an_attached_budget_is_one_called_by_hand(kind):
     assert budgets[0].cost.value() <= budgets[0].multiply_adds
 
 
-def test_accumulated_gradients_do_not_project():
-    model = network()
-    budget = CostBudget(model, X, "before")
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
-    budget.attach(optimiser)
-    calls = []
-    budget.project_ = lambda: calls.append(1)
-    backward(model)
-    backward(model)
-    assert not calls
+def limited():
+    """A network with strides near their lower limit of 1, to which `pull` leads them."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), DiffStride((1.01, 1.6)), nn.Conv2d(4, 4, 3))
 
 
-def test_steps_that_a_scaler_skips_change_nothing():
-    model = network()
+def pull(model, factor=1.0):
+    (factor * (model(X).square().mean() + model[1].strides.sum())).backward()
+
+
+@pytest.mark.parametrize("kind", OPTIMISERS)
+def test_attached_strides_are_those_projected_by_hand(kind):
+    models = [limited() for _ in range(3)]
+    optimisers = [OPTIMISERS[kind](model.parameters()) for model in models]
+    diffstride.attach(models[0], optimisers[0])
+    least = 2.0
+    for _ in range(3):
+        for model, optimiser in zip(models, optimisers, strict=True):
+            optimiser.zero_grad()
+            pull(model)
+            optimiser.step()
+        diffstride.project_strides(models[1])
+        attached, by_hand, free = (model[1].strides for model in models)
+        assert attached.equal(by_hand)
+        assert attached.min() >= 1
+        least = min(least, free.min().item())
+    assert least < 1
+
+
+class Case(NamedTuple):
+    """A way to attach, with what it does by hand before and after a step."""
+
+    build: Callable[[], nn.Module]
+    backward: Callable[..., None]
+    attach: Callable[..., Any]
+    by_hand: Callable[[nn.Module], tuple[Callable[[], Any], Callable[[], Any]]]
+
+
+def budget_by_hand(model):
     budget = CostBudget(model, X, "before")
-    for fused in (False, True):
-        optimiser = torch.optim.AdamW(model.parameters(), lr=0.1, fused=fused)
-        budget.attach(optimiser)
-        scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
-        before = model[1][0].pooling.strides.detach().clone()
-        scaler.scale(model(X).square().mean() * float("inf")).backward()
+    return budget.project_gradients_, budget.project_
+
+
+CASES = {
+    "strides": Case(
+        limited,
+        pull,
+        diffstride.attach,
+        lambda model: (lambda: None, lambda: diffstride.project_strides(model)),
+    ),
+    "budget": Case(
+        network,
+        backward,
+        lambda model, optimiser: CostBudget(model, X, "before").attach(optimiser),
+        budget_by_hand,
+    ),
+}
+each_case = pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
+each_kind = pytest.mark.parametrize("options", [{}, {"foreach": True}, {"fused": True}], ids=str)
+
+
+def pair(case, optimiser):
+    """A network with hooks and its optimiser, and one with calls by hand and a step of it."""
+    hooked, plain = case.build(), case.build()
+    optimisers = optimiser(hooked.parameters()), optimiser(plain.parameters())
+    case.attach(hooked, optimisers[0])
+    before, after = case.by_hand(plain)
+
+    def step(*arguments):
+        before()
+        optimisers[1].step(*arguments)
+        after()
+        optimisers[1].zero_grad()
+
+    return hooked, optimisers[0], plain, step
+
+
+def assert_same_parameters(one, other, exactly=True):
+    tolerance = {"rtol": 0, "atol": 0} if exactly else {}
+    for first, second in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(first, second, **tolerance)
+
+
+@each_case
+@each_kind
+def test_accumulated_gradients_make_the_step_of_their_sum(case, options):
+    hooked, optimiser, plain, step = pair(case, lambda p: torch.optim.AdamW(p, lr=0.05, **options))
+    start = [each.strides.detach().clone() for each in stride_layers(hooked).values()]
+    for number in range(3):
+        parameters = [each.detach().clone() for each in hooked.parameters()]
+        case.backward(hooked, 0.25)
+        case.backward(hooked, 0.75)
+        assert all(map(torch.equal, parameters, hooked.parameters())), number
+        optimiser.step()
+        optimiser.zero_grad()
+        case.backward(plain, 0.25)
+        case.backward(plain, 0.75)
+        step()
+    assert_same_parameters(hooked, plain)
+    ends = [each.strides for each in stride_layers(hooked).values()]
+    assert not any(map(torch.equal, start, ends))
+
+
+@each_case
+@each_kind
+@pytest.mark.parametrize("overflow", ["inf", "nan"])
+def test_steps_that_a_scaler_skips_change_nothing(case, options, overflow):
+    """A fused optimiser is called for a step to skip, with hooks, and skips it itself."""
+    hooked, optimiser, plain, step = pair(case, lambda p: torch.optim.AdamW(p, lr=0.05, **options))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    for skipped in (False, True, False):
+        before = [each.detach().clone() for each in hooked.parameters()]
+        # `backward` multiplies the loss by a number: the scale that a scaled 1 has.
+        case.backward(hooked, scaler.scale(torch.tensor(float(overflow) if skipped else 1.0)))
         scaler.step(optimiser)
         scaler.update()
-        assert model[1][0].pooling.strides.equal(before)
         optimiser.zero_grad()
-        scaler.scale(model(X).square().mean()).backward()
+        assert all(map(torch.equal, before, hooked.parameters())) == skipped
+        if not skipped:
+            case.backward(plain)
+            step()
+    assert scaler.get_scale() == 2.0**15
+    assert_same_parameters(hooked, plain, exactly=False)
+
+
+@each_case
+def test_gradients_that_are_unscaled_and_clipped_before_the_step(case):
+    hooked, optimiser, plain, step = pair(case, lambda p: torch.optim.SGD(p, lr=0.5))
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for _ in range(3):
+        case.backward(hooked, scaler.scale(torch.tensor(1.0)))
+        scaler.unscale_(optimiser)
+        nn.utils.clip_grad_norm_(hooked.parameters(), 0.1)
         scaler.step(optimiser)
-        assert not model[1][0].pooling.strides.equal(before)
-        assert budget.cost.value() <= budget.multiply_adds
+        scaler.update()
         optimiser.zero_grad()
+        case.backward(plain)
+        nn.utils.clip_grad_norm_(plain.parameters(), 0.1)
+        step()
+    assert_same_parameters(hooked, plain, exactly=False)
 
 
 # LBFGS of torch 2.8 makes a number of a loss that has a gradient.
 @pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True to a scalar")
-def test_an_optimiser_with_a_closure():
-    model = network()
-    budget = CostBudget(model, X, "before")
-    optimiser = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=2)
-    budget.attach(optimiser)
+@each_case
+def test_an_optimiser_with_a_closure_is_projected_after_its_step(case):
+    hooked, optimiser, plain, step = pair(case, lambda p: torch.optim.LBFGS(p, 0.1, max_iter=2))
 
-    def closure():
-        optimiser.zero_grad()
-        loss = model(X).square().mean()
-        loss.backward()
-        return loss
+    def closure(model):
+        model.zero_grad()
+        case.backward(model)
+        return torch.tensor(1.0)
 
-    optimiser.step(closure)
-    assert budget.cost.value() <= budget.multiply_adds
+    for _ in range(2):
+        optimiser.step(partial(closure, hooked))
+        step(partial(closure, plain))
+    assert_same_parameters(hooked, plain)
+    if case is CASES["strides"]:
+        assert hooked[1].strides.min() == 1
+    else:
+        budget = CostBudget(hooked, X, "before")
+        assert budget.cost.value() <= budget.multiply_adds
 
 
 def test_hooks_can_be_removed():

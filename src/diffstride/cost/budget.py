@@ -142,7 +142,8 @@ class CostBudget:
     def attach(self, optimizer: torch.optim.Optimizer) -> "StepHooks":
         """Have an optimiser call `project_gradients_` before and `project_` after each step.
 
-        Steps that a ``GradScaler`` skips and batches that only accumulate gradients call neither.
+        Batches that only accumulate gradients call neither. Steps that a ``GradScaler`` skips
+        change nothing: it does not call the optimiser, or a fused one skips the step itself.
         An optimiser that computes gradients inside its step, by a closure as LBFGS does, is held
         after it. The state of the budget is in that of the optimiser, under "diffstride_budgets",
         so that training resumes from a checkpoint of both network and optimiser.
