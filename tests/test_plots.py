@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from torch import nn
 
@@ -53,6 +54,39 @@ def test_plot_has_a_line_for_each_stride(trajectories, tmp_path):
     assert colours[0] == colours[1] != colours[2] == colours[3]
     assert [line.get_linestyle() for line in lines] == ["-", "--", "-", "--"]
     assert (tmp_path / "strides.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_strides_are_drawn_into_given_axes(trajectories, tmp_path):
+    figure = Figure()
+    left, right = figure.subfigures(1, 2)
+    first, second, third = left.add_subplot(), *right.subplots(2)
+    assert plot_stride_trajectories(trajectories, ax=first) is figure
+    path = tmp_path / "both.png"
+    assert plot_stride_trajectories(trajectories, path, ax=third) is figure
+    assert [len(axes.get_lines()) for axes in (first, second, third)] == [4, 0, 4]
+    assert (third.get_xlabel(), third.get_ylabel()) == ("step", "stride")
+    assert_drawn(path)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda path: plot_stride_trajectories({"a/height": ([0, 1], [2.0, 1.5])}, *path),
+        lambda path: plot_windows(pooled_network(2), torch.zeros(1, 2, 16, 16), *path),
+        lambda path: plot_accuracy_against_cost(POINTS, *path),
+        lambda path: plot_learned_strides([LearnedStrides("a", "b", {"c": [1.0, 2.0]})], *path),
+    ],
+    ids=["trajectories", "windows", "cost", "learned"],
+)
+def test_a_figure_is_written_only_to_a_given_path(draw, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    returned = [draw([]), draw([None])]
+    assert not list(tmp_path.iterdir())
+    draw([tmp_path / "written.png"])
+    for number, figure in enumerate(returned):
+        figure.savefig(f"{number}.png", dpi=120)
+        assert_drawn(tmp_path / f"{number}.png")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.png", "1.png", "written.png"]
 
 
 def test_a_log_without_strides_gives_an_empty_plot(tmp_path):

@@ -1,7 +1,7 @@
 """Plots of learned strides, windows, and accuracy against cost.
 
-Every function writes its figure to ``path``, whose ending sets the format (``.png``, ``.svg``,
-``.pdf``), and returns it.
+Every function returns its figure. With a ``path`` it also writes the figure to that file, whose
+ending sets the format (``.png``, ``.svg``, ``.pdf``).
 """
 
 import csv
@@ -36,6 +36,7 @@ STYLES = {"width": "--", "depth": ":"}
 COLOURS = {"width": "C1", "depth": "C2"}
 MARKERS = ("o", "^", "s", "v", "D")
 Trajectories = dict[str, tuple[list[int], list[float]]]
+File = str | os.PathLike[str] | None
 
 
 def read_trajectories(metrics: str | os.PathLike[str]) -> Trajectories:
@@ -67,19 +68,26 @@ def trajectories_of(history: Sequence[Mapping[str, float]]) -> Trajectories:
     }
 
 
-def plot_stride_trajectories(trajectories: Trajectories, path: str | os.PathLike[str]) -> Figure:
+def plot_stride_trajectories(
+    trajectories: Trajectories, path: File = None, ax: Axes | None = None
+) -> Figure:
     """Plot strides over training steps, with a colour per layer and a line style per axis.
 
     Args:
         trajectories: steps and strides by ``LAYER/AXIS``, as `read_trajectories` returns them.
-        path: file to write.
+        path: file to write; None writes none.
+        ax: axes to draw into; None makes a figure.
 
-    >>> _ = plot_stride_trajectories({"pool/height": ([0, 9], [2.0, 1.7])}, "strides.png")
-    ... # doctest: +SKIP
+    Returns:
+        The figure, that of ``ax`` where it is given.
+
+    >>> figure = plot_stride_trajectories({"pool/height": ([0, 9], [2.0, 1.7])})
+    >>> figure.axes[0].get_ylabel()
+    'stride'
     """
     # Without pyplot, which keeps global state and needs a display.
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.add_subplot(xlabel="step", ylabel="stride", title="Learned strides")
+    axes = Figure(figsize=(8, 5), layout="constrained").add_subplot() if ax is None else ax
+    axes.set(xlabel="step", ylabel="stride", title="Learned strides")
     layers = list(dict.fromkeys(name.rpartition("/")[0] or name for name in trajectories))
     for name, (steps, strides) in trajectories.items():
         layer, _, axis = name.rpartition("/")
@@ -88,11 +96,17 @@ def plot_stride_trajectories(trajectories: Trajectories, path: str | os.PathLike
     axes.grid(alpha=0.3)
     if trajectories:
         axes.legend(fontsize="x-small", ncols=2)
-    figure.savefig(path, dpi=120)
+    root: Any = axes.figure.figure  # also of axes in a subfigure
+    return _save(root, path)
+
+
+def _save(figure: Figure, path: File, dpi: int = 120) -> Figure:
+    if path is not None:
+        figure.savefig(path, dpi=dpi)
     return figure
 
 
-def plot_windows(model: nn.Module, example: Any, path: str | os.PathLike[str]) -> Figure:
+def plot_windows(model: nn.Module, example: Any, path: File = None) -> Figure:
     """Plot the windows of a network, as gain over frequency with a panel per pooling layer.
 
     Frequencies are in cycles per sample of the layer's input. Dots are the bins that are kept. A
@@ -101,14 +115,18 @@ def plot_windows(model: nn.Module, example: Any, path: str | os.PathLike[str]) -
     Args:
         model: a network with `DiffStride` or `FixedSpectralPooling` layers.
         example: an input, or a tuple of inputs; the model runs on it in evaluation mode.
-        path: file to write.
+        path: file to write; None writes none.
+
+    Returns:
+        The figure.
 
     Raises:
         ValueError: the model runs no such layer.
 
     >>> from diffstride import DiffStride
-    >>> _ = plot_windows(DiffStride(2.0), torch.zeros(1, 1, 32, 32), "windows.png")
-    ... # doctest: +SKIP
+    >>> figure = plot_windows(nn.Sequential(DiffStride(2.0)), torch.zeros(1, 1, 32, 32))
+    >>> figure.axes[0].get_title()
+    '0\\n32 x 32 → 16 x 16'
     """
     windows = _pooled_axes(model, example)
     if not windows:
@@ -126,8 +144,7 @@ def plot_windows(model: nn.Module, example: Any, path: str | os.PathLike[str]) -
         panel.set_axis_off()
     figure.supxlabel("frequency, cycles per sample", fontsize="medium")
     figure.supylabel("gain", fontsize="medium")
-    figure.savefig(path, dpi=100)
-    return figure
+    return _save(figure, path, dpi=100)
 
 
 @torch.no_grad()
@@ -225,8 +242,20 @@ def pareto_front(points: Sequence[CostPoint]) -> list[CostPoint]:
     return front
 
 
-def plot_accuracy_against_cost(points: Sequence[CostPoint], path: str | os.PathLike[str]) -> Figure:
-    """Plot accuracy against multiply-adds, with a panel and a Pareto front per data set."""
+def plot_accuracy_against_cost(points: Sequence[CostPoint], path: File = None) -> Figure:
+    """Plot accuracy against multiply-adds, with a panel and a Pareto front per data set.
+
+    Args:
+        points: the points; ``panel`` is their data set.
+        path: file to write; None writes none.
+
+    Returns:
+        The figure.
+
+    >>> figure = plot_accuracy_against_cost([CostPoint("digits", "a", "2,2", 35e6, 87.0)])
+    >>> [panel.get_title() for panel in figure.axes]
+    ['digits']
+    """
     figure, panels = _panels([point.panel for point in points], "Accuracy against cost")
     colours = _colours([point.label for point in points])
     starts = list(dict.fromkeys(point.start for point in points))
@@ -253,12 +282,23 @@ def plot_accuracy_against_cost(points: Sequence[CostPoint], path: str | os.PathL
         axes.xaxis.set_major_formatter("{x:g}")  # not powers of ten
         axes.xaxis.set_minor_formatter("")
     _legend(figure)
-    figure.savefig(path, dpi=120)
-    return figure
+    return _save(figure, path)
 
 
-def plot_learned_strides(runs: Sequence[LearnedStrides], path: str | os.PathLike[str]) -> Figure:
-    """Plot learned strides over the layers of networks, with height solid and width dashed."""
+def plot_learned_strides(runs: Sequence[LearnedStrides], path: File = None) -> Figure:
+    """Plot learned strides over the layers of networks, with height solid and width dashed.
+
+    Args:
+        runs: the strides of each network; ``panel`` is its data set.
+        path: file to write; None writes none.
+
+    Returns:
+        The figure.
+
+    >>> figure = plot_learned_strides([LearnedStrides("digits", "a", {"pool": [1.7, 1.9]})])
+    >>> [float(line.get_ydata()[0]) for line in figure.axes[0].lines]
+    [1.7, 1.9]
+    """
     figure, panels = _panels(
         [run.panel for run in runs], "Learned strides, height solid and width dashed"
     )
@@ -272,8 +312,7 @@ def plot_learned_strides(runs: Sequence[LearnedStrides], path: str | os.PathLike
         axes.set(xlabel="layer", ylabel="stride")
         axes.tick_params(axis="x", labelrotation=20)
     _legend(figure)
-    figure.savefig(path, dpi=120)
-    return figure
+    return _save(figure, path)
 
 
 def _panels(names: Sequence[str], title: str) -> tuple[Figure, dict[str, Axes]]:
