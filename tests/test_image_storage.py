@@ -3,6 +3,10 @@
 import os
 import pickle
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from functools import partial
 
 import datasets
@@ -161,3 +165,41 @@ def test_a_run_may_be_resumed_with_another_limit(root, tmp_path):
         train_tiny(tmp_path / "run", callbacks=[At(steps + 1, interrupt)], **data(0, 2))
     assert_same_end(train_tiny(tmp_path / "run", **data(0, 1)), expected)
     assert_same_log(tmp_path / "run", tmp_path / "held")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs process groups")
+def test_a_signal_to_all_processes_ends_the_training_as_one_to_the_main_process(tmp_path):
+    workdir = tmp_path / "run"
+    bindings = ["train.num_epochs = 500", "load_datasets.memory_limit = 0"]
+    command = [sys.executable, "-m", "diffstride.examples.main", "--gin_config=digits.gin"]
+    command += [f"--workdir={workdir}", *(f"--gin_bindings={each}" for each in bindings)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as started:
+        try:
+            deadline = time.monotonic() + 120
+            while not (workdir / "checkpoints" / "last.ckpt").exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            os.killpg(started.pid, signal.SIGTERM)
+            printed, _ = started.communicate(timeout=60)
+        finally:
+            if started.poll() is None:
+                os.killpg(started.pid, signal.SIGKILL)
+    assert started.returncode == 128 + signal.SIGTERM, printed
+    assert "stopped; the same command resumes this run" in printed
+    assert "Error" not in printed
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs SIGALRM")
+def test_a_worker_that_gets_sigterm_ends_after_a_while(root, monkeypatch):
+    monkeypatch.setattr(image_storage, "SECONDS_TO_STOP", 1)
+    batches = iter(load(root, 0, 1).train)
+    (worker,) = batches._workers
+    next(batches)
+    os.kill(worker.pid, signal.SIGTERM)
+    worker.join(0.3)
+    assert worker.is_alive()
+    with pytest.raises(RuntimeError, match=rf"worker \(pid.* {worker.pid}\)"):
+        time.sleep(10)  # PyTorch raises as soon as the worker ends
+    assert not worker.is_alive()

@@ -25,7 +25,7 @@ from diffstride.training.augment import (
 from diffstride.training.image_decoding import MAX_PIXELS
 from diffstride.training.image_folder import DataError
 from diffstride.training.image_sources import Rows, Source, read_source
-from diffstride.training.image_storage import Images, store_images
+from diffstride.training.image_storage import Images, outlive_sigterm, store_images
 
 PROBE_IMAGES = 4  # images by whose augmentation settings are compared
 
@@ -150,7 +150,7 @@ def load_datasets(
     drawn = Collate(mean, std, sampler, augment, mixup_alpha, len(source.class_names))
     _, channels, height, width = images.shape
     # Workers end with their epoch: they hold a copy of the sampler, which knows the epoch.
-    load = partial(DataLoader, num_workers=workers)
+    load = partial(DataLoader, num_workers=workers, worker_init_fn=outlive_sigterm)
     return Datasets(
         load(train_set, step_size, sampler=sampler, collate_fn=drawn, drop_last=True),
         load(test_set, batch_size, collate_fn=plain),

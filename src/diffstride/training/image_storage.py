@@ -2,6 +2,7 @@
 
 import math
 import os
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from diffstride.training.image_sources import Rows
 
 MAX_WORKERS = 8  # by default; machines with many cores may train several networks
 CHECKED_AT_ONCE = 64
+SECONDS_TO_STOP = 30
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,16 @@ def store_images(
         return stored._replace(num_workers=num_workers or 0)
     workers = min(MAX_WORKERS, _usable_cores()) if num_workers is None else num_workers
     return _check_all(train, test, image_size, shape, workers)
+
+
+def outlive_sigterm(worker: int) -> None:
+    """Have SIGTERM end a worker only after a while; for ``worker_init_fn`` of a `DataLoader`.
+
+    Job engines send the signal to all processes. The training ends before its next batch. Workers
+    that end before it would make it fail instead.
+    """
+    if hasattr(signal, "alarm"):  # not on Windows
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SECONDS_TO_STOP))
 
 
 def _usable_cores() -> int:
