@@ -1,6 +1,6 @@
 """Convert the integer strides of a network into learnable ones."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from types import NoneType
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx, nn
 
-from diffstride._arguments import check_limits, check_window
+from diffstride._arguments import Limit, check_limits, check_window, each_limit
 from diffstride.conversion.enlarging_modules import attach_mirrors, calls_of, count_calls_from_start
 from diffstride.conversion.function_modules import find_functions, replace_functions
 from diffstride.conversion.kernel_resampling import resample_convolution
@@ -26,7 +26,7 @@ from diffstride.conversion.strided_modules import (
 from diffstride.conversion.whole_map_pooling import pool_whole_maps
 from diffstride.cost.consistency import FACTORS, failed_at, scaled_strides
 from diffstride.cost.multiply_adds import MultiplyAdds
-from diffstride.graph.example_inputs import Model, check_unwrapped, deep_copy
+from diffstride.graph.example_inputs import Model, as_inputs, check_unwrapped, deep_copy
 from diffstride.graph.fake_run import (
     NetworkRun,
     NetworkRunError,
@@ -57,8 +57,8 @@ def convert(
     smoothness_factor: float = 4.0,
     trainable: bool = True,
     shared_stride: bool = False,
-    lower_limit_stride: float | None = None,
-    upper_limit_stride: float | None = None,
+    lower_limit_stride: Limit = None,
+    upper_limit_stride: Limit = None,
     straight_through: bool = True,
 ) -> Model:
     """Make the integer strides of a convolutional network learnable.
@@ -80,7 +80,8 @@ def convert(
 
     Args:
         model: any convolutional network that `torch.fx` can trace.
-        example: an input, or a tuple of inputs; only shapes matter.
+        example: an input, a tuple of inputs, or a dictionary of them by the names of the arguments
+            of ``forward``; only shapes matter.
         order: where modules are pooled. ``"before"``: convolutions of torch before, with their
             kernel resampled, all else after. ``"after"``: all after, at stride 1, which is exact
             and costs a convolution up to the square of its stride; only pointwise convolutions
@@ -100,7 +101,7 @@ def convert(
             does, keeps its samples: in ``stride=(1, 2)`` only the second stride learns.
         leaf_modules: names or classes of modules that are not traced into and not converted.
         smoothness_factor, trainable, shared_stride: as for `DiffStride`.
-        lower_limit_stride, upper_limit_stride: likewise.
+        lower_limit_stride, upper_limit_stride: likewise; one number, or one for each axis.
         straight_through: likewise, but true by default: weights trained on whole maps lose least
             if all bins that fit into the smaller maps are kept.
 
@@ -123,11 +124,14 @@ def convert(
     _check_model(model)
     check_order(order)
     check_window(smoothness_factor, edge)
-    check_limits(lower_limit_stride, upper_limit_stride)
+    limits = lower_limit_stride, upper_limit_stride
+    check_limits(*limits, next((len(each) for each in limits if isinstance(each, Sequence)), None))
+    example = as_inputs(model, example)
     converted = deep_copy(model)
     leaf_modules = as_leaves(leaf_modules)
     include = (include,) if isinstance(include, str) else tuple(include)
-    keeps = straight_through and edge == "stopband" and (lower_limit_stride or 1.0) <= 1.0
+    starts_at_1 = all((limit or 1.0) <= 1.0 for limit in each_limit(lower_limit_stride, 1))
+    keeps = straight_through and edge == "stopband" and starts_at_1
 
     def found(traced: Trace) -> Found:
         names = [name for name in include if not isinstance(traced.modules.get(name), Pooled)]
@@ -291,8 +295,8 @@ def _new_pooling(group: PooledGroup, keep_ones: bool, **options: Any) -> nn.Modu
     own = stride_of(calls[0].module, len(calls[0].strides))
     if keep_ones and 1 in own and max(own) > 1:
         for name in ("lower_limit_stride", "upper_limit_stride"):
-            limit = options[name]
-            options[name] = tuple(1.0 if stride == 1 else limit for stride in own)
+            limits = zip(own, each_limit(options[name], len(own)), strict=True)
+            options[name] = tuple(1.0 if stride == 1 else limit for stride, limit in limits)
     try:
         with torch.device(CPU):  # whatever the default device is
             return DiffStride(calls[0].strides, **options)

@@ -22,8 +22,8 @@ def freeze(model: Model, example: Any, round_to: float | None = None) -> Model:
 
     Args:
         model: a network with `DiffStride` (or `FixedSpectralPooling`) layers.
-        example: an input, or a tuple of inputs, of the size that will be used. It is cast to the
-            dtype of the weights if they have a single one.
+        example: an input, or several as for `convert`, of the size that will be used. It is cast
+            to the dtype of the weights if they have a single one.
         round_to: round strides to 1 or a multiple of this number, in such a way that every map
             gets the nearest size: 1 for integer strides, 2 for even ones. This changes the
             outputs. By default strides stay as learned.

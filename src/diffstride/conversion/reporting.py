@@ -27,8 +27,7 @@ def report(model: nn.Module, example: Any = None) -> Report:
 
     Args:
         model: any network: converted, trained since, frozen, with layers of its own, or plain.
-        example: an input, or a tuple of inputs; only shapes matter. A converted network has that
-            of its conversion.
+        example: as for `convert`. A converted network has that of its conversion.
 
     Returns:
         The report; iterating over it yields a `ReportRow` for each module.

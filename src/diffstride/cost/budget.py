@@ -71,7 +71,7 @@ class CostBudget:
 
     Args:
         model: a network with `DiffStride` layers.
-        example: an input, or a tuple of inputs; only shapes matter.
+        example: an input, or several as for `convert`; only shapes matter.
         budget: ``"before"`` for the cost before `convert`; or a number, up to 100 a fraction of the
             present multiply-adds, above that their number for one sample.
         leaf_modules: as for `convert`.

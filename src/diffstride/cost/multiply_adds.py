@@ -57,7 +57,7 @@ class MultiplyAdds:
 
     Args:
         model: a network with `DiffStride` layers, its own or those of `convert`.
-        example: an input, or a tuple of inputs; only shapes matter.
+        example: an input, or several as for `convert`; only shapes matter.
         leaf_modules: as for `convert`; if there are none, those that it was given.
 
     Raises:

@@ -29,9 +29,41 @@ class ExampleError(ValueError):
     """The example is wrong, not a module."""
 
 
-def as_inputs(example: Any) -> tuple[Any, ...]:
-    """An example as a tuple of inputs; a single input need not be in one."""
+def as_inputs(model: nn.Module, example: Any) -> tuple[Any, ...]:
+    """An example as a tuple of inputs of ``model.forward``; a single input need not be in one.
+
+    A dictionary has the inputs by name. One of other names is itself an input.
+
+    >>> class Net(nn.Module):
+    ...     def forward(self, x, scale=2.0, mask=None): ...
+    >>> as_inputs(Net(), {"x": 4, "mask": 5})
+    (4, 2.0, 5)
+    """
+    if isinstance(example, Mapping):
+        parameters = inspect.signature(model.forward).parameters
+        if parameters.keys() & example.keys():
+            return _positional(model, parameters, example)
     return example if isinstance(example, tuple) else (example,)
+
+
+def _positional(
+    model: nn.Module, parameters: Mapping[str, inspect.Parameter], example: Mapping[str, Any]
+) -> tuple[Any, ...]:
+    """The inputs in the order of ``forward``, with defaults between them."""
+    kind = type(model).__name__
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = [name for name, parameter in parameters.items() if parameter.kind in positional]
+    if unknown := [name for name in example if name not in names]:
+        raise ExampleError(
+            f"the example has {unknown[0]!r}, which {kind}.forward takes by keyword only or not at "
+            f"all: it takes {', '.join(names)}; leave it out, or wrap the network"
+        )
+    last = max(names.index(name) for name in example)
+    given = {name: example.get(name, parameters[name].default) for name in names[: last + 1]}
+    missing = [name for name, value in given.items() if value is inspect.Parameter.empty]
+    if missing:
+        raise ExampleError(f"the example has no {missing[0]!r}, which {kind}.forward needs")
+    return tuple(given.values())
 
 
 def check_traceable(model: nn.Module, inputs: tuple) -> None:
@@ -167,7 +199,7 @@ def empty_like_weights(x: Tensor, model: nn.Module) -> Tensor:
 
 def cast_to_weights(example: Any, model: nn.Module) -> tuple[Any, ...]:
     """The inputs on the device of the weights, with their dtype; as given if they have several."""
-    inputs = as_inputs(example)
+    inputs = as_inputs(model, example)
     if len(set(_dtypes(model))) != 1:
         return inputs
     return tree_map_only(Tensor, lambda x: x.to(**_weight_options(x, model)), inputs)

@@ -243,7 +243,8 @@ def run_network(
     """
     fake_mode = fake_mode or FakeTensorMode(allow_non_fake_inputs=True)
     with restoring(model), shapes_only(fake_mode) as counter:
-        inputs = tree_map_only(Tensor, partial(empty_like_weights, model=model), as_inputs(example))
+        given = as_inputs(model, example)
+        inputs = tree_map_only(Tensor, partial(empty_like_weights, model=model), given)
         for module in model.modules():
             if "forward" not in vars(module):
                 if isinstance(module, SizedPooling):

@@ -179,7 +179,7 @@ def trace(model: nn.Module, example: Any, leaf_modules: Iterable[Leaf] = ()) -> 
     >>> [(node.name, tuple(value.shape)) for node, value in traced.values.items()][:2]
     [('input_1', (1, 3, 8, 8)), ('_0', (1, 8, 4, 4))]
     """
-    inputs = as_inputs(example)
+    inputs = as_inputs(model, example)
     check_traceable(model, inputs)
     traced = Trace(model, FakeTensorMode(allow_non_fake_inputs=True), batch_size(inputs))
     with restoring(model), shapes_only(traced.fake_mode) as counter:
