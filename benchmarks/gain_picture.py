@@ -45,13 +45,8 @@ def plot_gain(rows: Sequence[dict[str, Any]], path: Path) -> Figure:
 
 
 def _draw(panel: Any, kind: str, colour: str, rows: Sequence[dict[str, Any]]) -> None:
-    methods = sorted(
-        {
-            row["method"]
-            for row in rows
-            if row["method"].split(",")[0] == kind and "time" not in row["method"]
-        }
-    )
+    # "fixed, 0.7 of the cost" belongs to the line of "fixed".
+    methods = {row["method"] for row in rows if f"{row['method']}, 0.".startswith(f"{kind}, 0.")}
     points = sorted(_point(select(rows, method=method)) for method in methods)
     if points:
         costs, accuracies, spreads = zip(*points, strict=True)
