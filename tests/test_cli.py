@@ -190,7 +190,7 @@ def test_report_of_an_unknown_cost(own_networks, capsys):
     assert cli.main(["report", "own/Windows", "--channels=8", "--order=after", "--size=32"]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"^  converted +unknown, see below the table$", printed, re.MULTILINE)
-    assert re.search(r"^multiply-adds: the cost of patches", printed, re.MULTILINE)
+    assert re.search(r"^MACs are not known: the cost of patches", printed, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,6 @@ def test_a_signal_to_all_processes_ends_the_training_as_one_to_the_main_process(
                 os.killpg(started.pid, signal.SIGKILL)
     assert started.returncode == 128 + signal.SIGTERM, printed
     assert "stopped; the same command resumes this run" in printed
-    assert "Error" not in printed
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGALRM")

@@ -91,7 +91,7 @@ def test_metadata_names_addresses_extras_and_versions(metadata):
     needed = [each for each in metadata.get_all("Requires-Dist") if "extra ==" not in each]
     assert len(needed) == 1
     assert needed[0].startswith("torch>=")
-    source = (SOURCES / "diffstride/__init__.py").read_text()
+    source = (SOURCES / "diffstride/_version.py").read_text()
     assert f'__version__ = "{metadata["Version"]}"' in source
 
 

@@ -102,7 +102,7 @@ def test_tests_run_on_the_oldest_and_the_newest_python():
 
 @pytest.mark.parametrize(("tag", "code"), [("v{}", 0), ("v{}.post1", 1), ("v9.9.9", 1)])
 def test_a_release_needs_the_tag_of_its_version(tag, code):
-    source = (ROOT / "src/diffstride/__init__.py").read_text()
+    source = (ROOT / "src/diffstride/_version.py").read_text()
     version = re.search(r'^__version__ = "(.+)"$', source, re.MULTILINE)[1]  # type: ignore[index]
     (check,) = [step["run"] for step in steps("release.yml") if "grep" in step.get("run", "")]
     environment = {"GITHUB_REF_NAME": tag.format(version), "PATH": "/usr/bin:/bin"}

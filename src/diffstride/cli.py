@@ -144,19 +144,16 @@ def _report(given: argparse.Namespace) -> int:
     image = torch.zeros(1, given.channels, *sizes)
     converted = convert(model, image, order=given.order)
     print(f"{given.network}, an image of {' x '.join(map(str, (given.channels, *sizes)))}")
-    print("\n".join(_costs(converted, image)), end="\n\n")
-    print(report(converted))
+    found = report(converted)
+    print("\n".join(_costs(found)), end="\n\n")
+    print(found)
     return 0
 
 
-def _costs(converted: Any, image: Any) -> tuple[str, str]:
-    """Lines with the cost of a converted network before conversion and now."""
-    from diffstride import MultiplyAdds
-
-    before = converted.conversion.multiply_adds[""]
-    try:
-        now = MultiplyAdds(converted, image).value()
+def _costs(found: Any) -> tuple[str, str]:
+    """Lines with the cost of a converted network before conversion and now, by its report."""
+    before, now = found.multiply_adds_before, found.multiply_adds
+    after = f"{'unknown':>15}, see below the table"
+    if now is not None:
         after = f"{now:>15,} MACs, {now / before:.2f} times"
-    except ValueError:
-        after = f"{'unknown':>15}, see below the table"
     return f"  as it is   {before:>15,} MACs (multiply-adds)", f"  converted  {after}"

@@ -26,6 +26,7 @@ else:
 __all__ = [
     "LightningEnvironment",
     "SLURMEnvironment",
+    "TQDMProgressBar",
     "WeightAveraging",
     "callbacks",
     "exceptions",
@@ -39,6 +40,8 @@ __all__ = [
     "set_main_process",
     "stop_between_batches",
 ]
+
+TQDMProgressBar = callbacks.TQDMProgressBar
 
 print_once = rank_zero_only(print)
 """`print` in the main process only."""

@@ -16,6 +16,7 @@ from diffstride.training.data import Datasets
 from diffstride.training.lightning_compat import (
     LightningEnvironment,
     SLURMEnvironment,
+    TQDMProgressBar,
     exceptions,
     forks_processes,
     is_single_process,
@@ -44,6 +45,9 @@ def build_trainer(
     Raises:
         ValueError: the strategy forks or spawns its processes, see `check_strategy`.
     """
+    # By name: Lightning shows another bar where rich is installed.
+    shown = sys.stdout.isatty() if progress_bar is None else progress_bar
+    bar = [TQDMProgressBar()] if shown else []
     # A single process ignores the other tasks that a job engine has started.
     single = is_single_process(options.get("devices"), options.get("strategy"))
     environment = [LightningEnvironment()] * single
@@ -57,12 +61,12 @@ def build_trainer(
     )
     trainer = pl.Trainer(
         logger=[board, MetricsFile(workdir / "metrics.csv", step)],
-        callbacks=[*callbacks, Checkpoints(workdir / CHECKPOINTS)],
+        callbacks=[*callbacks, Checkpoints(workdir / CHECKPOINTS), *bar],
         plugins=[AtomicCheckpointIO(), *environment],
         default_root_dir=workdir,
         num_sanity_val_steps=0,
         enable_model_summary=False,
-        enable_progress_bar=sys.stdout.isatty() if progress_bar is None else progress_bar,
+        enable_progress_bar=bool(bar),
         use_distributed_sampler=False,  # the sampler splits batches itself
         **options,
     )
@@ -120,6 +124,11 @@ def fit(trainer: pl.Trainer, module: Classifier, data: Datasets, checkpoint: Any
     except exceptions.SIGTERMException as error:
         error.code = KILLED_BY + signal.SIGTERM
         raise
+    except RuntimeError as error:
+        if not trainer.received_sigterm:
+            raise
+        # The signal has also ended a worker of the data, before it could outlive the training.
+        raise exceptions.SIGTERMException(KILLED_BY + signal.SIGTERM) from error
     except SystemExit as error:
         if not isinstance(error.__context__, KeyboardInterrupt):
             raise
