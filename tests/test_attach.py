@@ -270,7 +270,9 @@ def test_wrong_budgets(arguments, message):
 
 def test_the_cost_before_needs_a_converted_network():
     net = nn.Sequential(DiffStride(2.0), nn.Conv2d(3, 8, 1))
-    with pytest.raises(ValueError, match=r"does not come from diffstride.convert: pass fraction="):
+    with pytest.raises(
+        ValueError, match=r"does not come from diffstride.convert: pass the network that does"
+    ):
         CostBudget(net, X, "before")
 
 
@@ -292,3 +294,33 @@ def test_budgets_are_copied_with_their_network(copied):
     assert other[1][0].pooling.strides.equal(model[1][0].pooling.strides)
     assert again.multiply_adds == budget.multiply_adds
     assert again.cost.value() == budget.cost.value()
+
+
+def test_the_cost_before_is_for_images_of_one_size():
+    with pytest.raises(ValueError, match=r"an example of shape .*: pass one of that size, or mult"):
+        CostBudget(network(), torch.zeros(1, X.shape[1], 64, 48), "before")
+
+
+def test_an_optimiser_keeps_the_states_of_several_budgets():
+    def build(fractions):
+        models = [network(), network()]  # with layers of the same names
+        parameters = [each for model in models for each in model.parameters()]
+        optimiser = torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+        budgets = [
+            CostBudget(model, X, fraction=each)
+            for model, each in zip(models, fractions, strict=True)
+        ]
+        for budget in budgets:
+            budget.attach(optimiser)
+        return models, optimiser, budgets
+
+    models, optimiser, budgets = build((0.9, 0.8))
+    for model in models:
+        backward(model)
+    optimiser.step()
+    state = copy.deepcopy(optimiser.state_dict())
+    _, other, resumed = build((1.0, 1.0))
+    other.load_state_dict(state)
+    for budget, saved in zip(resumed, budgets, strict=True):
+        assert budget.state_dict() == saved.state_dict()
+    assert budgets[0].multiply_adds != budgets[1].multiply_adds

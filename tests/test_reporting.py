@@ -156,3 +156,26 @@ def test_report_lists_modules_sizes_and_costs():
     assert lines[3].split()[:2] == ["whole", "network"]
     with pytest.raises(ValueError, match=r"needs an example input of this Block"):
         report(Block())
+
+
+def test_report_of_a_network_with_a_converted_part():
+    x = torch.rand(1, 3, 32, 32)
+    part = convert(nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1)), x)
+    found = report(nn.Sequential(part, nn.Conv2d(8, 2, 1)), x)
+    assert [(row.module, row.old_strides, row.placement) for row in found] == [
+        ("0.0", (2, 2), "on top"),
+        ("0.1", (2, 2), "before"),
+    ]
+    assert [row.multiply_adds_before for row in found] == [
+        row.multiply_adds_before for row in report(part)
+    ]
+    assert found.multiply_adds_before is None
+
+
+def test_cost_before_is_known_for_the_size_of_the_conversion():
+    model = convert(nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1)), torch.rand(1, 3, 32, 32))
+    assert report(model, torch.rand(4, 3, 32, 32)).multiply_adds_before == 16 * 16 * 8 * 27
+    larger = report(model, torch.rand(1, 3, 64, 64))
+    assert larger.multiply_adds_before is None
+    assert larger.rows[0].multiply_adds_before is None
+    assert larger.multiply_adds == 32 * 32 * 8 * 27

@@ -225,6 +225,30 @@ def test_another_head_is_refused_by_its_shape(tmp_path):
         load(build(5), tmp_path / "net.pt")
 
 
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel])
+def test_the_network_inside_a_wrapper_is_saved(tmp_path, wrap):
+    converted = move(convert(convolutions(), EXAMPLE))
+    save(wrap(converted), tmp_path / "net.pt")
+    check_equal(load(convolutions(), tmp_path / "net.pt"), converted)
+
+
+def test_tied_weights_need_another_format(tmp_path):
+    pytest.importorskip("safetensors")
+
+    def build():
+        net = nn.Sequential(*convolutions(), nn.Conv2d(8, 8, 3, 1, 1), nn.Conv2d(8, 8, 3, 1, 1))
+        net[-1].weight = net[-2].weight
+        return net
+
+    converted = convert(build(), EXAMPLE)
+    with pytest.raises(ValueError, match=r"share memory.*choose a name that ends with \.pt"):
+        save(converted, tmp_path / "net.safetensors")
+    assert list(tmp_path.iterdir()) == []
+    save(converted, tmp_path / "net.pt")
+    loaded = load(build(), tmp_path / "net.pt")
+    assert loaded[-1].weight is loaded[-2].weight
+
+
 def test_a_network_without_conversions_has_no_recipe(tmp_path):
     with pytest.raises(ValueError, match="nothing to rebuild: save its state_dict"):
         save(convolutions(), tmp_path / "net.pt")

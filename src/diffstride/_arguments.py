@@ -77,7 +77,9 @@ def check_limits(lower: Limit, upper: Limit, axes: int | None = None) -> None:
             raise ValueError(f"{name} must be {expected}, but got {limit!r}")
         for each in each_limit(limit, 1):
             if each is not None and not (isinstance(each, Real) and each >= 1):
-                raise ValueError(f"{name} must be at least 1 or None, but got {limit!r}")
+                raise ValueError(
+                    f"{name} must be a number of at least 1, or None, but got {limit!r}"
+                )
     for low, high in zip(each_limit(lower, axes or 1), each_limit(upper, axes or 1), strict=True):
         if low is not None and high is not None and low > high:
             raise ValueError(f"lower_limit_stride={lower!r} exceeds upper_limit_stride={upper!r}")

@@ -128,6 +128,14 @@ def uncompiled(model: nn.Module) -> nn.Module:
     return getattr(model, "_orig_mod", model)
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside `torch.compile`, ``DataParallel`` and ``DistributedDataParallel``."""
+    model = uncompiled(model)
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return uncompiled(model.module)
+    return model
+
+
 def saves_by_hooks() -> bool:
     """Whether autograd saves tensors by hooks, as a checkpoint of activations does."""
     autograd = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue]

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from diffstride._torch_compat import uncompiled
+from diffstride._torch_compat import unwrapped
 from diffstride._version import __version__
 from diffstride.conversion.example_shapes import describe_example
 from diffstride.conversion.record import Conversion, ConversionStep
@@ -47,7 +47,7 @@ def recipe(model: nn.Module) -> Recipe:
     >>> recipe(converted)["conversions"][0]["modules"]
     {'0': {'stride': [2, 2], 'pooled': 'before'}}
     """
-    model = uncompiled(model)
+    model = unwrapped(model)
     conversions = [
         _describe_step(part, record, step)
         for part, record in records(model)

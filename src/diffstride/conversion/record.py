@@ -62,15 +62,29 @@ def record_costs(traced: Trace, example: Any, leaf_modules: tuple[Leaf, ...]) ->
     conversion = Conversion(
         without_data(example), leaf_modules, multiply_adds=_costs(traced, parts)
     )
-    costs = conversion.multiply_adds
     for prefix, part in parts.items():
-        costs[""] += part.multiply_adds[""]
-        costs |= {f"{prefix}.{name}".rstrip("."): cost for name, cost in part.multiply_adds.items()}
-        conversion.strides |= {f"{prefix}.{name}": old for name, old in part.strides.items()}
-        conversion.placements |= {f"{prefix}.{name}": at for name, at in part.placements.items()}
-        for name, mirrored in part.mirrors.items():
-            conversion.mirrors[f"{prefix}.{name}"] = tuple(f"{prefix}.{each}" for each in mirrored)
+        conversion.multiply_adds[""] += part.multiply_adds[""]
+        _add_part(conversion, prefix, part)
     return conversion
+
+
+def parts_record(model: nn.Module) -> Conversion:
+    """The records of all converted parts of a network in one, without an example and a total."""
+    conversion = Conversion(None)
+    for prefix, part in _converted_parts(model).items():
+        _add_part(conversion, prefix, part)
+        conversion.left_out |= {f"{prefix}.{name}": why for name, why in part.left_out.items()}
+    return conversion
+
+
+def _add_part(conversion: Conversion, prefix: str, part: Conversion) -> None:
+    """Add what was recorded of a part, by the names that its modules have in the whole."""
+    for name, cost in part.multiply_adds.items():
+        conversion.multiply_adds[f"{prefix}.{name}".rstrip(".")] = cost
+    conversion.strides |= {f"{prefix}.{name}": old for name, old in part.strides.items()}
+    conversion.placements |= {f"{prefix}.{name}": at for name, at in part.placements.items()}
+    for name, mirrored in part.mirrors.items():
+        conversion.mirrors[f"{prefix}.{name}"] = tuple(f"{prefix}.{each}" for each in mirrored)
 
 
 def without_data(example: Any) -> Any:

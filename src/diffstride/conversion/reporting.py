@@ -1,14 +1,16 @@
 """Report a network: its strides, map sizes and cost, and what a conversion did."""
 
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from diffstride._torch_compat import uncompiled
 from diffstride.conversion.pooled_module import Pooled
-from diffstride.conversion.record import Conversion
+from diffstride.conversion.record import Conversion, parts_record
 from diffstride.conversion.report_table import Report, ReportRow
 from diffstride.cost.multiply_adds import MultiplyAdds
+from diffstride.graph.example_inputs import as_inputs, have_same_sizes
 from diffstride.pooling.frozen import FrozenPooling
 from diffstride.strides import stride_layers
 
@@ -57,10 +59,14 @@ def report(model: nn.Module, example: Any = None) -> Report:
     dearest module: 0 (147 k, 90%)
     """
     model = uncompiled(model)
-    conversion = vars(model).get("conversion")
-    if not isinstance(conversion, Conversion):
-        conversion = None
+    conversion: Any = vars(model).get("conversion")
+    whole = isinstance(conversion, Conversion)
+    if not whole:
+        conversion = parts_record(model)
     inputs = _example_of(model, conversion) if example is None else example
+    if whole and not have_same_sizes(as_inputs(model, inputs), conversion.example):
+        # Of another size, the cost before is not known.
+        conversion = replace(conversion, multiply_adds={})
     try:
         cost, unknown = MultiplyAdds(model, inputs), ""
     except ValueError as error:
@@ -69,19 +75,19 @@ def report(model: nn.Module, example: Any = None) -> Report:
         cost, unknown = None, str(error)
     costs = cost.by_module() if cost else {}
     return Report(
-        rows=tuple(_rows(model, conversion or Conversion(inputs), cost)),
+        rows=tuple(_rows(model, conversion, cost)),
         multiply_adds=cost and cost.value(),
-        multiply_adds_before=conversion and conversion.multiply_adds[""],
+        multiply_adds_before=conversion.multiply_adds.get(""),
         by_module=_with_outer_modules(model, costs),
         dearest=_dearest(model, costs),
-        left_out=conversion.left_out if conversion else {},
-        mirrors=conversion.mirrors if conversion else {},
+        left_out=conversion.left_out,
+        mirrors=conversion.mirrors,
         unknown=unknown,
     )
 
 
-def _example_of(model: nn.Module, conversion: Conversion | None) -> Any:
-    if conversion is not None:
+def _example_of(model: nn.Module, conversion: Conversion) -> Any:
+    if conversion.example is not None:
         return conversion.example
     inner = vars(getattr(model, "module", model)).get("conversion")
     advice = "pass model.module" if isinstance(inner, Conversion) else "pass one: report(model, x)"

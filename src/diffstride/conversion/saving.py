@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from diffstride._files import atomic_file
-from diffstride._torch_compat import uncompiled
+from diffstride._torch_compat import unwrapped
 from diffstride.conversion.rebuilding import rebuild
 from diffstride.conversion.recipes import Recipe, recipe
 from diffstride.graph.example_inputs import Model
@@ -44,12 +44,12 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     >>> load(build(), path)[0].pooling.stride_values()
     (2.0, 2.0)
     """
-    model, path = uncompiled(model), Path(path)
+    model, path = unwrapped(model), Path(path)
     made = recipe(model)
     state = model.state_dict()
     with atomic_file(path) as file:
         if path.suffix == SAFETENSORS:
-            file.write(_safetensors(path).torch.save(_dense(state), {KEY: json.dumps(made)}))
+            file.write(_as_safetensors(path, state, {KEY: json.dumps(made)}))
         else:
             torch.save({KEY: made, STATE: state}, file)
 
@@ -58,7 +58,6 @@ def load(
     model: Model,
     path: str | os.PathLike[str],
     *,
-    map_location: Any = "cpu",
     strict: bool = True,
 ) -> Model:
     """Load a network that `save` has written.
@@ -67,8 +66,6 @@ def load(
         model: a freshly built network, as before its conversion; its weights do not matter. It is
             not changed.
         path: the file.
-        map_location: as for `torch.load`; the network that is returned stays on the device of
-            ``model``.
         strict: whether all names in the file and in the network have to agree, as for
             ``load_state_dict``.
 
@@ -82,20 +79,20 @@ def load(
         RuntimeError: if weights are missing, unknown or of another shape, as of
             ``load_state_dict``.
     """
-    made, state = _read(Path(path), map_location)
+    made, state = _read(Path(path))
     network = rebuild(model, made)
     network.load_state_dict(state, strict=strict)
     return network
 
 
-def _read(path: Path, map_location: Any) -> tuple[Recipe, dict[str, Any]]:
+def _read(path: Path) -> tuple[Recipe, dict[str, Any]]:
     if path.suffix == SAFETENSORS:
-        with _safetensors(path).safe_open(path, "pt", device=str(map_location)) as file:
+        with _safetensors(path).safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         found = {KEY: json.loads(metadata[KEY]), STATE: state} if KEY in metadata else state
     else:
-        found = torch.load(path, map_location=map_location, weights_only=True)
+        found = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(found, dict) or KEY not in found:
         raise ValueError(
             f"{str(path)!r} has no recipe, so diffstride.save has not written it: convert a "
@@ -104,9 +101,15 @@ def _read(path: Path, map_location: Any) -> tuple[Recipe, dict[str, Any]]:
     return found[KEY], found[STATE]
 
 
-def _dense(state: dict[str, Any]) -> dict[str, Tensor]:
-    """The state as safetensors take it: contiguous."""
-    return {name: value.contiguous() for name, value in state.items()}
+def _as_safetensors(path: Path, state: dict[str, Any], metadata: dict[str, str]) -> bytes:
+    dense = {name: value.contiguous() for name, value in state.items()}
+    try:
+        return _safetensors(path).torch.save(dense, metadata)
+    except RuntimeError as error:  # tensors that share memory, as tied weights do
+        why = " ".join(str(error).split())
+        raise ValueError(
+            f"{path.name!r} failed ({why}): choose a name that ends with .pt"
+        ) from error
 
 
 def _safetensors(path: Path) -> Any:

@@ -1,6 +1,7 @@
 """Hold a network to a budget of multiply-adds while its strides learn."""
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from itertools import islice
 from math import exp, isfinite, log, log1p
 from numbers import Real
@@ -8,10 +9,10 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from diffstride._arguments import clamp_strides
-from diffstride._torch_compat import uncompiled
+from diffstride._torch_compat import tree_leaves, uncompiled
 from diffstride.cost.multiply_adds import MultiplyAdds, on_host
 from diffstride.cost.projection import project_step
 from diffstride.cost.size_search import SizeSearch
@@ -23,6 +24,7 @@ from diffstride.cost.stride_space import (
     in_float32,
     scale_to_budget,
 )
+from diffstride.graph.example_inputs import as_inputs, have_same_sizes
 from diffstride.pooling.learnable import DiffStride
 from diffstride.strides import StepHooks
 
@@ -104,7 +106,7 @@ class CostBudget:
         fraction: float | None = None,
         multiply_adds: float | None = None,
     ) -> None:
-        amount = _amount(model, budget, fraction, multiply_adds)
+        amount = _amount(model, example, budget, fraction, multiply_adds)
         self.cost = MultiplyAdds(model, example, leaf_modules)
         used = self.cost.maps()
         self._layers: dict[str, DiffStride] = {
@@ -164,19 +166,21 @@ class CostBudget:
         True
         """
         hooks = StepHooks(optimizer, self.project_gradients_, self.project_)
+        attached: list[CostBudget] = vars(optimizer).setdefault(STATES, [])
+        key = str(len(attached))  # budgets of several networks may have layers of the same names
+        attached.append(self)
         hooks.handles += [
-            optimizer.register_state_dict_post_hook(self._save_with),
-            optimizer.register_load_state_dict_pre_hook(self._load_with),
+            optimizer.register_state_dict_post_hook(partial(self._save_with, key)),
+            optimizer.register_load_state_dict_pre_hook(partial(self._load_with, key)),
         ]
         return hooks
 
-    def _save_with(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-        state.setdefault(STATES, []).append(self.state_dict())
+    def _save_with(self, key: str, optimizer: Any, state: dict[str, Any]) -> None:
+        state.setdefault(STATES, {})[key] = self.state_dict()
 
-    def _load_with(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-        for saved in state.get(STATES, ()):
-            if saved["written"].keys() == self._layers.keys():
-                self.load_state_dict(saved)
+    def _load_with(self, key: str, optimizer: Any, state: dict[str, Any]) -> None:
+        if saved := state.get(STATES, {}).get(key):
+            self.load_state_dict(saved)
 
     def project_(self) -> None:
         """Project the last step onto constant cost and scale the strides to the budget, in place.
@@ -356,7 +360,7 @@ def _logs(strides: Mapping[str, list[float]]) -> Logs:
 
 
 def _amount(
-    model: nn.Module, budget: Any, fraction: Any, multiply_adds: Any
+    model: nn.Module, example: Any, budget: Any, fraction: Any, multiply_adds: Any
 ) -> Callable[[float], float]:
     """How many multiply-adds the arguments of `CostBudget` mean, given the present cost."""
     given = {"budget": budget, "fraction": fraction, "multiply_adds": multiply_adds}
@@ -365,7 +369,7 @@ def _amount(
         raise ValueError(f"give one of {' and '.join(given)}, not both")
     ((name, value),) = given.items() or {"fraction": 1.0}.items()
     if name == "budget" and value == "before":
-        before = cost_before(model)
+        before = cost_before(model, example)
         return lambda present: before
     number: Any = value
     if not isinstance(value, Real) or not number > 0:
@@ -376,18 +380,26 @@ def _amount(
     return lambda present: number * present
 
 
-def cost_before(model: nn.Module) -> float:
+def cost_before(model: nn.Module, example: Any) -> float:
     """The multiply-adds of a network before `diffstride.convert`, of one sample.
 
     Raises:
-        ValueError: if it was not converted as a whole.
+        ValueError: if it was not converted as a whole, or with an example of another size.
     """
-    record = getattr(uncompiled(model), "conversion", None)
+    model = uncompiled(model)
+    record: Any = getattr(model, "conversion", None)
     costs = getattr(record, "multiply_adds", None)
     if not isinstance(costs, dict):
         raise ValueError(
             f"budget='before' is the cost before conversion, but this {type(model).__name__} does "
-            "not come from diffstride.convert: pass fraction= or multiply_adds="
+            "not come from diffstride.convert: pass the network that does, or fraction= or "
+            "multiply_adds="
+        )
+    if not have_same_sizes(as_inputs(model, example), record.example):
+        sizes = [tuple(x.shape) for x in tree_leaves(record.example) if isinstance(x, Tensor)]
+        raise ValueError(
+            f"budget='before' is the cost before conversion, with an example of shape {sizes[0]}: "
+            "pass one of that size, or multiply_adds="
         )
     return float(costs[""])
 

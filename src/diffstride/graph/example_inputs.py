@@ -66,6 +66,15 @@ def _positional(
     return tuple(given.values())
 
 
+def have_same_sizes(one: Any, other: Any) -> bool:
+    """Whether the tensors of two examples have the same shapes, but for the number of samples."""
+    sizes = [
+        [tuple(leaf.shape[1:]) for leaf in tree_leaves(example) if isinstance(leaf, Tensor)]
+        for example in (one, other)
+    ]
+    return sizes[0] == sizes[1]
+
+
 def check_traceable(model: nn.Module, inputs: tuple) -> None:
     """Refuse examples without a tensor or sample, and networks that cannot be traced."""
     if not has_tensor(inputs):
