@@ -324,3 +324,15 @@ def test_an_optimiser_keeps_the_states_of_several_budgets():
     for budget, saved in zip(resumed, budgets, strict=True):
         assert budget.state_dict() == saved.state_dict()
     assert budgets[0].multiply_adds != budgets[1].multiply_adds
+
+
+def test_an_optimiser_around_another_may_lack_hooks_of_its_state():
+    timm_optim = pytest.importorskip("timm.optim")
+    model = network()
+    optimiser = timm_optim.Lookahead(torch.optim.SGD(model.parameters(), lr=0.1), k=2)
+    budget = CostBudget(model, X, "before")
+    budget.attach(optimiser)
+    for _ in range(3):
+        backward(model)
+        optimiser.step()
+    assert budget.cost.value() <= budget.multiply_adds

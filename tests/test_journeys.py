@@ -202,6 +202,24 @@ def test_hugging_face_trainer_resumes_and_saves_a_converted_network(tmp_path, ki
     torch.testing.assert_close(again(x).logits, frozen(x).logits, rtol=0, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore")  # of the libraries
+def test_another_head_is_initialised(tmp_path):
+    from diffstride.huggingface import from_pretrained
+
+    network = convert(hugging_face_network("resnet"), torch.zeros(1, 3, 64, 64))
+    network.save_pretrained(tmp_path)
+    options = {"num_labels": 7, "ignore_mismatched_sizes": True, "output_loading_info": True}
+    loaded, info = from_pretrained(type(network), tmp_path, **options)
+    assert type(loaded) is type(network)
+    assert {"classifier.1.weight", "classifier.1.bias"} == {
+        key for key, *_ in info["mismatched_keys"]
+    }
+    head = loaded.classifier[1]
+    assert head.weight.shape == (7, 32)
+    assert 0 < head.weight.abs().max() < 1
+    assert not head.bias.abs().max() > 1
+
+
 def test_loading_without_a_recipe_says_what_to_do(tmp_path):
     transformers = pytest.importorskip("transformers")
     from diffstride.huggingface import from_pretrained

@@ -163,6 +163,18 @@ def test_a_part_that_was_converted_or_frozen_is_rebuilt_in_its_place(tmp_path):
     check_equal(load(build(), tmp_path / "part.pt")["backbone"], network["backbone"])
 
 
+def test_a_frozen_part_may_have_shared_a_layer_with_one_that_learns(tmp_path):
+    def build():
+        return nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), Block(8, 2))
+
+    network = move(convert(build(), EXAMPLE))
+    network[1].conv.pooling = freeze(network[1].conv.pooling, torch.zeros(1, 8, 32, 32))
+    save(network, tmp_path / "net.pt")
+    loaded = load(build(), tmp_path / "net.pt")
+    check_equal(loaded, network)
+    assert list(stride_layers(loaded)) == ["1.short.pooling"]
+
+
 def test_a_part_of_a_converted_network_was_converted_first(tmp_path):
     network = convolutions()
     network[1] = convert(network[1], torch.zeros(1, 8, 32, 32), order="after")

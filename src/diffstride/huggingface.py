@@ -33,10 +33,10 @@ def from_pretrained(cls: type[Model], path: str | os.PathLike[str], **options: A
     """
     from transformers import PreTrainedModel
 
-    if not issubclass(cls, PreTrainedModel):
+    if not (isinstance(cls, type) and issubclass(cls, PreTrainedModel)):
         raise TypeError(
             f"cls must be the class of the saved network, a PreTrainedModel such as "
-            f"ResNetForImageClassification, but got {cls.__name__}"
+            f"ResNetForImageClassification, but got {getattr(cls, '__name__', repr(cls))}"
         )
 
     base: Any = cls
@@ -47,11 +47,14 @@ def from_pretrained(cls: type[Model], path: str | os.PathLike[str], **options: A
             with torch.device("cpu"):  # `convert` takes no network on the meta device
                 self.__dict__ = rebuild(base(config, *args, **kwargs), recipe).__dict__
             self.to("meta")  # as from_pretrained expects: it gives the tensors of the file
+            for module in self.modules():  # and initialises those that the file has not
+                vars(module).pop("_is_hf_initialized", None)
 
     Rebuilt.__name__ = cls.__name__
-    model: Any = Rebuilt.from_pretrained(path, **options)
+    loaded: Any = Rebuilt.from_pretrained(path, **options)
+    model = loaded[0] if options.get("output_loading_info") else loaded
     model.__class__ = cls
-    return model
+    return loaded
 
 
 def _recipe_of(config: Any, path: Any) -> Any:

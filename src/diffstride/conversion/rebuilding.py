@@ -1,6 +1,5 @@
 """Rebuild a converted or frozen network by its recipe."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -46,9 +45,14 @@ def rebuild(model: Model, recipe: Recipe) -> Model:
     # Parts first: they were converted before the networks that contain them.
     for step in sorted(recipe["conversions"], key=lambda step: -len(step["part"].split("."))):
         part = _submodule(root, step["part"])
-        _replace(root, {part: _convert_again(part, step)})
-    layers = {_submodule(root, name): each for name, each in recipe["frozen"].items()}
-    _replace(root, {layer: _frozen_again(each) for layer, each in layers.items()})
+        _replace(root, part, _convert_again(part, step))
+    frozen: dict[nn.Module, FrozenPooling] = {}
+    for name, description in recipe["frozen"].items():
+        layer = _submodule(root, name)
+        frozen[layer] = frozen.get(layer) or _frozen_again(description)
+        # Only here: a part may be frozen while another one keeps the layer that they shared.
+        parent, _, child = f"0.{name}".rpartition(".")
+        setattr(root.get_submodule(parent), child, frozen[layer])
     root.train(model.training)
     return root[0]  # type: ignore[return-value]
 
@@ -119,9 +123,9 @@ def _frozen_again(description: dict[str, Any]) -> FrozenPooling:
     return layer
 
 
-def _replace(root: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
-    """Replace modules wherever they are children."""
+def _replace(root: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Replace a module wherever it is a child."""
     for parent in list(root.modules()):
         for name, child in list(parent._modules.items()):
-            if child is not None and child in new:
-                setattr(parent, name, new[child])
+            if child is old:
+                setattr(parent, name, new)

@@ -31,7 +31,7 @@ def recipe(model: nn.Module) -> Recipe:
     - ``format``, ``version``: of the recipe, and of diffstride.
     - ``conversions``: for each call of `convert` the part of the network that was converted, its
       example's shapes, the arguments, and the modules with their strides and places of pooling.
-    - ``frozen``: for each layer of `freeze` its strides and map sizes.
+    - ``frozen``: for each place of a layer of `freeze` its strides and map sizes.
 
     Args:
         model: a network that `convert` or `freeze` returned, or one with such parts.
@@ -55,7 +55,7 @@ def recipe(model: nn.Module) -> Recipe:
     ]
     frozen = {
         name: _describe_frozen(layer)
-        for name, layer in model.named_modules()
+        for name, layer in model.named_modules(remove_duplicate=False)
         if isinstance(layer, FrozenPooling)
     }
     if not conversions and not frozen:

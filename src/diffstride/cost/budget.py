@@ -1,6 +1,7 @@
 """Hold a network to a budget of multiply-adds while its strides learn."""
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from math import exp, isfinite, log, log1p
@@ -169,10 +170,11 @@ class CostBudget:
         attached: list[CostBudget] = vars(optimizer).setdefault(STATES, [])
         key = str(len(attached))  # budgets of several networks may have layers of the same names
         attached.append(self)
-        hooks.handles += [
-            optimizer.register_state_dict_post_hook(partial(self._save_with, key)),
-            optimizer.register_load_state_dict_pre_hook(partial(self._load_with, key)),
-        ]
+        with suppress(AttributeError):  # some optimisers around others cannot have these hooks
+            hooks.handles += [
+                optimizer.register_state_dict_post_hook(partial(self._save_with, key)),
+                optimizer.register_load_state_dict_pre_hook(partial(self._load_with, key)),
+            ]
         return hooks
 
     def _save_with(self, key: str, optimizer: Any, state: dict[str, Any]) -> None:
