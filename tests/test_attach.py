@@ -336,3 +336,27 @@ def test_an_optimiser_around_another_may_lack_hooks_of_its_state():
         backward(model)
         optimiser.step()
     assert budget.cost.value() <= budget.multiply_adds
+
+
+def test_a_state_that_the_optimiser_refuses_leaves_the_budget_as_it_was():
+    model = network()
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    budget = CostBudget(model, X, fraction=0.8)
+    budget.attach(optimiser)
+    before = budget.state_dict()
+    state = optimiser.state_dict()
+    state["diffstride_budgets"] = {"0": {**before, "multiply_adds": 1e9}}
+    state["param_groups"] = []
+    with pytest.raises(ValueError, match="different number of parameter groups"):
+        optimiser.load_state_dict(state)
+    assert budget.state_dict() == before
+
+
+def test_an_optimiser_of_accelerate_is_named():
+    accelerate = pytest.importorskip("accelerate")
+    accelerate.Accelerator(cpu=True)
+    model = network()
+    optimiser = accelerate.optimizer.AcceleratedOptimizer(torch.optim.SGD(model.parameters(), 0.1))
+    with pytest.raises(TypeError, match=r"attach to the optimiser inside it, optimizer\.optimizer"):
+        diffstride.attach(model, optimiser)
+    diffstride.attach(model, optimiser.optimizer)

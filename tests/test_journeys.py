@@ -220,6 +220,22 @@ def test_another_head_is_initialised(tmp_path):
     assert not head.bias.abs().max() > 1
 
 
+@pytest.mark.filterwarnings("ignore")  # of the libraries
+def test_keys_that_transformers_renames_are_loaded(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    from diffstride.huggingface import from_pretrained
+
+    torch.manual_seed(0)
+    sizes = {"hidden_sizes": [8, 16, 16, 16], "depths": [1] * 4, "num_attention_heads": [1] * 4}
+    config = transformers.SegformerConfig(decoder_hidden_size=8, num_labels=3, **sizes)
+    plain = transformers.SegformerForSemanticSegmentation(config).eval()
+    x, _ = images(1, size=64)
+    network = convert(plain, x)
+    network.save_pretrained(tmp_path)
+    loaded = from_pretrained(type(network), tmp_path)
+    torch.testing.assert_close(loaded(x).logits, network(x).logits, rtol=0, atol=0)
+
+
 def test_loading_without_a_recipe_says_what_to_do(tmp_path):
     transformers = pytest.importorskip("transformers")
     from diffstride.huggingface import from_pretrained

@@ -338,3 +338,25 @@ def test_saving_needs_neither_filelock_nor_lightning():
     code = "import sys, diffstride; print({'filelock', 'lightning'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_a_device_is_not_replaced(tmp_path):
+    (tmp_path / "folder").mkdir()
+    converted = convert(convolutions(), EXAMPLE)
+    with pytest.raises(OSError, match=r"is no regular file: '.*folder'"):
+        save(converted, tmp_path / "folder")
+
+
+def test_processes_that_save_at_once_do_not_disturb_each_other(tmp_path):
+    code = (
+        "import sys, torch; from torch import nn; from diffstride import convert, save\n"
+        "net = nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1))\n"
+        "net = convert(net, torch.zeros(1, 8, 16, 16))\n"
+        "for _ in range(40): save(net, sys.argv[1])"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "net.pt")]
+    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    errors = [each.communicate(timeout=120)[1] for each in both]
+    assert [each.returncode for each in both] == [0, 0], errors
+    assert list(tmp_path.iterdir()) == [tmp_path / "net.pt"]
+    load(nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1)), tmp_path / "net.pt")

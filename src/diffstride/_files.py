@@ -1,5 +1,6 @@
 """Atomic writing of files."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,7 +28,9 @@ def name_errors(path: Path, hidden: str | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def atomic_file(path: Path, backup: Path | None = None) -> Iterator[IO[bytes]]:
+def atomic_file(
+    path: Path, backup: Path | None = None, several: bool = False
+) -> Iterator[IO[bytes]]:
     """Open a file for writing that replaces ``path`` once it is complete and on the disk.
 
     A symbolic link stays, and the file that it points to is replaced. After an error nothing has
@@ -36,9 +39,12 @@ def atomic_file(path: Path, backup: Path | None = None) -> Iterator[IO[bytes]]:
     Args:
         path: the file to replace; its folder is created.
         backup: new path of the file that is replaced, if there is one.
+        several: whether several processes may write the file at a time; the last one wins. After a
+            kill, their partial files stay.
 
     Raises:
-        OSError: the file cannot be written, for instance as the disk is full; names ``path``.
+        OSError: the file cannot be written, for instance as the disk is full, or ``path`` is a
+            folder or a device; names ``path``.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "numbers"
@@ -48,7 +54,10 @@ def atomic_file(path: Path, backup: Path | None = None) -> Iterator[IO[bytes]]:
     b'42'
     """
     target = Path(os.path.realpath(path))
-    partial = target.with_name(f".{target.name}.partial")
+    process = f".{os.getpid()}" if several else ""
+    partial = target.with_name(f".{target.name}{process}.partial")
+    if target.exists() and not target.is_file():
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
     try:
         with name_errors(path, str(partial)):
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     try:
         return given.run(given)
-    except (ValueError, ModuleNotFoundError) as error:  # the library refuses in words
+    except (ValueError, RuntimeError, ModuleNotFoundError) as error:  # the libraries refuse
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR
 

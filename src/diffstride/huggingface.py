@@ -50,7 +50,8 @@ def from_pretrained(cls: type[Model], path: str | os.PathLike[str], **options: A
             for module in self.modules():  # and initialises those that the file has not
                 vars(module).pop("_is_hf_initialized", None)
 
-    Rebuilt.__name__ = cls.__name__
+    # transformers renames keys of checkpoints for its own classes only, which it knows by module.
+    Rebuilt.__name__, Rebuilt.__module__ = cls.__name__, cls.__module__
     loaded: Any = Rebuilt.from_pretrained(path, **options)
     model = loaded[0] if options.get("output_loading_info") else loaded
     model.__class__ = cls

@@ -74,7 +74,13 @@ class StepHooks:
 
             return hook
 
-        self.handles = [optimizer.register_step_post_hook(call(after))]
+        try:
+            self.handles = [optimizer.register_step_post_hook(call(after))]
+        except AttributeError as error:  # accelerate's is a subclass that has no hooks
+            raise TypeError(
+                f"a {type(optimizer).__name__} has no hooks of its own: attach to the optimiser "
+                "inside it, optimizer.optimizer"
+            ) from error
         if before is not None:
             self.handles.append(optimizer.register_step_pre_hook(call(before)))
 

@@ -17,6 +17,7 @@ DIFFERS = "the network differs from the one that was converted"
 ADVICE = "build it by the same code and versions"
 
 
+@torch.inference_mode(mode=False)  # inference tensors could not be trained afterwards
 def rebuild(model: Model, recipe: Recipe) -> Model:
     """Convert or freeze a freshly built network as another one was, by its `recipe`.
 

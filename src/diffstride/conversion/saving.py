@@ -47,7 +47,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     model, path = unwrapped(model), Path(path)
     made = recipe(model)
     state = model.state_dict()
-    with atomic_file(path) as file:
+    with atomic_file(path, several=True) as file:
         if path.suffix == SAFETENSORS:
             file.write(_as_safetensors(path, state, {KEY: json.dumps(made)}))
         else:

@@ -122,6 +122,7 @@ class CostBudget:
             )
         _check_apart(self._layers)
         self.multiply_adds = amount(self.cost.value())
+        self._found: dict[str, Any] | None = None  # while an optimiser loads its state
         self._space = StrideSpace(self.cost, self._layers)
         self._size_search = SizeSearch(self._space)
         # Logarithms of the strides that the layers have, and of those before map sizes are rounded.
@@ -173,16 +174,22 @@ class CostBudget:
         with suppress(AttributeError):  # some optimisers around others cannot have these hooks
             hooks.handles += [
                 optimizer.register_state_dict_post_hook(partial(self._save_with, key)),
-                optimizer.register_load_state_dict_pre_hook(partial(self._load_with, key)),
+                optimizer.register_load_state_dict_pre_hook(partial(self._find_in, key)),
+                optimizer.register_load_state_dict_post_hook(self._load_found),
             ]
         return hooks
 
     def _save_with(self, key: str, optimizer: Any, state: dict[str, Any]) -> None:
         state.setdefault(STATES, {})[key] = self.state_dict()
 
-    def _load_with(self, key: str, optimizer: Any, state: dict[str, Any]) -> None:
-        if saved := state.get(STATES, {}).get(key):
-            self.load_state_dict(saved)
+    def _find_in(self, key: str, optimizer: Any, state: dict[str, Any]) -> None:
+        self._found = state.get(STATES, {}).get(key)
+
+    def _load_found(self, optimizer: Any) -> None:
+        """Load the state that was found, now that the optimiser has taken its own."""
+        if self._found is not None:
+            self.load_state_dict(self._found)
+            self._found = None
 
     def project_(self) -> None:
         """Project the last step onto constant cost and scale the strides to the budget, in place.
