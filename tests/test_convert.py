@@ -403,7 +403,7 @@ def test_a_single_strided_module_is_refused(model):
         ({"lower_limit_stride": 1.8}, r"'1' .*strides=\(1, 2, 2\) lie outside lower.*filter_fn"),
         ({"shared_stride": True}, r"'1' .*shared_stride needs equal strides, but got \(1, 2, 2\)"),
         ({"edge": "middle"}, "^edge must be one of"),
-        ({"lower_limit_stride": 0.5}, "^lower_limit_stride must be at least 1"),
+        ({"lower_limit_stride": 0.5}, "^lower_limit_stride must be a number of at least 1"),
     ],
 )
 def test_a_layer_with_wrong_options_names_its_module(options, message):

@@ -210,7 +210,7 @@ def test_pickled_layer_keeps_its_strides() -> None:
         ({"strides": (2.0, 2.0, 2.0)}, "one number or two (height, width), but got (2.0, 2.0,"),
         ({"strides": (2.0, 3.0), "shared_stride": True}, "equal strides, but got (2.0, 3.0)"),
         ({"smoothness_factor": 0.0}, "smoothness_factor must be a finite number"),
-        ({"lower_limit_stride": 0.5}, "lower_limit_stride must be at least 1"),
+        ({"lower_limit_stride": 0.5}, "lower_limit_stride must be a number of at least 1"),
         ({"lower_limit_stride": 3.0, "upper_limit_stride": 2.0}, "lower_limit_stride=3.0 exceeds"),
     ],
 )

@@ -16,6 +16,7 @@ from diffstride.training.run_settings import as_python
 
 CHECKPOINTS = "checkpoints"  # subfolder of the run folder
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
+STOPPED = "stopped; the same command resumes this run after its last whole epoch"
 
 Content = Mapping[str, type | tuple[type, ...]]
 WEIGHTS: Content = {"state_dict": dict, "run": dict, "loops": dict}
@@ -152,7 +153,7 @@ class Checkpoints(callbacks.Checkpoint):
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException
     ) -> None:
         if isinstance(exception, KeyboardInterrupt | exceptions.SIGTERMException):
-            pl_module.print("stopped; the same command resumes this run after its last whole epoch")
+            pl_module.print(STOPPED)
 
 
 def newest_checkpoint(
