@@ -326,16 +326,12 @@ def test_an_optimiser_keeps_the_states_of_several_budgets():
     assert budgets[0].multiply_adds != budgets[1].multiply_adds
 
 
-def test_an_optimiser_around_another_may_lack_hooks_of_its_state():
+def test_an_optimiser_around_another_is_refused():
     timm_optim = pytest.importorskip("timm.optim")
     model = network()
-    optimiser = timm_optim.Lookahead(torch.optim.SGD(model.parameters(), lr=0.1), k=2)
-    budget = CostBudget(model, X, "before")
-    budget.attach(optimiser)
-    for _ in range(3):
-        backward(model)
-        optimiser.step()
-    assert budget.cost.value() <= budget.multiply_adds
+    optimiser = timm_optim.Lookahead(torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(TypeError, match="a Lookahead has no hooks of its own: attach to"):
+        CostBudget(model, X, "before").attach(optimiser)
 
 
 def test_a_state_that_the_optimiser_refuses_leaves_the_budget_as_it_was():
@@ -357,6 +353,6 @@ def test_an_optimiser_of_accelerate_is_named():
     accelerate.Accelerator(cpu=True)
     model = network()
     optimiser = accelerate.optimizer.AcceleratedOptimizer(torch.optim.SGD(model.parameters(), 0.1))
-    with pytest.raises(TypeError, match=r"attach to the optimiser inside it, optimizer\.optimizer"):
+    with pytest.raises(TypeError, match=r"inside it \(accelerate.s optimizer\.optimizer\)"):
         diffstride.attach(model, optimiser)
     diffstride.attach(model, optimiser.optimizer)

@@ -37,6 +37,7 @@ def measurements(report: dict[str, Any]) -> list[dict[str, Any]]:
     return [each for row in report["rows"] for each in row["measurements"]]
 
 
+@pytest.mark.slow
 def test_layer_part(tmp_path: Path) -> None:
     report = run("layer", tmp_path)
     found = measurements(report)
@@ -52,6 +53,7 @@ def test_layer_part(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_network_part(tmp_path: Path) -> None:
     report = run("network", tmp_path)
     found = measurements(report)

@@ -21,6 +21,12 @@ from tests.test_data import epoch, folder_of_images, pixels, same, write
 from tests.test_resume import Interrupted, assert_same_end, assert_same_log, interrupt
 from tests.tiny_runs import At, train_tiny
 
+# A queue of workers that end may fail in a thread of its own, after the test that started them.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
 SIZE, TRAIN, TEST = 24, 30, 9  # of each of two classes
 BYTES = 2 * (TRAIN + TEST) * 3 * SIZE**2
 
@@ -167,6 +173,7 @@ def test_a_run_may_be_resumed_with_another_limit(root, tmp_path):
     assert_same_log(tmp_path / "run", tmp_path / "held")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="needs process groups")
 def test_a_signal_to_all_processes_ends_the_training_as_one_to_the_main_process(tmp_path):
     workdir = tmp_path / "run"
@@ -190,6 +197,7 @@ def test_a_signal_to_all_processes_ends_the_training_as_one_to_the_main_process(
     assert "stopped; the same command resumes this run" in printed
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGALRM")
 def test_a_worker_that_gets_sigterm_ends_after_a_while(root, monkeypatch):
     monkeypatch.setattr(image_storage, "SECONDS_TO_STOP", 1)

@@ -56,6 +56,9 @@ TORCH: dict[str, Callable[[], Any]] = {
     "_get_tracing_state": lambda: torch._C._get_tracing_state() is None,
     "_len_torch_function_stack": lambda: torch._C._len_torch_function_stack() == 0,
     "_make_wrapper_subclass": lambda: torch.Tensor._make_wrapper_subclass,
+    "_optimizer_state_dict_post_hooks": lambda: (
+        torch.optim.SGD([torch.ones(1)])._optimizer_state_dict_post_hooks == {}
+    ),
     "_orig_mod": compiled_original,
     "_qualified_op_name": lambda: torch.ops.aten.add._qualified_op_name == "aten::add",
     "_reversed_padding_repeated_twice": lambda: CONV._reversed_padding_repeated_twice,

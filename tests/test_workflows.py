@@ -120,7 +120,13 @@ def test_only_the_job_that_publishes_may_publish():
 def test_makefile_describes_every_target():
     described = dict(re.findall(r"^([a-z]+):.*  ## (.+)$", MAKEFILE, re.MULTILINE))
     assert set(described) == TARGETS
-    printed = subprocess.run(["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    printed = subprocess.run(
+        ["make", "--no-print-directory", "help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert dict(line.split(maxsplit=1) for line in printed.stdout.splitlines()) == described
 
 

@@ -128,6 +128,15 @@ def uncompiled(model: nn.Module) -> nn.Module:
     return getattr(model, "_orig_mod", model)
 
 
+def has_hooks(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether hooks of an optimiser run.
+
+    They do not for some optimisers around others, as those of accelerate and timm, which never call
+    the initialiser of their base class.
+    """
+    return hasattr(optimizer, "_optimizer_state_dict_post_hooks")
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """The network inside `torch.compile`, ``DataParallel`` and ``DistributedDataParallel``."""
     model = uncompiled(model)

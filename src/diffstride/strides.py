@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffstride._torch_compat import has_hooks
+
 AXES = {1: ("",), 2: ("/height", "/width"), 3: ("/depth", "/height", "/width")}
 
 
@@ -74,13 +76,13 @@ class StepHooks:
 
             return hook
 
-        try:
-            self.handles = [optimizer.register_step_post_hook(call(after))]
-        except AttributeError as error:  # accelerate's is a subclass that has no hooks
+        if not has_hooks(optimizer):
             raise TypeError(
                 f"a {type(optimizer).__name__} has no hooks of its own: attach to the optimiser "
-                "inside it, optimizer.optimizer"
-            ) from error
+                "inside it (accelerate's optimizer.optimizer), or project by hand after each step "
+                "if it changes parameters itself"
+            )
+        self.handles = [optimizer.register_step_post_hook(call(after))]
         if before is not None:
             self.handles.append(optimizer.register_step_pre_hook(call(before)))
 

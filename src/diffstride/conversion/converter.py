@@ -26,7 +26,13 @@ from diffstride.conversion.strided_modules import (
 from diffstride.conversion.whole_map_pooling import pool_whole_maps
 from diffstride.cost.consistency import FACTORS, failed_at, scaled_strides
 from diffstride.cost.multiply_adds import MultiplyAdds
-from diffstride.graph.example_inputs import Model, as_inputs, check_unwrapped, deep_copy
+from diffstride.graph.example_inputs import (
+    Model,
+    also_named_example_inputs,
+    as_inputs,
+    check_unwrapped,
+    deep_copy,
+)
 from diffstride.graph.fake_run import (
     NetworkRun,
     NetworkRunError,
@@ -41,6 +47,7 @@ from diffstride.spectral.axis_plan import CPU
 from diffstride.strides import stride_layers
 
 
+@also_named_example_inputs
 @torch.inference_mode(mode=False)  # inference tensors could not be trained afterwards
 def convert(
     model: Model,
@@ -81,7 +88,7 @@ def convert(
     Args:
         model: any convolutional network that `torch.fx` can trace.
         example: an input, a tuple of inputs, or a dictionary of them by the names of the arguments
-            of ``forward``; only shapes matter.
+            of ``forward``; only shapes matter. Its other name is ``example_inputs``.
         order: where modules are pooled. ``"before"``: convolutions of torch before, with their
             kernel resampled, all else after. ``"after"``: all after, at stride 1, which is exact
             and costs a convolution up to the square of its stride; only pointwise convolutions

@@ -6,12 +6,18 @@ import torch
 from torch import Tensor, nn
 
 from diffstride.conversion.recipes import keep_in_config
-from diffstride.graph.example_inputs import Model, cast_to_weights, deep_copy
+from diffstride.graph.example_inputs import (
+    Model,
+    also_named_example_inputs,
+    cast_to_weights,
+    deep_copy,
+)
 from diffstride.graph.fake_run import evaluating
 from diffstride.pooling.base import SpectralPooling
 from diffstride.pooling.frozen import FrozenPooling
 
 
+@also_named_example_inputs
 @torch.inference_mode(mode=False)  # inference tensors could not be trained afterwards
 def freeze(model: Model, example: Any, round_to: float | None = None) -> Model:
     """Replace the pooling layers of a network by constant matrices.

@@ -1,7 +1,6 @@
 """Hold a network to a budget of multiply-adds while its strides learn."""
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from functools import partial
 from itertools import islice
 from math import exp, isfinite, log, log1p
@@ -25,7 +24,11 @@ from diffstride.cost.stride_space import (
     in_float32,
     scale_to_budget,
 )
-from diffstride.graph.example_inputs import as_inputs, have_same_sizes
+from diffstride.graph.example_inputs import (
+    also_named_example_inputs,
+    as_inputs,
+    have_same_sizes,
+)
 from diffstride.pooling.learnable import DiffStride
 from diffstride.strides import StepHooks
 
@@ -97,6 +100,7 @@ class CostBudget:
     True
     """
 
+    @also_named_example_inputs
     def __init__(
         self,
         model: nn.Module,
@@ -171,12 +175,11 @@ class CostBudget:
         attached: list[CostBudget] = vars(optimizer).setdefault(STATES, [])
         key = str(len(attached))  # budgets of several networks may have layers of the same names
         attached.append(self)
-        with suppress(AttributeError):  # some optimisers around others cannot have these hooks
-            hooks.handles += [
-                optimizer.register_state_dict_post_hook(partial(self._save_with, key)),
-                optimizer.register_load_state_dict_pre_hook(partial(self._find_in, key)),
-                optimizer.register_load_state_dict_post_hook(self._load_found),
-            ]
+        hooks.handles += [
+            optimizer.register_state_dict_post_hook(partial(self._save_with, key)),
+            optimizer.register_load_state_dict_pre_hook(partial(self._find_in, key)),
+            optimizer.register_load_state_dict_post_hook(self._load_found),
+        ]
         return hooks
 
     def _save_with(self, key: str, optimizer: Any, state: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ from diffstride.cost.consistency import (
     scaled_strides,
 )
 from diffstride.cost.pooling_cost import PooledMaps, Sizes, Slopes, kept
+from diffstride.graph.example_inputs import also_named_example_inputs
 from diffstride.graph.fake_run import NetworkRun, NetworkRunError, restoring, run_network
 from diffstride.graph.leaf_modules import as_leaves
 from diffstride.graph.map_sizes import MapSizes, SizeExpression, Source, moving_dims, size_at
@@ -76,6 +77,7 @@ class MultiplyAdds:
     tensor([-12416.,  -4224.])
     """
 
+    @also_named_example_inputs
     def __init__(
         self, model: nn.Module, example: Any, leaf_modules: Iterable[str | type[nn.Module]] = ()
     ) -> None:

@@ -3,7 +3,7 @@
 import copy
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import CellType, FunctionType
 from typing import Any, TypeVar
 
@@ -23,6 +23,21 @@ from diffstride._torch_compat import (
 Model = TypeVar("Model", bound=nn.Module)
 
 WRAPPERS = {"DistributedDataParallel", "FullyShardedDataParallel"}
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def also_named_example_inputs(function: Function) -> Function:
+    """Let a function take its ``example`` by the name that other libraries use, too."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if "example_inputs" in kwargs:
+            kwargs["example"] = kwargs.pop("example_inputs")
+        return function(*args, **kwargs)
+
+    return call  # type: ignore[return-value]
 
 
 class ExampleError(ValueError):
