@@ -138,7 +138,8 @@ def test_report_lists_modules_sizes_and_costs():
     )
     assert second[0] == "shortcut"
     assert second[2:] == ((2, 2), "before", True, False, (), (), 20 * 13 * 64, 16_384)
-    lines = str(found).splitlines()
+    lines = found.splitlines()
+    assert "\n".join(lines) == str(found)
     expected = "conv 1.60 x 2.50 2 x 2 after 32 x 32 -> 20 x 13 936 k 147 k"
     assert lines[1].split() == expected.split()
     assert lines[2].split() == [
