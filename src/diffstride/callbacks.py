@@ -21,32 +21,40 @@ else:
         from pytorch_lightning import Callback, LightningModule, Trainer
 
 
-def _find_network(
-    callback: "StrideMonitor | StridePhase | BudgetCallback", pl_module: LightningModule
-) -> nn.Module:
-    """The part of a module that a callback names.
+class _NetworkCallback(Callback):
+    """Base of callbacks that act on a part of a module, by its name ``network``."""
 
-    It is first called when a fit starts. Before, in `setup`, a module need not have its network
-    yet: Lightning calls the ``setup`` and ``configure_model`` of modules after that of callbacks.
+    network: str
 
-    Raises:
-        ValueError: there is no such part; lists those that there are.
-    """
-    found: nn.Module = pl_module
-    place = type(pl_module).__name__
-    for name in callback.network.split(".") if callback.network else ():
-        parts = {each: part for each, part in found._modules.items() if part is not None}
-        if name not in parts:
-            names = ", ".join(map(repr, parts)) or "none"
-            raise ValueError(
-                f"{type(callback).__name__}(network={callback.network!r}): {place} has no module "
-                f"{name!r}, its modules are {names}: pass the name of the network, or '' for all"
-            )
-        found, place = parts[name], f"{place}.{name}"
-    return found
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._find_network(pl_module)
+
+    def _find_network(self, pl_module: LightningModule) -> nn.Module:
+        """The part of a module that the callback names.
+
+        It is first called when a fit starts. Before, in `setup`, a module need not have its network
+        yet: Lightning calls the ``setup`` and ``configure_model`` of modules after that of
+        callbacks.
+
+        Raises:
+            ValueError: there is no such part; lists those that there are.
+        """
+        found: nn.Module = pl_module
+        place = type(pl_module).__name__
+        for name in self.network.split(".") if self.network else ():
+            parts = {each: part for each, part in found._modules.items() if part is not None}
+            if name not in parts:
+                names = ", ".join(map(repr, parts)) or "none"
+                raise ValueError(
+                    f"{type(self).__name__}(network={self.network!r}): {place} has no module "
+                    f"{name!r}, its modules are {names}: pass the name of the network, or '' for "
+                    "all"
+                )
+            found, place = parts[name], f"{place}.{name}"
+        return found
 
 
-class StrideMonitor(Callback):
+class StrideMonitor(_NetworkCallback):
     """Projects learnable strides onto their limits after each step, and logs them.
 
     All loggers of the trainer receive the strides as ``stride/LAYER/AXIS``, before the first step
@@ -65,9 +73,6 @@ class StrideMonitor(Callback):
 
     def __init__(self, network: str = "") -> None:
         self.network = network
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        _find_network(self, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         project_strides(pl_module)
@@ -105,12 +110,12 @@ class StrideMonitor(Callback):
         if not trainer.loggers or not trainer.is_global_zero or trainer.global_step == self._logged:
             return
         self._logged = trainer.global_step
-        scalars = stride_scalars(_find_network(self, pl_module))
+        scalars = stride_scalars(self._find_network(pl_module))
         for logger in trainer.loggers if scalars else ():
             logger.log_metrics(scalars, step=trainer.global_step)
 
 
-class StridePhase(Callback):
+class StridePhase(_NetworkCallback):
     """Trains learnable strides in one phase of the training, and keeps them fixed before and after.
 
     Outside the phase it sets the gradients of the strides to None before each optimiser step.
@@ -136,9 +141,6 @@ class StridePhase(Callback):
             )
         self.start, self.stop, self.network = start, stop, network
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        _find_network(self, pl_module)
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         steps = trainer.estimated_stepping_batches
         if steps == float("inf"):
@@ -159,12 +161,12 @@ class StridePhase(Callback):
     ) -> None:
         if self.first <= trainer.global_step < self.last:
             return
-        for layer in stride_layers(_find_network(self, pl_module)).values():
+        for layer in stride_layers(self._find_network(pl_module)).values():
             parameter: Any = layer.strides
             parameter.grad = None  # optimisers skip None, but apply decay and momentum to zeros
 
 
-class BudgetCallback(Callback):
+class BudgetCallback(_NetworkCallback):
     """Keeps the multiply-adds of a network at a budget with `diffstride.CostBudget`.
 
     It projects the strides after each step, and saves its state in checkpoints. Add it before
@@ -215,11 +217,8 @@ class BudgetCallback(Callback):
                 "another log="
             )
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        _find_network(self, pl_module)
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        network = _find_network(self, pl_module)
+        network = self._find_network(pl_module)
         budget = self._saved.get("multiply_adds", self._earlier_budget(network))
         self.budget = CostBudget(network, self.example, budget, self.leaf_modules)
         if self._saved:

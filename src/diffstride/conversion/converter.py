@@ -132,9 +132,8 @@ def convert(
     check_order(order)
     check_window(smoothness_factor, edge)
     limits = lower_limit_stride, upper_limit_stride
-    check_limits(
-        *limits, next((len(each) for each in limits if isinstance(each, Sequence) and each), None)
-    )
+    numbers_of_axes = [len(each) for each in limits if isinstance(each, Sequence) and each]
+    check_limits(*limits, axes=numbers_of_axes[0] if numbers_of_axes else None)
     example = as_inputs(model, example)
     converted = deep_copy(model)
     leaf_modules = as_leaves(leaf_modules)

@@ -8,7 +8,8 @@ from torch import nn
 
 from diffstride.conversion.converter import convert
 from diffstride.conversion.example_shapes import example_from
-from diffstride.conversion.recipes import FORMAT, Recipe, converted_modules, leaf_name, records
+from diffstride.conversion.recipes import FORMAT, Recipe, converted_modules, leaf_name
+from diffstride.conversion.record import records
 from diffstride.graph.example_inputs import Model, deep_copy
 from diffstride.graph.leaf_modules import Leaf
 from diffstride.pooling.frozen import FrozenPooling

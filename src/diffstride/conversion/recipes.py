@@ -12,7 +12,7 @@ from torch import nn
 from diffstride._torch_compat import unwrapped
 from diffstride._version import __version__
 from diffstride.conversion.example_shapes import describe_example
-from diffstride.conversion.record import Conversion, ConversionStep
+from diffstride.conversion.record import Conversion, ConversionStep, records
 from diffstride.graph.leaf_modules import Leaf
 from diffstride.pooling.frozen import FrozenPooling
 
@@ -50,7 +50,7 @@ def recipe(model: nn.Module) -> Recipe:
     model = unwrapped(model)
     conversions = [
         _describe_step(part, record, step)
-        for part, record in records(model)
+        for part, record in records(model).items()
         for step in record.steps
     ]
     frozen = {
@@ -69,12 +69,6 @@ def recipe(model: nn.Module) -> Recipe:
         "conversions": conversions,
         "frozen": frozen,
     }
-
-
-def records(model: nn.Module) -> list[tuple[str, Conversion]]:
-    """The records of the network and its parts, with the name of the part."""
-    found = [(name, vars(module).get("conversion")) for name, module in model.named_modules()]
-    return [(name, record) for name, record in found if isinstance(record, Conversion)]
 
 
 def _describe_step(part: str, record: Conversion, step: ConversionStep) -> dict[str, Any]:

@@ -104,15 +104,19 @@ def _costs(traced: Trace, parts: dict[str, Conversion]) -> dict[str, int]:
     return {name: cost // traced.batch for name, cost in costs.items()}
 
 
+def records(model: nn.Module) -> dict[str, Conversion]:
+    """The records of the network and its parts, by the name of the part."""
+    found = {name: vars(module).get("conversion") for name, module in model.named_modules()}
+    return {name: record for name, record in found.items() if isinstance(record, Conversion)}
+
+
 def _converted_parts(model: nn.Module) -> dict[str, Conversion]:
     """The records of the parts of a network that were converted before, by name.
 
     Only outermost parts: a record includes the parts inside.
     """
     parts: dict[str, Conversion] = {}
-    for name, module in model.named_modules():
-        record = vars(module).get("conversion")
-        inside = any(name.startswith(f"{part}.") for part in parts)
-        if isinstance(record, Conversion) and not inside:
+    for name, record in records(model).items():
+        if not any(name.startswith(f"{part}.") for part in parts):
             parts[name] = record
     return parts

@@ -1,5 +1,6 @@
 """Report a network: its strides, map sizes and cost, and what a conversion did."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from diffstride.graph.example_inputs import (
     have_same_sizes,
 )
 from diffstride.pooling.frozen import FrozenPooling
+from diffstride.spectral.axis_plan import Axis
 from diffstride.strides import stride_layers
 
 
@@ -78,13 +80,13 @@ def report(model: nn.Module, example: Any = None) -> Report:
         if example is not None:
             raise
         cost, unknown = None, str(error)
-    costs = cost.by_module() if cost else {}
+    costs = cost.by_module() if cost else None
     return Report(
-        rows=tuple(_rows(model, conversion, cost)),
+        rows=tuple(_rows(model, conversion, costs, cost.all_maps() if cost else {})),
         multiply_adds=cost and cost.value(),
         multiply_adds_before=conversion.multiply_adds.get(""),
-        by_module=_with_outer_modules(model, costs),
-        dearest=_dearest(model, costs),
+        by_module=_with_outer_modules(model, costs or {}),
+        dearest=_dearest(model, costs or {}),
         left_out=conversion.left_out,
         mirrors=conversion.mirrors,
         unknown=unknown,
@@ -102,8 +104,13 @@ def _example_of(model: nn.Module, conversion: Conversion) -> Any:
     )
 
 
-def _rows(model: nn.Module, conversion: Conversion, cost: MultiplyAdds | None) -> list[ReportRow]:
-    costs, maps = (cost.by_module(), cost.all_maps()) if cost else ({}, {})
+def _rows(
+    model: nn.Module,
+    conversion: Conversion,
+    costs: Mapping[str, int] | None,
+    maps: Mapping[str, Sequence[Axis]],
+) -> list[ReportRow]:
+    """The rows, with the costs and maps of the network; without costs these are not known."""
     names: dict[nn.Module, list[str]] = {}
     for name in conversion.strides:
         module: Any = model.get_submodule(name)
@@ -113,9 +120,9 @@ def _rows(model: nn.Module, conversion: Conversion, cost: MultiplyAdds | None) -
     for layer_name, layer in _pooling_layers(model).items():
         axes = maps.get(layer_name, ())
         # The first of the modules that share the layer has the cost of all its pooling.
-        pooling, shared = costs.get(layer_name, 0), False
+        pooling, shared = (costs or {}).get(layer_name, 0), False
         for name in names.get(layer, [layer_name]):
-            own = costs.get(name, 0) if name != layer_name else 0
+            own = (costs or {}).get(name, 0) if name != layer_name else 0
             rows.append(
                 ReportRow(
                     module=name,
@@ -126,7 +133,7 @@ def _rows(model: nn.Module, conversion: Conversion, cost: MultiplyAdds | None) -
                     pinned=_is_pinned(layer),
                     map_size=() if shared else tuple(axis.size for axis in axes),
                     pooled_size=() if shared else tuple(axis.output_size for axis in axes),
-                    multiply_adds=pooling + own if cost else None,
+                    multiply_adds=None if costs is None else pooling + own,
                     multiply_adds_before=conversion.multiply_adds.get(name),
                 )
             )
