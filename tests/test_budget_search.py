@@ -15,6 +15,7 @@ from diffstride import CostBudget, DiffStride, MultiplyAdds, convert, stride_lay
 from diffstride.cost.projection import project_step
 from diffstride.cost.size_search import TRIES, Change, combinations
 from diffstride.cost.stride_space import StrideSpace, first_log, scale_to_budget, threshold
+from diffstride.resnet import resnet18
 from diffstride.spectral.axis_plan import plan_axis
 from diffstride.spectral.map_product import multiply_adds
 
@@ -255,3 +256,21 @@ def test_layers_know_the_strides_that_a_budget_writes(monkeypatch):
     for layer in layers:
         values = layer.strides.tolist() * (2 if layer.shared_stride else 1)
         assert layer.stride_values() == pytest.approx(values, abs=1e-6)
+
+
+@pytest.mark.parametrize("strides", [(1, 2, 4), (1, 1, 8)])
+def test_strides_of_one_rise_where_the_others_alone_would_empty_the_maps(strides):
+    """The first map alone costs more than the budget: no stride behind it can help."""
+    network = resnet18(
+        [1, 1, *strides], width=4, num_output_classes=10, pooling_cls=DiffStride, pool_stem=False
+    )
+    example = torch.zeros(1, 3, 32, 32)
+    first, *_ = stride_layers(network).values()
+    budget = CostBudget(network, example, fraction=0.3)
+    factors = [
+        torch.tensor(layer.stride_values()) / start
+        for layer, start in zip(stride_layers(network).values(), strides, strict=True)
+    ]
+    assert min(first.stride_values()) > 1.2
+    assert max(factor.max() for factor in factors) < 3
+    assert 0.98 <= budget.cost.value() / budget.multiply_adds <= 1

@@ -23,6 +23,7 @@ BEHIND = 2e-6  # how far a logarithm steps back behind a threshold: strides are 
 FURTHEST = 24.0  # logarithm of the largest factor that is tried
 JUST_ABOVE = (0.0, 1e-3, 0.01, 0.03, 0.1, 0.3)  # in logarithms: on long axes and on short ones
 LARGEST = 30.0  # logarithm of the largest stride that is tried, where there is no limit
+STRETCH = 3.0  # largest factor of the logarithms, before strides of 1 are raised too
 
 
 class UnreachableBudgetError(ValueError):
@@ -228,9 +229,10 @@ class StrideSpace:
 def scale_to_budget(logs: Logs, space: StrideSpace, least: float, most: float) -> Logs:
     """Multiply the logarithms of strides by the smallest factor that keeps the budget ``most``.
 
-    The factor is 1 if the cost is from ``least`` to ``most`` as it is. Where no factor is enough,
-    a number is added to all logarithms. The result is within the limits of the layers, and no map
-    is empty.
+    The factor is 1 if the cost is from ``least`` to ``most`` as it is. A stride of 1, where nothing
+    is pooled, stays. Where a factor of `STRETCH` is not enough, all strides are multiplied by one
+    factor instead, those of 1 too. The result is within the limits of the layers, and no map is
+    empty.
 
     Raises:
         UnreachableBudgetError: if there is no such factor.
@@ -248,15 +250,14 @@ def scale_to_budget(logs: Logs, space: StrideSpace, least: float, most: float) -
     def stretched(amount: float) -> Logs:
         return clamped(logs, exp(amount), 0.0)
 
-    furthest = stretched(FURTHEST)
-
     def shifted(amount: float) -> Logs:
-        return clamped(furthest, 1.0, amount)
+        return clamped(logs, 1.0, amount)
 
     present = space.running(stretched(0.0))
     if least <= present.cost <= most:
         return present.logs
-    for path in (Path(stretched, logs, _factor), Path(shifted, furthest, _difference)):
+    stretch = Path(stretched, logs, _factor, log(STRETCH))
+    for path in (stretch, Path(shifted, logs, _difference, FURTHEST)):
         found = _least_amount(path, space, most)
         if found is not None:
             return found.logs
@@ -269,7 +270,7 @@ def scale_to_budget(logs: Logs, space: StrideSpace, least: float, most: float) -
 
 
 class Path(NamedTuple):
-    """Strides that grow with an amount.
+    """Strides that grow with an amount, of ``most`` at most.
 
     ``at`` gives their logarithms at an amount, and ``amount(x, y)`` the amount at which one that is
     ``x`` in ``start`` is ``y``.
@@ -278,6 +279,7 @@ class Path(NamedTuple):
     at: Callable[[float], Logs]
     start: Logs
     amount: Callable[[float, float], float]
+    most: float
 
 
 def _factor(start: float, at: float) -> float:
@@ -293,9 +295,9 @@ def _least_amount(path: Path, space: StrideSpace, most: float) -> Fit | None:
     low, high, step = -1e-3, 0.0, 1e-3  # steps of optimisers are small
     found = space.running(path.at(high))
     while found.cost > most:
-        if high >= FURTHEST:
+        if high >= path.most:
             return None
-        low, high = high, min(max(4 * high, step), FURTHEST)
+        low, high = high, min(max(4 * high, step), path.most)
         found = space.running(path.at(high))
     while low < 0 and (fit := space.running(path.at(low))).cost <= most:
         found, high = fit, low
