@@ -10,8 +10,9 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from diffstride.training.command_line import USAGE_ERROR, explain
+from diffstride.training.command_line import USAGE_ERROR
 from diffstride.training.files import check_writable, expand_home, locked
+from diffstride.training.gin_errors import explain
 from diffstride.training.lightning_compat import exceptions
 from diffstride.training.trainer import KILLED_BY
 from experiments.grid import DEFAULT_PATHS, Paths, Run

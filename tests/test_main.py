@@ -254,7 +254,10 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
         (["--gin_bindings=trian.workdir = 'x'"], "No configurable matching 'trian'.*mean 'train'"),
         (["--gin_bindings=train.wrokdir = 'x'"], "parameter named 'wrokdir'.*mean 'workdir'"),
         (["--gin_bindings=train.model = @resnet.resnet81"], "did you mean 'resnet.resnet18'"),
-        (["--gin_bindings=train.workdir = runs/x"], "'runs'.*line 1"),
+        (
+            ["--gin_bindings=train.workdir = runs/x"],
+            r"workdir = runs/x \(line 1\): runs/x is no value",
+        ),
         (["--gin_bindings=train.workdir"], "expected ':' or '='"),
         (["--gin_bindings=DiffStride.edge = 'stopband'"], "Ambiguous selector 'DiffStride'"),
         (["--gin_bindings=OneCycleLR.max_lr = 1.0"], "OneCycleLR.*'max_lr'"),
@@ -293,8 +296,39 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
         ),
         (
             ["--gin_bindings=resnet.resnet18.stride = [1, 2]"],
-            "unexpected keyword argument 'stride'",
+            "resnet18' doesn't have a parameter named 'stride'.*did you mean 'strides'",
         ),
+        (
+            ["--gin_bindings=resnet.resnet18.pooling = None"],
+            "parameter named 'pooling'.*did you mean 'pooling_cls'",
+        ),
+        (
+            ["--gin_bindings=resnet.resnet18.bottleneck = 2"],
+            "parameter named 'bottleneck'.*; its parameters are strides, width, num_output_classes",
+        ),
+        (
+            ["--gin_bindings=lr_schedule.divisions = 3"],
+            "matching 'lr_schedule'.*; the names of this program are .*data.load_datasets",
+        ),
+        (
+            ["--gin_bindings=resnet.Resnet.pooling_cls = pooling.DiffStride"],
+            r"Resnet\.pooling_cls = pooling\.DiffStride \(line 1\): .* write @pooling\.DiffStride$",
+        ),
+        (
+            ["--gin_bindings=resnet.Resnet.pooling_cls = DiffStride  # learned"],
+            r"write @pooling\.DiffStride or @reference\.DiffStride$",
+        ),
+        (
+            ["--gin_bindings=resnet.Resnet.pooling_cls = 'pooling.DiffStride'"],
+            r"'pooling\.DiffStride' is text.*write @pooling\.DiffStride without quotes",
+        ),
+        (
+            ["--gin_bindings=data.load_datasets.name = digits"],
+            r"load_datasets\.name = digits \(line 1\): digits is no value: .* quotes, as 'digits'",
+        ),
+        (["--gin_bindings=train.workdir = /tmp/run"], "text in quotes, as '/tmp/run'"),
+        (["--gin_bindings=train.channels_last = true"], "channels_last = true .*: write True$"),
+        (["--gin_bindings=resnet.resnet18.strides = [1, 1, 2"], "a bracket or a quote is opened"),
         (["--gin_bindings=resnet.Resnet.order = 'first'"], "order must be.*'first'"),
         (["--gin_bindings=train.precision = '12'"], "'12' is invalid"),
         (["--gin_bindings=train.accelerator = 'abacus'"], "abacus"),

@@ -4,7 +4,6 @@ python3 -m diffstride.examples.main --gin_config=cifar10.gin \
     --gin_bindings="train.workdir = 'runs/resnet18'"
 """
 
-import difflib
 import os
 import re
 import signal
@@ -20,6 +19,7 @@ from absl import app, flags
 from diffstride.training import gin_registry
 from diffstride.training.files import expand_home
 from diffstride.training.gin_compat import search_path
+from diffstride.training.gin_errors import explain, suggest
 from diffstride.training.lightning_compat import exceptions
 from diffstride.training.trainer import KILLED_BY
 
@@ -27,8 +27,6 @@ PACKAGED = Path(__file__).parent / "configs"
 USAGE_ERROR = 2
 MISCONFIGURED = exceptions.MisconfigurationException  # pyright: ignore[reportPrivateImportUsage]
 FATAL = -3  # verbosity of absl that logs nothing else
-
-LONGEST = 2000  # characters of an error
 
 FLAGS = flags.FLAGS
 flags.DEFINE_multi_string(
@@ -93,43 +91,8 @@ def _find_config(name: str, folders: Sequence[Path]) -> str:
     packaged = sorted(path.name for path in PACKAGED.glob("*.gin"))
     raise FileNotFoundError(
         f"there is no Gin file {name!r} in {', '.join(str(folder) for folder in folders)}"
-        f"{_suggest(name, packaged)}; packaged files are {', '.join(packaged)}"
+        f"{suggest(name, packaged)}; packaged files are {', '.join(packaged)}"
     )
-
-
-def _suggest(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def explain(error: BaseException) -> str:
-    """An error as one line, with a suggestion for a misspelt name.
-
-    >>> try:
-    ...     configure([], ["resnet.resnet81.strides = None"])
-    ... except ValueError as error:
-    ...     print(explain(error))  # doctest: +ELLIPSIS
-    No configurable matching 'resnet.resnet81'...; did you mean 'resnet.resnet18'?
-    """
-    message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-    message, _, _ = message.partition(" in config string:")  # then follows the configuration
-    lines = [line.strip(" ^") for line in message.splitlines()]
-    # Gin adds the calls that led to the error, with addresses in memory.
-    kept = [line for line in lines if line and not line.startswith("In call to configurable")]
-    text = " ".join(kept or [type(error).__name__])
-    return (text if len(text) <= LONGEST else f"{text[:LONGEST]}…") + _suggest_name(message)
-
-
-def _suggest_name(message: str) -> str:
-    # Names may lack their first words, both in Gin's messages and in what users write.
-    if match := re.search(r"matching (?:reference )?'@?([^']+?)(?:\(\))?'", message):
-        names = [*gin_registry.NAMES, *(name.rpartition(".")[2] for name in gin_registry.NAMES)]
-        return _suggest(match[1], names)
-    if match := re.search(r"'([^']+)' doesn't have a parameter named '([^']+)'", message):
-        for name, arguments in gin_registry.NAMES.items():
-            if f".{name}".endswith(f".{match[1]}"):
-                return _suggest(match[2], arguments)
-    return ""
 
 
 def _fail(message: str) -> int:

@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 
 from diffstride import convnet, pooling, reference, resnet
 from diffstride.training import augment, data, schedules
-from diffstride.training.argument_types import argument_kinds, check_argument
+from diffstride.training.argument_types import argument_kinds, check_argument, fits
 from diffstride.training.gin_compat import bound_values
 from diffstride.training.run import train as _train
 
@@ -52,7 +52,13 @@ def check_bindings() -> None:
         ValueError: there is one; names the argument, the value, and what was expected.
     """
     for name, argument, value in bound_values():
-        check_argument(f"{name}.{argument}", value, KINDS.get(name, {}).get(argument, Any))
+        kind = KINDS.get(name, {}).get(argument, Any)
+        if isinstance(value, str) and value.removeprefix("@") in NAMES and not fits(value, kind):
+            raise ValueError(
+                f"{name}.{argument} = {value!r} is text, but should be a function or class: "
+                f"write @{value.removeprefix('@')} without quotes"
+            )
+        check_argument(f"{name}.{argument}", value, kind)
 
 
 @contextmanager
@@ -67,18 +73,36 @@ def _replaced(module: Any, replacements: dict[str, Any]) -> Iterator[None]:
 
 
 def _register_network(
-    build: Callable[..., Any], space: Any = resnet, **inner: Any
+    build: Callable[..., Any], space: Any = resnet, given: Iterable[str] = (), **inner: Any
 ) -> Callable[..., Any]:
-    """Register ``build``; during its calls ``inner`` replaces these names in module ``space``."""
+    """Register ``build``; during its calls ``inner`` replaces these names in module ``space``.
+
+    Further arguments of ``build``, but for those ``given`` by it, are those of `resnet.Resnet`.
+    """
 
     @functools.wraps(build)
     def call(*args: Any, **kwargs: Any) -> Any:
         with _replaced(space, inner):
             return build(*args, **kwargs)
 
-    # Gin checks argument names against this signature, not against that of the wrapped function.
-    vars(call)["__signature__"] = inspect.signature(build)
+    # Gin checks argument names against this signature, where there is no wrapped function.
+    del vars(call)["__wrapped__"]
+    vars(call)["__signature__"] = _with_passed_on(inspect.signature(build), given)
     return register(call, space.__name__.rpartition(".")[2])
+
+
+def _with_passed_on(signature: inspect.Signature, given: Iterable[str]) -> inspect.Signature:
+    """A signature with the arguments of `resnet.Resnet` in place of ``kwargs``.
+
+    They have no defaults, which Gin would write into the operative configuration and bind from it.
+    """
+    own = dict(signature.parameters)
+    if own.pop("kwargs", None) is None:
+        return signature
+    for name, each in inspect.signature(resnet.Resnet).parameters.items():
+        if name not in own and name not in given:
+            own[name] = each.replace(kind=each.KEYWORD_ONLY, default=each.empty)
+    return signature.replace(parameters=list(own.values()))
 
 
 def _register_all(space: Any, base: type, given: Iterable[str], unsupported: Iterable[str]) -> None:
@@ -92,10 +116,10 @@ def _register_all(space: Any, base: type, given: Iterable[str], unsupported: Ite
 
 batch_norm = register(resnet.batch_norm, "resnet", given=["channels"])
 Resnet = _register_network(resnet.Resnet, batch_norm=batch_norm)
-resnet18 = _register_network(resnet.resnet18, Resnet=Resnet)
-resnet56 = _register_network(resnet.resnet56, Resnet=Resnet)
-for network in ("resnet.resnet18", "resnet.resnet56"):  # they pass further arguments on
-    KINDS[network] = KINDS["resnet.Resnet"] | KINDS[network]
+SET_BY_RESNET18 = ("filters", "id_only", "num_layers", "kernel_size")
+SET_BY_RESNET56 = ("filters", "num_layers", "kernel_size")
+resnet18 = _register_network(resnet.resnet18, given=SET_BY_RESNET18, Resnet=Resnet)
+resnet56 = _register_network(resnet.resnet56, given=SET_BY_RESNET56, Resnet=Resnet)
 ConvNet = _register_network(convnet.ConvNet, convnet, batch_norm=batch_norm)
 for layer in (
     pooling.DiffStride,
@@ -121,13 +145,14 @@ _register_all(
     torch.optim,
     torch.optim.Optimizer,
     ["params", "weight_decay"],
-    ["LBFGS", "Muon", "SparseAdam"],  # need one group, only matrices, sparse gradients
+    # The base class; the others need one group, only matrices, sparse gradients.
+    ["Optimizer", "LBFGS", "Muon", "SparseAdam"],
 )
 _register_all(
     torch.optim.lr_scheduler,
     torch.optim.lr_scheduler.LRScheduler,
     ["optimizer", *schedules.FROM_RUN],
-    schedules.UNSUPPORTED,
+    ["LRScheduler", *schedules.UNSUPPORTED],
 )
 
 train = register(
