@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from numbers import Real
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffstride._torch_compat import is_jit_tracing, outside_jit_trace
 from diffstride.spectral.axis_plan import check_edge
@@ -13,6 +13,29 @@ from diffstride.spectral.axis_plan import check_edge
 MAX_AXES = 3
 Limit = float | Sequence[float | None] | None
 """A limit of strides: of all axes, of each, or none."""
+
+
+def check_network(model: Any) -> None:
+    """Refuse anything but a network where one is expected.
+
+    >>> check_network("resnet18")
+    Traceback (most recent call last):
+    TypeError: expected a network (torch.nn.Module), but got the text 'resnet18': build it first, as
+    in torchvision.models.resnet18() or timm.create_model('resnet18')
+    """
+    if isinstance(model, nn.Module):
+        return
+    if isinstance(model, str):
+        got = f"the text {model!r}: build it first, as in torchvision.models.{model}() or "
+        got += f"timm.create_model({model!r})"
+    elif isinstance(model, type):
+        got = f"the class {model.__name__}: build it first, as in {model.__name__}(...)"
+    elif callable(model):
+        name = getattr(model, "__name__", type(model).__name__)
+        got = f"the function {name}: call it first, as in {name}(), and pass what it returns"
+    else:
+        got = f"a {type(model).__name__}: pass the network first, then its example"
+    raise TypeError(f"expected a network (torch.nn.Module), but got {got}")
 
 
 def as_strides(strides: Sequence[float] | float, name: str = "strides") -> tuple[float, ...]:

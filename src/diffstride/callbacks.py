@@ -54,6 +54,12 @@ class _NetworkCallback(Callback):
         return found
 
 
+def _part_with_strides(module: nn.Module) -> str:
+    """The only direct part of a module that has learnable strides; empty if there are several."""
+    names = {name.partition(".")[0] for name in stride_layers(module)} - {""}
+    return names.pop() if len(names) == 1 else ""
+
+
 class StrideMonitor(_NetworkCallback):
     """Projects learnable strides onto their limits after each step, and logs them.
 
@@ -220,7 +226,16 @@ class BudgetCallback(_NetworkCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         network = self._find_network(pl_module)
         budget = self._saved.get("multiply_adds", self._earlier_budget(network))
-        self.budget = CostBudget(network, self.example, budget, self.leaf_modules)
+        try:
+            self.budget = CostBudget(network, self.example, budget, self.leaf_modules)
+        except ValueError as error:
+            if not self.network and (part := _part_with_strides(pl_module)):
+                raise ValueError(
+                    f"pass network={part!r} to BudgetCallback, the part of this "
+                    f"{type(pl_module).__name__} whose strides learn: without it the callback "
+                    f"takes the whole module, and {error}"
+                ) from error
+            raise
         if self._saved:
             self.budget.load_state_dict(self._saved)
         self._saved = {}

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffstride._arguments import check_network
 from diffstride._torch_compat import has_hooks
 
 AXES = {1: ("",), 2: ("/height", "/width"), 3: ("/depth", "/height", "/width")}
@@ -19,6 +20,7 @@ def stride_layers(model: nn.Module) -> dict[str, nn.Module]:
     >>> list(stride_layers(nn.Sequential(nn.ReLU(), DiffStride())))
     ['1']
     """
+    check_network(model)
     return {
         name: module
         for name, module in model.named_modules()
@@ -83,11 +85,13 @@ class StepHooks:
                 "if it changes parameters itself"
             )
         self.handles = [optimizer.register_step_post_hook(call(after))]
+        self.removed = False
         if before is not None:
             self.handles.append(optimizer.register_step_pre_hook(call(before)))
 
     def remove(self) -> None:
         """Take the hooks off the optimiser."""
+        self.removed = True
         for handle in self.handles:
             handle.remove()
 
@@ -142,6 +146,7 @@ def parameter_groups(
     >>> [(group["name"], len(group["params"]), group["weight_decay"]) for group in groups]
     [('kernels', 1, 0.05), ('others', 1, 0.0), ('strides', 0, 0.0)]
     """
+    check_network(model)
     rates = {"others": bias_learning_rate, "strides": stride_learning_rate}
     _check_number("weight_decay", weight_decay)
     for name, rate in (("stride", stride_learning_rate), ("bias", bias_learning_rate)):

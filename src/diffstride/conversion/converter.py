@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx, nn
 
-from diffstride._arguments import Limit, check_limits, check_window, each_limit
+from diffstride._arguments import Limit, check_limits, check_network, check_window, each_limit
 from diffstride.conversion.enlarging_modules import attach_mirrors, calls_of, count_calls_from_start
 from diffstride.conversion.function_modules import find_functions, replace_functions
 from diffstride.conversion.kernel_resampling import resample_convolution
@@ -19,7 +19,9 @@ from diffstride.conversion.pooled_module import Pooled, attach_pooling, set_laye
 from diffstride.conversion.recipes import keep_in_config
 from diffstride.conversion.record import Conversion, ConversionStep, record_costs, without_data
 from diffstride.conversion.strided_modules import (
+    PATCHIFIES,
     Filter,
+    StridedCall,
     find_strided_calls,
     stride_of,
 )
@@ -40,6 +42,7 @@ from diffstride.graph.fake_run import (
     run_network,
 )
 from diffstride.graph.leaf_modules import Leaf, as_leaves
+from diffstride.graph.stride_groups import StrideConflictError
 from diffstride.graph.tracer import Trace, trace
 from diffstride.pooling.adaptive import AdaptiveSpectralPooling
 from diffstride.pooling.learnable import DiffStride
@@ -116,6 +119,7 @@ def convert(
         The converted copy; `report` lists what was converted and what was left out.
 
     Raises:
+        TypeError: if ``model`` is no network, but its name or what builds it.
         ValueError: if the forward pass cannot be traced, an operation accepts maps of one size
             only, a module of ``include`` cannot be converted, or no module can; if a stride lies
             outside the limits; if the model is on the meta device, or has another attribute
@@ -141,23 +145,30 @@ def convert(
     starts_at_1 = all((limit or 1.0) <= 1.0 for limit in each_limit(lower_limit_stride, 1))
     keeps = straight_through and edge == "stopband" and starts_at_1
 
-    def found(traced: Trace) -> Found:
+    def found(traced: Trace, patchify: bool) -> Found:
         names = [name for name in include if not isinstance(traced.modules.get(name), Pooled)]
         calls, left_out = find_strided_calls(traced, filter_fn, names, patchify, leaf_modules)
         place(calls, converted, order, min_channels if keeps else 0)
         pool_whole_maps(traced)
-        groups, mirrors = group_calls(traced, calls, left_out, tuple(names), shared_stride)
+        try:
+            groups, mirrors = group_calls(traced, calls, left_out, tuple(names), shared_stride)
+        except StrideConflictError as error:
+            _explain_patches(model, calls, error)
+            raise
         return Found(traced, groups, mirrors, left_out)
 
     with restoring(converted):
         traced = trace(converted, example, leaf_modules)
         functions = find_functions(traced, example)
-        analysis = None if functions else found(traced)
+        analysis = None if functions else found(traced, patchify)
     if analysis is None:
         replace_functions(functions)
         with restoring(converted):
-            analysis = found(trace(converted, example, leaf_modules))
+            analysis = found(trace(converted, example, leaf_modules), patchify)
     if not (analysis.groups or stride_layers(converted)):
+        if not patchify and PATCHIFIES in analysis.left_out.values():
+            with restoring(converted):
+                found(analysis.trace, True)  # raises if its patches cannot be converted, either
         reasons = "".join(f"; {name}: {reason}" for name, reason in analysis.left_out.items())
         raise ValueError(f"{type(model).__name__} has no stride to convert{reasons}")
     layer_options = {
@@ -198,6 +209,18 @@ class Found(NamedTuple):
     groups: list[PooledGroup]
     mirrors: dict[fx.Node, fx.Node]
     left_out: dict[str, str]
+
+
+def _explain_patches(model: nn.Module, calls: list[StridedCall], why: ValueError) -> None:
+    """Refuse a network, such as a vision transformer, that strides by fixed patches only."""
+    if calls and all(call.patchifies for call in calls):
+        names = ", ".join(dict.fromkeys(repr(call.name) for call in calls))
+        reason = str(why).partition(", but learned")[0]
+        raise ValueError(
+            f"{type(model).__name__} has no stride that could learn, with patchify=True or "
+            f"without: {names} cuts the image into patches, and the network is built for their "
+            f"number ({reason}). Take a network whose layers shrink maps one after the other"
+        ) from why
 
 
 def _record(converted: nn.Module, found: Found, example: Any, options: dict[str, Any]) -> None:
@@ -275,6 +298,7 @@ def _check_runs(model: nn.Module, converted: nn.Module, traced: Trace, example: 
 
 
 def _check_model(model: nn.Module) -> None:
+    check_network(model)
     check_unwrapped(model)
     kind = type(model).__name__
     if not isinstance(getattr(model, "conversion", None), (Conversion, NoneType)):

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffstride._arguments import check_network
 from diffstride.conversion.recipes import keep_in_config
 from diffstride.graph.example_inputs import (
     Model,
@@ -52,6 +53,7 @@ def freeze(model: Model, example: Any, round_to: float | None = None) -> Model:
     """
     if round_to is not None and not round_to > 0:
         raise ValueError(f"round_to must be positive or None, but got {round_to!r}")
+    check_network(model)
     root = nn.Sequential(deep_copy(model))  # so that a single layer has a parent, too
     layers = _replace(root, round_to)
     if not layers:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from diffstride._arguments import check_network
 from diffstride.conversion.converter import convert
 from diffstride.conversion.example_shapes import example_from
 from diffstride.conversion.recipes import FORMAT, Recipe, converted_modules, leaf_name
@@ -74,6 +75,7 @@ def _leaf(name: str, model: nn.Module) -> Leaf:
 
 
 def _check(model: nn.Module, recipe: Recipe) -> None:
+    check_network(model)
     if not isinstance(recipe, dict) or not {"format", "conversions", "frozen"} <= recipe.keys():
         raise ValueError(f"expected a recipe from diffstride.recipe, but got {str(recipe)[:80]!r}")
     if recipe["format"] > FORMAT:

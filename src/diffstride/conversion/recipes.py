@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from diffstride._arguments import check_network
 from diffstride._torch_compat import unwrapped
 from diffstride._version import __version__
 from diffstride.conversion.example_shapes import describe_example
@@ -47,6 +48,7 @@ def recipe(model: nn.Module) -> Recipe:
     >>> recipe(converted)["conversions"][0]["modules"]
     {'0': {'stride': [2, 2], 'pooled': 'before'}}
     """
+    check_network(model)
     model = unwrapped(model)
     conversions = [
         _describe_step(part, record, step)

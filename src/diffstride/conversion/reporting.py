@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from diffstride._arguments import check_network
 from diffstride._torch_compat import uncompiled
 from diffstride.conversion.pooled_module import Pooled
 from diffstride.conversion.record import Conversion, parts_record
@@ -65,6 +66,7 @@ def report(model: nn.Module, example: Any = None) -> Report:
     whole network  164 k
     dearest module: 0 (147 k, 90%)
     """
+    check_network(model)
     model = uncompiled(model)
     conversion: Any = vars(model).get("conversion")
     whole = isinstance(conversion, Conversion)

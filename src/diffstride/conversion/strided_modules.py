@@ -167,6 +167,9 @@ def maps_of(trace: Trace, node: fx.Node) -> tuple[Tensor, Tensor] | None:
     return (source, result) if source.dim() == result.dim() > 2 else None
 
 
+PATCHIFIES = "patchifying convolution: its patches do not overlap (patchify=True takes it)"
+
+
 def find_strided_calls(
     trace: Trace,
     filter_fn: Filter | None,
@@ -243,7 +246,7 @@ def _reason_to_skip(
     if not isinstance(module, Conv):
         return "pools the whole map" if takes_whole_maps(trace, node) else None
     if not patchify and patchifies(kernels, strides):
-        return "patchifying convolution: its patches do not overlap (patchify=True takes it)"
+        return PATCHIFIES
     return None
 
 

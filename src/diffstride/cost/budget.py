@@ -142,9 +142,12 @@ class CostBudget:
             for name, layer in self._layers.items()
         )
         used = self.cost.value()
+        now = self._by_layer(on_host(self._parameters).tolist())
+        moved = any(values != as_stored(self._in_use[name]) for name, values in now.items())
+        advice = "; moved since project_(), which attach(optimizer) calls after each step" * moved
         return (
             f"CostBudget({used:,} of {self.multiply_adds:,.0f} multiply-adds, "
-            f"{used / self.multiply_adds:.1%}; strides {strides})"
+            f"{used / self.multiply_adds:.1%}; strides {strides}{advice})"
         )
 
     def attach(self, optimizer: torch.optim.Optimizer) -> "StepHooks":
@@ -162,6 +165,9 @@ class CostBudget:
         Returns:
             The hooks; ``remove()`` takes them off.
 
+        Raises:
+            ValueError: if another budget of the same layers is attached to the optimiser.
+
         >>> net = nn.Sequential(DiffStride(2.0), nn.Conv2d(1, 256, 3, padding=1))
         >>> optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
         >>> budget = CostBudget(net, torch.zeros(1, 1, 64, 64), fraction=0.9)
@@ -171,16 +177,29 @@ class CostBudget:
         >>> budget.cost.value() <= budget.multiply_adds
         True
         """
+        attached: list[tuple[CostBudget, StepHooks]] = vars(optimizer).setdefault(STATES, [])
+        for other, others_hooks in attached:
+            if not others_hooks.removed:
+                self._check_no_layer_of(other)
         hooks = StepHooks(optimizer, self.project_gradients_, self.project_)
-        attached: list[CostBudget] = vars(optimizer).setdefault(STATES, [])
         key = str(len(attached))  # budgets of several networks may have layers of the same names
-        attached.append(self)
+        attached.append((self, hooks))
         hooks.handles += [
             optimizer.register_state_dict_post_hook(partial(self._save_with, key)),
             optimizer.register_load_state_dict_pre_hook(partial(self._find_in, key)),
             optimizer.register_load_state_dict_post_hook(self._load_found),
         ]
         return hooks
+
+    def _check_no_layer_of(self, other: "CostBudget") -> None:
+        held = set(other._layers.values())
+        for name, layer in self._layers.items():
+            if layer in held:
+                raise ValueError(
+                    f"another budget, of {other.multiply_adds:,.0f} multiply-adds, is attached to "
+                    f"this optimizer and moves {name!r}, too: attach one, or call remove() of what "
+                    "attach returned for the other"
+                )
 
     def _save_with(self, key: str, optimizer: Any, state: dict[str, Any]) -> None:
         state.setdefault(STATES, {})[key] = self.state_dict()

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from diffstride._arguments import check_network
 from diffstride._torch_compat import uncompiled
 from diffstride.cost.consistency import (
     FACTORS,
@@ -81,7 +82,9 @@ class MultiplyAdds:
     def __init__(
         self, model: nn.Module, example: Any, leaf_modules: Iterable[str | type[nn.Module]] = ()
     ) -> None:
+        check_network(model)
         model = uncompiled(model)  # the network inside one that is compiled
+        _refuse_single_layer(model)
         self.layers: dict[str, Any] = stride_layers(model)
         leaf_modules = as_leaves(leaf_modules)
         with restoring(model):
@@ -295,6 +298,15 @@ class MultiplyAdds:
         pooled = [each.pool(known, strides.get(each.name)) for each in self._pooling]
         self._minimum_sizes.check(known)
         return known, pooled
+
+
+def _refuse_single_layer(model: nn.Module) -> None:
+    if isinstance(model, SizedPooling):
+        kind = type(model).__name__
+        raise ValueError(
+            f"the model is a single {kind}, whose own maps have no name: put it into a network, as "
+            f"in nn.Sequential({kind}(...)); {kind}.output_size((32, 32)) is the size of its maps"
+        )
 
 
 def as_numbers(strides: Iterable[Any]) -> list[float]:

@@ -23,6 +23,7 @@ from torch import Tensor, fx, nn
 from diffstride.graph.fake_run import first_argument, restoring, shapes_only
 from diffstride.graph.perturbed_sizes import REMAINDERS, Dim, draw_growths, proportional
 from diffstride.graph.tracer import Trace
+from diffstride.pooling.base import SizedPooling
 
 
 class StrideConflictError(ValueError):
@@ -370,20 +371,38 @@ def _last_calls(groups: StrideGroups, node: fx.Node) -> list[fx.Node]:
     return list(dict.fromkeys(groups.leaders[call] for call in last))
 
 
+def _advice(groups: StrideGroups, node: fx.Node) -> str:
+    """What to do about maps that must have one size: fix it, or leave modules as they are."""
+    calls = {str(call.target): call for call in groups.upstream(node)}
+    layers = [name for name, call in calls.items() if _is_pooling(groups, call)]
+    if not layers:
+        names = ", ".join(map(repr, list(calls)[:3])) + " and others" * (len(calls) > 3)
+        return f"put adaptive pooling before it, or leave out {names} with filter_fn"
+    last = layers[-1]
+    size = tuple(groups.trace.values[calls[last]].shape[2:])
+    return (
+        f"put nn.AdaptiveAvgPool2d({size}) behind {last!r} "
+        f"({type(groups.trace.module(calls[last])).__name__}), whose map has this size now, or "
+        f"diffstride.AdaptiveSpectralPooling({size}) in its place"
+    )
+
+
+def _is_pooling(groups: StrideGroups, call: fx.Node) -> bool:
+    return isinstance(groups.trace.module(call), SizedPooling)
+
+
 def _raise_conflict(
     groups: StrideGroups, mismatch: SizeMismatchError, blamed: list[fx.Node]
 ) -> NoReturn:
     """Raise an error with the calls to leave out: those blamed, or the last ones before."""
     node, label = mismatch.node, groups.trace.label(mismatch.node)
     if not mismatch.dims or _meets_constant(groups, node):
-        names = list(dict.fromkeys(repr(str(call.target)) for call in groups.upstream(node)))
         shapes = [[dim.size for dim in groups.dims(source)] for source in node.all_input_nodes]
         here = " and ".join(str(tuple(shape)) for shape in shapes if shape)
         nearest = _nearest_leader(groups, node)
         raise StrideConflictError(
             f"{label} accepts maps of one size only, here {here}, but learned strides change it "
-            f"({mismatch.why}): put adaptive pooling before it, or leave out {', '.join(names[:3])}"
-            f"{' and others' * (len(names) > 3)} with filter_fn",
+            f"({mismatch.why}): {_advice(groups, node)}",
             to_pin=[call for call, leader in groups.leaders.items() if leader is nearest],
         )
     blamed = blamed or _last_calls(groups, node)

@@ -5,10 +5,11 @@ is recorded, on fake tensors, which have a shape and no data. So control flow ma
 The graph is for analysis only, and runs on fake tensors alone.
 """
 
+import inspect
 import os
 import threading
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -52,6 +53,10 @@ FACTORIES = (
     *(torch.zeros, torch.ones, torch.empty, torch.full, torch.rand, torch.randn, torch.randint),
     *(torch.eye, torch.arange, torch.linspace, torch.tensor, torch.as_tensor),
 )
+
+
+class FeaturesError(ExampleError):
+    """A linear layer gets another number of features than it was built for."""
 
 
 class DataError(ValueError):
@@ -190,8 +195,20 @@ def trace(model: nn.Module, example: Any, leaf_modules: Iterable[Leaf] = ()) -> 
         except ExampleError:
             raise
         except Exception as error:
-            raise ValueError(tracer.describe_error(error)) from error
+            raise ValueError(tracer.describe_error(error) + _wrong_names(model, inputs)) from error
     return traced
+
+
+def _wrong_names(model: nn.Module, inputs: tuple) -> str:
+    """What to say more where a dictionary was taken as one input, as no name of it is known."""
+    if len(inputs) != 1 or not isinstance(inputs[0], Mapping):
+        return ""
+    given = ", ".join(map(repr, inputs[0]))
+    return (
+        f". The example is a dictionary of {given}, which are no arguments of "
+        f"{type(model).__name__}.forward{inspect.signature(model.forward)}, so that it was passed "
+        "as one input: use their names, or pass a tensor"
+    )
 
 
 class Tracer(fx.Tracer):
@@ -321,10 +338,32 @@ class Tracer(fx.Tracer):
             return args[0]
         module = self.traced.module(node)
         check_batch_axis(module, node, args)
+        self._check_features(module, node, args)
         try:
             return run_node(module, node, args, kwargs)
         except DataDependentError:
             return self._run_on_data(node)
+
+    def _check_features(self, module: nn.Module | None, node: fx.Node, args: tuple) -> None:
+        """Refuse flattened maps of another size than a linear layer behind them was built for."""
+        if not isinstance(module, nn.Linear) or not args or not isinstance(args[0], Tensor):
+            return
+        given = args[0].shape[-1:]
+        before = [n for n in self.values if isinstance(self.traced.module(n), SizedPooling)]
+        if given and given[0] != module.in_features and before:
+            raise FeaturesError(
+                f"{node.target!r} (Linear) takes {module.in_features:,} features, but gets "
+                f"{given[0]:,}, {self._size_before(before[-1])}"
+            )
+
+    def _size_before(self, pooling: fx.Node) -> str:
+        """The map of the last pooling layer before a linear layer, and what to do about it."""
+        size = " x ".join(map(str, self.values[pooling].shape[2:]))
+        return (
+            f"of maps that {pooling.target!r} ({type(self.traced.module(pooling)).__name__}) pools "
+            f"to {size}: strides change this number, so put a layer of fixed size between, such as "
+            "nn.AdaptiveAvgPool2d(1), and build the linear layer for it"
+        )
 
     def _run_on_data(self, node: fx.Node) -> Any:
         """The value of a node that is computed from buffers and parameters alone."""

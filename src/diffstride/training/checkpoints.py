@@ -187,7 +187,10 @@ def newest_checkpoint(
             _set_aside(path, problems)
             return path, checkpoint
     if problems:
-        advice = "remove the folder to train again from the start, or choose another workdir"
+        advice = (
+            "resume with the settings of its operative_config.gin, choose another workdir, or "
+            "remove the folder to train again from the start"
+        )
         raise ValueError(f"{'; '.join(problems)}; there is no other checkpoint: {advice}")
     return None
 
@@ -215,10 +218,19 @@ def _read(path: Path, network: torch.nn.Module, content: Content) -> dict[str, A
     expected = {f"network.{name}": value.shape for name, value in network.state_dict().items()}
     found = {name: getattr(each, "shape", None) for name, each in checkpoint["state_dict"].items()}
     if found != expected:
-        raise ValueError(f"{path} holds another network")
+        raise ValueError(f"{path} holds another network ({_difference(found, expected)})")
     if content is TO_RESUME and (missing := _missing_to_resume(checkpoint)):
         raise ValueError(f"{path} lacks {', '.join(missing)}, which a run needs to resume")
     return checkpoint
+
+
+def _difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
+    """The first tensor of two networks that differs, and how."""
+    names = dict.fromkeys([*expected, *found])
+    name = next(each for each in names if found.get(each) != expected.get(each))
+    shapes = (each.get(name) for each in (found, expected))
+    there, here = ("missing" if x is None else " x ".join(map(str, x)) or "1" for x in shapes)
+    return f"{name.removeprefix('network.')} is {there} there and {here} in this one"
 
 
 def _missing(found: Mapping[str, Any], content: Content) -> list[str]:

@@ -1,0 +1,158 @@
+"""Mistakes of users, and the errors that say what to do instead."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+
+import diffstride
+from diffstride import CostBudget, DiffStride, convert, freeze, parameter_groups, report
+
+X = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def small_network():
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1))
+
+
+def network_with_head(features):
+    """A plain `DiffStride`, and a linear layer built for one size of its maps."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), DiffStride(2.0), nn.Flatten(), nn.Linear(features, 10)
+    )
+
+
+class PatchNetwork(nn.Module):
+    """Patches with a stored position each, as in a vision transformer."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 4, stride=4)
+        self.positions = nn.Parameter(torch.zeros(1, 64, 8))
+
+    def forward(self, x):
+        return self.patches(x).flatten(2).transpose(1, 2) + self.positions
+
+
+CALLS = {
+    "convert": lambda model: convert(model, X),
+    "report": lambda model: report(model, X),
+    "freeze": lambda model: freeze(model, X),
+    "CostBudget": lambda model: CostBudget(model, X),
+    "parameter_groups": lambda model: parameter_groups(model, 1e-4),
+    "project_strides": diffstride.project_strides,
+    "recipe": diffstride.recipe,
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(
+    ("given", "advice"),
+    [
+        (small_network, r"the function small_network: call it first, as in small_network\(\)"),
+        (PatchNetwork, r"the class PatchNetwork: build it first, as in PatchNetwork\(...\)"),
+        ("resnet18", r"the text 'resnet18': .* torchvision\.models\.resnet18\(\) or timm\.create"),
+        (X, "a Tensor: pass the network first, then its example"),
+    ],
+    ids=["function", "class", "name", "tensor"],
+)
+def test_what_is_no_network_is_refused_with_what_to_pass(call, given, advice):
+    with pytest.raises(TypeError, match=rf"expected a network .*, but got {advice}"):
+        CALLS[call](given)
+
+
+@pytest.mark.parametrize("call", [convert, report, CostBudget])
+@pytest.mark.parametrize("features", [8 * 32 * 32, 8 * 8 * 8])
+def test_a_linear_layer_for_other_maps_names_the_pooling_before_it(call, features):
+    message = (
+        rf"'3' \(Linear\) takes {features:,} features, but gets 2,048, of maps that '1' "
+        r"\(DiffStride\) pools to 16 x 16: .*AdaptiveAvgPool2d\(1\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        call(network_with_head(features), X)
+
+
+@pytest.mark.parametrize("call", [report, CostBudget])
+def test_a_linear_layer_of_fixed_size_gets_advice_that_works(call):
+    with pytest.raises(ValueError, match=r"AdaptiveAvgPool2d\(\(16, 16\)\) behind") as error:
+        call(network_with_head(8 * 16 * 16), X)
+    assert "diffstride.AdaptiveSpectralPooling((16, 16)) in its place" in str(error.value)
+    assert "filter_fn" not in str(error.value)
+    conv, pool, *head = network_with_head(8 * 16 * 16)
+    call(nn.Sequential(conv, pool, nn.AdaptiveAvgPool2d((16, 16)), *head), X)
+    report(nn.Sequential(conv, diffstride.AdaptiveSpectralPooling((16, 16)), *head), X)
+
+
+@pytest.mark.parametrize("patchify", [False, True])
+def test_patches_of_a_fixed_number_are_refused_without_wrong_advice(patchify):
+    with pytest.raises(ValueError, match="PatchNetwork has no stride that could learn") as error:
+        convert(PatchNetwork(), X, patchify=patchify)
+    assert "'patches' cuts the image into patches" in str(error.value)
+    assert "filter_fn" not in str(error.value)
+
+
+def test_patches_that_can_be_converted_are_named_with_the_option_that_takes_them():
+    network = nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.ReLU())
+    with pytest.raises(ValueError, match="patchify=True takes it"):
+        convert(network, X)
+    assert len(diffstride.stride_layers(convert(network, X, patchify=True))) == 1
+
+
+def test_names_that_the_forward_does_not_have_are_shown_with_its_own():
+    class Net(nn.Sequential):
+        def forward(self, image):
+            return super().forward(image)
+
+    with pytest.raises(ValueError, match=r"dictionary of 'imgae', .*forward\(image\).*their names"):
+        convert(Net(*small_network()), {"imgae": X})
+    assert len(report(convert(Net(*small_network()), {"image": X}))) == 2
+
+
+@pytest.mark.parametrize("call", [report, CostBudget])
+def test_a_single_layer_is_refused_with_a_network_around_it(call):
+    with pytest.raises(ValueError, match=r"a single DiffStride.*nn\.Sequential\(DiffStride\("):
+        call(DiffStride(2.0), X)
+    call(nn.Sequential(nn.Conv2d(3, 8, 1), DiffStride(2.0)), X)
+
+
+def test_a_second_budget_of_the_same_layers_is_refused():
+    model = convert(small_network(), X)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    hooks = CostBudget(model, X, "before").attach(optimizer)
+    second = CostBudget(model, X, 0.9)
+    with pytest.raises(ValueError, match=r"another budget, of .* attached to this optimizer"):
+        second.attach(optimizer)
+    hooks.remove()
+    second.attach(optimizer)
+
+
+def test_a_budget_says_when_it_was_not_projected():
+    model = convert(small_network(), X)
+    budget = CostBudget(model, X)
+    assert "project_" not in repr(budget)
+    with torch.no_grad():
+        model[1].pooling.strides -= 0.3
+    assert re.search(r"strides .*; moved since project_\(\), which attach", repr(budget))
+    budget.project_()
+    assert "project_" not in repr(budget)
+    shared = convert(small_network(), X, shared_stride=True)
+    budget = CostBudget(shared, X)
+    assert "project_" not in repr(budget)
+    shared[1].pooling.strides.data -= 0.3
+    assert "moved since project_()" in repr(budget)
+
+
+@pytest.mark.parametrize("amount", [1.0, "before"])
+def test_a_budget_callback_without_a_network_names_it(amount):
+    pl = pytest.importorskip("lightning.pytorch")
+    from diffstride.callbacks import BudgetCallback
+
+    class Module(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = convert(small_network(), X)
+
+    callback = BudgetCallback(X, amount)
+    with pytest.raises(ValueError, match=r"pass network='net' to BudgetCallback, .* this Module"):
+        callback.on_train_start(pl.Trainer(accelerator="cpu", logger=False), Module())
