@@ -46,15 +46,17 @@ Operation = Callable[[Tensor], Tensor]
 
 def contender(name: str, row: Row) -> Operation:
     """Build the operation of that name; it is a module if it has parameters."""
-    if name in EDGES:
-        return DiffStride(STRIDE, edge=name, straight_through=False)
+    for edge in EDGES:
+        if name == edge:
+            return DiffStride(STRIDE, edge=edge, straight_through=False)
     if name == "reference":
         return reference.DiffStride(STRIDE)
     if name == "average":
         return partial(F.avg_pool2d, kernel_size=2)
     if name == "convolution":
         return nn.Conv2d(row.channels, row.channels, 3, stride=2, padding=1, bias=False)
-    size = output_size(row.size, STRIDE, edge=name.removeprefix("interpolation, "))
+    edge = next(each for each in EDGES if name.endswith(each))
+    size = output_size(row.size, STRIDE, edge=edge)
     return partial(F.interpolate, size=(size, size), mode="bilinear", antialias=True)
 
 

@@ -93,7 +93,7 @@ class Experiment:
             self.note_conversion(network, before, order)
         return self.rows
 
-    def note_conversion(self, network: nn.Module, before: int, order: str) -> None:
+    def note_conversion(self, network: nn.Module, before: int, order: Any) -> None:
         """The stages of `AFTER` for a copy of a trained network, whose MACs are ``before``."""
         note, fine_tune = partial(self.note, order=order), partial(self.fine_tune, order=order)
         converted = convert(network.eval(), self.example, order=order)

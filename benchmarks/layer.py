@@ -32,7 +32,7 @@ from benchmarks.contenders import (
 from benchmarks.machine import floor_seconds, product_rate
 from benchmarks.tables import goal, goal_table, milliseconds, number, table
 from benchmarks.timing import Timing, measure
-from diffstride.spectral.axis_plan import EDGES, plan_axis
+from diffstride.spectral.axis_plan import EDGES, Edge, plan_axis
 from diffstride.spectral.map_product import multiply_adds
 from diffstride.spectral.memory_format import compute_dtype
 
@@ -55,7 +55,7 @@ class Costs(NamedTuple):
     moved_bytes: int
 
 
-def costs(row: Row, edge: str, dtype: str) -> Costs:
+def costs(row: Row, edge: Edge, dtype: str) -> Costs:
     """Costs of a forward pass.
 
     >>> costs(Row(1, 1, 32), "passband", "float32")

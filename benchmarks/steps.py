@@ -20,6 +20,7 @@ from diffstride import (
     stride_layers,
 )
 from diffstride.resnet import resnet18
+from diffstride.spectral.axis_plan import Edge
 
 NUM_CLASSES = 10
 # With fewer, oneDNN writes out of bounds in the gradient of a strided 1 x 1 convolution,
@@ -38,9 +39,10 @@ def eager(network: nn.Module) -> nn.Module:
 class AdaptivePooling(nn.Module):
     """Adaptive average pooling to the map sizes of `DiffStride`."""
 
-    def __init__(self, strides: tuple[float, float], edge: str) -> None:
+    def __init__(self, strides: tuple[float, float], edge: Edge) -> None:
         super().__init__()
-        self.strides, self.edge = strides, edge
+        self.strides = strides
+        self.edge: Edge = edge
 
     def forward(self, x: Tensor) -> Tensor:
         size = partial(spectral.output_size, edge=self.edge)
@@ -48,7 +50,7 @@ class AdaptivePooling(nn.Module):
         return F.adaptive_avg_pool2d(x, (height, width))
 
 
-def average_pooling(strides: tuple[float, float], edge: str) -> nn.Module:
+def average_pooling(strides: tuple[float, float], edge: Edge) -> nn.Module:
     """The cheapest average pooling to the map sizes of `DiffStride`; none at stride 1.
 
     `SpatialPooling` with a window of the stride is ``F.avg_pool2d`` and has the sizes of

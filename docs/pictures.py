@@ -21,6 +21,7 @@ from torch import Tensor
 from diffstride import diff_stride, spectral
 from diffstride.plots import plot_stride_trajectories, plot_windows, read_trajectories
 from diffstride.spectral import EDGES, Axis, plan_axis
+from diffstride.spectral.axis_plan import Edge
 from diffstride.spectral.matrix import ramp_factors
 from diffstride.training import gin_registry
 from diffstride.training.command_line import configure
@@ -55,7 +56,7 @@ def windows() -> Figure:
     return figure
 
 
-def _draw_window(panel: Any, stride: float, edge: str, colour: Any) -> None:
+def _draw_window(panel: Any, stride: float, edge: Edge, colour: Any) -> None:
     axis = plan_axis(SIZE, stride, edge=edge, straight_through=False)
     label = f"stride {stride:g}: {SIZE} → {axis.output_size} samples"
     panel.plot(*_corners(axis), color=colour, label=label)

@@ -8,7 +8,7 @@ from diffstride import _arguments
 from diffstride._arguments import MAX_AXES, as_strides, clamp_strides, pooled_sizes
 from diffstride._torch_compat import numbers_of
 from diffstride.spectral.autograd import pool
-from diffstride.spectral.axis_plan import plan_axis, plan_spectral_axis
+from diffstride.spectral.axis_plan import Edge, plan_axis, plan_spectral_axis
 
 
 def diff_stride(
@@ -16,7 +16,7 @@ def diff_stride(
     strides: Tensor | Sequence[float] | float,
     *,
     smoothness_factor: float = 4.0,
-    edge: str = "stopband",
+    edge: Edge = "stopband",
     cropping: bool = True,
     straight_through: bool = True,
     lower_limit_stride: float | None = None,

@@ -1,8 +1,8 @@
 """Helpers for the strides of a network: list, project, log, penalise, parameter groups."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,19 @@ from diffstride._torch_compat import has_hooks
 AXES = {1: ("",), 2: ("/height", "/width"), 3: ("/depth", "/height", "/width")}
 
 
-def stride_layers(model: nn.Module) -> dict[str, nn.Module]:
+if TYPE_CHECKING:
+
+    class StrideLayer(nn.Module):
+        """What is known of a layer with learnable strides, here or in `diffstride.reference`."""
+
+        strides: nn.Parameter
+
+        def stride_values(self) -> tuple[float, ...]: ...
+
+        def project_(self) -> None: ...
+
+
+def stride_layers(model: nn.Module) -> "dict[str, StrideLayer]":
     """The layers of a model that have learnable strides, by name.
 
     >>> from diffstride import DiffStride
@@ -21,9 +33,10 @@ def stride_layers(model: nn.Module) -> dict[str, nn.Module]:
     ['1']
     """
     check_network(model)
+    named: Iterator[tuple[str, Any]] = model.named_modules()
     return {
         name: module
-        for name, module in model.named_modules()
+        for name, module in named
         if hasattr(module, "project_") and isinstance(getattr(module, "strides", 0), nn.Parameter)
     }
 
@@ -39,7 +52,7 @@ def project_strides(model: nn.Module) -> None:
     [3.0, 3.0]
     """
     for layer in stride_layers(model).values():
-        layer.project_()  # pyright: ignore[reportCallIssue]
+        layer.project_()
 
 
 def stride_scalars(model: nn.Module) -> dict[str, float]:
@@ -51,7 +64,7 @@ def stride_scalars(model: nn.Module) -> dict[str, float]:
     """
     scalars = {}
     for name, layer in stride_layers(model).items():
-        values = layer.stride_values()  # pyright: ignore[reportCallIssue]
+        values = layer.stride_values()
         for axis, value in zip(AXES[len(values)], values, strict=True):
             scalars[f"stride/{name}{axis}"] = value
     return scalars
@@ -191,11 +204,11 @@ def stride_penalty(model: nn.Module) -> Tensor:
     0.28125
     """
     layers = list(stride_layers(model).values())
-    area = torch.ones((), device=layers[0].strides.device if layers else None)  # type: ignore
+    area = torch.ones((), device=layers[0].strides.device if layers else None)
     total = torch.zeros_like(area)
     for layer in layers:
-        values: Sequence[float] = layer.stride_values()  # type: ignore[operator]
-        strides = layer.strides.expand(len(values))  # type: ignore[operator]
+        values = layer.stride_values()
+        strides = layer.strides.expand(len(values))
         # The clamped strides, with a straight-through gradient.
         area = area / (strides + (strides.new_tensor(values) - strides.detach())).prod()
         total = total + area

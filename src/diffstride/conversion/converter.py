@@ -13,7 +13,7 @@ from diffstride._arguments import Limit, check_limits, check_network, check_wind
 from diffstride.conversion.enlarging_modules import attach_mirrors, calls_of, count_calls_from_start
 from diffstride.conversion.function_modules import find_functions, replace_functions
 from diffstride.conversion.kernel_resampling import resample_convolution
-from diffstride.conversion.placement import check_order, place
+from diffstride.conversion.placement import Order, check_order, place
 from diffstride.conversion.pooled_groups import PooledGroup, group_calls
 from diffstride.conversion.pooled_module import Pooled, attach_pooling, set_layers
 from diffstride.conversion.recipes import keep_in_config
@@ -46,7 +46,7 @@ from diffstride.graph.stride_groups import StrideConflictError
 from diffstride.graph.tracer import Trace, trace
 from diffstride.pooling.adaptive import AdaptiveSpectralPooling
 from diffstride.pooling.learnable import DiffStride
-from diffstride.spectral.axis_plan import CPU
+from diffstride.spectral.axis_plan import CPU, Edge
 from diffstride.strides import stride_layers
 
 
@@ -56,9 +56,9 @@ def convert(
     model: Model,
     example: Any,
     *,
-    order: str = "auto",
+    order: Order = "auto",
     min_channels: int = 8,
-    edge: str = "stopband",
+    edge: Edge = "stopband",
     filter_fn: Filter | None = None,
     include: Iterable[str] = (),
     patchify: bool = False,

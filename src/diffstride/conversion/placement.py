@@ -9,6 +9,7 @@ but the old stride stays.
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
@@ -16,7 +17,8 @@ from torch.nn.utils.parametrize import is_parametrized
 from diffstride._torch_compat import Conv
 from diffstride.conversion.strided_modules import StridedCall
 
-ORDERS = ("auto", "before", "after")
+Order = Literal["auto", "before", "after"]
+ORDERS: tuple[Order, ...] = get_args(Order)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 

@@ -11,13 +11,13 @@ from diffstride.cost.multiply_adds import MultiplyAdds
 from diffstride.cost.pooling_cost import each_axis
 from diffstride.graph.minimum_sizes import EmptyMapError
 from diffstride.pooling.learnable import DiffStride
-from diffstride.spectral.axis_plan import Axis, plan_axis
+from diffstride.spectral.axis_plan import Axis, Edge, plan_axis
 
 Logs = dict[str, list[float]]  # logarithms of strides, by layer
 Key = tuple[str, int]  # a layer and an axis, of a shared stride the first
 Choose = Callable[[str, list[float], list[int]], tuple[list[float], list[Axis]]]
 Limits = tuple[float, float]
-Window = tuple[float, str, bool, bool]  # the settings of a layer's window
+Window = tuple[float, Edge, bool, bool]  # the settings of a layer's window
 
 BEHIND = 2e-6  # how far a logarithm steps back behind a threshold: strides are stored in float32
 FURTHEST = 24.0  # logarithm of the largest factor that is tried

@@ -26,6 +26,10 @@ class SizedPooling(nn.Module):
     least `output_size`.
     """
 
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor) -> Tensor: ...
+
     num_axes: int
     fixes_size = False
     """Whether the output has the same size whatever comes in."""

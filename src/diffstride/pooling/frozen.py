@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffstride._torch_compat import is_jit_tracing
 from diffstride.pooling.base import Lengths, SizedPooling
-from diffstride.spectral.axis_plan import Axis, plan_axis, plan_resized_axis, whole
+from diffstride.spectral.axis_plan import Axis, Edge, plan_axis, plan_resized_axis, whole
 from diffstride.spectral.axis_product import multiply
 from diffstride.spectral.map_product import axis_order, multiply_adds
 from diffstride.spectral.matrix import axis_matrix
@@ -49,7 +49,7 @@ class FrozenPooling(SizedPooling):
     def __init__(
         self,
         strides: Sequence[float],
-        settings: tuple[float, str, bool, bool] = (4.0, "stopband", True, True),
+        settings: tuple[float, Edge, bool, bool] = (4.0, "stopband", True, True),
         round_to: float | None = None,
         fixed_size: tuple[int, ...] | None = None,
     ) -> None:

@@ -21,7 +21,7 @@ from diffstride.functional import read_strides
 from diffstride.pooling.base import Plan, SpectralPooling
 from diffstride.pooling.frozen import FrozenPooling
 from diffstride.spectral.autograd import pool
-from diffstride.spectral.axis_plan import Axis, plan_axis
+from diffstride.spectral.axis_plan import Axis, Edge, plan_axis
 
 
 class DiffStride(SpectralPooling):
@@ -87,7 +87,7 @@ class DiffStride(SpectralPooling):
         shared_stride: bool = False,
         lower_limit_stride: Limit = None,
         upper_limit_stride: Limit = None,
-        edge: str = "stopband",
+        edge: Edge = "stopband",
         straight_through: bool = True,
         data_format: None = None,
     ) -> None:
@@ -105,7 +105,8 @@ class DiffStride(SpectralPooling):
         if shared_stride and len(set(values)) > 1:
             raise ValueError(f"shared_stride needs equal strides, but got {strides!r}")
         self.num_axes, self.shared_stride = len(values), shared_stride
-        self.smoothness_factor, self.edge = smoothness_factor, edge
+        self.smoothness_factor = smoothness_factor
+        self.edge: Edge = edge
         self.cropping, self.straight_through = cropping, straight_through
         self.lower_limit_stride = lower_limit_stride
         self.upper_limit_stride = upper_limit_stride
@@ -163,7 +164,7 @@ class DiffStride(SpectralPooling):
         return self.cropping and self.strides.requires_grad
 
     @property
-    def window_settings(self) -> tuple[float, str, bool, bool]:
+    def window_settings(self) -> tuple[float, Edge, bool, bool]:
         """The arguments of `diffstride.spectral.plan_axis` that follow size and stride."""
         return self.smoothness_factor, self.edge, self.cropping, self.straight_through
 

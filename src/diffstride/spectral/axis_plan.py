@@ -7,12 +7,13 @@ transformed back. `diffstride.spectral.matrix` computes this as one real matrix.
 """
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-EDGES = ("passband", "stopband")
+Edge = Literal["passband", "stopband"]
+EDGES: tuple[Edge, ...] = get_args(Edge)
 CPU = "cpu"  # not the default device: cached tensors serve all devices
 ROUNDING = 1e-7  # relative: strides are stored in float32
 
@@ -67,7 +68,7 @@ class Axis(NamedTuple):
         return Axis(self.size, self.output_size, 1.0, math.inf, 1.0, True) if self.flat else self
 
 
-def transition_width(size: int, smoothness_factor: float = 4.0, edge: str = "stopband") -> float:
+def transition_width(size: int, smoothness_factor: float = 4.0, edge: Edge = "stopband") -> float:
     """Width of the window's ramp in bins: the smoothness factor ``R``, limited by the length ``N``.
 
     ``min(R, N/4)`` for ``edge="passband"``, ``max(1, min(R, N/8))`` for ``edge="stopband"``.
@@ -87,7 +88,7 @@ def check_edge(edge: str) -> None:
         raise ValueError(f"edge must be one of {', '.join(map(repr, EDGES))}, but got {edge!r}")
 
 
-def smallest_stride(size: int, smoothness_factor: float = 4.0, edge: str = "stopband") -> float:
+def smallest_stride(size: int, smoothness_factor: float = 4.0, edge: Edge = "stopband") -> float:
     """The smallest stride in use: ``N / (N - R)`` (passband edge) or 1 (stopband edge).
 
     >>> smallest_stride(32), round(smallest_stride(32, edge="passband"), 4)
@@ -101,7 +102,7 @@ def plan_axis(
     size: int,
     stride: float,
     smoothness_factor: float = 4.0,
-    edge: str = "stopband",
+    edge: Edge = "stopband",
     cropping: bool = True,
     straight_through: bool = True,
 ) -> Axis:
@@ -173,7 +174,7 @@ def output_size(
     size: int,
     stride: float,
     smoothness_factor: float = 4.0,
-    edge: str = "stopband",
+    edge: Edge = "stopband",
     cropping: bool = True,
 ) -> int:
     """Length of a pooled axis; arguments as for `plan_axis`.

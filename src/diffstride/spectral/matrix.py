@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffstride.spectral.axis_plan import CPU, Axis, plan_axis, window
+from diffstride.spectral.axis_plan import CPU, Axis, Edge, plan_axis, window
 from diffstride.spectral.cache import as_constant, cached, cached_per_axis, on_device
 
 
@@ -60,7 +60,7 @@ def pooling_matrix(
     size: int,
     stride: float,
     smoothness_factor: float = 4.0,
-    edge: str = "stopband",
+    edge: Edge = "stopband",
     cropping: bool = True,
     straight_through: bool = True,
 ) -> Tensor:
