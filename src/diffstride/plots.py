@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from diffstride._extras import require
+from diffstride._stride_text import stride_text
 from diffstride.graph.example_inputs import cast_to_weights
 from diffstride.graph.fake_run import evaluating
 from diffstride.pooling.fixed import FixedSpectralPooling
@@ -177,7 +178,9 @@ def _draw_windows(panel: Any, name: str, axes: Sequence[Axis]) -> None:
     for label, axis in zip(AXES[len(axes)], axes, strict=True):
         style = {"linestyle": STYLES.get(label, "-"), "color": COLOURS.get(label, "C0")}
         gains, (frequencies, heights) = window(axis), _curve(axis)
-        panel.plot(frequencies, heights, label=f"{label} {axis.stride:.2f}", **style)
+        panel.plot(
+            frequencies, heights, label=f"{label} {stride_text(axis.stride, axis.size)}", **style
+        )
         panel.plot([k / axis.size for k in range(len(gains))], gains, ".", color=style["color"])
         panel.axvline(frequencies[-2], alpha=0.4, **style)
     panel.set(xlim=(0, 0.5), ylim=(-0.03, 1.08))

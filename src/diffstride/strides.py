@@ -1,6 +1,6 @@
 """Helpers for the strides of a network: list, project, log, penalise, parameter groups."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -33,10 +33,10 @@ def stride_layers(model: nn.Module) -> "dict[str, StrideLayer]":
     ['1']
     """
     check_network(model)
-    named: Iterator[tuple[str, Any]] = model.named_modules()
+    modules: dict[str, Any] = dict(model.named_modules())
     return {
         name: module
-        for name, module in named
+        for name, module in modules.items()
         if hasattr(module, "project_") and isinstance(getattr(module, "strides", 0), nn.Parameter)
     }
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import NamedTuple
 
+from diffstride._stride_text import strides_text
+
 UNKNOWN = "?"
 HEADINGS = ("module", "strides", "was", "pooled", "map", "MACs", "before")
 NUMBERS = 2  # columns of numbers at the end, which are aligned at the right
@@ -147,7 +149,7 @@ def _row_cells(row: ReportRow) -> Sequence[str]:
     if row.shared:
         strides = "  same"
     else:
-        strides = "pinned" if row.pinned else " x ".join(f"{stride:.2f}" for stride in row.strides)
+        strides = "pinned" if row.pinned else strides_text(row.strides, row.map_size)
     sizes = f"{_times(row.map_size)} -> {_times(row.pooled_size)}" if row.map_size else UNKNOWN
     before = "" if row.multiply_adds_before is None else short(row.multiply_adds_before)
     return (

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from diffstride._arguments import clamp_strides
+from diffstride._stride_text import strides_text
 from diffstride._torch_compat import tree_leaves, uncompiled
 from diffstride.cost.multiply_adds import MultiplyAdds, on_host
 from diffstride.cost.projection import project_step
@@ -137,8 +138,9 @@ class CostBudget:
         self._meet_budget(strides)
 
     def __repr__(self) -> str:
+        sizes = {name: [axis.size for axis in axes] for name, axes in self.cost.maps().items()}
         strides = ", ".join(
-            f"{name}: {' x '.join(f'{each:.2f}' for each in layer.stride_values())}"
+            f"{name}: {strides_text(layer.stride_values(), sizes.get(name, ()))}"
             for name, layer in self._layers.items()
         )
         used = self.cost.value()

@@ -104,7 +104,7 @@ def main(picture: str = "digits.png") -> None:
         torch.testing.assert_close(frozen(images[:TEST_IMAGES]), logits)
     accuracy = (logits.argmax(1) == labels[:TEST_IMAGES]).float().mean().item()
     for name, stride in stride_scalars(network).items():
-        print(f"{name}: {stride:.2f}")
+        print(f"{name}: {stride:.4f}")
     cost = f"{budget.cost.value() / 1e6:.2f} M of {budget.multiply_adds / 1e6:.2f} M multiply-adds"
     print(f"test accuracy: {accuracy:.1%} at {cost} per image")
     print(f"frozen outputs agree; picture: {picture}")

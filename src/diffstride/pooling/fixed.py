@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from diffstride import _arguments
 from diffstride._arguments import check_input_size
+from diffstride._stride_text import strides_text
 from diffstride.pooling.base import Plan, SpectralPooling
 from diffstride.pooling.frozen import FrozenPooling
 from diffstride.spectral.axis_plan import plan_spectral_axis
@@ -49,4 +50,4 @@ class FixedSpectralPooling(SpectralPooling):
         return FrozenPooling(self.strides, round_to=round_to)
 
     def extra_repr(self) -> str:
-        return f"strides=({', '.join(f'{value:.4g}' for value in self.strides)})"
+        return f"strides=({strides_text(self.strides, form='.4g', between=', ')})"

@@ -16,6 +16,7 @@ from diffstride._arguments import (
     each_limit,
     pooled_sizes,
 )
+from diffstride._stride_text import strides_text
 from diffstride._torch_compat import COMPILES_FUNCTIONS, is_transformed, outside_jit_trace
 from diffstride.functional import read_strides
 from diffstride.pooling.base import Plan, SpectralPooling
@@ -198,7 +199,7 @@ class DiffStride(SpectralPooling):
         self._refresh(values)
 
     def extra_repr(self) -> str:
-        strides = ", ".join(f"{value:.4g}" for value in self._read())
+        strides = strides_text(self._read(), form=".4g", between=", ")
         state = "learning" if self.strides.requires_grad else "fixed"
         options = [f"strides=({strides})", f"smoothness_factor={self.smoothness_factor:g}"]
         options += [f"edge={self.edge!r}", *["cropping=False"] * (not self.cropping)]

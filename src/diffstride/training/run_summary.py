@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from diffstride._files import atomic_file
+from diffstride._stride_text import strides_text
 from diffstride.plots import plot_stride_trajectories, plot_windows, read_trajectories
 from diffstride.pooling.fixed import FixedSpectralPooling
 from diffstride.pooling.learnable import DiffStride
@@ -69,7 +70,7 @@ def format_summary(summary: Mapping[str, Any]) -> str:
     minutes, seconds = divmod(round(summary["seconds"]), 60)
     lines = {"test accuracy": f"{summary['test_accuracy']:.2f} % after {summary['epochs']} epochs"}
     for name, strides in summary["strides"].items():
-        lines[f"stride {name}"] = " x ".join(f"{stride:.3f}" for stride in strides)
+        lines[f"stride {name}"] = strides_text(strides, form=".3f")
     lines["multiply-adds"] = f"{start:.2f} M at the start, {end:.2f} M at the end, per image"
     lines["time"] = f"{minutes} min {seconds} s"
     width = max(map(len, lines)) + 2

@@ -1,0 +1,48 @@
+"""Strides as text: rounding never changes the number of samples that they stand for."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from diffstride import CostBudget, DiffStride, FixedSpectralPooling, report
+from diffstride._stride_text import stride_text, strides_text
+from diffstride.spectral import output_size
+from diffstride.training.run_summary import format_summary
+
+
+@given(st.integers(1, 300), st.floats(1, 300, width=32), st.sampled_from([".2f", ".3f", ".4g"]))
+def test_the_text_makes_the_same_number_of_samples(size, stride, form):
+    text = stride_text(stride, size, form)
+    assert output_size(size, float(text)) == output_size(size, stride)
+    assert float(text) == pytest.approx(stride, abs=0.5 * 10 ** -(2 if form == ".2f" else 0))
+
+
+@pytest.mark.parametrize("stride", [1.9999, 2.0001, 1.00001, 2.99999])
+def test_without_a_size_a_whole_number_stands_for_itself(stride):
+    assert float(stride_text(stride)) % 1 != 0
+    assert float(stride_text(stride, form=".4g")) % 1 != 0
+
+
+def test_digits_are_as_few_as_before_where_they_explain_the_map():
+    assert strides_text((2.0, 1.7)) == "2.00 x 1.70"
+    assert stride_text(torch.tensor(1.4).item(), form=".4g") == "1.4"
+    assert stride_text(2.0001, 32) == "2.00"  # 16 samples, as 2 makes
+    assert stride_text(float("nan")) == "nan"
+
+
+def test_a_stride_a_little_below_two_is_printed_as_such_everywhere():
+    x = torch.rand(1, 8, 32, 32)
+    net = nn.Sequential(DiffStride((1.9999, 2.0)), nn.Conv2d(8, 8, 3, padding=1))
+    assert "strides=(1.9999, 2)" in repr(net[0])
+    assert "strides=(1.9999, 2)" in repr(FixedSpectralPooling((1.9999, 2.0)))
+    line = str(report(net, x)).splitlines()[1]
+    assert "1.9999 x 2.00" in line
+    assert "-> 17 x 16" in line
+    budget = CostBudget(net, x)
+    net[0].strides.data = torch.tensor([1.9999, 2.0])
+    assert "0: 1.9999 x 2.00" in repr(budget)
+    summary = {"test_accuracy": 90.0, "strides": {"pool": [1.9999, 2.0]}, "epochs": 1}
+    costs = {"multiply_adds_start": 1e6, "multiply_adds_end": 1e6, "seconds": 1.0}
+    assert "1.9999 x 2.000" in format_summary(summary | costs)
