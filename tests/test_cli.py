@@ -81,6 +81,41 @@ def test_help_imports_nothing_heavy(arguments):
     assert not loaded & {"torch", "numpy", "gin", "absl", "lightning", "torchvision", "timm"}
 
 
+def test_help_lists_the_packaged_configurations(capsys):
+    assert ended("train", "--help") == 0
+    names = sorted(path.name for path in cli.CONFIGS.glob("*.gin"))
+    assert len(names) >= 5
+    listed = capsys.readouterr().out.partition("packaged configurations:")[2]
+    assert [line.split()[0] for line in listed.splitlines() if line] == names
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_of_the_published_command_comes_before_heavy_imports(flag):
+    command = [sys.executable, "-X", "importtime", "-m", "diffstride.examples.main", flag]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == cli.published_help()
+    assert all(f"--{name} " in done.stdout for name in ("gin_config", *cli.FLAGS))
+    assert "digits.gin" in done.stdout
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "diffstride.cli" in loaded
+    assert not loaded & {"torch", "numpy", "gin", "absl", "lightning"}
+
+
+def test_a_reader_that_wants_no_more_is_no_error():
+    command = f"{sys.executable} -m diffstride report torchvision/resnet18 --size 64 | true"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+
+
+def test_ctrl_c_ends_a_report_with_one_line(monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_named_networks, "build_network", interrupted)
+    assert cli.main(["report", "torchvision/resnet18"]) == 130
+    assert capsys.readouterr().err == "stopped\n"
+
+
 def test_version(capsys):
     done = run("--version")
     assert (done.returncode, done.stdout) == (0, f"diffstride {diffstride.__version__}\n")

@@ -134,6 +134,7 @@ def test_progress_bar_shows_accuracy_below_the_lines_of_the_epochs(tmp_path, cap
     printed = re.split("[\r\n]+", capsys.readouterr().out)
     bars = [line for line in printed if "/5 [" in line]
     assert re.search(r"loss=\d.*, accuracy=[01]\.\d{3}, test_loss=.*, test_accuracy=", bars[-1])
+    assert {line.partition(":")[0] for line in bars} >= {"Epoch 1/2", "Epoch 2/2"}
     assert [line[:11] for line in printed if line.startswith("epoch")] == [
         "epoch   1/2",
         "epoch   2/2",

@@ -4,13 +4,17 @@ Torch, Gin and Lightning are imported by the commands that need them, so that he
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from diffstride import __version__
 
 USAGE_ERROR = 2
+STOPPED = 130  # the exit code of a program that Ctrl+C has ended, as in shells
+CONFIGS = Path(__file__).parent / "training" / "configs"
 EXAMPLES = """examples:
   diffstride train cifar10_small.gin --workdir=runs/small
   diffstride report torchvision/resnet18 --size 224
@@ -22,12 +26,25 @@ TRAIN_EXAMPLES = """examples:
   diffstride train cifar10.gin --gin_bindings="train.workdir = 'runs/resnet18'"
   diffstride train cifar10_small.gin mine.gin --gin_bindings="train.budget = 'strided'" --seed=1
 """
+PUBLISHED_EXAMPLES = """examples:
+  python3 -m diffstride.examples.main --gin_config=digits.gin
+  python3 -m diffstride.examples.main --gin_config=cifar10_small.gin --workdir=runs/small
+"""
 REPORT_EXAMPLES = """examples:
   diffstride report torchvision/resnet18
   diffstride report timm/regnety_002 --size 128
   diffstride report timm/resnet18d --channels 1 --order after
   diffstride report torchvision/r3d_18 --size 16 112 112
 """
+
+
+FLAGS = {
+    "gin_bindings": ("BINDING", "one more line of configuration; may be repeated"),
+    "workdir": ("FOLDER", "run folder; overrides train.workdir"),
+    "seed": ("NUMBER", "random seed; overrides train.seed"),
+    "configs_folder": ("FOLDER", "folder with Gin files of your own"),
+    "verbosity": ("NUMBER", "1 shows the traceback of an error"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,7 +61,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = _parser().parse_args(arguments)
     try:
-        return given.run(given)
+        code = given.run(given)
+        sys.stdout.flush()  # here, where a closed pipe can be handled
+        return code
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return STOPPED
+    except BrokenPipeError:  # the reader, such as head, wants no more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
+        return 0
     except (ValueError, RuntimeError, ModuleNotFoundError) as error:  # the libraries refuse
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR
@@ -73,22 +98,38 @@ def _texts(summary: str, examples: str) -> dict[str, Any]:
 
 def _add_train(commands: Any) -> None:
     summary = "Train a network by Gin configurations."
-    train = commands.add_parser("train", help=summary, **_texts(summary, TRAIN_EXAMPLES))
+    train = commands.add_parser(
+        "train", help=summary, **_texts(summary, TRAIN_EXAMPLES + _configs())
+    )
     train.set_defaults(run=_train)
     looked_up = "in the working folder, in --configs_folder and among the packaged files"
     train.add_argument(
         "config", nargs="+", metavar="CONFIG", help=f"Gin file, looked up {looked_up}"
     )
-    flags = {
-        "gin_bindings": ("BINDING", "one more line of configuration; may be repeated"),
-        "workdir": ("FOLDER", "run folder; overrides train.workdir"),
-        "seed": ("NUMBER", "random seed; overrides train.seed"),
-        "configs_folder": ("FOLDER", "folder with Gin files of your own"),
-        "verbosity": ("NUMBER", "1 shows the traceback of an error"),
-    }
-    for name, (value, text) in flags.items():
-        train.add_argument(f"--{name}", action="append", default=[], metavar=value, help=text)
-    train.set_defaults(flags=tuple(flags))
+    _add_flags(train)
+    train.set_defaults(flags=tuple(FLAGS))
+
+
+def _add_flags(parser: argparse.ArgumentParser) -> None:
+    for name, (value, text) in FLAGS.items():
+        parser.add_argument(f"--{name}", action="append", default=[], metavar=value, help=text)
+
+
+def _configs() -> str:
+    """The packaged configurations, each with the first line of its file."""
+    files = sorted(CONFIGS.glob("*.gin"))
+    first = {file.name: file.read_text("utf-8").partition("\n")[0].strip("# ") for file in files}
+    return "\npackaged configurations:\n" + "".join(f"  {n:<18}{t}\n" for n, t in first.items())
+
+
+def published_help() -> str:
+    """The help of ``python3 -m diffstride.examples.main``, which comes before heavy imports."""
+    name, summary = "python3 -m diffstride.examples.main", "Train a network by Gin configurations."
+    parser = argparse.ArgumentParser(name, **_texts(summary, PUBLISHED_EXAMPLES + _configs()))
+    text = "Gin file (default: digits.gin); may be repeated"
+    parser.add_argument("--gin_config", action="append", metavar="CONFIG", help=text)
+    _add_flags(parser)
+    return parser.format_help()
 
 
 def _train(given: argparse.Namespace) -> int:

@@ -18,12 +18,15 @@ def main(dataset: str = "digits", network: str = "resnet18", epochs: str = "1") 
     model = convert(get_model(network, num_classes=data.num_classes), example)
     budget = CostBudget(model, example)
     optimizer = torch.optim.SGD(strides.parameter_groups(model, 5e-4, 0.002), 0.02, 0.9)
-    for images, labels in (batch for _ in range(int(epochs)) for batch in data.train):
+    batches = (batch for _ in range(int(epochs)) for batch in data.train)
+    for step, (images, labels) in enumerate(batches, start=1):
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(model(images.expand(-1, 3, -1, -1)), labels).backward()
         optimizer.step()
         budget.project_()
         moves.append(strides.stride_scalars(model))
+        if step % 10 == 0:
+            print(f"step {step}/{int(epochs) * len(data.train)}", file=sys.stderr, flush=True)
     print(report(model))
     plots.plot_stride_trajectories(plots.trajectories_of(moves), "strides.png")
     plots.plot_windows(model, example, "windows.png")

@@ -4,7 +4,18 @@ python3 -m diffstride.examples.main --gin_config=cifar10.gin \
     --gin_bindings="train.workdir = 'runs/resnet18'"
 """
 
-from diffstride.training.command_line import run
+import sys
+
+from diffstride.cli import STOPPED, published_help
 
 if __name__ == "__main__":
-    run()
+    if {"-h", "--help"}.intersection(sys.argv[1:]):
+        print(published_help(), end="")
+        sys.exit()
+    try:
+        from diffstride.training.command_line import run  # not before: it takes seconds
+
+        run()
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(STOPPED)

@@ -39,6 +39,7 @@ from diffstride.training.run_folder import (
     save_config,
 )
 from diffstride.training.run_settings import as_python, describe_run
+from diffstride.training.time_estimate import TimeEstimate
 from diffstride.training.trainer import (
     build_trainer,
     check_callbacks,
@@ -244,7 +245,7 @@ def _build_callbacks(
     image_shape: tuple[int, ...], stride_phase: tuple[float, float], budget: float | None
 ) -> list[Any]:
     """Callbacks of the strides, in order: phase, budget, and the monitor of the result."""
-    callbacks: list[Any] = [StrideMonitor("network")]
+    callbacks: list[Any] = [StrideMonitor("network"), TimeEstimate()]
     if budget is not None:
         callbacks.insert(0, BudgetCallback(torch.zeros(1, *image_shape), budget, "network", None))
     if tuple(stride_phase) != (0, 1):

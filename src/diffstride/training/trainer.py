@@ -30,6 +30,15 @@ KILLED_BY = 128
 """Plus the number of the signal: exit code of a killed program, as in shells."""
 
 
+class ProgressBar(TQDMProgressBar):
+    """Lightning's bar, which counts epochs from 1 as the lines do."""
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        super().on_train_epoch_start(trainer, *args)
+        epoch = f"Epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        self.train_progress_bar.set_description(epoch)
+
+
 def build_trainer(
     workdir: Path, step: int, callbacks: Iterable[Any], progress_bar: bool | None, **options: Any
 ) -> pl.Trainer:
@@ -47,7 +56,7 @@ def build_trainer(
     """
     # By name: Lightning shows another bar where rich is installed.
     shown = sys.stdout.isatty() if progress_bar is None else progress_bar
-    bar = [TQDMProgressBar()] if shown else []
+    bar = [ProgressBar()] if shown else []
     # A single process ignores the other tasks that a job engine has started.
     single = is_single_process(options.get("devices"), options.get("strategy"))
     environment = [LightningEnvironment()] * single
