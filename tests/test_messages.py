@@ -156,3 +156,30 @@ def test_a_budget_callback_without_a_network_names_it(amount):
     callback = BudgetCallback(X, amount)
     with pytest.raises(ValueError, match=r"pass network='net' to BudgetCallback, .* this Module"):
         callback.on_train_start(pl.Trainer(accelerator="cpu", logger=False), Module())
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("format",), "1", "malformed"),
+        (("conversions",), 3, "malformed"),
+        (("conversions", 0, "part"), 3, "malformed"),
+        (("conversions", 0, "options", "unknown"), 3, "unexpected keyword argument 'unknown'"),
+        (("frozen", "0.pooling", "dtype"), "zz", "no attribute 'zz'"),
+        (("conversions", 0, "modules"), None, "lacks 'modules'"),
+        (("frozen", "0.pooling", "sizes"), None, "lacks 'sizes'"),
+    ],
+)
+def test_a_malformed_recipe_is_refused_with_its_entry(path, value, message):
+    made = diffstride.recipe(freeze(convert(small_network(), X), X))
+    diffstride.rebuild(small_network(), made)
+    *outer, last = path
+    entry = made
+    for name in outer:
+        entry = entry[name]
+    if value is None:
+        del entry[last]
+    else:
+        entry[last] = value
+    with pytest.raises(ValueError, match=f"the recipe .*{message}"):
+        diffstride.rebuild(small_network(), made)

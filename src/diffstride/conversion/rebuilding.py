@@ -34,8 +34,8 @@ def rebuild(model: Model, recipe: Recipe) -> Model:
         A copy, converted or frozen, in the mode of the model.
 
     Raises:
-        ValueError: if the recipe is none, or of a newer format; if the network is converted
-            already, or differs from the one that was converted.
+        ValueError: if the recipe is none, malformed, or of a newer format; if the network is
+            converted already, or differs from the one that was converted.
 
     >>> from diffstride import convert, recipe
     >>> net = nn.Sequential(nn.Conv2d(8, 8, 3, stride=2, padding=1))
@@ -43,6 +43,18 @@ def rebuild(model: Model, recipe: Recipe) -> Model:
     >>> type(again[0]).__name__
     'PooledConv2d'
     """
+    check_network(model)
+    try:
+        return _rebuild(model, recipe)
+    except (KeyError, TypeError, AttributeError) as error:  # of entries that are missing or wrong
+        what = f"lacks {error}" if isinstance(error, KeyError) else f"is malformed ({error})"
+        raise ValueError(
+            f"the recipe {what}: pass one as diffstride.recipe returned it, or the dictionary that "
+            "json.loads makes of its JSON"
+        ) from error
+
+
+def _rebuild(model: Model, recipe: Recipe) -> Model:
     _check(model, recipe)
     root = nn.Sequential(deep_copy(model))  # so that the network has a parent, too
     # Parts first: they were converted before the networks that contain them.
@@ -75,7 +87,6 @@ def _leaf(name: str, model: nn.Module) -> Leaf:
 
 
 def _check(model: nn.Module, recipe: Recipe) -> None:
-    check_network(model)
     if not isinstance(recipe, dict) or not {"format", "conversions", "frozen"} <= recipe.keys():
         raise ValueError(f"expected a recipe from diffstride.recipe, but got {str(recipe)[:80]!r}")
     if recipe["format"] > FORMAT:
