@@ -20,7 +20,7 @@ SOURCES = sorted((ROOT / "src").rglob("*.py")) + sorted((ROOT / "experiments").r
 ORDER = [
     {"_torch_compat", "_extras", "_files", "_named_networks", "_version"},
     {"spectral"},
-    {"_arguments"},
+    {"_arguments", "_stride_text"},
     {"functional"},
     {"pooling"},
     {"strides", "reference", "resnet"},
@@ -30,7 +30,8 @@ ORDER = [
     {"huggingface", "_public"},
     {"__init__"},  # the public names, imported when they are used
     {"training"},
-    {"examples", "cli"},
+    {"cli"},
+    {"examples"},
     {"__main__"},
     {"experiments"},
 ]
