@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks.common import DTYPES, FORMATS, MovingStrides, strides_of
 from diffstride import DiffStride, reference
-from diffstride.spectral.axis_plan import EDGES, output_size
+from diffstride.spectral.axis_plan import EDGES, Edge, output_size
 
 STRIDE = 2.0
 DIRECTIONS = ("forward", "forward and backward")
@@ -55,8 +55,8 @@ def contender(name: str, row: Row) -> Operation:
         return partial(F.avg_pool2d, kernel_size=2)
     if name == "convolution":
         return nn.Conv2d(row.channels, row.channels, 3, stride=2, padding=1, bias=False)
-    edge = next(each for each in EDGES if name.endswith(each))
-    size = output_size(row.size, STRIDE, edge=edge)
+    inside: Edge = next(each for each in EDGES if name.endswith(each))
+    size = output_size(row.size, STRIDE, edge=inside)
     return partial(F.interpolate, size=(size, size), mode="bilinear", antialias=True)
 
 
