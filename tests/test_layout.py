@@ -102,6 +102,9 @@ def test_importing_loads_nothing_and_the_first_name_loads_torch_and_nothing_heav
 
 def test_modules_of_the_package_are_attributes_and_unknown_names_are_not():
     loaded_by("import diffstride; diffstride.strides.attach, diffstride.conversion.convert")
+    loaded_by(
+        "import diffstride; diffstride.callbacks.StrideMonitor, diffstride.plots.plot_windows"
+    )
     loaded_by("from diffstride import *; DiffStride, pooling.DiffStride")
     loaded_by("from diffstride import pooling; pooling.DiffStride")
     loaded_by("import diffstride._public; from diffstride import *; DiffStride")
