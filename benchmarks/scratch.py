@@ -30,6 +30,7 @@ from torch import nn
 
 from benchmarks.common import append_row, read_rows, select, write_table
 from benchmarks.gain_picture import plot_gain
+from benchmarks.gain_table import gain_table
 from benchmarks.machine import ROOT, environment
 from benchmarks.moving_kernels import resample_each_step
 from benchmarks.small_networks import NETWORKS
@@ -42,6 +43,7 @@ from diffstride.training.data import Datasets
 RESULT = ROOT / "results" / "scratch.jsonl"
 TIMES = ROOT / "benchmarks" / "results" / "conversion_time.json"
 PAGE = ROOT / "docs" / "converting.md"
+README = ROOT / "README.md"
 EPOCHS = 10
 DEFAULT_NETWORKS = [name for name in NETWORKS if "stem" not in name]
 METHODS = ("strided", "blur", "fixed", "learned", "learned, equal time")
@@ -134,11 +136,13 @@ def epochs_of(network: str, method: str) -> int:
 
 def equal_cost_ratio(network: str) -> float | None:
     """How much longer a training step takes converted, at equal MACs; None if not measured."""
-    if not TIMES.exists():
-        return None
-    rows = json.loads(TIMES.read_text())["rows"]
-    found = [row["held"] for row in rows if row["network"] == network and row["dtype"] == "bf16"]
+    found = [row["held"] for row in select(step_times(), network=network, dtype="bf16")]
     return found[0] if found else None
+
+
+def step_times() -> list[Row]:
+    """The rows of `benchmarks.conversion_time`; none if they have not been measured."""
+    return json.loads(TIMES.read_text())["rows"] if TIMES.exists() else []
 
 
 def jobs(options: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
@@ -194,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     add("--workdir", type=Path, default=Path("runs/scratch"), help="folder of the run folders")
     add("--quick", action="store_true", help="tiny sizes, only to check that it runs")
     add("--out", type=Path, help="file of the rows (default: results/scratch.jsonl and the page)")
-    add("--table", action="store_true", help="only write the table of the page")
+    add("--table", action="store_true", help="only write the tables of pages and README")
     options = parser.parse_args(arguments)
     bindings = {"data.load_datasets.name": options.dataset} | (QUICK if options.quick else {})
     out = options.out or RESULT
@@ -217,6 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
         if writes:
             write_table(PAGE, f"scratch {dataset}", text)
     if writes:
+        write_table(README, "gain", gain_table(rows, step_times()))
         plot_gain(rows, PICTURE)
     return rows
 

@@ -47,7 +47,7 @@ class Paths(NamedTuple):
     """The folder of rows, the pages with tables, and the folder of pictures."""
 
     results: Path = Path("results")
-    pages: tuple[Path, ...] = (Path("README.md"), Path("docs/results.md"))
+    pages: tuple[Path, ...] = (Path("docs/results.md"),)
     pictures: Path = Path("docs/images")
 
 

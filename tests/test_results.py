@@ -45,6 +45,7 @@ MEASURED = {
 }
 LEARNED = {"pooling": "diffstride", "edge": "stopband", "order": "before"}
 HELD = LEARNED | {"budget": "strided"}
+TWO_PAGES = ["README.md", "docs/results.md"]
 LONG = {"strides_start": [1, 1, 3, 2, 3]}
 
 
@@ -412,11 +413,12 @@ def test_pages_show_one_set_of_pictures():
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for page in DEFAULT_PATHS.pages:
+    for page in map(Path, TWO_PAGES):
         page.parent.mkdir(exist_ok=True)
         page.write_text(place("details") + place("pictures small"))
     Path("grid.gin").write_text(
         "include 'cifar10_small.gin'\ntrain.train.num_epochs = 10\n"
+        f"table.grid.pages = {TWO_PAGES}\n"
         "table.grid.config = 'small'\ntable.grid.groups = [{'dataset': 'cifar10', "
         "'pooling': ['strided', 'blur'], 'strides': [1, 1, 2, 2, 2]}]"
     )
