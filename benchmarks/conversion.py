@@ -28,7 +28,7 @@ from diffstride.training.command_line import configure
 from diffstride.training.data import Datasets
 
 RESULT = ROOT / "results" / "conversion.json"
-PAGE = ROOT / "docs" / "converting.md"
+PAGE = ROOT / "docs" / "conversion_gain.md"
 FINE_TUNING = {"epochs": 1, "learning_rate": 0.02, "stride_learning_rate": 0.002}
 QUICK = {
     "data.load_datasets.name": "digits",

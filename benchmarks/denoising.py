@@ -35,7 +35,7 @@ from diffstride import (
 from diffstride.training.data import Datasets, load_datasets
 
 RESULT = ROOT / "results" / "denoising.jsonl"
-PAGE = ROOT / "docs" / "converting.md"
+PAGE = ROOT / "docs" / "conversion_gain.md"
 METHODS = ("as built", "fixed", "learned")
 NOISE = 0.5  # standard deviation, in standard deviations of the images
 WIDTH, EPOCHS, BATCH_SIZE = 16, 4, 64

@@ -42,7 +42,7 @@ from diffstride.training.data import Datasets
 
 RESULT = ROOT / "results" / "scratch.jsonl"
 TIMES = ROOT / "benchmarks" / "results" / "conversion_time.json"
-PAGE = ROOT / "docs" / "converting.md"
+PAGE = ROOT / "docs" / "conversion_gain.md"
 README = ROOT / "README.md"
 EPOCHS = 10
 DEFAULT_NETWORKS = [name for name in NETWORKS if "stem" not in name]

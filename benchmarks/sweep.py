@@ -39,7 +39,7 @@ from benchmarks.tables import number, table
 from experiments import markdown
 
 RESULT = RESULTS / "sweep.jsonl"
-PAGE = ROOT / "docs" / "converting.md"
+PAGE = ROOT / "docs" / "converted_networks.md"
 TABLE = "sweep"
 QUICK = ("hand-written/lenet", "hand-written/resnet_blocks")
 REASON = 160  # characters of a reason in the table

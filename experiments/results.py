@@ -176,7 +176,7 @@ def check_holdout(folder: Path, run: str, holdout: int) -> None:
     """Keep accuracies on held-out training images apart from those on test images.
 
     No key of a row says which images a run was tested on. So rows of runs that hold out images
-    belong into a folder named ``holdout``, and no others do.
+    belong in a folder named ``holdout``, and no others do.
 
     Raises:
         ValueError: the folder is for accuracies of the other kind.

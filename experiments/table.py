@@ -105,7 +105,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="append",
         default=[],
         help="Gin binding for how runs are executed, such as 'train.threads = 1'; may be repeated. "
-        "Settings of the training belong into the groups of the grid.",
+        "Settings of the training belong in the groups of the grid.",
     )
     add("--configs_folder", help="folder with your own Gin files")
     add(

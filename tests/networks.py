@@ -1,6 +1,6 @@
 """Networks that conversion is tested on, the test of one, and parts of small networks.
 
-To redo the table of ``docs/converting.md``: ``python -m tests.networks``, a few minutes.
+To redo the table of ``docs/converted_networks.md``: ``python -m tests.networks``, a few minutes.
 """
 
 import re

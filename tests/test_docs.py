@@ -1,4 +1,4 @@
-"""Test the pages of the documentation: code blocks, printed output, pictures, names, bindings."""
+"""Test the pages of the documentation: quoted code, pictures, names, bindings."""
 
 import inspect
 import pkgutil
@@ -19,37 +19,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
 PAGES["README.md"] = (ROOT / "README.md").read_text()
 BLOCK = re.compile(r"```python\n(.*?)```(?:\s*```text\n(.*?)```)?", re.DOTALL)
-# Other tests run these: test_readme.py gives README its network, and test_convert.py exports the
-# network of converting.md. The blocks of the walk-through are lines of a program, and those of
-# recipes.md are programs of their own. other_frameworks.md needs Keras.
-ELSEWHERE = (
-    "README.md",
-    "converting.md",
-    "walkthrough.md",
-    "recipes.md",
-    "other_frameworks.md",
-)
-WITH_CODE = [name for name, text in PAGES.items() if BLOCK.search(text) and name not in ELSEWHERE]
 MAX_BYTES = 100_000
-
-
-@pytest.mark.filterwarnings("ignore:.*does not have many workers")
-@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
-@pytest.mark.parametrize("name", WITH_CODE)
-def test_blocks_run_and_print_what_follows_them(name, capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    if re.search(r"^import timm$", PAGES[name], re.MULTILINE):
-        pytest.importorskip("timm", reason="needs timm, of the extra dev")
-    shared: dict[str, object] = {}
-    for program, printed in BLOCK.findall(PAGES[name]):
-        exec(compile(program, name, "exec"), shared)
-        output = capsys.readouterr().out
-        if printed:
-            assert output == printed, program
-
-
-def test_pages_with_code_are_found():
-    assert {"index.md", "layer.md", "conventions.md", "training.md"} <= set(WITH_CODE)
 
 
 def test_walk_through_quotes_the_example():

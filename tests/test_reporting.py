@@ -67,7 +67,7 @@ def test_report_of_a_network_with_layers_of_its_own():
     assert (row.map_size, row.pooled_size) == ((30, 30), (15, 15))
     assert found.multiply_adds == MultiplyAdds(net, x).value()
     assert found.multiply_adds_before is None
-    assert found.dearest == "1"
+    assert found.costliest == "1"
 
 
 def test_report_of_a_plain_network_lists_costs_by_module():
@@ -86,7 +86,7 @@ def test_report_of_a_plain_network_lists_costs_by_module():
     lines = [line.split() for line in str(found).splitlines()]
     assert lines[1] == ["0", "90.1", "k", "94%"]
     assert lines[2] == ["0", "73.7", "k", "77%"]
-    assert lines[-1] == ["dearest", "module:", "0.0", "(73.7", "k,", "77%)"]
+    assert lines[-1] == ["costliest", "module:", "0.0", "(73.7", "k,", "77%)"]
     assert len(found.tree(depth=1).splitlines()) == 4
     with pytest.raises(ValueError, match="cannot run on its input"):
         report(net, torch.rand(1, 3, 32, 32))

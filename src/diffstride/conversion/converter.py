@@ -79,13 +79,13 @@ def convert(
     instance, share one layer.
 
     The layer comes before a convolution, whose kernel is resampled to the coarse grid, and after
-    other modules (see ``order``). So the network costs little more than before. It keeps its
-    function about, and exactly where nothing is resampled, but for detail that is too fine for the
-    smaller maps.
+    other modules (see ``order``). So the network costs little more than before. It computes
+    about the same as before, and exactly the same where no kernel is resampled. The exception is
+    detail that is too fine for the smaller maps, which it removes.
 
     The given model is not changed. In the copy, modules keep their names, classes (a ``Conv2d``
     becomes a subclass of it), hooks, dtype, device, memory format, mode and ``requires_grad``, and
-    all parameters but for the kernels that are resampled. A checkpoint of the original network
+    all parameters, except that kernels are resampled. A checkpoint of the original network
     lacks only the strides; its kernels are resampled when it is loaded.
 
     Args:

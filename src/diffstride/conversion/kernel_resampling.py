@@ -1,6 +1,6 @@
 """Resample the kernel of a convolution to a coarser grid, so that pooling may come before it.
 
-Cropping a spectrum and convolving are both products in frequency, so they commute, but for the
+Cropping a spectrum and convolving are both products in frequency, so they commute, except at the
 borders, once the kernel is written for the coarse grid: at the frequencies that are kept, the new
 kernel has to have the response of the old one.
 """

@@ -1,6 +1,6 @@
 """Where the pooling of a converted module goes: before it, after it, or on top of its stride.
 
-``"after"`` runs the module at stride 1 and pools its output: exact, and dear. ``"before"`` pools
+``"after"`` runs the module at stride 1 and pools its output: exact, but costly. ``"before"`` pools
 the input and resamples the kernel to the coarse grid (`diffstride.conversion.kernel_resampling`),
 at the cost of the strided convolution. It is exact for pointwise ones, which are always placed so.
 ``"on top"`` leaves the module its stride and pools its output by a layer that starts at 1: exact,

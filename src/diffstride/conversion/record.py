@@ -18,7 +18,7 @@ class ConversionStep:
 
     Attributes:
         example: the example on the meta device: shapes without data.
-        options: the other arguments, but for ``filter_fn``.
+        options: the other arguments, without ``filter_fn``.
         modules: the modules that were converted.
         left_out: the reason for each module that strides and was not converted.
     """

@@ -51,7 +51,7 @@ class Report:
         multiply_adds: of the network for one sample; None if not known.
         multiply_adds_before: before conversion; None if it was not converted.
         by_module: multiply-adds for each module, those of the modules inside included.
-        dearest: the module, with none inside but its pooling layer, that costs most; empty if not
+        costliest: the module, with none inside but its pooling layer, that costs most; empty if not
             known.
         left_out: the reason for each module that strides and was not converted.
         mirrors: for each module that enlarges, the strided modules whose input size it returns.
@@ -62,7 +62,7 @@ class Report:
     multiply_adds: int | None
     multiply_adds_before: int | None = None
     by_module: Mapping[str, int] = field(default_factory=dict)
-    dearest: str = ""
+    costliest: str = ""
     left_out: Mapping[str, str] = field(default_factory=dict)
     mirrors: Mapping[str, Sequence[str]] = field(default_factory=dict)
     unknown: str = ""
@@ -116,9 +116,9 @@ class Report:
 
     def _notes(self) -> list[str]:
         notes = [f"MACs are not known: {self.unknown}"] if self.unknown else []
-        if self.dearest:
-            cost, share = self._cost_and_share(self.dearest)
-            notes.append(f"dearest module: {self.dearest} ({cost}, {share})")
+        if self.costliest:
+            cost, share = self._cost_and_share(self.costliest)
+            notes.append(f"costliest module: {self.costliest} ({cost}, {share})")
         notes += [
             f"{name}: enlarges to the size that enters {', '.join(mirrored)}"
             for name, mirrored in self.mirrors.items()

@@ -31,7 +31,7 @@ def report(model: nn.Module, example: Any = None) -> Report:
     pooling is (before or after the module, or on top of its old stride), the size of the map before
     and after pooling, and the multiply-adds of one sample, of the module with its pooling, now and
     before conversion. Modules that share a layer follow each other; the first has the strides. The
-    lines below are the cost of the whole network, its dearest module, and the modules left out,
+    lines below are the cost of the whole network, its costliest module, and the modules left out,
     with the reason. If the cost is unknown, the table says why. A network without such layers is
     listed by module instead, with the share of each in the cost.
 
@@ -54,7 +54,7 @@ def report(model: nn.Module, example: Any = None) -> Report:
     module         strides      was    pooled  map                  MACs  before
     0              2.00 x 2.00  2 x 2  before  32 x 32 -> 16 x 16  344 k   147 k
     whole network                                                  360 k   164 k
-    dearest module: 0 (344 k, 95%)
+    costliest module: 0 (344 k, 95%)
     left out:
       1: patchifying convolution: its patches do not overlap (patchify=True takes it)
     >>> [(row.module, row.strides, row.multiply_adds) for row in converted]
@@ -64,7 +64,7 @@ def report(model: nn.Module, example: Any = None) -> Report:
     0              147 k    90%
     1             16.4 k    10%
     whole network  164 k
-    dearest module: 0 (147 k, 90%)
+    costliest module: 0 (147 k, 90%)
     """
     check_network(model)
     model = uncompiled(model)
@@ -88,7 +88,7 @@ def report(model: nn.Module, example: Any = None) -> Report:
         multiply_adds=cost and cost.value(),
         multiply_adds_before=conversion.multiply_adds.get(""),
         by_module=_with_outer_modules(model, costs or {}),
-        dearest=_dearest(model, costs or {}),
+        costliest=_costliest(model, costs or {}),
         left_out=conversion.left_out,
         mirrors=conversion.mirrors,
         unknown=unknown,
@@ -163,7 +163,7 @@ def _is_pinned(layer: Any) -> bool:
     return layer.fixes_size
 
 
-def _dearest(model: nn.Module, costs: dict[str, int]) -> str:
+def _costliest(model: nn.Module, costs: dict[str, int]) -> str:
     """The module that costs most, with its pooling layer."""
     sums: dict[str, int] = {}
     for name, cost in costs.items():

@@ -15,7 +15,7 @@ def project_step(
 
     ``d_i - λ g_i``, clamped to at least 0 at a lower limit and to at most 0 at an upper one, for a
     step ``d`` and the cost's gradient ``g``, with the ``λ`` for which the result is orthogonal to
-    ``g``: of all such steps the nearest to ``d``. Gradient descent then converges where, but for
+    ``g``: of all such steps the nearest to ``d``. Gradient descent then converges where, except for
     strides at their limits, the gradient of the loss is a multiple of ``g``: no exchange of one
     stride for another at the same cost lowers the loss. Scaling all strides after each step does
     not have that property.
