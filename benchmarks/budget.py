@@ -21,7 +21,7 @@ from benchmarks.common import (
     start,
     strides_of,
 )
-from benchmarks.tables import goal, goal_table, milliseconds, number, table
+from benchmarks.tables import goal, milliseconds, number, ratio_table, split_table
 from benchmarks.timing import measure, summary_of
 from diffstride import CostBudget, convert
 
@@ -156,10 +156,10 @@ def goals(report: Report) -> list[dict[str, Any]]:
 
 HEADER = (
     "network",
+    "learning rate",
     "input",
     "layers",
     "strides",
-    "learning rate",
     "steps with other map sizes",
     "project_, ms",
     "longest, ms",
@@ -174,9 +174,9 @@ def tables(report: Report) -> str:
     step = report["training_step"]
     return "\n\n".join(
         [
-            goal_table(report["goals"]),
+            ratio_table(report["goals"]),
             f"A budget of {report['budget']:g} times the cost of the converted network:",
-            table(HEADER, map(_line, report["measurements"])),
+            split_table(HEADER, map(_line, report["measurements"]), keys=2),
             f"A training step of the converted resnet18, without a budget, for a batch of "
             f"{step['batch']} images of {_size(step)}: {milliseconds(step)} ms.",
         ]
@@ -186,10 +186,10 @@ def tables(report: Report) -> str:
 def _line(row: dict[str, Any]) -> list[str]:
     return [
         row["network"],
+        f"{row['rate']:g}",
         _size(row),
         row["layers"],
         row["strides"],
-        f"{row['rate']:g}",
         f"{row['size_changes']} of {row['steps']}",
         milliseconds(row),
         *(number(1e3 * row[key]) for key in ("worst", "cpu_median", "cpu_worst")),

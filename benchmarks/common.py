@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.machine import ROOT, environment, set_allocator
+from benchmarks.tables import goal_table
 from benchmarks.timing import Effort, Timing
 from diffstride._files import atomic_file
 from experiments.markdown import replace_tables, table_names
@@ -93,8 +94,10 @@ def new_report(options: argparse.Namespace, **parts: Any) -> Report:
 
 
 def finish(options: argparse.Namespace, report: Report, tables: Callable[[Report], str]) -> Report:
-    """Print the tables of a report, and write it to the file of the options."""
+    """Print the tables and targets of a report, and write it to the file of the options."""
     print(tables(report))
+    if report.get("goals"):
+        print(f"\n{goal_table(report['goals'])}")
     if options.out is not None:
         write_json(options.out, report)
     return report

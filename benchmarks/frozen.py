@@ -24,7 +24,7 @@ from benchmarks.common import (
     select,
     start,
 )
-from benchmarks.tables import goal, goal_table, milliseconds, number, table
+from benchmarks.tables import goal, milliseconds, number, ratio_table, table
 from benchmarks.timing import measure
 from diffstride import DiffStride, MultiplyAdds, convert, freeze
 from diffstride.resnet import resnet18
@@ -185,7 +185,7 @@ def goals(report: Report) -> list[dict[str, Any]]:
 
 def tables(report: Report) -> str:
     """All tables of a report, in Markdown."""
-    parts = [goal_table(report["goals"])]
+    parts = [ratio_table(report["goals"])]
     for name, costs in report["multiply_adds"].items():
         found = select(report["measurements"], network=name)
         batches = sorted({each["batch"] for each in found})

@@ -30,7 +30,7 @@ from benchmarks.contenders import (
     unsupported,
 )
 from benchmarks.machine import floor_seconds, product_rate
-from benchmarks.tables import goal, goal_table, milliseconds, number, table
+from benchmarks.tables import goal, milliseconds, number, ratio_table, split_table
 from benchmarks.timing import Timing, measure
 from diffstride.spectral.axis_plan import EDGES, Edge, plan_axis
 from diffstride.spectral.map_product import multiply_adds
@@ -176,7 +176,7 @@ def _goals(report: Report, dtype: str, layout: str) -> list[dict[str, Any]]:
 
 def tables(report: Report) -> str:
     """All tables of a report, in Markdown."""
-    parts = ["Geometric means over the rows, published window:", goal_table(report["goals"])]
+    parts = ["Geometric means over the rows, published window:", ratio_table(report["goals"])]
     for direction in DIRECTIONS:
         for dtype in DTYPES:
             for layout in FORMATS:
@@ -226,7 +226,7 @@ def _times(report: Report, direction: str, dtype: str, layout: str) -> str:
                 *(number(values[index]) for values in (*relative, ours["passband"]["speedup"])),
             ]
         )
-    return table(HEADER, lines)
+    return split_table(HEADER, lines)
 
 
 def _row(text: str) -> Row:

@@ -26,7 +26,7 @@ from benchmarks.steps import (
     multiply_adds,
     step_of,
 )
-from benchmarks.tables import goal, goal_table, milliseconds, number, table
+from benchmarks.tables import goal, milliseconds, number, ratio_table, table
 from benchmarks.timing import measure
 
 QUICK = {
@@ -143,7 +143,7 @@ HEADER = (
 
 def tables(report: Report) -> str:
     """All tables of a report, in Markdown."""
-    parts = [goal_table(report["goals"])]
+    parts = [ratio_table(report["goals"])]
     size = "width {width}, batch {batch}, images of {size} x {size}".format(**report["network"])
     for precision in PRECISIONS:
         for layout in FORMATS:

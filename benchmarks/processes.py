@@ -21,7 +21,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.overrides import TorchFunctionMode
 
 from benchmarks.common import Report, finish, new_report, parser_of, start, strides_of
-from benchmarks.tables import table
+from benchmarks.tables import split_table
 from diffstride import CostBudget, DiffStride, parameter_groups, project_strides, stride_layers
 from diffstride.resnet import resnet18
 
@@ -305,7 +305,7 @@ def tables(report: Report) -> str:
     lines = [_line(row) for row in report["rows"]]
     steps = f"{report['steps']} steps, a batch of {BATCH} in all, float32:"
     skipped = [f"Not measured: {each}." for each in report["skipped"]]
-    return "\n\n".join([steps, table(HEADER, lines), *skipped])
+    return "\n\n".join([steps, split_table(HEADER, lines, keys=len(LABELS) + 1), *skipped])
 
 
 def _line(row: dict[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Write the page of results, ``docs/benchmarks.md``, from the files of results."""
+"""Write ``docs/benchmarks.md`` and ``docs/benchmark_targets.md`` from the files of results."""
 
 import argparse
 import json
@@ -10,8 +10,10 @@ from benchmarks import budget, conversion_time, frozen, layer, network, processe
 from benchmarks.common import RESULTS, Report, write_text
 from benchmarks.gpu import page as gpu_page
 from benchmarks.machine import ROOT
+from benchmarks.tables import goal_table
 
 PAGE = ROOT / "docs" / "benchmarks.md"
+TARGETS = ROOT / "docs" / "benchmark_targets.md"
 TITLES = {
     "layer": "One layer",
     "network": "A network",
@@ -56,6 +58,15 @@ How the numbers are measured:
 - **Facts.** Every file holds seed, threads, processor, commit and versions.
 
 Limits: the numbers hold for the processor, threads, dtypes and versions that a section names.
+"""
+TARGETS_HEAD = """\
+# Targets of the benchmarks
+
+<!-- Written by `python -m benchmarks.render` from the files under benchmarks/results. -->
+
+This page is for developers of the library. It compares the ratios of
+[Benchmarks](benchmarks.md) with their targets. A change should miss no target that is reached
+today. An aim is a value that would be good to reach.
 """
 INTRODUCTIONS = {
     "layer": """\
@@ -169,6 +180,15 @@ def page(reports: Mapping[str, Report]) -> str:
     return "\n\n".join(sections) + "\n"
 
 
+def targets_page(reports: Mapping[str, Report]) -> str:
+    """The page of targets, from the reports of the page of results."""
+    sections = [TARGETS_HEAD.rstrip()]
+    for name, report in reports.items():
+        if any(goal["reached"] is not None for goal in report.get("goals", ())):
+            sections.append(f"## {name}\n\n{goal_table(report['goals'])}")
+    return "\n\n".join(sections) + "\n"
+
+
 def _section(name: str, report: Report) -> str:
     tables = TABLES[report["benchmark"]](report)
     return f"### {name}\n\n{_facts(report['contract'])}\n\n{tables}"
@@ -194,8 +214,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.render", description=__doc__)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the files")
     parser.add_argument("--page", type=Path, default=PAGE, help="file to write")
+    parser.add_argument("--targets", type=Path, default=TARGETS, help="file of the targets")
     options = parser.parse_args(arguments)
-    write_text(options.page, page(read_reports(options.results)))
+    reports = read_reports(options.results)
+    write_text(options.page, page(reports))
+    write_text(options.targets, targets_page(reports))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from benchmarks.common import (
     start,
 )
 from benchmarks.contenders import DIRECTIONS, REFERENCE, Case, Row, calls_of
-from benchmarks.tables import goal, goal_table, milliseconds, number, table
+from benchmarks.tables import goal, milliseconds, number, ratio_table, table
 from benchmarks.timing import measure
 
 SAMPLES = 1 << 22
@@ -104,7 +104,7 @@ HEADER = (
 
 def tables(report: Report) -> str:
     """All tables of a report, in Markdown."""
-    parts = [goal_table(report["goals"])]
+    parts = [ratio_table(report["goals"])]
     for direction in DIRECTIONS:
         for sweep in SWEEPS:
             parts.append(f"Milliseconds, {direction}, growing {sweep}:")

@@ -35,7 +35,7 @@ from benchmarks.common import RESULTS, append_row, read_rows, select, write_tabl
 from benchmarks.machine import ROOT, environment
 from benchmarks.sweep_sources import SOURCES, Kind, installed_kinds
 from benchmarks.sweep_trial import BUILDING, NOT_COUNTED, OUTCOMES, Row, attempt
-from benchmarks.tables import number, table
+from benchmarks.tables import number, split_table
 from experiments import markdown
 
 RESULT = RESULTS / "sweep.jsonl"
@@ -115,7 +115,7 @@ def tables(rows: Sequence[Row]) -> str:
     failed = [row for row in rows if row["outcome"] in OUTCOMES[1:]]
     failed.sort(key=lambda row: (OUTCOMES[::-1].index(row["outcome"]), row["source"], row["kind"]))
     listed = markdown.table(["kind", "outcome", "step", "reason"], map(_failed_line, failed))
-    return f"{table(header, lines)}\n\n{listed}"
+    return f"{split_table(header, lines)}\n\n{listed}"
 
 
 def _line(source: str, rows: Sequence[Row]) -> list[str]:

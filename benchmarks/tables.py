@@ -7,6 +7,7 @@ from typing import Any
 from experiments import markdown
 
 table = partial(markdown.table, align="---:")
+split_table = partial(markdown.split_table, align="---:")
 
 
 def number(value: float) -> str:
@@ -54,6 +55,11 @@ def goal(
         reached = value <= at_most
     bounds = {"at_least": at_least, "at_most": at_most, "aim": aim}
     return {"what": what, "value": value, **bounds, "reached": reached}
+
+
+def ratio_table(goals: Iterable[Mapping[str, Any]]) -> str:
+    """A table of the measured ratios of a report, for users, without targets."""
+    return table(["ratio", "measured"], ([each["what"], number(each["value"])] for each in goals))
 
 
 def goal_table(goals: Iterable[Mapping[str, Any]]) -> str:

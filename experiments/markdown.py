@@ -9,6 +9,7 @@ TABLE = re.compile(
     r"(?P<end>^<!-- table (?P=name): end -->)",
     re.DOTALL | re.MULTILINE,
 )
+WIDEST = 8  # columns that fit a page
 MARK = re.compile(r"^<!-- table .*", re.MULTILINE)
 
 
@@ -22,6 +23,42 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]], align: str = "--
     """
     lines = [header, [align] * len(header), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def split_table(
+    header: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    keys: int = 1,
+    widest: int = WIDEST,
+    align: str = "---",
+) -> str:
+    """A table that fits a page: one of many columns becomes several, one below the other.
+
+    Args:
+        header: names of the columns.
+        rows: cells of each row.
+        keys: number of first columns that each table repeats.
+        widest: most columns of a table.
+        align: as for `table`.
+
+    >>> print(split_table(["network", "a", "b", "c"], [["net", 1, 2, 3]], widest=3))
+    | network | a | b |
+    | --- | --- | --- |
+    | net | 1 | 2 |
+    <BLANKLINE>
+    | network | c |
+    | --- | --- |
+    | net | 3 |
+    """
+    lines = list(rows)
+    parts = -(-(len(header) - keys) // (widest - keys))
+    size = -(-(len(header) - keys) // parts)
+    tables = []
+    for start in range(keys, len(header), size):
+        chosen = [*range(keys), *range(start, min(start + size, len(header)))]
+        cells = [[line[each] for each in chosen] for line in lines]
+        tables.append(table([header[each] for each in chosen], cells, align))
+    return "\n\n".join(tables)
 
 
 def table_names(page: str) -> list[str]:

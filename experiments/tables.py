@@ -138,12 +138,11 @@ def _is_near(entry: Entry, strided: Entry) -> bool:
 
 
 def details_table(entries: Sequence[Entry]) -> str:
-    """A row with all values for each entry."""
+    """A row with all values for each entry; the summary has the published ones."""
     lines = [
-        [*_cells(e, label), strides_cell(e), figure_cell(e.published), minutes_cell(e)]
-        for e, label in _labelled(entries)
+        [*_cells(e, label), strides_cell(e), minutes_cell(e)] for e, label in _labelled(entries)
     ]
-    header = [*COLUMNS, "strides learned", PUBLISHED, "minutes (threads)"]
+    header = [*COLUMNS, "strides learned", "minutes (threads)"]
     return table(header, lines)
 
 
