@@ -53,7 +53,7 @@ def test_run_of_a_configuration_is_loaded_without_more(configured):
 
 def test_images_are_normalised_as_in_the_training(folder):
     run, data = load_run(folder, tiny_network), tiny_datasets()(seed=0)
-    raw = data.test.dataset.first(8).images
+    raw = data.test.dataset.first(8).images  # pyright: ignore[reportAttributeAccessIssue]
     expected = next(iter(data.test))[0][:8]
     assert torch.allclose(run.normalize(torch.as_tensor(raw)), expected, atol=0.01)  # rounded
 

@@ -21,6 +21,7 @@ from diffstride.training.files import expand_home
 from diffstride.training.gin_compat import search_path
 from diffstride.training.gin_errors import explain, suggest
 from diffstride.training.lightning_compat import exceptions
+from diffstride.training.published_gin import check_published_names
 from diffstride.training.trainer import KILLED_BY
 
 PACKAGED = Path(__file__).parent / "configs"
@@ -57,6 +58,7 @@ def configure(
 
     Raises:
         FileNotFoundError: a file or ``configs_folder`` does not exist.
+        PublishedNamesError: a file or binding has names of the published system.
         ValueError: a bound value has another type than its argument, or files include each other.
         Exception: Gin cannot parse a file or does not know a name; it raises many types.
     """
@@ -68,6 +70,7 @@ def configure(
         )
     gin.clear_config()
     files = [_find_config(name, folders) for name in gin_config]
+    check_published_names(files, gin_bindings)
     try:
         with search_path(folders):
             gin.parse_config_files_and_bindings(files, gin_bindings, finalize_config=False)

@@ -11,12 +11,13 @@ from typing import Any
 
 import gin.config
 from gin.config import ConfigurableReference, ParserDelegate
-from gin.config_parser import BindingStatement, ConfigParser
+from gin.config_parser import BindingStatement, ConfigParser, ImportStatement
 
 __all__ = [
     "BindingStatement",
     "ConfigParser",
     "ConfigurableReference",
+    "ImportStatement",
     "ParserDelegate",
     "bound_values",
     "refuse_overruled_bindings",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from diffstride.training import gin_registry
+from diffstride.training.published_gin import PublishedNamesError
 
 LONGEST = 2000  # characters of an error
 BINDING = re.compile(r"\s*([\w./]+)\s*=\s*(.*?)\s*(?:#.*)?$")
@@ -16,6 +17,8 @@ UNPARSED = ("Failed to parse token", "Unable to parse value")  # of values witho
 def explain(error: BaseException) -> str:
     """An error as one line, with a suggestion for a misspelt name.
 
+    The error of published names has several lines.
+
     >>> from diffstride.training.command_line import configure
     >>> try:
     ...     configure([], ["resnet.resnet81.strides = None"])
@@ -23,6 +26,8 @@ def explain(error: BaseException) -> str:
     ...     print(explain(error))  # doctest: +ELLIPSIS
     No configurable matching 'resnet.resnet81'...; did you mean 'resnet.resnet18'?
     """
+    if isinstance(error, PublishedNamesError):
+        return str(error)
     message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
     message, _, _ = message.partition(" in config string:")  # then follows the configuration
     lines = [line.strip(" ^") for line in message.splitlines()]
