@@ -1,7 +1,7 @@
 """Networks of a user trained from scratch: strided as published, blurred, converted.
 
 Each network trains on CIFAR-100 by the recipe of ``cifar10_small.gin``, all methods with the same
-number of parameters and, but for the strides, from the same weights:
+number of parameters and from the same weights, except for the strides:
 
 - ``strided``: as its library builds it.
 - ``blur``: `BlurPooling` before each strided convolution, which runs at stride 1 behind it.

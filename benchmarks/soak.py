@@ -170,7 +170,7 @@ def soak_killed(
 
 
 def same_training(folder: Path, other: Path) -> bool:
-    """Whether two run folders have the same last checkpoint and log, bit for bit, but for times."""
+    """Whether two run folders have the same last checkpoint and log, apart from times."""
     first, second = (load(each / CHECKPOINTS / LAST) for each in (folder, other))
     for each in (first, second):
         each["run"].pop("seconds")
@@ -183,7 +183,7 @@ def _log(folder: Path) -> list[dict[str, str]]:
 
 
 def same_grid(folder: Path, other: Path) -> bool:
-    """Whether two grids have the same rows, but for times."""
+    """Whether two grids have the same rows, apart from times."""
     rows, others = (read_rows(each / "results") for each in (folder, other))
     return [row | {"seconds": 0} for row in rows] == [row | {"seconds": 0} for row in others]
 

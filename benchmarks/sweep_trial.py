@@ -328,7 +328,7 @@ def train_within(
 
 
 def check_equal(actual: Any, expected: Any) -> None:
-    """Check that two outputs are equal but for rounding."""
+    """Check that two outputs are equal up to rounding."""
     pairs = list(zip(outputs_of(actual), outputs_of(expected), strict=True))
     for a, b in pairs:
         assert a.shape == b.shape, f"frozen outputs of shape {tuple(a.shape)}, not {tuple(b.shape)}"

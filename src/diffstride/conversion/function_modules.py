@@ -112,7 +112,7 @@ def _kind_of(function: Any, args: Any) -> type[nn.Module] | None:
 
 
 def _options(function: Any, args: Any, kwargs: Any) -> dict[str, Any]:
-    """The arguments of a call behind the map by name, but for those that have their default."""
+    """The arguments of a call behind the map by name, without those that have their default."""
     names = ("index",) if function is operator.getitem else MODULES[function][1]
     given = dict(zip(("input", *names), args, strict=False)) | kwargs
     return {

@@ -82,7 +82,7 @@ def _positional(
 
 
 def have_same_sizes(one: Any, other: Any) -> bool:
-    """Whether the tensors of two examples have the same shapes, but for the number of samples."""
+    """Whether the tensors of two examples have the same shapes, apart from the batch size."""
     sizes = [
         [tuple(leaf.shape[1:]) for leaf in tree_leaves(example) if isinstance(leaf, Tensor)]
         for example in (one, other)
