@@ -8,18 +8,19 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.common import select
+from diffstride._picture_style import COLOURS, DPI, INK, WIDTH, label_right, styled, wrapped
 
 NETWORK = "torchvision resnet18"
 DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
-COLOURS = {"strided": "#c0392b", "blur": "#7f8c8d", "fixed": "#2471a3", "learned": "#1e8449"}
-LABELS = {
-    "strided": "as built, strided",
-    "blur": "blur pooling",
-    "fixed": "converted, equal strides",
-    "learned": "converted, learned strides",
+LINES = {
+    "strided": ("as built, strided", COLOURS[0]),
+    "blur": ("blur pooling", INK),
+    "fixed": ("converted, equal strides", COLOURS[1]),
+    "learned": ("converted, learned strides", COLOURS[2]),
 }
 
 
+@styled
 def plot_gain(rows: Sequence[dict[str, Any]], path: Path) -> Figure:
     """Draw the mean accuracy of each method at its mean MACs, a panel for each data set.
 
@@ -27,31 +28,38 @@ def plot_gain(rows: Sequence[dict[str, Any]], path: Path) -> Figure:
     """
     rows = select(rows, network=NETWORK)
     datasets = [name for name in DATASETS if select(rows, dataset=name, method="strided")]
-    figure = Figure(figsize=(4.2 * len(datasets), 3.6), layout="constrained")
-    for panel, dataset in zip(
-        figure.subplots(1, len(datasets), squeeze=False)[0], datasets, strict=True
-    ):
-        for kind, colour in COLOURS.items():
-            _draw(panel, kind, colour, select(rows, dataset=dataset))
-        panel.set(title=f"ResNet-18, {DATASETS[dataset]}", xlabel="MACs an image, in millions")
-        panel.set_ylabel("test accuracy in %")
-        most = max(row["multiply_adds"] for row in select(rows, dataset=dataset)) / 1e6
+    height = 0.7 + 1.9 * len(datasets)
+    figure = Figure(figsize=(WIDTH, height))
+    figure.subplots_adjust(0.12, 0.42 / height, 0.67, 1 - 0.28 / height, hspace=0.32)
+    panels = figure.subplots(len(datasets), 1, squeeze=False)[:, 0]
+    for panel, dataset in zip(panels, datasets, strict=True):
+        shown = select(rows, dataset=dataset)
+        lines = {kind: _points(kind, shown) for kind in LINES}
+        for kind, points in lines.items():
+            _draw(panel, LINES[kind][1], points)
+        panel.set_title(f"ResNet-18, {DATASETS[dataset]}: accuracy in %", loc="left")
+        most = max(row["multiply_adds"] for row in shown) / 1e6
         panel.set_xlim(0.4 * most, 1.08 * most)
         panel.margins(y=0.15)
-        panel.grid(alpha=0.3)
-        panel.legend(fontsize=8, loc="best")
-    figure.savefig(path, dpi=110)
+        panel.grid()
+        ends = [(*points[-1][:2], *LINES[kind]) for kind, points in lines.items() if points]
+        label_right(panel, [(x, y, wrapped(text, 18), colour) for x, y, text, colour in ends])
+    panels[-1].set_xlabel("MACs an image, in millions")
+    figure.savefig(path, dpi=DPI)
     return figure
 
 
-def _draw(panel: Any, kind: str, colour: str, rows: Sequence[dict[str, Any]]) -> None:
+def _points(kind: str, rows: Sequence[dict[str, Any]]) -> list[tuple[float, float, float]]:
     # "fixed, 0.7 of the cost" belongs to the line of "fixed".
     methods = {row["method"] for row in rows if f"{row['method']}, 0.".startswith(f"{kind}, 0.")}
-    points = sorted(_point(select(rows, method=method)) for method in methods)
+    return sorted(_point(select(rows, method=method)) for method in methods)
+
+
+def _draw(panel: Any, colour: str, points: Sequence[tuple[float, float, float]]) -> None:
     if points:
         costs, accuracies, spreads = zip(*points, strict=True)
         panel.errorbar(
-            costs, accuracies, spreads, color=colour, marker="o", capsize=3, label=LABELS[kind]
+            costs, accuracies, spreads, color=colour, marker="o", ms=4, capsize=2.5, lw=1.2
         )
 
 

@@ -10,10 +10,12 @@ from benchmarks import budget, conversion_time, frozen, layer, network, processe
 from benchmarks.common import RESULTS, Report, write_text
 from benchmarks.gpu import page as gpu_page
 from benchmarks.machine import ROOT
+from benchmarks.step_picture import plot_steps, step_seconds
 from benchmarks.tables import goal_table
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 TARGETS = ROOT / "docs" / "benchmark_targets.md"
+PICTURE = "images/training_step.png"  # as seen from the page
 TITLES = {
     "layer": "One layer",
     "network": "A network",
@@ -38,11 +40,13 @@ HEAD = """\
 
 <!-- Written by `python -m benchmarks.render` from the files under benchmarks/results. -->
 
-This page compares times, memory and MACs (multiply-adds) of the pooling layers with those of their
-alternatives: for one layer, for whole networks, for growing sizes, and for frozen networks. On a
-quiet machine `make bench` measures everything and writes this page.
+{opening}
 
-How the numbers are measured:
+The sections below compare times, memory and MACs (multiply-adds) of the pooling layers with those
+of their alternatives: for one layer, for whole networks, for growing sizes, and for frozen
+networks. On a quiet machine `make bench` measures everything and writes this page.
+
+## How the numbers are measured
 
 - **Turns.** The contenders of a row take turns in one process, in a new random order each round. So
   a drift of the machine affects all of them alike.
@@ -68,6 +72,13 @@ This page is for developers of the library. It compares the ratios of
 [Benchmarks](benchmarks.md) with their targets. A change should miss no target that is reached
 today. An aim is a value that would be good to reach.
 """
+OPENING = "network.json"
+OPENING_TEXT = """\
+A training step of a ResNet-18 of width {width} with learned strides takes {stopband} times as
+long as that of the strided network, and with average pooling {average} times. The published layer
+takes {reference} times as long, mostly because its maps are larger: `edge="passband"`, with maps
+of those sizes, takes {passband} times. The default layer is {faster} times as fast as the published
+one in this network, on {batch} images of {size} x {size} a step."""
 INTRODUCTIONS = {
     "layer": """\
 This section times one layer at stride 2, with both edges of the window. `passband` and `stopband`
@@ -169,7 +180,7 @@ def read_reports(folder: Path) -> dict[str, Report]:
 
 def page(reports: Mapping[str, Report]) -> str:
     """The page of results, from its reports alone."""
-    sections = [HEAD.rstrip()]
+    sections = [HEAD.rstrip().replace("{opening}", _opening(reports))]
     for benchmark, title in TITLES.items():
         sections.append(f"## {title}\n\n{INTRODUCTIONS[benchmark]}")
         found = {name: r for name, r in reports.items() if r["benchmark"] == benchmark}
@@ -187,6 +198,20 @@ def targets_page(reports: Mapping[str, Report]) -> str:
         if any(goal["reached"] is not None for goal in report.get("goals", ())):
             sections.append(f"## {name}\n\n{goal_table(report['goals'])}")
     return "\n\n".join(sections) + "\n"
+
+
+def _opening(reports: Mapping[str, Report]) -> str:
+    """The bar chart of a training step, and what it shows."""
+    if OPENING not in reports:
+        return f"No results yet: `python -m benchmarks.{OPENING.removesuffix('.json')}`."
+    report = reports[OPENING]
+    seconds = step_seconds(report)
+    ratio = {name: f"{each / seconds['strided']:.1f}" for name, each in seconds.items()}
+    faster = seconds["reference"] / seconds["stopband"]
+    text = OPENING_TEXT.format(**ratio, faster=f"{faster:.1f}", **report["network"])
+    contract = report["contract"]
+    where = f"{contract['threads']} threads of {contract['processor']}, in float32"
+    return f"![A training step with each pooling]({PICTURE})\n\n{text}\n\n*Measured on {where}.*"
 
 
 def _section(name: str, report: Report) -> str:
@@ -219,6 +244,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     reports = read_reports(options.results)
     write_text(options.page, page(reports))
     write_text(options.targets, targets_page(reports))
+    if OPENING in reports:
+        picture = options.page.parent / PICTURE
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        plot_steps(reports[OPENING], picture)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.common import Report
-from diffstride._picture_style import COLOURS, DPI, INK, WIDTH, label_ends, styled
+from diffstride._picture_style import COLOURS, DPI, INK, WIDTH, label_right, styled
 
 STYLES = {"height": "-", "width": "--"}
 
@@ -54,7 +54,7 @@ def _ends(history: Any, i: int, name: str, stage: str, what: str) -> list[Any]:
 
 def _label(panel: Any, ends: Any) -> None:
     panel.margins(x=0)
-    label_ends(panel, ends, size=7)
+    label_right(panel, ends)
 
 
 def _draw_cost(panel: Any, found: Report, minutes: list[float]) -> None:
@@ -67,4 +67,4 @@ def _draw_cost(panel: Any, found: Report, minutes: list[float]) -> None:
         (minutes[-1], before, f"before: {before:.2f}", INK),
         (minutes[-1], costs[-1], f"converted: {costs[-1]:.2f}", COLOURS[2]),
     ]
-    label_ends(panel, ends, size=7)
+    label_right(panel, ends)

@@ -13,12 +13,13 @@ import gin
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
 from diffstride import diff_stride, spectral
+from diffstride._picture_style import COLOURS, INK, WIDTH, styled
+from diffstride._picture_style import DPI as SHARP
 from diffstride.plots import plot_stride_trajectories, plot_windows, read_trajectories
 from diffstride.spectral import EDGES, Axis, plan_axis
 from diffstride.spectral.axis_plan import Edge
@@ -34,31 +35,29 @@ SIZE = 32  # samples of the axis in the pictures of one axis
 STRIDES = (1.0, 1.5, 2.0, 3.0, 4.0)
 WHOLE_STRIDES = (2, 3, 4)  # for methods without fractional strides
 FRACTIONAL_STRIDES = (1.0, 1.25, 1.5, 2.0, 3.0)
-DPI = 100
-PANEL, GAP = (
-    192,
-    40,
-)  # pixels of an image and between two; PANEL is a multiple of 2, 3 and 4
+PANEL, GAP = 192, 40  # pixels of an image and between two; PANEL is a multiple of 2, 3 and 4
+TITLE = 60  # pixels above an image, for two lines
+LETTERS = 9.5  # pixels of the letters over images where a picture is 360 pixels wide
 
 
+@styled
 def windows() -> Figure:
     """The window of one axis at several strides: gain against bin, a panel for each edge."""
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    figure = Figure(figsize=(WIDTH, 5.6), layout="constrained")
+    panels = figure.subplots(2, 1, sharex=True, sharey=True)
     for panel, edge in zip(panels, EDGES, strict=True):
-        panel.set(xlabel="frequency bin k", xlim=(0, SIZE / 2))
-        panel.set_title(f'edge="{edge}"', fontsize="medium")
-        for i, stride in enumerate(STRIDES):
-            _draw_window(panel, stride, edge, colormaps["viridis"](i / len(STRIDES)))
-        panel.grid(alpha=0.3)
-        panel.legend(fontsize="x-small", ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.17))
-    panels[0].set_ylabel("gain m(k)")
+        panel.set(xlabel="frequency bin k", xlim=(0, SIZE / 2), ylabel="gain m(k)")
+        panel.set_title(f'edge="{edge}"')
+        for stride, colour in zip(STRIDES, COLOURS, strict=False):
+            _draw_window(panel, stride, edge, colour)
+        panel.grid()
+        panel.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2), handlelength=1)
     return figure
 
 
 def _draw_window(panel: Any, stride: float, edge: Edge, colour: Any) -> None:
     axis = plan_axis(SIZE, stride, edge=edge, straight_through=False)
-    label = f"stride {stride:g}: {SIZE} → {axis.output_size} samples"
+    label = f"stride {stride:g}: {SIZE} → {axis.output_size}"
     panel.plot(*_corners(axis), color=colour, label=label)
     gains = spectral.window(axis)
     panel.plot(range(len(gains)), gains, ".", color=colour)
@@ -72,6 +71,7 @@ def _corners(axis: Axis) -> tuple[list[float], list[float]]:
     return [0.0, flat, last, last, axis.size / 2], [1.0, 1.0, gain, 0.0, 0.0]
 
 
+@styled
 def matrices() -> Figure:
     """The matrix of one axis for both edges, and its derivative in the stride."""
     passband, stopband = (plan_axis(SIZE, 2.0, edge=edge, straight_through=False) for edge in EDGES)
@@ -81,30 +81,31 @@ def matrices() -> Figure:
         f'A, edge="stopband": {stopband.output_size} x {SIZE}': spectral.axis_matrix(stopband),
         'dA/ds, edge="stopband"': stopband.slope * left @ right.T,
     }
-    figure = Figure(figsize=(10, 3.7), layout="constrained")
-    panels = figure.subplots(1, len(shown))
+    figure = Figure(figsize=(WIDTH, 7.2), layout="constrained")
+    panels = figure.subplots(len(shown), 1, height_ratios=[len(each) for each in shown.values()])
     for panel, (title, matrix) in zip(panels, shown.items(), strict=True):
         limit = float(matrix.abs().max())
         image = panel.imshow(matrix.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
         panel.set(xlabel="sample j in", ylabel="sample i out")
-        panel.set_title(title, fontsize="medium")
-        figure.colorbar(image, ax=panel, location="bottom", shrink=0.8)
+        panel.set_title(title)
+        figure.colorbar(image, ax=panel, location="right", shrink=0.9)
     return figure
 
 
+@styled
 def output_lengths() -> Figure:
     """The output length against the stride, beside that of a strided convolution."""
     strides = np.linspace(1, 5, 2001)
-    figure = Figure(figsize=(7, 3.4), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
     panel = figure.add_subplot(xlabel="stride", ylabel="samples out")
-    panel.set_title(f"Output length of {SIZE} samples", fontsize="medium")
-    for edge, colour in zip(EDGES, ("C0", "C1"), strict=True):
+    panel.set_title(f"Output length of {SIZE} samples")
+    for edge, colour in zip(EDGES, COLOURS, strict=False):
         lengths = [spectral.output_size(SIZE, stride, edge=edge) for stride in strides]
         panel.step(strides, lengths, where="post", color=colour, label=f'edge="{edge}"')
     whole = range(1, 6)
     lengths = [len(range(0, SIZE, stride)) for stride in whole]
-    panel.plot(whole, lengths, "ko", label="strided convolution")
-    panel.grid(alpha=0.3)
+    panel.plot(whole, lengths, "o", color=INK, label="strided convolution")
+    panel.grid()
     panel.legend()
     return figure
 
@@ -155,17 +156,22 @@ def siemens_star(size: int, spokes: int = 16, oversampling: int = 8) -> Tensor:
     return F.avg_pool2d(star.float()[None, None], oversampling)
 
 
+@styled
 def _draw_images(rows: dict[str, dict[str, Tensor]], limits: tuple[float, float]) -> Figure:
     """Draw images with a whole number of pixels a sample where possible.
 
     Other scales would add aliasing, which some of the pictures are about.
     """
     columns = max(map(len, rows.values()))
-    width, height = (count * (PANEL + GAP) for count in (columns, len(rows)))
-    figure = Figure(figsize=(width / DPI, height / DPI))
+    step = PANEL + GAP + 2 * TITLE
+    width, height = columns * (PANEL + GAP), len(rows) * step
+    figure = Figure(figsize=(width / SHARP, height / SHARP))
+    letters = LETTERS * width / 360 * 72 / SHARP  # in points
     for i, (name, images) in enumerate(rows.items()):
+        top = height - i * step
+        figure.text(0.01, (top - TITLE / 2) / height, name, fontsize=1.1 * letters, va="center")
         for j, (title, image) in enumerate(images.items()):
-            corner = (j * (PANEL + GAP) + GAP - 8, height - (i + 1) * (PANEL + GAP) + 8)
+            corner = (j * (PANEL + GAP) + GAP / 2, top - step + GAP)
             place = (corner[0] / width, corner[1] / height, PANEL / width, PANEL / height)
             panel = figure.add_axes(place, xticks=[], yticks=[])
             low, high = limits
@@ -173,9 +179,7 @@ def _draw_images(rows: dict[str, dict[str, Tensor]], limits: tuple[float, float]
                 image[0, 0].numpy(), cmap="gray", vmin=low, vmax=high, interpolation="nearest"
             )
             samples = " x ".join(map(str, image.shape[2:]))
-            panel.set_title(f"{title}: {samples}", fontsize="small")
-            if j == 0:
-                panel.set_ylabel(name, fontsize="small")
+            panel.set_title(f"{title}\n{samples}", fontsize=letters, pad=4, linespacing=1.0)
     return figure
 
 
@@ -208,7 +212,7 @@ def learned_network() -> torch.nn.Module:
 def shrink(path: Path) -> None:
     """Reduce a picture to a palette, which halves its file without a visible difference."""
     with Image.open(path) as picture:
-        shrunk = picture.convert("RGB").quantize(dither=Image.Dither.NONE)
+        shrunk = picture.convert("RGBA").quantize(dither=Image.Dither.NONE)
     shrunk.save(path, optimize=True)
 
 
@@ -218,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder: Path = parser.parse_args(arguments).folder
     folder.mkdir(parents=True, exist_ok=True)
     for name, draw in PICTURES.items():
-        draw().savefig(folder / name, dpi=DPI)
+        draw().savefig(folder / name, dpi=SHARP)
     plot_stride_trajectories(read_trajectories(RUN / "metrics.csv"), folder / TRAJECTORIES)
     plot_windows(learned_network(), torch.zeros(1, 3, SIZE, SIZE), folder / LEARNED)
     for name in (*PICTURES, TRAJECTORIES, LEARNED):

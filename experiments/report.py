@@ -6,6 +6,7 @@ shown.
 """
 
 import os
+import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -188,7 +189,9 @@ def draw_pictures(rows: Iterable[Row], folder: Path) -> list[Path]:
         for entry, label in labelled
     ]
     strides = [
-        LearnedStrides(entry.dataset, f"{label}, from {entry.start}", row["strides_end"])
+        LearnedStrides(
+            entry.dataset, f"{label}, from {entry.start}", row["strides_end"], initial_strides(row)
+        )
         for entry, label in labelled
         for row in entry.rows
         if row["strides_end"]
@@ -199,3 +202,25 @@ def draw_pictures(rows: Iterable[Row], folder: Path) -> list[Path]:
     if strides:
         plot_learned_strides(strides, folder / STRIDES)
     return [folder / name for name, shown in ((COSTS, points), (STRIDES, strides)) if shown]
+
+
+def initial_strides(row: Row) -> dict[str, tuple[float, ...]]:
+    """The initial strides of the layers that learn, one for each axis.
+
+    A row has them by stage: the stem and its blocks, or the blocks alone.
+
+    >>> end = {"blocks.1.0.pooling": [1.9, 1.9], "blocks.2.0.pooling": [1.8, 2.0]}
+    >>> initial_strides({"strides_start": [1, 1, 2, [3, 2]], "strides_end": end})
+    {'blocks.1.0.pooling': (2, 2), 'blocks.2.0.pooling': (3, 2)}
+    """
+    stages = row["strides_start"]
+    has_stem = any(
+        re.fullmatch(r"stem\..*|blocks\.\d+\.\d+\..*", name) for name in row["strides_end"]
+    )
+    found = {}
+    for name in row["strides_end"]:
+        block = re.match(r"blocks\.(\d+)\.|stem\.", name)
+        if block:
+            stride = stages[int(block[1]) + has_stem if block[1] else 0]
+            found[name] = tuple(stride) if isinstance(stride, list | tuple) else (stride, stride)
+    return found

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from benchmarks import (
     conversion_time,
     denoising,
     frozen,
+    gain_picture,
     layer,
     machine,
     memory,
@@ -23,6 +25,7 @@ from benchmarks import (
     render,
     scaling,
     scratch,
+    step_picture,
     steps,
     sweep,
     sweep_networks,
@@ -354,6 +357,31 @@ def test_benchmark_page_matches_its_results() -> None:
         assert page.read_text(encoding="utf-8") == expected, "run: python -m benchmarks.render"
     assert " target " not in pages[render.PAGE]
     assert pages[render.TARGETS].count("| target |") == 5
+
+
+def test_bar_chart_of_a_training_step_shows_the_measured_times(tmp_path: Path) -> None:
+    report = render.read_reports(common.RESULTS)["network.json"]
+    panel = step_picture.plot_steps(report, tmp_path / "steps.png").axes[0]
+    seconds = step_picture.step_seconds(report)
+    lengths = [bar.get_width() for bar in panel.patches]
+    assert lengths == [each / seconds["strided"] for each in seconds.values()]
+    assert panel.texts[-1].get_text().endswith(f"({seconds['reference']:.2f} s)")
+    opening = render.page(render.read_reports(common.RESULTS)).partition("## ")[0]
+    assert f"published layer\ntakes {lengths[-1]:.1f} times" in opening
+    assert (render.PAGE.parent / render.PICTURE).exists()
+
+
+def test_picture_of_gains_labels_each_method_at_its_last_point(tmp_path: Path) -> None:
+    rows = common.read_rows(scratch.RESULT)
+    figure = gain_picture.plot_gain(rows, tmp_path / "gain.png")
+    assert len(figure.axes) == 2
+    for panel, dataset in zip(figure.axes, gain_picture.DATASETS, strict=True):
+        labels: list[Any] = panel.texts
+        assert len(labels) == len(gain_picture.LINES)
+        found = common.select(rows, network=gain_picture.NETWORK, dataset=dataset, method="strided")
+        accuracy = sum(row["test_accuracy"] for row in found) / len(found)
+        (strided,) = [label for label in labels if label.get_text().endswith(" strided")]
+        assert strided.xy[1] == pytest.approx(accuracy)
 
 
 def test_file_of_an_unknown_benchmark_is_refused(tmp_path: Path) -> None:

@@ -40,8 +40,11 @@ ALL_PICTURES = [*pictures.PICTURES, pictures.TRAJECTORIES, pictures.LEARNED]
 
 
 def _pixels(path: Path) -> np.ndarray:
+    """The grey levels of a picture on a white page."""
     with PIL.Image.open(path) as picture:
-        return np.asarray(picture.convert("L"), dtype=float)
+        drawn = picture.convert("RGBA")
+    page = PIL.Image.new("RGBA", drawn.size, "white")
+    return np.asarray(PIL.Image.alpha_composite(page, drawn).convert("L"), dtype=float)
 
 
 @pytest.mark.parametrize("name", ALL_PICTURES)

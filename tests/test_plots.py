@@ -1,5 +1,7 @@
 """Plots show the numbers they are given."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,6 @@ from diffstride import DiffStride, FixedSpectralPooling
 from diffstride.plots import (
     CostPoint,
     LearnedStrides,
-    pareto_front,
     plot_accuracy_against_cost,
     plot_learned_strides,
     plot_stride_trajectories,
@@ -190,15 +191,6 @@ POINTS = [
 ]
 
 
-def test_pareto_front_has_the_points_that_no_cheaper_point_beats():
-    front = pareto_front([point for point in POINTS if point.panel == "CIFAR-10"])
-    assert front == [POINTS[2]]
-    assert pareto_front(POINTS) == [POINTS[2]]
-    dearer = CostPoint("", "", "", 70e6, 88.6)
-    assert pareto_front([dearer, POINTS[0], POINTS[2]]) == [POINTS[2], dearer]
-    assert pareto_front([]) == []
-
-
 def points_in(axes):
     """Accuracy by multiply-adds of the points with error bars, by label."""
     return {
@@ -209,7 +201,7 @@ def points_in(axes):
 
 def assert_drawn(path):
     pixels = imread(path)
-    assert min(pixels.shape[:2]) > 300
+    assert min(pixels.shape[:2]) > 200
     assert 0.005 < (pixels[..., :3] < 0.9).any(-1).mean() < 0.5  # neither blank nor full
 
 
@@ -217,34 +209,92 @@ def test_accuracy_is_plotted_against_cost_for_each_data_set(tmp_path):
     figure = plot_accuracy_against_cost(POINTS, tmp_path / "cost.png")
     assert_drawn(tmp_path / "cost.png")
     first, second = figure.axes
-    assert (first.get_title(), second.get_title()) == ("CIFAR-10", "CIFAR-100")
+    assert (first.get_title("left"), second.get_title("left")) == ("CIFAR-10", "CIFAR-100")
     assert points_in(first) == {
         "strided, from 2,2": (35.0, 87.0),
         "learned, from 2,2": (60.0, 88.0),
         "learned, from 3,3": (30.0, 88.5),
     }
     assert points_in(second) == {"strided, from 2,2": (35.0, 60.0)}
-    front = next(line for line in first.lines if line.get_label() == "Pareto front")
-    assert front.get_xydata().tolist() == [[30.0, 88.5]]
+    joined = next(line for line in first.lines if line.get_label() == "learned")
+    assert joined.get_xydata().tolist() == [[30.0, 88.5], [60.0, 88.0]]
     colours = [container.lines[0].get_color() for container in first.containers]
     assert colours[0] != colours[1] == colours[2]
     assert colours[0] == second.containers[0].lines[0].get_color()
-    markers = [container.lines[0].get_marker() for container in first.containers]
-    assert markers[0] == markers[1] != markers[2]
-    assert len(figure.legends[0].get_texts()) == 4
+    markers = {c.get_label(): c.lines[0].get_marker() for c in first.containers}
+    assert markers["strided, from 2,2"] == markers["learned, from 2,2"]
+    assert markers["learned, from 2,2"] != markers["learned, from 3,3"]
+    labels = {text.get_text(): text.get_color() for text in first.texts}
+    assert labels == {"strided": colours[0], "learned": colours[1]}
+    (legend,) = figure.legends  # of markers alone
+    assert [text.get_text() for text in legend.get_texts()] == ["from 2,2", "from 3,3"]
 
 
-def test_learned_strides_are_plotted_by_layer(tmp_path):
+def test_labels_beside_the_axes_do_not_overlap():
+    names = [f"method {number}, held to the cost before" for number in range(6)]
+    points = [CostPoint("a", name, "2", 35e6, 87 + i / 1000) for i, name in enumerate(names)]
+    figure = plot_accuracy_against_cost(points)
+    figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    boxes.sort(key=lambda box: box.y0)
+    assert all(low.y1 <= high.y0 for low, high in pairwise(boxes))
+    assert all(0 <= box.x0 < box.x1 <= figure.bbox.x1 for box in boxes)
+
+
+def test_learned_strides_are_plotted_from_start_to_mean_and_range(tmp_path):
+    start = {"stem": (1, 1), "last": (2, 2)}
     runs = [
-        LearnedStrides("CIFAR-10", "free", {"stem": [1.0, 1.1], "last": [2.0, 2.2]}),
-        LearnedStrides("CIFAR-10", "free", {"stem": [1.3, 1.3], "last": [1.9, 1.8]}),
+        LearnedStrides("CIFAR-10", "free", {"stem": [1.0, 1.1], "last": [2.0, 2.2]}, start),
+        LearnedStrides("CIFAR-10", "free", {"stem": [1.3, 1.3], "last": [1.9, 1.8]}, start),
         LearnedStrides("CIFAR-100", "held", {"stem": [1.2, 1.4], "last": [2.5, 2.6]}),
     ]
     figure = plot_learned_strides(runs, tmp_path / "learned.png")
     assert_drawn(tmp_path / "learned.png")
-    first, second = figure.axes
-    drawn = [(list(line.get_ydata()), line.get_linestyle()) for line in first.lines]
-    assert drawn == [([1.0, 2.0], "-"), ([1.1, 2.2], "--"), ([1.3, 1.9], "-"), ([1.3, 1.8], "--")]
-    assert [label.get_text() for label in second.get_xticklabels()] == ["stem", "last"]
-    assert second.lines[0].get_color() != first.lines[0].get_color() == first.lines[2].get_color()
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["free", "held"]
+    drawn = {axes.get_title("left"): axes for axes in figure.axes if axes.axison}
+    assert list(drawn) == ["CIFAR-10, free", "CIFAR-100, held"]
+    free, held = drawn.values()
+    means = [each.lines[0].get_ydata()[0] for each in free.containers]
+    np.testing.assert_allclose(means, [1.15, 1.2, 1.95, 2.0])
+    ranges = [each.lines[2][0].get_segments()[0][:, 1] for each in free.containers]
+    np.testing.assert_allclose(ranges, [[1.0, 1.3], [1.1, 1.3], [1.9, 2.0], [1.8, 2.2]])
+    hollow = [line.get_ydata()[0] for line in free.lines if line.get_markerfacecolor() == "none"]
+    assert hollow == [1, 1, 2, 2]
+    assert not [line for line in held.lines if line.get_markerfacecolor() == "none"]
+    assert [label.get_text() for label in held.get_xticklabels()] == ["stem", "last"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "height",
+        "width",
+        "start",
+    ]
+
+
+@pytest.mark.parametrize("size", [(64, 48), (24,), (8, 12, 16)])
+def test_maps_are_squares_to_scale(size):
+    network = nn.Sequential(DiffStride((2.0,) * len(size)), DiffStride((2.0,) * len(size)))
+    figure = plot_windows(network, torch.zeros(1, 1, *size))
+    thin, largest = max(size) / 12, max(size)
+    for panel, factor in zip(figure.axes, (1, 2), strict=True):
+        (corner,) = panel.child_axes
+        before, after = corner.patches
+        height, width = (thin * factor, size[0]) if len(size) == 1 else size[:2]
+        assert before.get_width() == width / factor
+        assert before.get_height() == pytest.approx(height / factor)
+        assert after.get_width() == before.get_width() / 2
+        assert corner.get_xlim() == (0, largest)
+        assert corner.get_aspect() == 1
+
+
+def test_pictures_are_readable_on_white_and_on_black(tmp_path):
+    path = tmp_path / "windows.png"
+    plot_windows(pooled_network(4), torch.zeros(1, 2, 64, 48), path)
+    pixels = imread(path)
+    assert pixels.shape[1] == 720  # twice the width of a small phone
+    assert (pixels[..., 3] == 0).mean() > 0.5
+    ink = pixels[pixels[..., 3] == 1][:, :3]
+    luminance = (ink / 12.92 * (ink <= 0.04) + ((ink + 0.055) / 1.055) ** 2.4 * (ink > 0.04)) @ [
+        0.2126,
+        0.7152,
+        0.0722,
+    ]
+    assert (1.05 / (luminance.max() + 0.05)) > 2.5
+    assert ((luminance.min() + 0.05) / 0.05) > 3

@@ -552,9 +552,23 @@ def test_costs_that_differ_get_an_error_bar(tmp_path, drawn):
     assert line.get_segments()[0].tolist() == [[20.0, 87.0], [80.0, 87.0]]
 
 
-def test_title_of_the_strides_picture_explains_the_axes(tmp_path, drawn):
-    draw_pictures(ends_at([20]), tmp_path)
-    assert drawn[1][1].get_suptitle() == "Learned strides, height solid and width dashed"
+def test_strides_are_drawn_from_their_start(tmp_path, drawn):
+    learned = {"blocks.1.0.pooling": [1.5, 2.0], "other": [1.0, 1.0]}
+    draw_pictures([row(**LEARNED | {"strides_end": learned})], tmp_path)
+    (run,) = drawn[1][0]
+    assert run.start == {"blocks.1.0.pooling": (2, 2)}
+
+
+@pytest.mark.parametrize(
+    ("start", "names", "found"),
+    [
+        ([1, 1, 3, 2, 3], ["stem.pooling", "blocks.3.0.pooling"], [(1, 1), (3, 3)]),
+        ([2, [3, 1], 2], ["blocks.0.pooling", "blocks.1.pooling"], [(2, 2), (3, 1)]),
+    ],
+)
+def test_initial_strides_of_a_resnet_and_of_a_plain_network(start, names, found):
+    each = {"strides_start": start, "strides_end": {name: [2.0, 2.0] for name in names}}
+    assert list(report.initial_strides(each).values()) == found
 
 
 def test_no_rows_give_no_pictures(tmp_path):

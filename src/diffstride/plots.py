@@ -1,14 +1,15 @@
 """Plots of learned strides, windows, and accuracy against cost.
 
 Every function returns its figure. With a ``path`` it also writes the figure to that file, whose
-ending sets the format (``.png``, ``.svg``, ``.pdf``).
+ending sets the format (``.png``, ``.svg``, ``.pdf``). Figures are transparent and in grey ink, so
+that they can be read on a white and on a black page, from a width of 360 pixels on.
 """
 
 import csv
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
-from math import ceil, inf, sqrt
+from math import ceil, inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,14 +28,18 @@ try:
     from matplotlib import colormaps
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Rectangle
     from matplotlib.ticker import LogLocator
+
+    from diffstride._picture_style import COLOURS, DPI, INK, WIDTH, label_right, styled, wrapped
 except ImportError:
     require("plots", "diffstride.plots")
     raise
 
 AXES = {1: ("stride",), 2: ("height", "width"), 3: ("depth", "height", "width")}
 STYLES = {"width": "--", "depth": ":"}
-COLOURS = {"width": "C1", "depth": "C2"}
+AXIS_COLOURS: dict[str, str] = dict(zip(("height", "width", "depth"), COLOURS[1:], strict=False))
 MARKERS = ("o", "^", "s", "v", "D")
 Trajectories = dict[str, tuple[list[int], list[float]]]
 File = str | os.PathLike[str] | None
@@ -69,6 +74,7 @@ def trajectories_of(history: Sequence[Mapping[str, float]]) -> Trajectories:
     }
 
 
+@styled
 def plot_stride_trajectories(
     trajectories: Trajectories, path: File = None, ax: Axes | None = None
 ) -> Figure:
@@ -87,31 +93,40 @@ def plot_stride_trajectories(
     'stride'
     """
     # Without pyplot, which keeps global state and needs a display.
-    axes = Figure(figsize=(8, 5), layout="constrained").add_subplot() if ax is None else ax
+    axes = Figure(figsize=(WIDTH, 3), layout="constrained").add_subplot() if ax is None else ax
     axes.set(xlabel="step", ylabel="stride", title="Learned strides")
     layers = list(dict.fromkeys(name.rpartition("/")[0] or name for name in trajectories))
     for name, (steps, strides) in trajectories.items():
         layer, _, axis = name.rpartition("/")
-        colour = colormaps["viridis"](layers.index(layer or name) / max(1, len(layers)))
-        axes.plot(steps, strides, STYLES.get(axis, "-"), color=colour, label=name)
-    axes.grid(alpha=0.3)
+        # The middle of the map: its ends are too dark or too bright for one of the pages.
+        shade = 0.33 + 0.45 * layers.index(layer or name) / max(1, len(layers) - 1)
+        axes.plot(steps, strides, STYLES.get(axis, "-"), color=_shade(shade), label=name)
+    axes.grid()
     if trajectories:
-        axes.legend(fontsize="x-small", ncols=2)
+        columns = 2 if max(map(len, trajectories)) < 26 else 1
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=columns)
     root: Any = axes.figure.figure  # also of axes in a subfigure
     return _save(root, path)
 
 
-def _save(figure: Figure, path: File, dpi: int = 120) -> Figure:
+def _shade(share: float) -> Any:
+    return colormaps["viridis"](share)
+
+
+def _save(figure: Figure, path: File) -> Figure:
     if path is not None:
-        figure.savefig(path, dpi=dpi)
+        figure.savefig(path, dpi=DPI)
     return figure
 
 
+@styled
 def plot_windows(model: nn.Module, example: Any, path: File = None) -> Figure:
     """Plot the windows of a network, as gain over frequency with a panel per pooling layer.
 
     Frequencies are in cycles per sample of the layer's input. Dots are the bins that are kept. A
-    vertical line marks the cutoff, where the gain reaches 0. The legend has the strides in use.
+    vertical line marks the cutoff, where the gain reaches 0. The legend has the strides in use. The
+    squares are the map before and after the layer, in one scale for all panels; the first two axes
+    of maps of three.
 
     Args:
         model: a network with `DiffStride` or `FixedSpectralPooling` layers.
@@ -135,17 +150,19 @@ def plot_windows(model: nn.Module, example: Any, path: File = None) -> Figure:
             f"{type(model).__name__} runs no DiffStride or FixedSpectralPooling layer on this "
             "example, so it has no windows to plot: call diffstride.convert first"
         )
-    columns = min(5, ceil(sqrt(len(windows))))
+    columns = min(2, len(windows))
     rows = ceil(len(windows) / columns)
-    figure = Figure(figsize=(max(6, 2.8 * columns), 0.6 + 2.2 * rows), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 0.4 + 1.75 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    largest = max(axis.size for axes in windows.values() for axis in axes)
     for panel, (name, layer_axes) in zip(panels.flat, windows.items(), strict=False):
         _draw_windows(panel, name, layer_axes)
+        _draw_squares(panel, layer_axes, largest)
     for panel in panels.flat[len(windows) :]:
         panel.set_axis_off()
-    figure.supxlabel("frequency, cycles per sample", fontsize="medium")
-    figure.supylabel("gain", fontsize="medium")
-    return _save(figure, path, dpi=100)
+    figure.supxlabel("frequency, cycles per sample", fontsize=8)
+    figure.supylabel("gain", fontsize=8)
+    return _save(figure, path)
 
 
 @torch.no_grad()
@@ -174,9 +191,9 @@ def _pooled_axes(model: nn.Module, example: Any) -> dict[str, tuple[Axis, ...]]:
 def _draw_windows(panel: Any, name: str, axes: Sequence[Axis]) -> None:
     before = " x ".join(str(axis.size) for axis in axes)
     after = " x ".join(str(axis.output_size) for axis in axes)
-    panel.set_title(f"{name}\n{before} → {after}", fontsize="small")
+    panel.set_title(f"{name}\n{before} → {after}", fontsize=7.5 if len(name) < 24 else 6.5)
     for label, axis in zip(AXES[len(axes)], axes, strict=True):
-        style = {"linestyle": STYLES.get(label, "-"), "color": COLOURS.get(label, "C0")}
+        style = {"linestyle": STYLES.get(label, "-"), "color": AXIS_COLOURS.get(label, COLOURS[1])}
         gains, (frequencies, heights) = window(axis), _curve(axis)
         panel.plot(
             frequencies, heights, label=f"{label} {stride_text(axis.stride, axis.size)}", **style
@@ -184,8 +201,23 @@ def _draw_windows(panel: Any, name: str, axes: Sequence[Axis]) -> None:
         panel.plot([k / axis.size for k in range(len(gains))], gains, ".", color=style["color"])
         panel.axvline(frequencies[-2], alpha=0.4, **style)
     panel.set(xlim=(0, 0.5), ylim=(-0.03, 1.08))
-    panel.grid(alpha=0.3)
-    panel.legend(fontsize="x-small", loc="lower left")
+    panel.grid()
+    panel.legend(loc="lower left", handlelength=1.4, borderaxespad=0.1)
+
+
+def _draw_squares(panel: Any, axes: Sequence[Axis], largest: int) -> None:
+    """Draw the map before and after a layer in the upper right corner, to scale."""
+    corner = panel.inset_axes((0.62, 0.5, 0.36, 0.5))
+    corner.set(xlim=(0, largest), ylim=(0, largest), aspect="equal", anchor="NE")
+    corner.set_axis_off()
+    thin = largest / 12  # the height of a map of one axis
+    for sizes, look in (
+        ([axis.size for axis in axes], {"fill": False, "edgecolor": INK, "lw": 1}),
+        ([axis.output_size for axis in axes], {"facecolor": COLOURS[2], "alpha": 0.7, "lw": 0}),
+    ):
+        height, width = (sizes * 2)[:2] if len(sizes) > 1 else (thin, sizes[0])
+        place = (largest - width, largest - height)
+        corner.add_patch(Rectangle(place, width, height, clip_on=False, **look))
 
 
 def _curve(axis: Axis) -> tuple[list[float], list[float]]:
@@ -223,30 +255,23 @@ class CostPoint(NamedTuple):
 
 
 class LearnedStrides(NamedTuple):
-    """Learned strides of one network, by layer: one number per axis."""
+    """Learned strides of one network, by layer: one number per axis.
+
+    ``start`` has the initial ones.
+    """
 
     panel: str
     label: str
     layers: dict[str, Sequence[float]]
+    start: Mapping[str, Sequence[float]] | None = None
 
 
-def pareto_front(points: Sequence[CostPoint]) -> list[CostPoint]:
-    """The Pareto front, by cost: points that no point of the same or lower cost beats.
-
-    >>> points = [CostPoint("", name, "", cost, accuracy) for name, cost, accuracy in
-    ...           [("a", 2, 80.0), ("b", 3, 79.0), ("c", 4, 81.0)]]
-    >>> [point.label for point in pareto_front(points)]
-    ['a', 'c']
-    """
-    front: list[CostPoint] = []
-    for point in sorted(points, key=lambda point: (point.multiply_adds, -point.accuracy)):
-        if not front or point.accuracy > front[-1].accuracy:
-            front.append(point)
-    return front
-
-
+@styled
 def plot_accuracy_against_cost(points: Sequence[CostPoint], path: File = None) -> Figure:
-    """Plot accuracy against multiply-adds, with a panel and a Pareto front per data set.
+    """Plot accuracy against multiply-adds, with a panel for each data set.
+
+    Points of one label are joined by a line, which is labelled at its dearest point. Points of one
+    start have the same marker.
 
     Args:
         points: the points; ``panel`` is their data set.
@@ -256,40 +281,68 @@ def plot_accuracy_against_cost(points: Sequence[CostPoint], path: File = None) -
         The figure.
 
     >>> figure = plot_accuracy_against_cost([CostPoint("digits", "a", "2,2", 35e6, 87.0)])
-    >>> [panel.get_title() for panel in figure.axes]
+    >>> [panel.get_title("left") for panel in figure.axes]
     ['digits']
     """
-    figure, panels = _panels([point.panel for point in points], "Accuracy against cost")
-    colours = _colours([point.label for point in points])
+    names = list(dict.fromkeys(point.panel for point in points))
+    labels = list(dict.fromkeys(point.label for point in points))
     starts = list(dict.fromkeys(point.start for point in points))
-    for name, axes in panels.items():
+    height = 0.5 + 3.0 * max(1, len(names))
+    figure = Figure(figsize=(WIDTH, height))
+    figure.subplots_adjust(0.12, 0.5 / height, 0.63, 1 - 0.5 / height, hspace=0.35)
+    panels = figure.subplots(max(1, len(names)), squeeze=False)[:, 0]
+    for axes, name in zip(panels, names, strict=False):
         shown = [point for point in points if point.panel == name]
-        front = pareto_front(shown)
-        costs = [point.multiply_adds / 1e6 for point in front]
-        line = {"color": "0.7", "zorder": 0, "label": "Pareto front"}
-        axes.plot(costs, [point.accuracy for point in front], **line)
-        for point in shown:
-            axes.errorbar(
-                point.multiply_adds / 1e6,
-                point.accuracy,
-                point.spread,
-                point.cost_bar,
-                fmt=MARKERS[starts.index(point.start) % len(MARKERS)],
-                capsize=3,
-                color=colours[point.label],
-                label=f"{point.label}, from {point.start}",
-            )
-        axes.set(xlabel="multiply-adds per image in millions", ylabel="test accuracy in %")
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-        axes.xaxis.set_major_formatter("{x:g}")  # not powers of ten
-        axes.xaxis.set_minor_formatter("")
-    _legend(figure)
+        _draw_costs(axes, shown, labels, starts)
+        axes.set_title(name, loc="left")
+    panels[-1].set_xlabel("multiply-adds per image in millions")
+    panels[0].set_ylabel("test accuracy in %")
+    if len(starts) > 1:
+        _mark_starts(figure, starts)
     return _save(figure, path)
 
 
+def _draw_costs(
+    axes: Axes, points: Sequence[CostPoint], labels: Sequence[str], starts: Sequence[str]
+) -> None:
+    ends = []
+    for label in dict.fromkeys(point.label for point in points):
+        colour = COLOURS[labels.index(label) % len(COLOURS)]
+        line = sorted((p for p in points if p.label == label), key=lambda p: p.multiply_adds)
+        costs, heights = [p.multiply_adds / 1e6 for p in line], [p.accuracy for p in line]
+        axes.plot(costs, heights, color=colour, lw=1.2, label=label)
+        for point, cost in zip(line, costs, strict=True):
+            look: Any = {"fmt": MARKERS[starts.index(point.start) % len(MARKERS)], "ms": 4}
+            bars = point.spread, point.cost_bar
+            name = f"{label}, from {point.start}"
+            axes.errorbar(
+                cost, point.accuracy, *bars, color=colour, capsize=2, lw=0.8, label=name, **look
+            )
+        ends.append((costs[-1], heights[-1], wrapped(label), colour))
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")  # not powers of ten
+    axes.xaxis.set_minor_formatter("")
+    axes.margins(x=0.12)
+    axes.grid()
+    label_right(axes, ends)
+
+
+def _mark_starts(figure: Figure, starts: Sequence[str]) -> None:
+    """Say above the panels which marker stands for which initial strides."""
+    markers: list[Any] = [
+        Line2D([], [], color=INK, ls="", ms=4, marker=MARKERS[i % len(MARKERS)], label=f"from {s}")
+        for i, s in enumerate(starts)
+    ]
+    figure.legend(handles=markers, loc="upper left", ncols=2, handletextpad=0.1)
+
+
+@styled
 def plot_learned_strides(runs: Sequence[LearnedStrides], path: File = None) -> Figure:
-    """Plot learned strides over the layers of networks, with height solid and width dashed.
+    """Plot learned strides over the layers, from start to end, with a panel for each setting.
+
+    Runs with the same ``panel`` (column) and ``label`` (row) are one setting. A point is the mean
+    of its runs, a bar their range, and a line leads from the initial stride, a hollow point.
 
     Args:
         runs: the strides of each network; ``panel`` is its data set.
@@ -299,48 +352,68 @@ def plot_learned_strides(runs: Sequence[LearnedStrides], path: File = None) -> F
         The figure.
 
     >>> figure = plot_learned_strides([LearnedStrides("digits", "a", {"pool": [1.7, 1.9]})])
-    >>> [float(line.get_ydata()[0]) for line in figure.axes[0].lines]
-    [1.7, 1.9]
+    >>> figure.axes[0].get_title("left")
+    'digits, a'
     """
-    figure, panels = _panels(
-        [run.panel for run in runs], "Learned strides, height solid and width dashed"
-    )
-    colours = _colours([run.label for run in runs])
+    columns = list(dict.fromkeys(run.panel for run in runs))
+    rows = list(dict.fromkeys(run.label for run in runs))
+    shape = max(1, len(rows)), max(1, len(columns))
+    figure = Figure(figsize=(WIDTH, 0.7 + 1.55 * shape[0]), layout="constrained")
+    panels = figure.subplots(*shape, sharey=True, squeeze=False)
+    for panel in panels.flat:
+        panel.set_axis_off()  # until a run is drawn there
+    found: dict[tuple[str, str], list[LearnedStrides]] = {}
     for run in runs:
-        axes = panels[run.panel]
-        lines = zip(*run.layers.values(), strict=True)
-        for strides, style in zip(lines, ("-", "--", ":"), strict=False):
-            look = {"color": colours[run.label], "marker": "o", "markersize": 4}
-            axes.plot(list(run.layers), strides, style, label=run.label, **look)
-        axes.set(xlabel="layer", ylabel="stride")
-        axes.tick_params(axis="x", labelrotation=20)
-    _legend(figure)
+        found.setdefault((run.label, run.panel), []).append(run)
+    for (label, name), setting in found.items():
+        panel = panels[rows.index(label), columns.index(name)]
+        panel.set_axis_on()
+        title = "\n".join((name, wrapped(label, 24))) if len(label) > 12 else f"{name}, {label}"
+        panel.set_title(title, fontsize=7.5, loc="left")
+        _draw_setting(panel, setting)
+    if found:
+        axes = AXES[max(len(values) for run in runs for values in run.layers.values())]
+        _name_axes(figure, axes)
     return _save(figure, path)
 
 
-def _panels(names: Sequence[str], title: str) -> tuple[Figure, dict[str, Axes]]:
-    """A figure with a panel for each name, side by side."""
-    names = list(dict.fromkeys(names))
-    figure = Figure(figsize=(6 * max(1, len(names)), 6), layout="constrained")
-    figure.suptitle(title)
-    panels = {}
-    for column, name in enumerate(names, start=1):
-        panels[name] = figure.add_subplot(1, len(names), column, title=name)
-        panels[name].grid(alpha=0.3)
-    return figure, panels
+def _draw_setting(panel: Any, runs: Sequence[LearnedStrides]) -> None:
+    layers = list(runs[0].layers)
+    names = AXES[max(map(len, runs[0].layers.values()))]
+    for x, layer in enumerate(layers):
+        for i, name in enumerate(names[: len(runs[0].layers[layer])]):
+            ends = [float(run.layers[layer][i]) for run in runs]
+            middle, colour = sum(ends) / len(ends), AXIS_COLOURS.get(name, COLOURS[1])
+            at = x + 0.26 * (i - (len(names) - 1) / 2)
+            start = (runs[0].start or {}).get(layer)
+            if start is not None:
+                begin = float(start[min(i, len(start) - 1)])
+                panel.plot([at, at], [begin, middle], color=colour, lw=1, alpha=0.5)
+                panel.plot([at], [begin], "o", mfc="none", color=colour, ms=4)
+            bars = [[middle - min(ends)], [max(ends) - middle]]
+            panel.errorbar([at], [middle], bars, fmt="o", color=colour, ms=3.5, capsize=2.5)
+    panel.set(xlim=(-0.5, len(layers) - 0.5), xticks=range(len(layers)))
+    panel.set_xticklabels([_short_name(layer) for layer in layers])
+    panel.set_ylabel("stride" if panel.get_subplotspec().is_first_col() else "")
+    panel.grid(axis="y")
 
 
-def _colours(labels: Sequence[str]) -> dict[str, tuple[float, ...]]:
-    labels = list(dict.fromkeys(labels))
-    return {label: colormaps["tab10"](i % 10) for i, label in enumerate(labels)}
+def _short_name(layer: str) -> str:
+    """The part of a layer's name that tells it from others.
+
+    >>> _short_name("blocks.2.0.pooling"), _short_name("stem.pooling"), _short_name("0")
+    ('blocks.2', 'stem', '0')
+    """
+    parts = layer.removesuffix(".pooling").split(".")
+    return ".".join(parts[:2])
 
 
-def _legend(figure: Figure) -> None:
-    """Draw one legend below all panels, with each label once."""
-    found = {}
-    for axes in figure.axes:
-        handles, labels = axes.get_legend_handles_labels()
-        found |= dict(zip(labels, handles, strict=True))
-    if found:
-        place = {"loc": "outside lower center", "ncols": min(2, len(figure.axes))}
-        figure.legend(list(found.values()), list(found), fontsize="x-small", **place)
+def _name_axes(figure: Figure, names: Sequence[str]) -> None:
+    colours = [AXIS_COLOURS.get(name, COLOURS[1]) for name in names]
+    look: Any = {"marker": "o", "ls": "", "ms": 4}
+    handles: list[Any] = [
+        *(Line2D([], [], color=c, label=n, **look) for n, c in zip(names, colours, strict=True)),
+        Line2D([], [], color=INK, mfc="none", label="start", **look),
+    ]
+    place: Any = {"loc": "outside lower center", "ncols": len(handles), "handletextpad": 0.1}
+    figure.legend(handles=handles, **place)
