@@ -1,4 +1,4 @@
-"""The picture of the walk-through: strides, map sizes and MACs over the time of training."""
+"""The picture of the walk-through: strides, map sizes and MACs over the epochs."""
 
 from pathlib import Path
 from typing import Any
@@ -13,27 +13,27 @@ STYLES = {"height": "-", "width": "--"}
 
 @styled
 def plot_walkthrough(found: Report, path: Path) -> Figure:
-    """Draw strides, map sizes and MACs over the minutes of training, one below the other."""
+    """Draw strides, map sizes and MACs over the epochs of training, one below the other."""
     history = found["history"]
-    minutes = [each["minutes"] for each in history]
+    epochs = [each["step"] / found["steps_per_epoch"] for each in history]
     figure = Figure(figsize=(WIDTH, 5.6))
     strides, maps, cost = figure.subplots(3, sharex=True, height_ratios=(1.1, 1.4, 0.8))
     figure.subplots_adjust(left=0.13, right=0.72, top=0.95, bottom=0.08, hspace=0.32)
-    names = list(history[0]["maps"])
-    stages = [name.partition(".")[0] for name in names]
+    names = sorted(history[0]["maps"])
     for i, name in enumerate(names):
         for axis, style in STYLES.items():
             look = {"color": COLOURS[i + 1], "linestyle": style, "lw": 1.3}
             line = [each["strides"][f"stride/{name}/{axis}"] for each in history]
-            strides.plot(minutes, line, **look)
+            strides.plot(epochs, line, **look)
             sizes = [each["maps"][name][list(STYLES).index(axis)] for each in history]
-            maps.step(minutes, sizes, where="post", **look)
-    _label(strides, [_ends(history, i, name, stages[i], "strides") for i, name in enumerate(names)])
-    _label(maps, [_ends(history, i, name, stages[i], "maps") for i, name in enumerate(names)])
-    _draw_cost(cost, found, minutes)
+            maps.step(epochs, sizes, where="post", **look)
+    for panel, what in ((strides, "strides"), (maps, "maps")):
+        panel.margins(x=0)
+        label_right(panel, [_end(epochs[-1], history[-1], i, n, what) for i, n in enumerate(names)])
+    _draw_cost(cost, found, epochs)
     strides.set_title("strides: height solid, width dashed", loc="left")
     maps.set_title("samples of the map", loc="left")
-    cost.set(xlabel="minutes of training", xlim=(0, minutes[-1]))
+    cost.set(xlabel="epochs", xlim=(0, epochs[-1]))
     cost.set_title("MACs an image, in millions", loc="left")
     for panel in (strides, maps, cost):
         panel.grid()
@@ -41,30 +41,25 @@ def plot_walkthrough(found: Report, path: Path) -> Figure:
     return figure
 
 
-def _ends(history: Any, i: int, name: str, stage: str, what: str) -> list[Any]:
-    last = history[-1]
+def _end(at: float, last: Any, i: int, name: str, what: str) -> list[Any]:
+    stage = name.partition(".")[0]
     if what == "maps":
         values = last["maps"][name]
         text = f"{stage}: {values[0]} x {values[1]}"
     else:
         values = [last["strides"][f"stride/{name}/{axis}"] for axis in STYLES]
         text = f"{stage}: {values[0]:.2f} x {values[1]:.2f}"
-    return [last["minutes"], sum(values) / 2, text, COLOURS[i + 1]]
+    return [at, sum(values) / 2, text, COLOURS[i + 1]]
 
 
-def _label(panel: Any, ends: Any) -> None:
-    panel.margins(x=0)
-    label_right(panel, ends)
-
-
-def _draw_cost(panel: Any, found: Report, minutes: list[float]) -> None:
+def _draw_cost(panel: Any, found: Report, epochs: list[float]) -> None:
     before = found["networks"]["strided"]["multiply_adds"] / 1e6
     costs = [each["multiply_adds"] / 1e6 for each in found["history"]]
     panel.axhline(before, color=INK, lw=1, linestyle=":")
-    panel.plot(minutes, costs, color=COLOURS[2], lw=1.3)
+    panel.plot(epochs, costs, color=COLOURS[2], lw=1.3)
     panel.set_ylim(0, 1.2 * before)
     ends = [
-        (minutes[-1], before, f"before: {before:.2f}", INK),
-        (minutes[-1], costs[-1], f"converted: {costs[-1]:.2f}", COLOURS[2]),
+        (epochs[-1], before, f"before: {before:.2f}", INK),
+        (epochs[-1], costs[-1], f"converted: {costs[-1]:.2f}", COLOURS[2]),
     ]
     label_right(panel, ends)
