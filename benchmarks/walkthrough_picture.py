@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.common import Report
-from diffstride._picture_style import COLOURS, DPI, INK, WIDTH, label_right, styled
+from diffstride._picture_style import COLOURS, DPI, INK, WIDTH, End, label_right, styled
 
 STYLES = {"height": "-", "width": "--"}
 
@@ -41,7 +41,7 @@ def plot_walkthrough(found: Report, path: Path) -> Figure:
     return figure
 
 
-def _end(at: float, last: Any, i: int, name: str, what: str) -> list[Any]:
+def _end(at: float, last: Any, i: int, name: str, what: str) -> End:
     stage = name.partition(".")[0]
     if what == "maps":
         values = last["maps"][name]
@@ -49,7 +49,7 @@ def _end(at: float, last: Any, i: int, name: str, what: str) -> list[Any]:
     else:
         values = [last["strides"][f"stride/{name}/{axis}"] for axis in STYLES]
         text = f"{stage}: {values[0]:.2f} x {values[1]:.2f}"
-    return [at, sum(values) / 2, text, COLOURS[i + 1]]
+    return (at, sum(values) / 2, text, COLOURS[i + 1])
 
 
 def _draw_cost(panel: Any, found: Report, epochs: list[float]) -> None:

@@ -1,13 +1,13 @@
 """Reports: the tables of pages, and the pictures that they link to.
 
 A table stands between the marks ``<!-- table KIND RECIPES: begin -->`` and ``end``. Where KIND is
-``pictures``, links to the pictures stand there. Semicolons separate recipes; without any, all are
-shown.
+``pictures`` or ``strip``, links to pictures stand there. Semicolons separate recipes; without any,
+all are shown.
 """
 
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from diffstride._files import atomic_file
@@ -21,11 +21,12 @@ from experiments.averages import average_seeds, unique_labels
 from experiments.grid import Paths
 from experiments.markdown import replace_tables, table_names
 from experiments.results import Row
+from experiments.strip_plot import plot_strips, strips
 from experiments.tables import DETAILS, TABLES, tables_with_legend
 
-PICTURES = "pictures"
+PICTURES, STRIP = "pictures", "strip"
 IMAGES = "images"
-COSTS, STRIDES = "accuracy_against_cost.png", "learned_strides.png"
+COSTS, STRIDES, GUESSED = "accuracy_against_cost.png", "learned_strides.png", "guesses.png"
 NO_RESULTS = "No results yet: `python3 -m experiments.table` makes them."
 
 
@@ -39,17 +40,18 @@ def write_report(rows: Sequence[Row], recipes: Collection[str], paths: Paths) ->
     """
     yield table_text(DETAILS, rows)
     filled = fill_pages(paths.pages, rows, recipes, paths.pictures)
-    pictured = recipes_in_pictures(filled.values())
+    pictured = {kind: recipes_in_pictures(filled.values(), kind) for kind in DRAWN}
     for page in paths.pages:
         if page in filled:
             with atomic_file(page) as file:
                 file.write(filled[page].encode())
         yield f"wrote {page}" if page in filled else f"there is no page {page} to write to"
-    if pictured is None:
+    if all(named is None for named in pictured.values()):
         yield "no pictures: no page has the mark <!-- table pictures RECIPE: begin -->"
-    else:
-        drawn = draw_pictures(_of_recipes(rows, pictured), paths.pictures)
-        yield from (f"wrote {picture}" for picture in drawn)
+    for kind, named in pictured.items():
+        if named is not None:
+            drawn = DRAWN[kind](_of_recipes(rows, named), paths.pictures)
+            yield from (f"wrote {picture}" for picture in drawn)
 
 
 def parse_name(name: str) -> tuple[str, list[str]]:
@@ -62,8 +64,8 @@ def parse_name(name: str) -> tuple[str, list[str]]:
     ('details', ['small', 'small, slow strides'])
     """
     kind, _, recipes = name.partition(" ")
-    if kind not in (*TABLES, PICTURES):
-        known = ", ".join((*TABLES, PICTURES))
+    if kind not in (*TABLES, *DRAWN):
+        known = ", ".join((*TABLES, *DRAWN))
         raise ValueError(f"there is no table {name!r}: expected one of {known}, and a recipe")
     return kind, [recipe.strip() for recipe in recipes.split(";") if recipe.strip()]
 
@@ -81,8 +83,10 @@ def table_text(name: str, rows: Iterable[Row], pictures: str = IMAGES) -> str:
     entries = average_seeds(_of_recipes(rows, recipes))
     if not entries:
         return NO_RESULTS
-    if kind != PICTURES:
+    if kind in TABLES:
         return tables_with_legend(kind, entries, together=bool(recipes))
+    if kind == STRIP:
+        return f"![Accuracy of guessed and of learned strides]({pictures}/{GUESSED})"
     shown = {"Accuracy against cost": COSTS}
     if any(entry.learned for entry in entries):
         shown["Learned strides"] = STRIDES
@@ -151,8 +155,10 @@ def fill_pages(
     return filled
 
 
-def recipes_in_pictures(pages: Iterable[str]) -> list[str] | None:
+def recipes_in_pictures(pages: Iterable[str], kind: str = PICTURES) -> list[str] | None:
     """The recipes of the pictures of these pages, empty for all; None if no page has pictures.
+
+    ``kind`` is that of the marks.
 
     Raises:
         ValueError: the pages ask for pictures of different recipes, which would be the same files.
@@ -162,7 +168,7 @@ def recipes_in_pictures(pages: Iterable[str]) -> list[str] | None:
     ['small']
     """
     names = dict.fromkeys(name for page in pages for name in table_names(page))
-    shown = [name for name in names if parse_name(name)[0] == PICTURES]
+    shown = [name for name in names if parse_name(name)[0] == kind]
     if len(shown) > 1:
         raise ValueError(
             f"the pages ask for {' and '.join(map(repr, shown))}, but there is one set of "
@@ -204,6 +210,16 @@ def draw_pictures(rows: Iterable[Row], folder: Path) -> list[Path]:
     return [folder / name for name, shown in ((COSTS, points), (STRIDES, strides)) if shown]
 
 
+def draw_strip(rows: Iterable[Row], folder: Path) -> list[Path]:
+    """Plot the accuracy of guessed and of learned strides; returns the files written."""
+    found = strips(average_seeds(rows))
+    if not found:
+        return []
+    folder.mkdir(parents=True, exist_ok=True)
+    plot_strips(found, folder / GUESSED)
+    return [folder / GUESSED]
+
+
 def initial_strides(row: Row) -> dict[str, tuple[float, ...]]:
     """The initial strides of the layers that learn, one for each axis.
 
@@ -224,3 +240,10 @@ def initial_strides(row: Row) -> dict[str, tuple[float, ...]]:
             stride = stages[int(block[1]) + has_stem if block[1] else 0]
             found[name] = tuple(stride) if isinstance(stride, list | tuple) else (stride, stride)
     return found
+
+
+DRAWN: dict[str, Callable[[Iterable[Row], Path], list[Path]]] = {
+    PICTURES: draw_pictures,
+    STRIP: draw_strip,
+}
+"""What draws the pictures of a kind of mark."""

@@ -1,4 +1,4 @@
-"""The tables of the results: summary, equal cost, details and trials, in Markdown."""
+"""The tables of the results in Markdown: summary, equal cost, details, trials and guesses."""
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
@@ -13,6 +13,7 @@ STEADY = 0.05  # standard deviations of learned strides up to this are not shown
 MISSING = "–"
 PUBLISHED = "published, width 64, 400 epochs"
 SUMMARY, EQUAL_COST, DETAILS, TRIALS = "summary", "equal-cost", "details", "trials"
+GUESSES = "guesses"
 
 
 # Cells
@@ -156,11 +157,32 @@ def trials_table(entries: Sequence[Entry]) -> str:
     return table(["recipe", *COLUMNS, "strides learned"], lines)
 
 
+def guesses_table(entries: Sequence[Entry]) -> str:
+    """Guessed and learned strides of each data set, the most accurate first."""
+    lines = [
+        [
+            entry.dataset,
+            entry.start,
+            label if entry.learned else "guessed",
+            strides_cell(entry),
+            cost_cell(entry),
+            accuracy_cell(entry),
+            str(entry.count),
+        ]
+        for entry, label in sorted(
+            _labelled(entries), key=lambda each: (each[0].dataset, -each[0].accuracy)
+        )
+    ]
+    header = ["data set", "strides", "how", "strides learned", "MACs", "accuracy", "runs"]
+    return table(header, lines)
+
+
 TABLES: dict[str, Callable[[Sequence[Entry]], str]] = {
     SUMMARY: summary_table,
     EQUAL_COST: equal_cost_table,
     DETAILS: details_table,
     TRIALS: trials_table,
+    GUESSES: guesses_table,
 }
 
 
@@ -200,7 +222,7 @@ def _legend(kind: str, entries: Sequence[Entry]) -> str:
             "their range."
         )
     several = any(entry.learned and entry.count > 1 for entry in entries)
-    if several and kind in (DETAILS, TRIALS):
+    if several and kind in (DETAILS, TRIALS, GUESSES):
         text += f" Learned strides are means, ± standard deviation if it is above {STEADY}."
     return text
 

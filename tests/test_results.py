@@ -21,6 +21,7 @@ from experiments.results import append_row, read_rows
 ROOT = Path(__file__).parents[1]
 PAGES = {ROOT / page: ROOT / "results" for page in DEFAULT_PATHS.pages}
 PAGES[ROOT / "docs" / "exploration.md"] = ROOT / "results" / "holdout"
+PAGES[ROOT / "docs" / "guesses.md"] = ROOT / "results" / "guesses"
 CHOSEN = {
     "config": "small",
     "dataset": "cifar10",
@@ -459,7 +460,7 @@ def test_report_of_some_runs_writes_pages_and_pictures(folder, rows, capsys):
 
 def test_pictures_show_the_recipe_that_the_pages_name(folder, rows, monkeypatch):
     seen = []
-    monkeypatch.setattr(report, "draw_pictures", lambda rows, _: seen.extend(rows) or [])
+    monkeypatch.setitem(report.DRAWN, "pictures", lambda rows, _: seen.extend(rows) or [])
     record([*rows, row(config="other")])
     text = Path("grid.gin").read_text().replace("'small'", "'other'")
     Path("grid.gin").write_text(text)
