@@ -97,10 +97,10 @@ def plot_strips(panels: Sequence[Strip], path: Path) -> Figure:
 
 def _draw(panel: Any, strip: Strip) -> None:
     places = [(number * GOLDEN_RATIO) % 1 for number in range(len(strip.guesses))]
-    panel.plot(places, strip.guesses, "o", color=INK, alpha=0.7, ms=4, mew=0)
+    panel.plot(places, strip.guesses, "o", color=INK, alpha=0.85, ms=4, mew=0)
     panel.axhline(strip.upper_quartile, color=INK, lw=1, ls="--")
-    ends = [(1.75, strip.upper_quartile, "75th percentile", INK)]
-    ends.append((places[-1], strip.guesses[-1], f"best of {len(places)} guesses", INK))
+    count = len(places)
+    ends = [(1.75, strip.upper_quartile, f"75th percentile, of {count} guesses", INK)]
     for number, learned in enumerate(strip.learned):
         colour = COLOURS[(number + 1) % len(COLOURS)]
         x = 1.15 + 0.5 * number / max(1, len(strip.learned) - 1)
@@ -109,12 +109,12 @@ def _draw(panel: Any, strip: Strip) -> None:
         )
         ends.append((x, learned.accuracy, f"learned, {learned.start}", colour))
     panel.set(xlim=(-0.12, 1.75), xticks=[])
-    panel.set_title(f"{strip.dataset}: test accuracy in %", loc="left")
-    panel.margins(y=0.1)
+    panel.set_title(f"{strip.dataset}, accuracy in %", loc="left")
+    panel.margins(y=0.2)
     panel.grid(axis="y")
-    label_right(panel, [(x, y, wrap_start(text), colour) for x, y, text, colour in ends])
+    label_right(panel, [(x, y, two_lines(text), colour) for x, y, text, colour in ends])
 
 
-def wrap_start(text: str) -> str:
-    """Put the start of learned strides into a second line."""
+def two_lines(text: str) -> str:
+    """Break a label behind its comma."""
     return text.replace(", ", ",\n", 1)

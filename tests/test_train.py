@@ -4,16 +4,21 @@ import json
 import logging
 import re
 from functools import partial
+from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.trainer.connectors import accelerator_connector
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
 from tiny_runs import (
     EPOCHS,
     POOLING,
@@ -29,6 +34,7 @@ from torch import nn
 from diffstride import DiffStride, reference, stride_layers
 from diffstride.convnet import ConvNet, whiten_
 from diffstride.strides import stride_scalars
+from diffstride.training import board as board_module
 from diffstride.training import hardware
 from diffstride.training.classifier import _hits
 from diffstride.training.data import load_datasets
@@ -167,6 +173,49 @@ def test_tensorboard_has_the_rows_of_the_csv(run, log):
     for tag in board.Tags()["scalars"]:
         points = {event.step: event.value for event in board.Scalars(tag)}
         assert points == pytest.approx({k: row[tag] for k, row in log.items() if tag in row})
+
+
+def test_tensorboard_shows_strides_and_windows(run):
+    board = EventAccumulator(str(run[0] / "tensorboard"), size_guidance={"images": 0}).Reload()
+    assert set(board.Tags()["images"]) == {"windows", "strides"}
+    for name in ("windows", "strides"):
+        events = board.Images(name)
+        assert [each.step for each in events] == [STEPS_PER_EPOCH * (i + 1) for i in range(EPOCHS)]
+        first, last = (imread(BytesIO(each.encoded_image_string)) for each in events[:: EPOCHS - 1])
+        assert last.shape[1] == 360
+        assert 0.01 < (last < 0.9).any(-1).mean() < 0.5
+        assert first.shape != last.shape or (first != last).any()
+
+
+def test_tensorboard_compares_runs_by_settings_accuracy_and_cost(run):
+    board = EventAccumulator(str(run[0] / "tensorboard")).Reload()
+    parts = board.summary_metadata
+    content = {
+        name: plugin_data_pb2.HParamsPluginData.FromString(each.plugin_data.content)
+        for name, each in parts.items()
+        if each.plugin_data.plugin_name == "hparams"
+    }
+    started = content["_hparams_/session_start_info"].session_start_info.hparams
+    assert started["batch_size"].number_value == 64
+    assert started["num_epochs"].number_value == EPOCHS
+    assert started["dataset"].string_value == "digits"
+    infos = content["_hparams_/experiment"].experiment.metric_infos
+    names = [info.name.tag for info in infos]
+    assert sorted(names) == ["multiply_adds", "test_accuracy"]
+    last = {name: board.Scalars(name)[-1].value for name in names}
+    assert last["multiply_adds"] == run[1]["multiply_adds_end"]
+    assert 100 * last["test_accuracy"] == pytest.approx(run[1]["test_accuracy"], abs=1e-3)
+
+
+def test_pictures_of_tensorboard_come_every_few_epochs_and_at_the_end(monkeypatch):
+    drawn = []
+    board = SimpleNamespace(add_image=lambda name, image, step, **_: drawn.append((name, step)))
+    monkeypatch.setattr(board_module, "writers", lambda trainer: [board])
+    monkeypatch.setattr(board_module.BoardPictures, "_figures", lambda *_: {"windows": Figure()})
+    for epoch in range(7):
+        trainer: Any = SimpleNamespace(current_epoch=epoch, max_epochs=7, global_step=10 * epoch)
+        board_module.BoardPictures(every=3).on_train_epoch_end(trainer, None)
+    assert drawn == [("windows", 20), ("windows", 50), ("windows", 60)]
 
 
 def test_strides_follow_the_schedule_at_their_own_rate(log):

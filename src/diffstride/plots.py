@@ -7,7 +7,7 @@ that they can be read on a white and on a black page, from a width of 360 pixels
 
 import csv
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from math import ceil, inf
 from pathlib import Path
@@ -50,14 +50,23 @@ def read_trajectories(metrics: str | os.PathLike[str]) -> Trajectories:
 
     The columns are ``step`` and ``stride/LAYER/AXIS``; cells may be empty.
     """
-    trajectories: Trajectories = {}
     with Path(metrics).open(newline="") as file:
-        for row in sorted(csv.DictReader(file), key=lambda row: int(row["step"])):
-            for column, value in row.items():
-                if column.startswith("stride/") and value:
-                    steps, strides = trajectories.setdefault(column[7:], ([], []))
-                    steps.append(int(row["step"]))
-                    strides.append(float(value))
+        return trajectories_in(csv.DictReader(file))
+
+
+def trajectories_in(rows: Iterable[Mapping[str, Any]]) -> Trajectories:
+    """Steps and strides by ``LAYER/AXIS`` from rows such as those of ``metrics.csv``.
+
+    >>> trajectories_in([{"step": 5, "stride/pool/height": 1.9}, {"step": "0", "loss": 2.0}])
+    {'pool/height': ([5], [1.9])}
+    """
+    trajectories: Trajectories = {}
+    for row in sorted(rows, key=lambda row: int(row["step"])):
+        for column, value in row.items():
+            if column.startswith("stride/") and value:
+                steps, strides = trajectories.setdefault(column[7:], ([], []))
+                steps.append(int(row["step"]))
+                strides.append(float(value))
     return trajectories
 
 

@@ -18,6 +18,7 @@ from diffstride.callbacks import BudgetCallback, StrideMonitor, StridePhase
 from diffstride.resnet import resnet18
 from diffstride.strides import parameter_groups
 from diffstride.training.argument_types import check_arguments
+from diffstride.training.board import BoardPictures
 from diffstride.training.checkpoints import CHECKPOINTS
 from diffstride.training.classifier import Classifier
 from diffstride.training.data import Datasets, load_datasets
@@ -49,6 +50,8 @@ from diffstride.training.trainer import (
 )
 from diffstride.training.weight_averaging import MovingAverage
 
+BOARD_PICTURES = 5
+"""Pictures of a run on TensorBoard; each takes about a second."""
 MAX_THREADS = 1024
 """More threads than machines have cores; many more end the process."""
 
@@ -185,6 +188,7 @@ def train(
         return finished
     precision = choose_precision(precision, accelerator)
     own = _build_callbacks(data.image_shape, stride_phase, allowed)
+    own.append(BoardPictures(every=math.ceil(num_epochs / BOARD_PICTURES)))
     average = [] if weight_averaging is None else [MovingAverage(weight_averaging)]
     with quiet_lightning(), hold_folder(workdir):
         checkpoint, record, step = find_checkpoint(workdir / CHECKPOINTS, network, settings)
