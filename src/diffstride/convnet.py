@@ -2,17 +2,21 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from operator import le
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffstride.resnet import (
+    CONVOLUTIONS,
     PoolingFactory,
     Stride,
     batch_norm,
     check_block,
     check_counts,
+    check_num_axes,
     downsampling,
     parse_strides,
     whole_strides,
@@ -31,8 +35,8 @@ def whiten_(kernel: Tensor, images: Tensor, epsilon: float = 5e-4) -> None:
     https://arxiv.org/abs/2404.00498
 
     Args:
-        kernel: ``(2 C k k, C, k, k)``, overwritten.
-        images: normalised images ``(B, C, H, W)``.
+        kernel: ``(2 C k k, C, k, k)``, or with another number of axes; overwritten.
+        images: normalised images ``(B, C, H, W)``, or sounds with as many axes as the kernel.
         epsilon: added to each moment, above 0, so that noise is not amplified.
 
     Raises:
@@ -60,24 +64,29 @@ def whiten_(kernel: Tensor, images: Tensor, epsilon: float = 5e-4) -> None:
 
 
 def _fits(kernel: Tensor, images: Tensor) -> bool:
-    if kernel.ndim != 4 or images.ndim != 4 or len(kernel) != 2 * kernel[0].numel():
+    if kernel.ndim != images.ndim or kernel.ndim < 3 or len(kernel) != 2 * kernel[0].numel():
         return False
-    (_, channels, height, width), size = kernel.shape, images.shape
-    return channels == size[1] and height <= size[2] and width <= size[3]
+    (_, channels, *size), (_, found, *available) = kernel.shape, images.shape
+    return channels == found and all(map(le, size, available))
 
 
 def _second_moments(images: Tensor, size: Sequence[int]) -> Tensor:
     """Mean of ``p p'`` over all patches ``p`` of ``size``, in float64."""
     total, count = torch.zeros((), dtype=torch.float64), 0
     for part in images.float().split(64):  # all patches at once would fill the memory
-        patches = F.unfold(part, (size[0], size[1])).transpose(1, 2).flatten(0, 1).double()
+        patches = part
+        for axis, length in enumerate(size, start=2):
+            patches = patches.unfold(axis, length, 1)
+        # From (B, C, positions, patch) to a row for each patch.
+        patches = patches.movedim(1, 1 + len(size)).flatten(1 + len(size)).double()
+        patches = patches.flatten(0, -2)
         total = total + patches.T @ patches
         count += len(patches)
     return total / count
 
 
 class ConvNormAct(nn.Sequential):
-    """3 x 3 convolution, batch norm without a scale, GELU; ``strides`` whole, at least 1.
+    """Convolution of 3 samples an axis, batch norm without a scale, GELU; ``strides`` whole.
 
     The first ``in_channels`` filters start as the identity, so that deep stacks train from the
     first step (*DiracNets*, 2017, https://arxiv.org/abs/1706.00388).
@@ -86,10 +95,13 @@ class ConvNormAct(nn.Sequential):
     torch.Size([1, 4, 5, 5])
     """
 
-    def __init__(self, in_channels: int, filters: int, strides: Stride = 1) -> None:
-        conv = nn.Conv2d(in_channels, filters, 3, whole_strides(strides), 1, bias=False)
+    def __init__(
+        self, in_channels: int, filters: int, strides: Stride = 1, num_axes: int = 2
+    ) -> None:
+        whole = whole_strides(strides, num_axes)
+        conv: Any = CONVOLUTIONS[num_axes - 1](in_channels, filters, 3, whole, 1, bias=False)  # pyright: ignore[reportArgumentType]
         nn.init.dirac_(conv.weight.data[:in_channels])
-        norm = batch_norm(filters)
+        norm = batch_norm(filters, num_axes=num_axes)
         norm.weight.requires_grad_(False)
         super().__init__(conv, norm, nn.GELU())
 
@@ -104,9 +116,10 @@ class ConvBlock(nn.Module):
         pooling_cls: builds the pooling layer as ``pooling_cls(strides=(s, s))``; with None the
             first convolution is strided instead.
         order: ``"after"`` pools the output of the first `ConvNormAct`, ``"before"`` its input.
+        num_axes: 1 for sequences, 2 for images, 3 for volumes.
 
     Shape:
-        ``(B, in_channels, H, W)`` to ``(B, filters, H', W')``.
+        ``(B, in_channels, H, W)`` to ``(B, filters, H', W')``, or with another number of axes.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -120,14 +133,17 @@ class ConvBlock(nn.Module):
         num_layers: int = 2,
         pooling_cls: PoolingFactory | None = None,
         order: str = "after",
+        num_axes: int = 2,
     ) -> None:
         super().__init__()
         check_block(num_layers, order)
+        check_num_axes(num_axes)
         check_counts(in_channels=in_channels, filters=filters)
         self.order = order
-        strides, self.pooling = downsampling(strides, pooling_cls)
-        self.first = ConvNormAct(in_channels, filters, strides)
-        self.others = nn.Sequential(*(ConvNormAct(filters, filters) for _ in range(num_layers - 1)))
+        strides, self.pooling = downsampling(strides, pooling_cls, num_axes)
+        self.first = ConvNormAct(in_channels, filters, strides, num_axes)
+        others = (ConvNormAct(filters, filters, 1, num_axes) for _ in range(num_layers - 1))
+        self.others = nn.Sequential(*others)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.order == "before":
@@ -150,15 +166,17 @@ class ConvNet(nn.Module):
 
     Args:
         filters: channels of each block.
-        strides: stride of each block, one number or (height, width), at least 1; or a string of
-            numbers such as ``"2, 2, 2"``.
+        strides: stride of each block, one number or one for each axis, at least 1; or a string
+            of numbers such as ``"2, 2, 2"``.
         num_output_classes: number of outputs.
         num_layers, pooling_cls, order: as for `ConvBlock`.
         weight_decay: for `parameter_groups`; kept as an attribute.
         in_channels: channels of the images.
+        num_axes: 1 for sequences such as sounds, 2 for images, 3 for volumes.
 
     Shape:
-        ``(B, in_channels, H, W)``, at least 2 x 2 pixels, to ``(B, num_output_classes)``.
+        ``(B, in_channels, H, W)``, at least 2 x 2 pixels, to ``(B, num_output_classes)``, or with
+        another number of axes.
 
     Raises:
         ValueError: if ``filters`` and ``strides`` differ in length, or an argument is out of range.
@@ -178,20 +196,24 @@ class ConvNet(nn.Module):
         weight_decay: float = 5e-4,
         in_channels: int = 3,
         order: str = "after",
+        num_axes: int = 2,
     ) -> None:
         super().__init__()
+        check_num_axes(num_axes)
         strides = parse_strides(strides, filters)
         self.weight_decay = weight_decay
-        patch = 4 * in_channels
-        self.whitening = nn.Conv2d(in_channels, 2 * patch, 2)
+        patch = 2**num_axes * in_channels
+        self.whitening: Any = CONVOLUTIONS[num_axes - 1](in_channels, 2 * patch, 2)
         self.whitening.weight.requires_grad_(False)
-        identity = torch.eye(patch).reshape(patch, in_channels, 2, 2)
+        identity = torch.eye(patch).reshape(patch, in_channels, *[2] * num_axes)
         self.whitening.weight.data.copy_(torch.cat([identity, -identity]))
-        nn.init.zeros_(self.whitening.bias)  # pyright: ignore[reportArgumentType]
+        nn.init.zeros_(self.whitening.bias)
         self.blocks = nn.Sequential()
         for channels, stride in zip(pairwise([2 * patch, *filters]), strides, strict=True):
-            self.blocks.append(ConvBlock(*channels, stride, num_layers, pooling_cls, order))
+            options = (stride, num_layers, pooling_cls, order, num_axes)
+            self.blocks.append(ConvBlock(*channels, *options))
         self.dense = nn.Linear(filters[-1], num_output_classes, bias=False)
+        self.spatial_dims = tuple(range(-num_axes, 0))
 
     def whiten_(self, images: Tensor) -> None:
         """Compute the whitening from normalised images ``(B, C, H, W)``: see the function."""
@@ -201,4 +223,4 @@ class ConvNet(nn.Module):
         features = self.blocks(F.gelu(self.whitening(x)))
         # The maximum of many normalised values is large. The division makes logits small at first,
         # so that the loss has a gradient for all classes.
-        return self.dense(features.amax(dim=(-2, -1))) / 9
+        return self.dense(features.amax(dim=self.spatial_dims)) / 9

@@ -4,7 +4,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -33,39 +33,66 @@ def he_normal_(weight: Tensor) -> Tensor:
     return nn.init.trunc_normal_(weight, std=sigma, a=-2 * sigma, b=2 * sigma)
 
 
-def batch_norm(channels: int, momentum: float = 0.9, epsilon: float = 1e-5) -> nn.BatchNorm2d:
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)  # by their number of axes
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+AVERAGES = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+
+
+def batch_norm(
+    channels: int, momentum: float = 0.9, epsilon: float = 1e-5, num_axes: int = 2
+) -> nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d:
     """Batch norm as published; ``momentum`` is the weight of the old statistics.
 
     >>> batch_norm(4, momentum=0.75).momentum
     0.25
     """
-    return nn.BatchNorm2d(channels, eps=epsilon, momentum=1.0 - momentum)
+    return NORMS[num_axes - 1](channels, eps=epsilon, momentum=1.0 - momentum)
 
 
-def _conv2d(in_channels: int, filters: int, kernel_size: int, strides: Stride = 1) -> nn.Conv2d:
+def _conv(
+    in_channels: int, filters: int, kernel_size: int, strides: Stride = 1, num_axes: int = 2
+) -> nn.Module:
     check_counts(in_channels=in_channels, filters=filters, kernel_size=kernel_size)
     if kernel_size % 2 == 0:
         raise ValueError(f"kernel_size must be odd, to keep a map's size, but got {kernel_size}")
     # Centred windows, so that the 3 x 3 and the 1 x 1 sample the same pixels. TensorFlow's "same"
     # pads an even map after its end only, and also gives the size ceil(N / s).
-    pair = whole_strides(strides)
-    conv = nn.Conv2d(in_channels, filters, kernel_size, pair, kernel_size // 2, bias=False)
+    whole = whole_strides(strides, num_axes)
+    convolution = CONVOLUTIONS[num_axes - 1]
+    conv = convolution(in_channels, filters, kernel_size, whole, kernel_size // 2, bias=False)  # pyright: ignore[reportArgumentType]
     he_normal_(conv.weight)
     return conv
 
 
-def whole_strides(strides: Stride) -> tuple[int, int]:
-    """The stride of a convolution, as (height, width)."""
-    height, width = as_whole_numbers(strides, "strides of a convolution")
-    return height, width
+def whole_strides(strides: Stride, num_axes: int = 2) -> tuple[int, ...]:
+    """The stride of a convolution along each axis."""
+    return as_whole_numbers(_each_axis(strides, num_axes), "strides of a convolution")
 
 
-def downsampling(strides: Stride, pooling_cls: PoolingFactory | None) -> tuple[Stride, nn.Module]:
+def _each_axis(strides: Stride, num_axes: int) -> tuple[float, ...]:
+    """The stride of each axis, from one for all or from one for each."""
+    each = as_strides(strides)
+    if isinstance(strides, Real):
+        each = each[:1] * num_axes
+    if len(each) != num_axes:
+        expected = "one number or (height, width)" if num_axes == 2 else f"{num_axes} numbers"
+        expected = "one number" if num_axes == 1 else expected
+        raise ValueError(f"a stride must be {expected}, but got {strides!r}")
+    return each
+
+
+def downsampling(
+    strides: Stride, pooling_cls: PoolingFactory | None, num_axes: int = 2
+) -> tuple[Stride, nn.Module]:
     """The stride of the convolutions, and the pooling layer."""
-    pair = as_strides(strides)
-    if len(pair) != 2:
-        raise ValueError(f"a stride must be one number or (height, width), but got {strides!r}")
-    return (pair, nn.Identity()) if pooling_cls is None else (1, pooling_cls(strides=pair))
+    each = _each_axis(strides, num_axes)
+    return (each, nn.Identity()) if pooling_cls is None else (1, pooling_cls(strides=each))
+
+
+def check_num_axes(num_axes: Any) -> None:
+    """Refuse numbers of spatial axes that no convolution has."""
+    if num_axes not in (1, 2, 3):
+        raise ValueError(f"num_axes must be 1, 2 or 3, but got {num_axes!r}")
 
 
 def check_counts(**counts: Any) -> None:
@@ -123,9 +150,10 @@ class ResidualLayer(nn.Module):
         project: whether the shortcut has a 1 x 1 convolution, and the layer may pool.
         order: ``"after"`` pools the output of the first convolution (published); ``"before"``
             pools the layer's input, which makes all convolutions cheaper.
+        num_axes: 1 for sequences, 2 for images, 3 for volumes.
 
     Shape:
-        ``(B, in_channels, H, W)`` to ``(B, filters, H', W')``.
+        ``(B, in_channels, H, W)`` to ``(B, filters, H', W')``, or with another number of axes.
 
     Raises:
         ValueError: if an argument is out of its range, or the shortcut would change the channels.
@@ -143,9 +171,11 @@ class ResidualLayer(nn.Module):
         pooling_cls: PoolingFactory | None = None,
         project: bool = False,
         order: str = "after",
+        num_axes: int = 2,
     ) -> None:
         super().__init__()
         check_block(order=order)
+        check_num_axes(num_axes)
         if not project and in_channels != filters:
             raise ValueError(
                 f"a layer without projection cannot turn {in_channels} channels into {filters}; "
@@ -154,17 +184,18 @@ class ResidualLayer(nn.Module):
         self.order = order
         if not project:
             strides, pooling_cls = 1, None
-        strides, self.pooling = downsampling(strides, pooling_cls)
-        self.first_norm = batch_norm(in_channels)
-        self.first_conv = _conv2d(in_channels, filters, kernel_size, strides)
-        self.second_norm = batch_norm(filters)
-        self.second_conv = _conv2d(filters, filters, kernel_size)
+        strides, self.pooling = downsampling(strides, pooling_cls, num_axes)
+        norm, conv = partial(batch_norm, num_axes=num_axes), partial(_conv, num_axes=num_axes)
+        self.first_norm = norm(in_channels)
+        self.first_conv = conv(in_channels, filters, kernel_size, strides)
+        self.second_norm = norm(filters)
+        self.second_conv = conv(filters, filters, kernel_size)
         # Subsampled before a convolution of stride 1. For few channels-last channels
         # oneDNN corrupts memory in the gradient of a strided 1 x 1 convolution
         # (https://github.com/uxlfoundation/oneDNN/issues/6035).
-        pair = whole_strides(strides)
-        self.subsampling = nn.AvgPool2d(1, pair) if max(pair) > 1 else nn.Identity()
-        self.shortcut = _conv2d(in_channels, filters, 1) if project else nn.Identity()
+        whole, average = whole_strides(strides, num_axes), AVERAGES[num_axes - 1]
+        self.subsampling = average(1, whole) if max(whole) > 1 else nn.Identity()  # pyright: ignore[reportArgumentType]
+        self.shortcut = conv(in_channels, filters, 1) if project else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = self.pooling(x)
@@ -216,8 +247,8 @@ class Resnet(nn.Module):
 
     Args:
         filters: channels of the first convolution, then of each block.
-        strides: stride of each of these, one number or (height, width), at least 1; or a string
-            of numbers such as ``"1, 1, 2, 2, 2"``.
+        strides: stride of each of these, one number or one for each axis, at least 1; or a
+            string of numbers such as ``"1, 1, 2, 2, 2"``.
         num_output_classes: number of outputs.
         output_activation: None, ``"softmax"`` or a callable on the outputs.
         id_only: indices, from 0, of blocks that neither project nor pool.
@@ -226,15 +257,20 @@ class Resnet(nn.Module):
         in_channels: channels of the images.
         pool_stem: whether a pooling layer follows the first convolution (published); if not, the
             convolution is strided.
+        stem_kernel_size: size of the first convolution, odd.
+        num_axes: 1 for sequences such as sounds, 2 for images, 3 for volumes.
 
     Shape:
-        ``(B, in_channels, H, W)`` to ``(B, num_output_classes)``.
+        ``(B, in_channels, H, W)`` to ``(B, num_output_classes)``, or with another number of axes.
 
     Raises:
         ValueError: if ``filters`` and ``strides`` differ in length, or an argument is out of range.
 
     >>> network = Resnet([8, 16], [1, 2], num_output_classes=5, in_channels=1)
     >>> network(torch.zeros(2, 1, 28, 28)).shape
+    torch.Size([2, 5])
+    >>> of_sounds = Resnet([8, 16], [4, 2], num_output_classes=5, in_channels=1, num_axes=1)
+    >>> of_sounds(torch.zeros(2, 1, 8000)).shape
     torch.Size([2, 5])
     """
 
@@ -252,32 +288,37 @@ class Resnet(nn.Module):
         in_channels: int = 3,
         order: str = "after",
         pool_stem: bool = True,
+        stem_kernel_size: int = 3,
+        num_axes: int = 2,
     ) -> None:
         super().__init__()
+        check_num_axes(num_axes)
         strides = parse_strides(strides, filters)
         activation = ACTIVATIONS.get(output_activation, output_activation)
         if not callable(activation):
             known = "None, 'softmax' or a callable"
             raise ValueError(f"output_activation must be {known}, but got {output_activation!r}")
         self.weight_decay = weight_decay
-        stride, pooling = downsampling(strides[0], pooling_cls if pool_stem else None)
-        conv = _conv2d(in_channels, filters[0], 3, stride)
+        stride, pooling = downsampling(strides[0], pooling_cls if pool_stem else None, num_axes)
+        conv = _conv(in_channels, filters[0], stem_kernel_size, stride, num_axes)
         self.stem = nn.Sequential(OrderedDict(conv=conv, pooling=pooling))
         options = {"kernel_size": kernel_size, "pooling_cls": pooling_cls, "order": order}
+        options["num_axes"] = num_axes
         self.blocks = nn.Sequential()
         for index, channels in enumerate(pairwise(filters)):
             project = index not in id_only
             block = ResnetBlock(*channels, strides[index + 1], num_layers, project, **options)
             self.blocks.append(block)
-        self.norm = batch_norm(filters[-1])
+        self.norm = batch_norm(filters[-1], num_axes=num_axes)
         self.dense = nn.Linear(filters[-1], num_output_classes)
         he_normal_(self.dense.weight)
         nn.init.zeros_(self.dense.bias)
         self.output_activation = activation
+        self.spatial_dims = tuple(range(-num_axes, 0))
 
     def forward(self, x: Tensor) -> Tensor:
         features = torch.relu(self.norm(self.blocks(self.stem(x))))
-        return self.output_activation(self.dense(features.mean(dim=(-2, -1))))
+        return self.output_activation(self.dense(features.mean(dim=self.spatial_dims)))
 
 
 def resnet18(
@@ -294,7 +335,7 @@ def resnet18(
     check_counts(width=width)
     strides = (1, 1, 2, 2, 2) if strides is None else strides
     filters = [width, width, 2 * width, 4 * width, 8 * width]
-    return Resnet(filters, strides, id_only=(0,), num_layers=2, kernel_size=3, **kwargs)
+    return Resnet(filters, strides, id_only=(0,), num_layers=2, **kwargs)
 
 
 def resnet56(
@@ -310,4 +351,4 @@ def resnet56(
     check_counts(width=width)
     strides = (1, 1, 2, 2) if strides is None else strides
     filters = [width, width, 2 * width, 4 * width]
-    return Resnet(filters, strides, num_layers=9, kernel_size=3, **kwargs)
+    return Resnet(filters, strides, num_layers=9, **kwargs)

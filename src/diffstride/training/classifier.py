@@ -22,16 +22,16 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Classifier(pl.LightningModule):
-    """Trains an image classifier with cross-entropy and logs losses, accuracies, costs and strides.
+    """Trains a classifier with cross-entropy, and logs losses, accuracies, costs and strides.
 
     Args:
-        network: from images ``(B, C, H, W)`` to logits ``(B, classes)``.
+        network: from images ``(B, C, H, W)`` or sounds ``(B, C, N)`` to logits ``(B, classes)``.
         optimizer: optimiser of the network's parameters.
         schedule: as for `build_schedule`, one step per batch; None for a constant learning rate.
-        image_shape: channels, height, width.
+        image_shape: channels, height and width of images; or channels and length of sounds.
         label_smoothing: share of the target spread evenly over all classes, in [0, 1].
         stride_penalty: weight of `diffstride.stride_penalty` in the loss, at least 0.
-        channels_last: whether feature maps use the memory format `torch.channels_last`.
+        channels_last: whether feature maps of images use the memory format `torch.channels_last`.
         record: facts of the run so far, saved with every checkpoint.
     """
 
@@ -47,7 +47,8 @@ class Classifier(pl.LightningModule):
         record: dict[str, Any],
     ) -> None:
         super().__init__()
-        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        is_image = len(image_shape) == 3  # other tensors have no such memory format
+        self.layout = torch.channels_last if channels_last and is_image else torch.contiguous_format
         self.network = network.to(memory_format=self.layout)
         self.optimizer = optimizer
         self.schedule = schedule

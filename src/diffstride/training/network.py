@@ -31,7 +31,10 @@ def build_network(model: Callable[..., nn.Module], data: Datasets, seed: int) ->
     if isinstance(model, nn.Module):
         return model
     torch.manual_seed(seed)
-    network = model(num_output_classes=data.num_classes, in_channels=data.image_shape[0])
+    channels, *size = data.image_shape
+    # Models of others need not know num_axes to train on images.
+    axes = {"num_axes": len(size)} if len(size) != 2 else {}
+    network = model(num_output_classes=data.num_classes, in_channels=channels, **axes)
     if getattr(network, "output_activation", identity) is not identity:
         raise ValueError(
             f"the loss applies the softmax, but output_activation is "

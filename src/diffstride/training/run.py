@@ -1,4 +1,4 @@
-"""`train`: trains a network and its strides on images, with or without Gin."""
+"""`train`: trains a network and its strides on images or sounds, with or without Gin."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -81,7 +81,7 @@ def train(
     callbacks: Iterable[Any] = (),
     progress_bar: bool | None = None,
 ) -> dict[str, Any]:
-    """Train an image classifier with learnable strides, and save the run in ``workdir``.
+    """Train a classifier with learnable strides, and save the run in ``workdir``.
 
     ``workdir`` gets checkpoints after every epoch (the last two and the best), ``metrics.csv``,
     ``tensorboard/`` and the operative Gin configuration, and at the end ``summary.json``,
@@ -91,8 +91,9 @@ def train(
 
     Args:
         workdir: run folder, created if missing.
-        model: builds the network from ``num_output_classes`` and ``in_channels``; or a network. A
-            network has the trained weights afterwards, also if the run was finished before.
+        model: builds the network from ``num_output_classes`` and ``in_channels``, for waveforms
+            also from ``num_axes``; or a network. A network has the trained weights afterwards, also
+            if the run was finished before.
         datasets: builds the data sets from ``seed``, as `load_datasets` does.
         num_epochs: passes over the training images, a whole number of at least 1.
         optimizer: builds the optimiser from the groups of `parameter_groups`. Each group has a
@@ -119,7 +120,7 @@ def train(
             average.
         precision: precision of Lightning's `Trainer`, or ``"auto"`` for the fast one of the
             machine.
-        channels_last: whether feature maps use the memory format `torch.channels_last`.
+        channels_last: whether feature maps of images use the memory format `torch.channels_last`.
         accelerator: accelerator of the `Trainer`.
         devices: devices of the `Trainer`. Each process has its own batches, so an epoch has fewer
             steps in proportion.
