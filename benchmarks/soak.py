@@ -32,9 +32,9 @@ from benchmarks.tables import table
 from diffstride import DiffStride
 from diffstride.resnet import Resnet
 from diffstride.training.checkpoints import CHECKPOINTS, LAST, load
+from diffstride.training.class_folders import DataError
 from diffstride.training.data import load_datasets
 from diffstride.training.image_decoding import FORMATS, _decode
-from diffstride.training.image_folder import DataError
 from diffstride.training.run import train
 from experiments import table as grid_command
 from experiments.results import read_rows
@@ -238,7 +238,7 @@ def soak_images(images: int, seed: int) -> dict[str, Any]:
         content = _change(originals[number % len(originals)], draw)
         began = time.perf_counter()
         try:
-            pixels = _decode({"bytes": content, "path": None}, number, "the soak")
+            pixels = _decode({"bytes": content, "path": None}, f"row {number} of the soak")
             counts["decoded" if pixels.dtype == torch.uint8 else "escaped"] += 1
         except DataError:
             counts["refused"] += 1

@@ -478,7 +478,7 @@ def test_an_empty_folder_and_a_single_class_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     refused(r"cannot read '.*empty' \(.*\): expected train\.parquet", "empty", tmp_path)
     folder_of_images(tmp_path / "single", classes=("cat",))
-    refused(r"'single' has images of 'cat' only: add a second class", "single", tmp_path)
+    refused(r"'single' has files of 'cat' only: add a second class", "single", tmp_path)
     write(tmp_path / "flat" / "train" / "0.png", pixels(0))
     refused(r"'flat' has no column of labels.*two or more classes", "flat", tmp_path)
 
@@ -492,7 +492,7 @@ def move(root, name, target):
     [
         (
             lambda root: write(root / "train/cat/camera/0.png", pixels(0)),
-            r"train/cat/camera' is a folder inside a class: move its images",
+            r"train/cat/camera' is a folder inside a class: move its files",
         ),
         (lambda root: move(root, "0.png", "0.png"), r"train/0\.png' lies beside the class folders"),
         (
@@ -562,7 +562,7 @@ def test_images_of_too_many_pixels_are_refused_before_they_are_decoded(size, mon
     encoded = header(*size)
     monkeypatch.setattr(Image.Image, "load", no_pixels)
     with pytest.raises(DataError, match=r"cannot decode row 7 of the train split \(.* pixels"):
-        image_decoding._decode({"bytes": encoded, "path": None}, 7, "the train split")
+        image_decoding._decode({"bytes": encoded, "path": None}, "row 7 of the train split")
 
 
 def test_a_long_image_that_resizing_would_blow_up_is_refused(tmp_path):
@@ -745,7 +745,7 @@ def test_the_error_of_an_unknown_name_lists_the_known_ones():
 def test_a_set_without_images_is_refused(monkeypatch):
     words = datasets.DatasetDict(train=datasets.Dataset.from_dict({"text": ["a"], "label": [0]}))
     monkeypatch.setattr(datasets, "load_dataset", lambda path: words)
-    refused(r"'a/b' has no column of images, only 'text', 'label'", "a/b")
+    refused(r"'a/b' has no column of images or sounds, only 'text', 'label'", "a/b")
 
 
 # Arguments

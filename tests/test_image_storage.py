@@ -14,9 +14,9 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from diffstride.training import image_storage
+from diffstride.training import storage
 from diffstride.training.data import DataError, load_datasets
-from diffstride.training.image_storage import EncodedImages
+from diffstride.training.storage import EncodedExamples
 from tests.test_data import epoch, folder_of_images, pixels, same, write
 from tests.test_resume import Interrupted, assert_same_end, assert_same_log, interrupt
 from tests.tiny_runs import At, train_tiny
@@ -44,7 +44,7 @@ def load(root, limit, workers=2, **options):
 
 
 def assert_same_data(streamed, held):
-    assert isinstance(streamed.train.dataset.images, EncodedImages)
+    assert isinstance(streamed.train.dataset.images, EncodedExamples)
     assert isinstance(held.train.dataset.images, torch.Tensor)
     assert streamed.settings == held.settings
     assert streamed.image_shape == held.image_shape
@@ -72,7 +72,7 @@ def test_batches_are_those_of_images_in_memory(root, options, workers):
 
 def test_the_limit_holds_for_both_splits_together_as_decoded(root):
     kinds = [type(load(root, limit).test.dataset.images) for limit in (BYTES, BYTES - 1, 0)]
-    assert kinds == [torch.Tensor, EncodedImages, EncodedImages]
+    assert kinds == [torch.Tensor, EncodedExamples, EncodedExamples]
 
 
 def test_images_over_the_limit_are_not_held(root):
@@ -146,12 +146,12 @@ def test_an_image_that_is_removed_later_is_an_error_that_names_it(root, tmp_path
 
 
 def test_the_number_of_workers_is_that_of_the_cores(root, monkeypatch):
-    monkeypatch.setattr(image_storage, "_usable_cores", lambda: 1)
+    monkeypatch.setattr(storage, "_usable_cores", lambda: 1)
     assert load(root, 0, None).train.num_workers == 1
     assert load(root, BYTES, None).train.num_workers == 0
     assert load(root, BYTES, 2).test.num_workers == 2
     monkeypatch.undo()
-    assert 1 <= image_storage._usable_cores() <= (os.cpu_count() or 1)
+    assert 1 <= storage._usable_cores() <= (os.cpu_count() or 1)
 
 
 @pytest.mark.parametrize("argument", ["memory_limit", "num_workers"])
@@ -200,7 +200,7 @@ def test_a_signal_to_all_processes_ends_the_training_as_one_to_the_main_process(
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGALRM")
 def test_a_worker_that_gets_sigterm_ends_after_a_while(root, monkeypatch):
-    monkeypatch.setattr(image_storage, "SECONDS_TO_STOP", 1)
+    monkeypatch.setattr(storage, "SECONDS_TO_STOP", 1)
     batches = iter(load(root, 0, 1).train)
     (worker,) = batches._workers
     next(batches)

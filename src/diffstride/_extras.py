@@ -4,6 +4,7 @@ from importlib.util import find_spec
 
 # As imported, by extra. One of several that serve the same purpose is enough.
 PACKAGES: dict[str, tuple[tuple[str, ...], ...]] = {
+    "audio": (("soundfile",), ("torchaudio",)),
     "lightning": (("lightning", "pytorch_lightning"),),
     "plots": (("matplotlib",),),
     "train": (

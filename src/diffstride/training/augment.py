@@ -11,6 +11,14 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as vision
 
 from diffstride.training.augment_per_image import PerImage, name_of, per_image
+from diffstride.training.augment_sound import (
+    gain_and_noise,
+    gain_of_log_mel,
+    mask,
+    shift,
+    shift_and_mask,
+    shift_and_noise,
+)
 
 __all__ = [
     "AUGMENTATIONS",
@@ -19,10 +27,16 @@ __all__ = [
     "describe_augmentation",
     "find_augmentation",
     "flip",
+    "gain_and_noise",
+    "gain_of_log_mel",
+    "mask",
     "mixup",
     "per_image",
     "random_crop",
     "seeded_generator",
+    "shift",
+    "shift_and_mask",
+    "shift_and_noise",
 ]
 
 Augmentation = Callable[[Tensor, Generator], Tensor]
@@ -91,6 +105,9 @@ AUGMENTATIONS: dict[str, Augmentation] = {
     "crop_flip": crop_and_flip,
     "crop": random_crop,
     "flip": flip,
+    "shift": shift,
+    "shift_mask": shift_and_mask,
+    "shift_noise": shift_and_noise,
 }
 
 
@@ -168,13 +185,13 @@ def mixup(
     Reference: *mixup: Beyond Empirical Risk Minimization*, 2018, https://arxiv.org/abs/1710.09412
 
     Args:
-        images: floating-point batch `(2 B, C, H, W)`.
+        images: floating-point batch `(2 B, C, …)`.
         targets: class probabilities `(2 B, classes)`, usually one-hot.
         alpha: above 0; with small values most results are close to one of the two images.
         generator: draws the weights.
 
     Returns:
-        Images `(B, C, H, W)` and class probabilities `(B, classes)`.
+        Images `(B, C, …)` and class probabilities `(B, classes)`.
 
     >>> images, targets = torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1), torch.eye(2)
     >>> blend, probabilities = mixup(images, targets, 1.0, seeded_generator(0))
@@ -185,6 +202,6 @@ def mixup(
     draws = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
     weights = torch.from_numpy(draws.beta(alpha, alpha, len(images) // 2)).to(images)
     return (
-        torch.lerp(images[1::2], images[0::2], weights[:, None, None, None]),
+        torch.lerp(images[1::2], images[0::2], weights.view(-1, *[1] * (images.ndim - 1))),
         torch.lerp(targets[1::2], targets[0::2], weights[:, None]),
     )

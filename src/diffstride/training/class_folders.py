@@ -1,4 +1,4 @@
-"""Lists images in one folder per class, and leaves nothing out without a word."""
+"""Lists files in one folder per class, and leaves nothing out without a word."""
 
 import os
 import stat
@@ -23,8 +23,8 @@ class DataError(ValueError):
         super().__init__(message.rpartition("DataError: ")[2].strip() if caught else message)
 
 
-def find_images(folder: Path) -> dict[str, list[str]]:
-    """The paths of images ``folder/CLASS/IMAGE`` by class, both sorted by name.
+def find_files(folder: Path) -> dict[str, list[str]]:
+    """The paths of files ``folder/CLASS/FILE`` by class, both sorted by name.
 
     Symbolic links are followed. Names that begin with a dot are hidden and left out.
 
@@ -36,13 +36,13 @@ def find_images(folder: Path) -> dict[str, list[str]]:
     for name, path, mode in _entries(folder):
         if not stat.S_ISDIR(mode):
             raise DataError(f"{path!r} lies beside the class folders: move it into one of them")
-        found[name] = [_image(*entry) for entry in _entries(path)]
+        found[name] = [_file(*entry) for entry in _entries(path)]
     return found
 
 
-def _image(name: str, path: str, mode: int) -> str:
+def _file(name: str, path: str, mode: int) -> str:
     if stat.S_ISDIR(mode):
-        raise DataError(f"{path!r} is a folder inside a class: move its images into the class")
+        raise DataError(f"{path!r} is a folder inside a class: move its files into the class")
     _check_regular(path, mode)
     return path
 
@@ -51,7 +51,7 @@ def has_folders(folder: Path) -> bool:
     """Whether a folder holds folders that are not hidden; False if it does not exist.
 
     Raises:
-        DataError: as in `find_images`.
+        DataError: as in `find_files`.
     """
     return folder.exists() and any(stat.S_ISDIR(mode) for _, _, mode in _entries(folder))
 

@@ -137,7 +137,7 @@ def main(argv: Sequence[str]) -> int:
         return KILLED_BY + signal.SIGINT
     except exceptions.SIGTERMException:
         return KILLED_BY + signal.SIGTERM
-    except (ValueError, TypeError, OSError, MISCONFIGURED) as error:
+    except (ValueError, TypeError, OSError, ModuleNotFoundError, MISCONFIGURED) as error:
         if FLAGS.verbosity > 0:
             traceback.print_exc()
         return _fail(explain(error))

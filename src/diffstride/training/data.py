@@ -1,4 +1,4 @@
-"""Image data sets as `DataLoader` of normalised batches; by name or from a folder."""
+"""Data sets of images or sounds as loaders of normalised batches; by name or from a folder."""
 
 import hashlib
 import json
@@ -22,23 +22,28 @@ from diffstride.training.augment import (
     mixup,
     seeded_generator,
 )
-from diffstride.training.image_decoding import MAX_PIXELS
-from diffstride.training.image_folder import DataError
-from diffstride.training.image_sources import Rows, Source, read_source
-from diffstride.training.image_storage import Images, outlive_sigterm, store_images
+from diffstride.training.augment_per_image import name_of
+from diffstride.training.class_folders import DataError
+from diffstride.training.decoding import Decoder
+from diffstride.training.folds import check_fold
+from diffstride.training.image_decoding import MAX_PIXELS, ImageDecoder
+from diffstride.training.sound import find_sound_function
+from diffstride.training.sound_decoding import SoundDecoder
+from diffstride.training.sources import Rows, Source, read_source
+from diffstride.training.storage import Examples, outlive_sigterm, store_examples
 
-PROBE_IMAGES = 4  # images by whose augmentation settings are compared
+PROBE_EXAMPLES = 4  # examples by whose augmentation settings are compared
 
 
 @dataclass(frozen=True)
 class Datasets:
-    """Training and test loader, with the number of classes and the shape of an image."""
+    """Training and test loader, with the number of classes and the shape of an example."""
 
     train: DataLoader[Any]
     test: DataLoader[Any]
     name: str
     class_names: tuple[str, ...]
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     mean: Tensor
     std: Tensor
     settings: dict[str, Any] = field(default_factory=dict)
@@ -50,7 +55,7 @@ class Datasets:
         return len(self.class_names)
 
     def sample(self, count: int) -> Tensor:
-        """The first training images `(B, C, H, W)`, normalised but not augmented."""
+        """The first training examples `(B, C, …)`, normalised but not augmented."""
         dataset: Any = self.train.dataset
         return Collate(self.mean, self.std)(dataset.first(count))[0]
 
@@ -69,20 +74,26 @@ def load_datasets(
     test_examples: int | None = None,
     memory_limit: int = 2**32,
     num_workers: int | None = None,
+    sound_fn: str | Callable[..., Tensor] | None = None,
+    fold: int | None = None,
+    folds: int = 3,
+    group_column: str | None = None,
 ) -> Datasets:
-    """Load an image data set, as loaders of normalised float32 batches `(B, C, H, W)`.
+    """Load images or sounds as normalised float32 batches `(B, C, H, W)` or `(B, C, N)`.
 
     Images become `(x / 255 - mean) / std`, with the mean and standard deviation of each channel
-    over the training images. A training epoch is a fixed number of full batches. They depend on
-    `seed` and the epoch only: call `train.sampler.set_epoch(epoch)` before each one, as Lightning
-    does. With several processes each gets its own share, in batches of `batch_size`.
+    over the training images. Sounds become `(x - mean) / std`, where `sound_fn` computes `x`. A
+    training epoch is a fixed number of full batches. They depend on `seed` and the epoch only: call
+    `train.sampler.set_epoch(epoch)` before each one, as Lightning does. With several processes each
+    gets its own share, in batches of `batch_size`.
 
     Args:
         name: `"digits"` (8 x 8, grey, embedded), `"cifar10"`, `"cifar100"`, `"fashion_mnist"` or
             `"owner/name"` of a data set on the Hugging Face Hub; with `root`, name of a folder.
         root: folder that contains the folder `name`, with `train.parquet` and `test.parquet` or
-            images as `train/CLASS/*.png` and `test/CLASS/*.png`. All files of a class are taken
-            for images, except hidden ones, and what cannot be read is an error. The default is the
+            images as `train/CLASS/*.png` and `test/CLASS/*.png`, or sounds, such as `*.wav` and
+            `*.flac`. All files of a class are taken
+            for such, except hidden ones, and what cannot be read is an error. The default is the
             environment variable `DIFFSTRIDE_DATA`. `"digits"` needs neither.
         batch_size: images per step and process, 1 or more.
         augment_fn: changes the training images, uint8 of 0 to 255, before they are normalised and
@@ -90,6 +101,8 @@ def load_datasets(
             `torchvision.transforms.v2`, which is called on each image `(C, H, W)`;
             `augment.per_image(f)` for any function `f` on one image; or a function of a batch
             `(B, C, H, W)` and a `torch.Generator`. Results have the shape and range of the input.
+            For the float32 results of `sound_fn`, `"shift"`, `"shift_mask"` (of log-mel
+            spectrograms) and `"shift_noise"` (of waveforms).
         mixup_alpha: 0 for no mixup. Above 0, a step reads 2 `batch_size` images and blends them in
             pairs, so an epoch has half the steps and its targets are class probabilities.
         seed: seed of the order, the augmentation and mixup.
@@ -105,14 +118,24 @@ def load_datasets(
             same results.
         num_workers: processes that prepare batches, 0 or more, where 0 is the training itself. None
             is 0 if the images are in memory, else one process for each core, up to 8.
+        sound_fn: makes a tensor of fixed shape from each sound: `"log_mel"` (the default for
+            sounds), `"waveform"`, or a function of a mono recording `(N,)`, float32 from -1 to 1,
+            and its sampling rate in Hz. Given, all files are taken for sounds.
+        fold: which of `folds` to train on, from 0; the rows of both splits are split anew, such
+            that each value of `group_column`, for example each speaker, is on one side only. The
+            sorted values are dealt out in turn: fold 0 tests on the first, the fourth, …
+        folds: number of folds, 2 or more.
+        group_column: name of a column of Parquet or Hub data, for `fold`.
 
     Returns:
-        `Datasets`. Targets are int64 labels `(B,)`; in training with mixup they are float32
+        `Datasets`, of which `image_shape` is the shape of one image or sound. Targets are int64
+        labels `(B,)`; in training with mixup they are float32
         probabilities `(B, classes)`. Grey images have one channel.
 
     Raises:
         ValueError: an argument is out of its range.
         DataError: the data set cannot be found or read, or does not fit the arguments.
+        ModuleNotFoundError: the packages of the extra `audio`, for sounds, are not installed.
 
     >>> data = load_datasets("digits", batch_size=32)
     >>> data.image_shape, data.num_classes, len(data.train)
@@ -132,7 +155,10 @@ def load_datasets(
             f"image_size must be at most {math.isqrt(MAX_PIXELS)}, but got {image_size}"
         )
     augment = find_augmentation(augment_fn)
-    source = read_source(name, root, label_column)
+    sound_function = find_sound_function(sound_fn)
+    source = read_source(name, root, label_column, check_fold(fold, folds, group_column))
+    is_sound = source.sound or sound_fn is not None
+    decode: Decoder = _sounds(sound_function, image_size) if is_sound else ImageDecoder(image_size)
     train, test = _split(source, holdout, train_examples, test_examples)
     step_size = batch_size * (2 if mixup_alpha else 1)
     if step_size > len(train.rows):
@@ -140,37 +166,46 @@ def load_datasets(
             f"batch_size={batch_size} with mixup_alpha={mixup_alpha} needs {step_size} images per "
             f"step, but {name!r} has {len(train.rows)} training images: use a smaller batch_size"
         )
-    images, test_images, counts, workers = store_images(
-        train, test, image_size, memory_limit, num_workers
-    )
-    mean, std = _statistics(counts)
+    stored = store_examples(train, test, decode, memory_limit, num_workers)
+    train_set = ExampleSet(stored.train, train.labels)
+    test_set = ExampleSet(stored.test, test.labels)
+    mean, std = _statistics(stored.moments, _scale(train_set.first(1).images))
     plain = Collate(mean, std)
-    train_set, test_set = ImageSet(images, train.labels), ImageSet(test_images, test.labels)
     sampler = EpochSampler(train_set, seed)
     drawn = Collate(mean, std, sampler, augment, mixup_alpha, len(source.class_names))
-    _, channels, height, width = images.shape
     # Workers end with their epoch: they hold a copy of the sampler, which knows the epoch.
-    load = partial(DataLoader, num_workers=workers, worker_init_fn=outlive_sigterm)
+    load = partial(DataLoader, num_workers=stored.num_workers, worker_init_fn=outlive_sigterm)
     return Datasets(
         load(train_set, step_size, sampler=sampler, collate_fn=drawn, drop_last=True),
         load(test_set, batch_size, collate_fn=plain),
         name,
         source.class_names,
-        (channels, height, width),
+        tuple(stored.train.shape[1:]),
         mean,
         std,
         {
             "augment_fn": augment
-            and describe_augmentation(augment, train_set.first(PROBE_IMAGES).images),
+            and describe_augmentation(augment, train_set.first(PROBE_EXAMPLES).images),
             "mixup_alpha": mixup_alpha,
-            "images": [*images.shape],
-            "test_images": len(test_images),
+            "images": [*stored.train.shape],
+            "test_images": len(test_set),
             "holdout": holdout,
+            **({"fold": [fold, folds, group_column]} if fold is not None else {}),
+            **({"sound_fn": name_of(sound_function)} if is_sound else {}),
             "labels": _digest(source.class_names, train.labels, test.labels),
             "mean": [round(each, 3) for each in mean.tolist()],
             "std": [round(each, 3) for each in std.tolist()],
         },
     )
+
+
+def _sounds(function: Callable[..., Tensor], image_size: int | None) -> Decoder:
+    if image_size is not None:
+        raise ValueError(
+            f"image_size={image_size} is for images, but these are sounds: their shape is set by "
+            "the arguments of sound_fn"
+        )
+    return SoundDecoder(function)
 
 
 def _digest(class_names: Sequence[str], *labels: np.ndarray) -> str:
@@ -209,17 +244,17 @@ def _split(
 
 
 class Batch(NamedTuple):
-    """Raw images `(B, C, H, W)`, their labels and their indices in the data set."""
+    """Raw images or sounds `(B, C, …)`, their labels and their indices in the data set."""
 
     images: Tensor
     labels: Tensor
     indices: list[int]
 
 
-class ImageSet(Dataset[Batch]):
-    """A `Dataset` of images that is indexed by whole batches."""
+class ExampleSet(Dataset[Batch]):
+    """A `Dataset` of images or sounds that is indexed by whole batches."""
 
-    def __init__(self, images: Images, labels: np.ndarray) -> None:
+    def __init__(self, images: Examples, labels: np.ndarray) -> None:
         self.images = images
         self.labels = torch.from_numpy(labels)
 
@@ -233,7 +268,7 @@ class ImageSet(Dataset[Batch]):
         return Batch(self.images[indices], self.labels[indices], indices)
 
     def first(self, count: int) -> Batch:
-        """The first images, at most ``count``."""
+        """The first examples, at most ``count``."""
         return self.__getitems__(list(range(min(count, len(self)))))
 
 
@@ -244,7 +279,7 @@ class EpochSampler(DistributedSampler[int]):
     batches of several processes would no longer add up to those of a single process.
     """
 
-    def __init__(self, images: ImageSet, seed: int) -> None:
+    def __init__(self, images: ExampleSet, seed: int) -> None:
         super().__init__(images, num_replicas=1, rank=0, seed=seed)
         self.size = len(images)
 
@@ -281,10 +316,11 @@ class Collate:
 
     def __call__(self, batch: Any) -> tuple[Tensor, Tensor]:
         images, labels, indices = batch
-        generator = self._generator(indices)
+        generator, scale = self._generator(indices), _scale(images)
         if self.augment is not None:
             images = self.augment(images, generator)
-        mean, std = (255 * each[:, None, None] for each in (self.mean, self.std))
+        each_channel = (-1, *[1] * (images.ndim - 2))
+        mean, std = (scale * each.view(each_channel) for each in (self.mean, self.std))
         images = images.float().sub_(mean).div_(std)
         if not self.mixup_alpha:
             return images, labels
@@ -299,12 +335,15 @@ class Collate:
         return seeded_generator(self.sampler.seed, *epoch, *indices)
 
 
-def _statistics(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel from the counts of its 256 values."""
-    # Counts are exact and need no floating-point copy of the images.
-    shares = counts.double() * (1 / int(counts[0].sum()))
-    values = torch.arange(256, dtype=torch.float64) / 255
-    mean = shares @ values
-    std = (shares * (values - mean[:, None]) ** 2).sum(1).sqrt()
+def _scale(examples: Tensor) -> int:
+    """The value that stands for 1: images are uint8, and sounds are floats."""
+    return 255 if examples.dtype == torch.uint8 else 1
+
+
+def _statistics(moments: Tensor, scale: int) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel from its moments, see `sum_moments`."""
+    count, total, squares = moments
+    mean = total / count
+    std = (squares / count - mean**2).clamp_min(0).sqrt() / scale
     std[std < 1e-6] = 1.0  # a constant channel becomes 0 instead of a division by 0
-    return mean.float(), std.float()
+    return (mean / scale).float(), std.float()

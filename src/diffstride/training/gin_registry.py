@@ -16,7 +16,7 @@ import torch
 from torchvision.transforms import v2
 
 from diffstride import convnet, pooling, reference, resnet
-from diffstride.training import augment, data, schedules
+from diffstride.training import augment, data, schedules, sound
 from diffstride.training.argument_types import argument_kinds, check_argument, fits
 from diffstride.training.gin_compat import bound_values
 from diffstride.training.run import train as _train
@@ -114,7 +114,7 @@ def _register_all(space: Any, base: type, given: Iterable[str], unsupported: Ite
             register(member, space.__name__, given=[*given, *more])
 
 
-batch_norm = register(resnet.batch_norm, "resnet", given=["channels"])
+batch_norm = register(resnet.batch_norm, "resnet", given=["channels", "num_axes"])
 Resnet = _register_network(resnet.Resnet, batch_norm=batch_norm)
 SET_BY_RESNET18 = ("filters", "id_only", "num_layers", "kernel_size")
 SET_BY_RESNET56 = ("filters", "num_layers", "kernel_size")
@@ -133,8 +133,20 @@ for layer in (reference.DiffStride, reference.FixedSpectralPooling):
     register(layer, "reference")
 
 load_datasets = register(data.load_datasets, "data", given=["seed"])  # the seed of the training
-for augmentation in (augment.crop_and_flip, augment.random_crop, augment.flip):
-    register(augmentation, "augment", given=["images", "generator"])
+for augmentation in (
+    augment.crop_and_flip,
+    augment.random_crop,
+    augment.flip,
+    augment.shift,
+    augment.shift_and_mask,
+    augment.shift_and_noise,
+    augment.gain_and_noise,
+    augment.gain_of_log_mel,
+    augment.mask,
+):
+    register(augmentation, "augment", given=["images", "sounds", "maps", "waveforms", "generator"])
+for sound_function in (sound.log_mel, sound.waveform):
+    register(sound_function, "sound", given=["sound", "rate"])
 register(augment.per_image, "augment")
 # Two need a batch and its labels; per_image stands for Lambda.
 _register_all(v2, v2.Transform, [], ["Transform", "CutMix", "MixUp", "Lambda"])

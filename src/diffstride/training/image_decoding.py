@@ -1,11 +1,9 @@
 """Decodes image files into uint8 tensors."""
 
 import io
-import os
-import stat
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,50 +13,44 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as vision
 
-from diffstride.training.image_folder import DataError
-from diffstride.training.image_sources import Rows, first_line
+from diffstride.training.class_folders import DataError
+from diffstride.training.decoding import Decoder, read_encoded
+from diffstride.training.sources import first_line
 
 # Without this list Pillow tries dozens of formats on every image. torchvision's decoders are faster
 # by half, but deprecated.
 FORMATS = ("WEBP", "PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF")
 MAX_PIXELS = 2**26  # 8,192 x 8,192; larger images are refused before they are decoded
-MAX_BYTES = 2**29  # of an encoded image
 
 
-def decode_rows(split: Rows, image_size: int | None, shape: Sequence[int] | None = None) -> Tensor:
-    """Decode all rows of a split to a uint8 tensor `(N, 3, H, W)`; digits have one channel.
+@dataclass(frozen=True)
+class ImageDecoder(Decoder):
+    """Decodes images to uint8 tensors `(3, H, W)`; digits have one channel.
 
     Args:
-        split: one row or more.
         image_size: as for `load_datasets`.
-        shape: channels, height and width that all images must have; None for those of the first.
-
-    Raises:
-        DataError: an image cannot be decoded, has more than `MAX_PIXELS` pixels, before or after
-            resizing, or differs in size.
-
-    >>> from diffstride.training.image_sources import read_source
-    >>> tuple(decode_rows(read_source("digits").test, None).shape)
-    (360, 1, 8, 8)
     """
-    images = None
-    for count, (row, item) in enumerate(zip(split.rows, split.fetch(split.rows), strict=True)):
-        image = item if isinstance(item, Tensor) else _decode(item, row, split.title)
-        if image_size is not None:
-            _check_resized(image.shape, image_size, _name_image(item, row, split.title))
-            image = vision.resize(image, [image_size])
-            image = vision.center_crop(image, [image_size])
-        if tuple(image.shape) != (shape := tuple(shape or image.shape)):
-            raise DataError(
-                f"{_name_image(item, row, split.title)} has {image.shape[1]} x {image.shape[2]} "
-                f"pixels, others have {shape[1]} x {shape[2]}: pass image_size=PIXELS to resize "
-                "all images"
-            )
-        if images is None:
-            images = torch.empty(len(split.rows), *shape, dtype=torch.uint8)
-        images[count] = image
-    assert images is not None  # classes without images were refused before
-    return images
+
+    image_size: int | None = None
+
+    def __call__(self, item: Any, name: str) -> Tensor:
+        """Decode an image.
+
+        Raises:
+            DataError: it cannot be decoded, or has more than `MAX_PIXELS` pixels, before or after
+                resizing.
+        """
+        image = item if isinstance(item, Tensor) else _decode(item, name)
+        if self.image_size is None:
+            return image
+        _check_resized(image.shape, self.image_size, name)
+        return vision.center_crop(vision.resize(image, [self.image_size]), [self.image_size])
+
+    def explain_difference(self, shape: Sequence[int], others: Sequence[int]) -> str:
+        return (
+            f"{shape[1]} x {shape[2]} pixels, others have {others[1]} x {others[2]}: pass "
+            "image_size=PIXELS to resize all images"
+        )
 
 
 def _check_resized(shape: torch.Size, image_size: int, name: str) -> None:
@@ -71,29 +63,14 @@ def _check_resized(shape: torch.Size, image_size: int, name: str) -> None:
         )
 
 
-def _decode(item: Any, row: int, title: str) -> Tensor:
+def _decode(item: Any, name: str) -> Tensor:
     try:
-        return _pixels(_encoded(item))
+        return _pixels(read_encoded(item))
     except Exception as error:  # the readers of Pillow promise no types
         reason = first_line(error)
         if isinstance(error, PIL.UnidentifiedImageError):  # its text has an address in memory
             reason = f"not one of the formats {', '.join(FORMATS)}"
-        raise DataError(
-            f"cannot decode {_name_image(item, row, title)} ({reason}): replace or remove it"
-        ) from error
-
-
-def _encoded(item: Any) -> bytes:
-    """The bytes of an image, which a file of rows may hold itself, or as the path of a file."""
-    if item["bytes"] is not None:
-        return item["bytes"]
-    # Reading a pipe or a device may never end. Some of the system's files say that they are empty.
-    found = os.stat(item["path"])
-    if not stat.S_ISREG(found.st_mode):
-        raise ValueError("no regular file")
-    if not 0 < found.st_size <= MAX_BYTES:
-        raise ValueError(f"{found.st_size:,} bytes, not 1 to {MAX_BYTES:,}")
-    return Path(item["path"]).read_bytes()
+        raise DataError(f"cannot decode {name} ({reason}): replace or remove it") from error
 
 
 def _pixels(encoded: bytes) -> Tensor:
@@ -109,8 +86,3 @@ def _pixels(encoded: bytes) -> Tensor:
             raise ValueError(f"more than 8 bits per pixel, mode {image.mode!r}")
         PIL.ImageOps.exif_transpose(image, in_place=True)
         return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-
-
-def _name_image(item: Any, row: int, title: str) -> str:
-    path = item.get("path") if isinstance(item, dict) else None
-    return f"row {row} ({path!r}) of {title}" if path else f"row {row} of {title}"

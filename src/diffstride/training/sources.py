@@ -1,4 +1,4 @@
-"""Finds image data sets and reads their labels: scikit-learn digits, folders, Hugging Face Hub."""
+"""Finds images or sounds and reads their labels: scikit-learn digits, folders, Hugging Face Hub."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from diffstride.training.class_folders import DataError, check_files, find_files, has_folders
 from diffstride.training.files import expand_home
-from diffstride.training.image_folder import DataError, check_files, find_images, has_folders
+from diffstride.training.folds import Fold, split_by_group
 
 if TYPE_CHECKING:
     from datasets import Dataset as HubDataset
@@ -26,11 +27,12 @@ HUB_NAMES = {
 LABEL_COLUMNS = ("fine_label", "label", "labels")
 PARTS = ("train", "test")
 LAYOUT = "train.parquet and test.parquet, or train/CLASS/*.png and test/CLASS/*.png"
+SOUND_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64")
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of one split: their labels, and a function that fetches their encoded images.
+    """Rows of one split: their labels, and a function that fetches them, encoded.
 
     They are sent to the processes that decode, so the function is not a local one.
     """
@@ -46,17 +48,23 @@ class Rows:
 
 
 class Source(NamedTuple):
-    """A data set whose images are not decoded yet."""
+    """A data set whose images or sounds are not decoded yet."""
 
     train: Rows
     test: Rows | None
     class_names: tuple[str, ...]
+    sound: bool = False
 
 
 def read_source(
-    name: str, root: str | os.PathLike[str] | None = None, label_column: str | None = None
+    name: str,
+    root: str | os.PathLike[str] | None = None,
+    label_column: str | None = None,
+    fold: Fold | None = None,
 ) -> Source:
     """Find a data set by name and read its labels; arguments as for `load_datasets`.
+
+    It has sounds if its column says so, or if its first file ends in one of `SOUND_SUFFIXES`.
 
     Raises:
         DataError: the data set cannot be found or read.
@@ -65,25 +73,38 @@ def read_source(
     ('0', '1', '2')
     """
     if name == "digits":
+        _check_no_fold(name, fold)
         return _digits()
     root = root or os.environ.get("DIFFSTRIDE_DATA")
     folder = _existing_folder(name, expand_home(root)) if root else None
     if folder and any(has_folders(folder / part) for part in PARTS):
+        _check_no_fold(name, fold)
         return _from_class_folders(name, folder)
-    splits = _from_folder(folder) if folder else _from_hub(name)
+    splits: Any = _from_folder(folder) if folder else _from_hub(name)
     _check_train_split(name, splits)
+    if fold is not None:
+        splits = split_by_group(name, splits, fold)
     features = splits["train"].features
-    image, label = _image_column(features, name), _label_column(features, label_column, name)
+    content, label = _content_column(features, name), _label_column(features, label_column, name)
+    sound = _is_sound(splits["train"], content)
     found = {split: splits[split][label][:] for split in PARTS if split in splits}
     for split, values in found.items():
         if not values:
             raise DataError(f"{_title(split, name)} has no rows: add some, or remove it")
     classes = _classes(features[label], chain.from_iterable(found.values()))
     rows = {
-        split: _rows(splits[split], image, values, classes, _title(split, name))
+        split: _rows(splits[split], content, sound, values, classes, _title(split, name))
         for split, values in found.items()
     }
-    return Source(rows["train"], rows.get("test"), tuple(classes.values()))
+    return Source(rows["train"], rows.get("test"), tuple(classes.values()), sound)
+
+
+def _check_no_fold(name: str, fold: Fold | None) -> None:
+    if fold is not None:
+        raise DataError(
+            f"{name!r} has no columns to split by, so fold={fold.index} cannot be made: put it "
+            f"into Parquet files with a column {fold.column!r}, or leave fold out"
+        )
 
 
 def _check_train_split(name: str, splits: Iterable[Any]) -> None:
@@ -118,16 +139,17 @@ def _existing_folder(name: str, root: Path) -> Path:
 def _from_class_folders(name: str, folder: Path) -> Source:
     # Not by the image folders of `datasets`, which leave out what they cannot open or do not know,
     # and take the innermost folder for the class.
-    parts = {part: find_images(folder / part) for part in PARTS if (folder / part).exists()}
+    parts = {part: find_files(folder / part) for part in PARTS if (folder / part).exists()}
     _check_train_split(name, parts)
     classes = sorted(set().union(*parts.values()))
     if len(classes) < 2:
-        raise DataError(f"{name!r} has images of {_quoted(classes)} only: add a second class")
+        raise DataError(f"{name!r} has files of {_quoted(classes)} only: add a second class")
     rows = {
         part: _rows_of_files([found.get(each, []) for each in classes], _title(part, name))
         for part, found in parts.items()
     }
-    return Source(rows["train"], rows.get("test"), tuple(classes))
+    sound = _names_sound(next(chain.from_iterable(parts["train"].values()), None))
+    return Source(rows["train"], rows.get("test"), tuple(classes), sound)
 
 
 def _rows_of_files(paths: Sequence[Sequence[str]], title: str) -> Rows:
@@ -214,13 +236,29 @@ def _from_hub(name: str) -> "DatasetDict":
         ) from error
 
 
-def _image_column(features: "Features", name: str) -> str:
-    from datasets import Image
+def _content_column(features: "Features", name: str) -> str:
+    from datasets import Audio, Image
 
     for column, feature in features.items():
-        if isinstance(feature, Image) or (isinstance(feature, dict) and "bytes" in feature):
+        encoded = isinstance(feature, dict) and "bytes" in feature
+        if encoded or isinstance(feature, Image | Audio):
             return column
-    raise DataError(f"{name!r} has no column of images, only {_quoted(features)}: add one")
+    raise DataError(
+        f"{name!r} has no column of images or sounds, only {_quoted(features)}: add one"
+    )
+
+
+def _is_sound(split: "HubDataset", column: str) -> bool:
+    from datasets import Audio, Image
+
+    feature = split.features[column]
+    if isinstance(feature, Image | Audio) or not len(split):
+        return isinstance(feature, Audio)
+    return _names_sound(split[0][column].get("path"))
+
+
+def _names_sound(path: str | None) -> bool:
+    return path is not None and path.lower().endswith(SOUND_SUFFIXES)
 
 
 def _label_column(features: "Features", asked: str | None, name: str) -> str:
@@ -231,7 +269,7 @@ def _label_column(features: "Features", asked: str | None, name: str) -> str:
             return column
     raise DataError(
         f"{name!r} has no column of labels, only {_quoted(features)}: pass label_column=NAME; a "
-        "folder of images needs a subfolder for each of two or more classes"
+        "folder of files needs a subfolder for each of two or more classes"
     )
 
 
@@ -244,16 +282,22 @@ def _classes(feature: Any, values: Iterable[Any]) -> dict[Any, str]:
 
 
 def _rows(
-    split: "HubDataset", column: str, values: list[Any], classes: dict[Any, str], title: str
+    split: "HubDataset",
+    column: str,
+    sound: bool,
+    values: list[Any],
+    classes: dict[Any, str],
+    title: str,
 ) -> Rows:
-    from datasets import Image
+    from datasets import Audio, Image
 
     positions = {value: position for position, value in enumerate(classes)}
     for row, value in enumerate(values):
         if value not in positions:
             raise DataError(f"row {row} of {title} has the label {value!r}: correct or remove it")
     labels = np.array([positions[value] for value in values], dtype=np.int64)
-    encoded = split.select_columns(column).cast_column(column, Image(decode=False))
+    kind = Audio(decode=False) if sound else Image(decode=False)
+    encoded = split.select_columns(column).cast_column(column, kind)
     order = _order(labels)
     return Rows(partial(_take_column, encoded, column), labels[order], order, title)
 

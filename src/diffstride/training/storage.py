@@ -1,10 +1,9 @@
-"""Keeps the images of a data set: decoded in memory, or encoded if they exceed a limit."""
+"""Keeps the examples of a data set: decoded in memory, or encoded if they exceed a limit."""
 
-import math
 import os
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from diffstride.training.image_decoding import decode_rows
-from diffstride.training.image_sources import Rows
+from diffstride.training.decoding import Decoder, decode_rows
+from diffstride.training.sources import Rows
 
 MAX_WORKERS = 8  # by default; machines with many cores may train several networks
 CHECKED_AT_ONCE = 64
@@ -21,77 +20,80 @@ SECONDS_TO_STOP = 30
 
 
 @dataclass(frozen=True)
-class EncodedImages:
-    """Images of a split that are decoded whenever they are taken.
+class EncodedExamples:
+    """Images or sounds of a split that are decoded whenever they are taken.
 
     Args:
         split: the rows.
-        image_size: as for `load_datasets`.
-        shape: images, channels, height, width. With one channel, that is the first of each image.
-        decoded_channels: channels of the images as they are decoded.
+        decode: makes the tensor of one row.
+        shape: examples, channels, further axes. With one channel, that is the first of each
+            example.
+        decoded_channels: channels of the examples as they are decoded.
     """
 
     split: Rows
-    image_size: int | None
-    shape: tuple[int, int, int, int]
+    decode: Decoder
+    shape: tuple[int, ...]
     decoded_channels: int
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, indices: Sequence[int]) -> Tensor:
-        """Decode the images with these indices: uint8 `(B, C, H, W)`."""
+        """Decode the examples with these indices: `(B, C, …)`."""
         rows = self.split.take(np.asarray(indices))
-        images = decode_rows(rows, self.image_size, (self.decoded_channels, *self.shape[2:]))
-        return images[:, : self.shape[1]]
+        examples = decode_rows(rows, self.decode, (self.decoded_channels, *self.shape[2:]))
+        return examples[:, : self.shape[1]]
 
 
-Images = Tensor | EncodedImages
+Examples = Tensor | EncodedExamples
 
 
 class Stored(NamedTuple):
-    """Images of both splits, and how often each channel of the training images has each value."""
+    """Examples of both splits, and the moments of the training examples, see `sum_moments`."""
 
-    train: Images
-    test: Images
-    counts: Tensor
+    train: Examples
+    test: Examples
+    moments: Tensor
     num_workers: int
 
 
-def store_images(
+def store_examples(
     train: Rows,
     test: Rows,
-    image_size: int | None,
+    decode: Decoder,
     memory_limit: int,
     num_workers: int | None = None,
 ) -> Stored:
     """Decode both splits into memory, or keep them encoded where they exceed `memory_limit`.
 
-    All images are decoded once in both cases, so that errors come at the start and statistics are
-    exact. Images have one channel if all of them are grey.
+    All examples are decoded once in both cases, so that errors come at the start and statistics
+    are exact. Images have one channel if all of them are grey.
 
     Args:
-        train: rows of the training images.
-        test: rows of the test images.
-        image_size: as for `load_datasets`; so are `memory_limit` and `num_workers`.
-        memory_limit: largest number of bytes of decoded images.
+        train: rows of the training examples.
+        test: rows of the test examples.
+        decode: makes the tensor of one row.
+        memory_limit: largest number of bytes of decoded examples.
         num_workers: processes that decode; None for 0 in memory, else the number of cores up to 8.
 
     Raises:
-        DataError: an image cannot be decoded, or differs in size from the first one.
+        DataError: an example cannot be decoded, or differs in shape from the first one.
 
-    >>> from diffstride.training.image_sources import read_source
+    >>> from diffstride.training.image_decoding import ImageDecoder
+    >>> from diffstride.training.sources import read_source
     >>> source = read_source("digits")
-    >>> stored = store_images(source.train, source.test, None, memory_limit=10**6)
-    >>> stored.train.shape, stored.counts.shape
-    (torch.Size([1437, 1, 8, 8]), torch.Size([1, 256]))
+    >>> stored = store_examples(source.train, source.test, ImageDecoder(), memory_limit=10**6)
+    >>> stored.train.shape, stored.moments.shape
+    (torch.Size([1437, 1, 8, 8]), torch.Size([3, 1]))
     """
-    shape = decode_rows(train.take(slice(1)), image_size).shape[1:]
-    if (len(train.rows) + len(test.rows)) * math.prod(shape) <= memory_limit:
-        stored = _decode_all(train, test, image_size, shape)
+    first = decode_rows(train.take(slice(1)), decode)
+    shape = first.shape[1:]
+    if (len(train.rows) + len(test.rows)) * first.nbytes <= memory_limit:
+        stored = _decode_all(train, test, decode, shape)
         return stored._replace(num_workers=num_workers or 0)
     workers = min(MAX_WORKERS, _usable_cores()) if num_workers is None else num_workers
-    return _check_all(train, test, image_size, shape, workers)
+    return _check_all(train, test, decode, shape, workers)
 
 
 def outlive_sigterm(worker: int) -> None:
@@ -110,73 +112,81 @@ def _usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _decode_all(train: Rows, test: Rows, image_size: int | None, shape: Sequence[int]) -> Stored:
-    images, test_images = (decode_rows(each, image_size, shape) for each in (train, test))
-    if _are_grey(images) and _are_grey(test_images):  # often stored with three equal channels
-        images, test_images = images[:, :1].clone(), test_images[:, :1].clone()
-    return Stored(images, test_images, _count(images), 0)
+def _decode_all(train: Rows, test: Rows, decode: Decoder, shape: Sequence[int]) -> Stored:
+    examples, test_examples = (decode_rows(each, decode, shape) for each in (train, test))
+    if shape[0] > 1 and _are_grey(examples) and _are_grey(test_examples):
+        # Grey images are often stored with three equal channels.
+        examples, test_examples = examples[:, :1].clone(), test_examples[:, :1].clone()
+    parts = map(sum_moments, examples.split(CHECKED_AT_ONCE))
+    return Stored(examples, test_examples, torch.stack([*parts]).sum(0), 0)
 
 
 def _check_all(
-    train: Rows, test: Rows, image_size: int | None, shape: Sequence[int], num_workers: int
+    train: Rows, test: Rows, decode: Decoder, shape: Sequence[int], num_workers: int
 ) -> Stored:
-    """Decode all images once in workers, and keep only the counts of their values."""
-    channels, height, width = shape
-    images, test_images = (
-        EncodedImages(each, image_size, (len(each.rows), channels, height, width), channels)
-        for each in (train, test)
+    """Decode all examples once in workers, and keep only their moments."""
+    examples, test_examples = (
+        EncodedExamples(each, decode, (len(each.rows), *shape), shape[0]) for each in (train, test)
     )
-    counts, train_grey = _decode_once(images, num_workers)
-    _, test_grey = _decode_once(test_images, num_workers)
+    moments, train_grey = _decode_once(examples, num_workers)
+    _, test_grey = _decode_once(test_examples, num_workers)
     if train_grey and test_grey:
-        return Stored(_first_channel(images), _first_channel(test_images), counts[:1], num_workers)
-    return Stored(images, test_images, counts, num_workers)
+        examples, test_examples = map(_first_channel, (examples, test_examples))
+        moments = moments[:, :1]
+    return Stored(examples, test_examples, moments, num_workers)
 
 
-def _first_channel(images: EncodedImages) -> EncodedImages:
-    count, channels, *size = images.shape
-    return EncodedImages(images.split, images.image_size, (count, 1, size[0], size[1]), channels)
+def _first_channel(examples: EncodedExamples) -> EncodedExamples:
+    count, _, *size = examples.shape
+    return replace(examples, shape=(count, 1, *size))
 
 
-def _decode_once(images: EncodedImages, num_workers: int) -> tuple[Tensor, bool]:
-    """Counts of the values of all images, and whether all images are grey.
+def _decode_once(examples: EncodedExamples, num_workers: int) -> tuple[Tensor, bool]:
+    """Moments of all examples, and whether all of them are grey.
 
     Raises:
-        DataError: an image cannot be decoded, or differs in size.
+        DataError: an example cannot be decoded, or differs in shape.
     """
-    counts, grey = torch.zeros(images.shape[1], 256, dtype=torch.int64), True
+    parts, grey = [], True
     loader = DataLoader(
-        _Facts(images), CHECKED_AT_ONCE, num_workers=num_workers, collate_fn=_unchanged
+        _Facts(examples), CHECKED_AT_ONCE, num_workers=num_workers, collate_fn=_unchanged
     )
-    for counted, are_grey in loader:
-        counts += counted
+    for moments, are_grey in loader:
+        parts.append(moments)
         grey = grey and are_grey
-    return counts, grey
+    return torch.stack(parts).sum(0), grey
 
 
 class _Facts(Dataset[Any]):
-    """Counts of values, and greyness, of whole batches of images."""
+    """Moments, and greyness, of whole batches of examples."""
 
-    def __init__(self, images: EncodedImages) -> None:
-        self.images = images
+    def __init__(self, examples: EncodedExamples) -> None:
+        self.examples = examples
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.examples)
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, bool]:
-        images = self.images[indices]
-        return _count(images), _are_grey(images)
+        examples = self.examples[indices]
+        return sum_moments(examples), _are_grey(examples)
 
 
 def _unchanged(value: Any) -> Any:  # no lambda, which cannot be sent to spawned workers
     return value
 
 
-def _are_grey(images: Tensor) -> bool:
-    return bool((images == images[:, :1]).all())
+def _are_grey(examples: Tensor) -> bool:
+    return bool((examples == examples[:, :1]).all())
 
 
-def _count(images: Tensor) -> Tensor:
-    """How often each channel has each value: `(C, 256)`."""
-    channels = [torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]
-    return torch.stack(channels)
+def sum_moments(examples: Tensor) -> Tensor:
+    """The number of values, their sum and the sum of their squares, for each channel: `(3, C)`.
+
+    In float64, so that these are exact for up to 10^11 values of uint8.
+
+    >>> sum_moments(torch.tensor([[[1, 2, 3]]], dtype=torch.uint8))[:, 0].tolist()
+    [3.0, 6.0, 14.0]
+    """
+    channels = examples.transpose(0, 1).flatten(1).double()
+    counts = torch.full((len(channels),), channels.shape[1], dtype=torch.float64)
+    return torch.stack([counts, channels.sum(1), channels.square().sum(1)])

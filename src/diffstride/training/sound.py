@@ -1,0 +1,187 @@
+"""Tensors of fixed shape from recordings: log-mel spectrograms and waveforms."""
+
+import warnings
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SoundFunction = Callable[[Tensor, int], Tensor]
+
+
+def waveform(
+    sound: Tensor,
+    rate: int,
+    sample_rate: int = 8000,
+    samples: int = 8000,
+    level: float | None = None,
+) -> Tensor:
+    """The samples of a recording, resampled, then padded or cropped around its middle.
+
+    Args:
+        sound: mono recording `(N,)`, float32 from -1 to 1.
+        rate: its sampling rate in Hz.
+        sample_rate: sampling rate of the result in Hz, at least 1.
+        samples: length of the result, at least 1. Shorter recordings get silence on both sides.
+        level: root mean square, above 0, to which each recording is scaled before it is padded or
+            cropped; None leaves it as it is.
+
+    Returns:
+        `(1, samples)`.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    >>> waveform(torch.tensor([1.0, 2.0, 3.0]), 8000, samples=5)
+    tensor([[0., 1., 2., 3., 0.]])
+    """
+    _check_counts(sample_rate=sample_rate, samples=samples)
+    return _fit(_scale(_resample(sound, rate, sample_rate), level), samples)[None]
+
+
+def log_mel(
+    sound: Tensor,
+    rate: int,
+    sample_rate: int = 8000,
+    bands: int = 64,
+    frames: int = 64,
+    hop: int = 125,
+    window: int = 256,
+    fft_size: int = 512,
+    lowest: float = 50.0,
+    highest: float | None = None,
+    floor: float = 1e-4,
+    level: float | None = None,
+) -> Tensor:
+    """Log-mel spectrogram of a recording, 0 for silence: `log(1 + energy / floor)`.
+
+    The energies are those of Hann windows in triangular filters, spaced by the mel scale. The
+    recording is first padded or cropped around its middle to `frames * hop` samples.
+
+    Args:
+        sound: mono recording `(N,)`, float32 from -1 to 1.
+        rate: its sampling rate in Hz.
+        sample_rate: sampling rate in Hz to which it is resampled, at least 1.
+        bands: number of mel filters, at least 1.
+        frames: number of windows, at least 1.
+        hop: distance of windows in samples, at least 1.
+        window: length of windows in samples, at least 1.
+        fft_size: length of the Fourier transforms in samples, at least `window`. A longer one
+            interpolates the spectrum, as narrow filters need.
+        lowest: lower edge of the filters in Hz, at least 0.
+        highest: their upper edge in Hz, above `lowest`; None for half of `sample_rate`.
+        floor: energy, above 0, around which the logarithm begins to compress.
+        level: as for `waveform`.
+
+    Returns:
+        `(1, bands, frames)`, low frequencies first.
+
+    Raises:
+        ValueError: an argument is out of its range, or a filter has no bin of the transform.
+        ModuleNotFoundError: torchaudio is not installed.
+
+    >>> tone = torch.sin(torch.arange(8000) * 2 * torch.pi * 1000 / 8000)  # 1,000 Hz
+    >>> spectrogram = log_mel(tone, 8000)  # doctest: +SKIP
+    >>> spectrogram.shape, spectrogram[0].mean(1).argmax().item()  # doctest: +SKIP
+    (torch.Size([1, 64, 64]), 28)
+    """
+    _check_counts(sample_rate=sample_rate, bands=bands, frames=frames, hop=hop, window=window)
+    highest = sample_rate / 2 if highest is None else highest
+    if not 0 <= lowest < highest <= sample_rate / 2:
+        raise ValueError(
+            f"lowest and highest must be from 0 to half of sample_rate={sample_rate}, the lowest "
+            f"first, but got {lowest} and {highest}"
+        )
+    if fft_size < window:
+        raise ValueError(f"fft_size must be at least window={window}, but got {fft_size}")
+    if not floor > 0:
+        raise ValueError(f"floor must be above 0, but got {floor}")
+    fitted = _fit(_scale(_resample(sound, rate, sample_rate), level), frames * hop)
+    # One window for each hop, with its middle in the middle of the hop.
+    padded = F.pad(fitted, ((fft_size - hop) // 2, fft_size - hop - (fft_size - hop) // 2))
+    spectrum = torch.stft(
+        padded,
+        fft_size,
+        hop,
+        window,
+        torch.hann_window(window),
+        center=False,
+        return_complex=True,
+    )
+    filters = _mel_filters(fft_size // 2 + 1, lowest, highest, bands, sample_rate)
+    energies = filters.T @ spectrum.abs().square()
+    return (energies / floor).log1p()[None]
+
+
+SOUND_FUNCTIONS: dict[str, SoundFunction] = {"log_mel": log_mel, "waveform": waveform}
+
+
+def find_sound_function(sound_fn: str | Callable[..., Tensor] | None) -> SoundFunction:
+    """The function that an argument ``sound_fn`` stands for; `log_mel` for None.
+
+    Raises:
+        ValueError: there is no such name.
+
+    >>> find_sound_function("waveform").__name__
+    'waveform'
+    """
+    if sound_fn is None:
+        return log_mel
+    if isinstance(sound_fn, str) and sound_fn in SOUND_FUNCTIONS:
+        return SOUND_FUNCTIONS[sound_fn]
+    if not callable(sound_fn) or isinstance(sound_fn, type):
+        raise ValueError(
+            "sound_fn must be None, a function (sound, rate) or one of "
+            f"{', '.join(map(repr, SOUND_FUNCTIONS))}, but got {sound_fn!r}"
+        )
+    return sound_fn
+
+
+def _check_counts(**counts: Any) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} must be 1 or more, but got {count}")
+
+
+def _resample(sound: Tensor, rate: int, sample_rate: int) -> Tensor:
+    if rate == sample_rate:
+        return sound
+    from torchaudio.functional import resample
+
+    return resample(sound, rate, sample_rate)
+
+
+def _scale(sound: Tensor, level: float | None) -> Tensor:
+    if level is None:
+        return sound
+    if not level > 0:
+        raise ValueError(f"level must be above 0, or None, but got {level}")
+    found = sound.square().mean().sqrt()
+    return sound * (level / found) if found > 0 else sound  # silence has no level
+
+
+def _fit(sound: Tensor, samples: int) -> Tensor:
+    """Pad or crop a recording on both sides."""
+    missing = samples - len(sound)
+    before = missing // 2
+    return F.pad(sound, (before, missing - before))  # crops where negative
+
+
+@lru_cache(maxsize=16)
+def _mel_filters(bins: int, lowest: float, highest: float, bands: int, rate: int) -> Tensor:
+    """Weights of the bins in each filter: `(bins, bands)`."""
+    from torchaudio.functional import melscale_fbanks
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of filters without bins, which are refused below
+        filters = melscale_fbanks(bins, lowest, highest, bands, rate)
+    empty = int((filters.amax(0) == 0).sum())
+    if empty:
+        raise ValueError(
+            f"{empty} of {bands} bands have no bin of a Fourier transform of {2 * (bins - 1)} "
+            "samples: use a larger fft_size, or fewer bands"
+        )
+    return filters
