@@ -339,3 +339,36 @@ def test_kernel_size_applies_to_all_convolutions_of_a_block():
     block = network.blocks[0][0]
     assert block.first_conv.kernel_size == block.second_conv.kernel_size == (5, 5)
     assert network.blocks(torch.zeros(1, 4, 9, 9)).shape[2:] == (5, 5)
+
+
+@pytest.mark.parametrize(
+    "pooling_cls", [None, pooling.DiffStride, pooling.MaxPooling, pooling.BlurPooling]
+)
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_network_of_one_axis_is_that_of_images_of_one_row(
+    pooling_cls: Callable[..., nn.Module] | None, order: str
+) -> None:
+    """The same weights in the middle rows of the kernels, on images with one row."""
+    options = {"num_output_classes": 3, "pooling_cls": pooling_cls, "order": order, "width": 4}
+    line = resnet.resnet18([2, 1, 2, 2, 2], num_axes=1, in_channels=1, **options).eval()
+    flat = resnet.resnet18([(1, 2), 1, (1, 2), (1, 2), (1, 2)], in_channels=1, **options).eval()
+    state = flat.state_dict()
+    for name, value in line.state_dict().items():
+        if value.ndim == 3:
+            state[name] = torch.zeros_like(state[name])
+            state[name][:, :, state[name].shape[2] // 2] = value
+        elif not name.endswith(("strides", "kernel")):
+            state[name] = value
+    flat.load_state_dict(state)
+    x = torch.randn(2, 1, 96)
+    torch.testing.assert_close(line(x), flat(x[:, :, None]), rtol=1e-4, atol=1e-4)
+
+
+def test_numbers_of_axes_are_checked() -> None:
+    with pytest.raises(ValueError, match="num_axes must be 1, 2 or 3, but got 4"):
+        Resnet([4, 8], [1, 2], 10, num_axes=4)
+    with pytest.raises(ValueError, match=r"a stride must be one number, but got \(2, 2\)"):
+        Resnet([4, 8], [1, (2, 2)], 10, num_axes=1)
+    with pytest.raises(ValueError, match="a stride must be 3 numbers"):
+        Resnet([4, 8], [1, (2, 2)], 10, num_axes=3)
+    assert Resnet([4, 8], [1, 2], 10, num_axes=3)(torch.zeros(1, 3, 5, 6, 7)).shape == (1, 10)

@@ -72,6 +72,7 @@ def decode_sound(encoded: bytes) -> tuple[Tensor, int]:
         ValueError: the file is empty, too long, or has values that are not finite.
         soundfile.SoundFileError: the file is damaged, or of a format that is not known.
     """
+    _check_whole(encoded)
     import soundfile  # here, so that images need no extra for sounds
 
     with soundfile.SoundFile(io.BytesIO(encoded)) as file:
@@ -84,6 +85,14 @@ def decode_sound(encoded: bytes) -> tuple[Tensor, int]:
         if not samples.isfinite().all():
             raise ValueError("samples that are not finite")
         return samples.mean(1), file.samplerate
+
+
+def _check_whole(encoded: bytes) -> None:
+    """Refuse a WAV file that was cut off, of which libsndfile would return what is left."""
+    said = int.from_bytes(encoded[4:8], "little")
+    unknown = said in (0, 2**32 - 1)  # written by programs that do not know the length yet
+    if encoded[:4] == b"RIFF" and not unknown and said + 8 > len(encoded):
+        raise ValueError(f"{len(encoded):,} bytes, of {said + 8:,} that its head promises")
 
 
 def _reason(error: Exception) -> str:
