@@ -1,4 +1,4 @@
-"""Averages over seeds: runs that differ only in their seed are one entry of a table."""
+"""Averages over seeds and folds: runs that differ only in these are one entry of a table."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -10,12 +10,12 @@ from experiments.groups import POOLINGS, format_stride
 from experiments.published import Figure, find_published
 from experiments.results import CHOSEN, Row, identity
 
-DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
+DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "fsdd": "spoken digits"}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """The rows of at least one run, which differ only in their seed."""
+    """The rows of at least one run, which differ only in their seed and fold."""
 
     rows: tuple[Row, ...]
 
@@ -36,14 +36,15 @@ class Entry:
 
     @property
     def spread(self) -> float | None:
-        """Standard deviation of the test accuracy over the seeds, None for a single run."""
+        """Standard deviation of the test accuracy over the runs, None for a single run."""
         return stdev(row["test_accuracy"] for row in self.rows) if self.count > 1 else None
 
     @property
     def dataset(self) -> str:
         """Name of the data set, as tables show it."""
         name = str(self["dataset"])
-        return DATASETS.get(name, name)
+        folds = "" if self["fold"] is None else ", folds"
+        return DATASETS.get(name, name) + folds
 
     @property
     def start(self) -> str:
@@ -123,10 +124,11 @@ def _format_budget(budget: float | str) -> str:
 
 
 def average_seeds(rows: Iterable[Row]) -> list[Entry]:
-    """One entry for all rows that differ only in their seed, in the order of a table."""
+    """One entry for all rows that differ only in seed and fold, in the order of a table."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        kind = identity(row, [key for key in CHOSEN if key != "seed"])
+        kind = identity(row, [key for key in CHOSEN if key not in ("seed", "fold")])
+        kind += str(row["fold"] is None)  # the split of the data set is another protocol
         groups.setdefault(kind, []).append(row)
     return sorted((Entry(tuple(group)) for group in groups.values()), key=lambda each: each.rank)
 

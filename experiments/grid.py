@@ -24,12 +24,14 @@ class Run:
     strides: tuple[Any, ...]
     seed: int
     extra: tuple[str, ...] = ()
+    fold: int | None = None
 
     def bindings(self, model: str = "resnet.resnet18") -> dict[str, str]:
         """The Gin bindings of this run, for a recipe that trains ``model``."""
         owner = "resnet.Resnet" if model.startswith("resnet.") else model
         bound = {
             "data.load_datasets.name": self.dataset,
+            "data.load_datasets.fold": self.fold,
             f"{model}.strides": list(self.strides),
             "train.train.budget": self.budget,
             "train.train.devices": 1,  # several devices would share the steps: another training
@@ -74,11 +76,11 @@ def grid(
     """The runs of all groups, ordered by seed: all runs with their first seed come first.
 
     A group is a dictionary and stands for all combinations of its values. ``dataset``, ``pooling``
-    (a key of `POOLINGS`), ``edge``, ``budget`` and ``order`` are one value or a list, ``strides``
-    is a list of strides or a list of such lists, ``seeds`` is a list. Options that a pooling does
-    not have are ignored: only ``diffstride`` has an edge and a budget, and ``strided`` has no
-    order. ``bindings`` are Gin bindings of anything else. Such a group needs a ``config`` of its
-    own, which names its recipe in the results.
+    (a key of `POOLINGS`), ``edge``, ``budget``, ``order`` and ``fold`` are one value or a list,
+    ``strides`` is a list of strides or a list of such lists, ``seeds`` is a list. Options that a
+    pooling does not have are ignored: only ``diffstride`` has an edge and a budget, and ``strided``
+    has no order. ``bindings`` are Gin bindings of anything else. Such a group needs a ``config`` of
+    its own, which names its recipe in the results.
 
     Args:
         groups: the groups; each needs ``dataset``, ``pooling`` and ``strides``.

@@ -11,6 +11,7 @@ from experiments.values import (
     are_stage_strides,
     check_values,
     is_budget,
+    is_fold,
     is_integer,
     is_list,
     is_name,
@@ -37,7 +38,7 @@ POOLINGS = {
     "blur": Pooling("@pooling.BlurPooling", "blur pooling"),
 }
 RESERVED = ":;>"  # in the names of tables in pages
-COMBINED = ("dataset", "pooling", "edge", "budget", "order")
+COMBINED = ("dataset", "pooling", "edge", "budget", "order", "fold")
 NEEDED = ("dataset", "pooling", "strides")
 Group = Mapping[str, Any]
 
@@ -63,6 +64,10 @@ OPTIONS = {
         "None, 'strided', a number above 0 such as 35.05e6, or a list of these",
     ),
     "order": Rule(_one_of(ORDERS), f"one of {', '.join(map(repr, ORDERS))}, or a list of them"),
+    "fold": Rule(
+        list_of(is_fold),
+        "None for the split of the data set, a whole number from 0, or a list of these",
+    ),
     "strides": Rule(
         _are_strides,
         "a list of strides of at least 1 such as [1, 1, 2, 2, 2], or a list of such lists. Strides "
@@ -83,7 +88,7 @@ def complete_group(group: Group, defaults: Group) -> dict[str, Any]:
         ValueError: a key is unknown or missing, or has an invalid value.
     """
     _check_keys(group)
-    full = {"budget": None, "bindings": [], **defaults, **group}
+    full = {"budget": None, "fold": None, "bindings": [], **defaults, **group}
     listed = {key: _as_list(value) if key in COMBINED else value for key, value in full.items()}
     check_values(listed, OPTIONS, full)
     if "edge" in group and "reference" in listed["pooling"] and "passband" not in listed["edge"]:

@@ -17,6 +17,7 @@ from experiments.values import (
     check_values,
     is_budget,
     is_count,
+    is_fold,
     is_integer,
     is_name,
     is_number,
@@ -37,6 +38,7 @@ KEYS = (
     "strides_start",
     "strides_end",
     "seed",
+    "fold",
     "width",
     "epochs",
     "test_accuracy",
@@ -50,6 +52,8 @@ KEYS = (
 MEASURED = ("strides_end", *KEYS[KEYS.index("test_accuracy") :])
 CHOSEN = tuple(key for key in KEYS if key not in MEASURED)
 """Keys of what the grid asks for. Two rows with the same values here are the same run."""
+OPTIONAL = ("fold",)
+"""Keys that a line of a file lacks where they are None."""
 HOLDOUT = "holdout"
 
 
@@ -66,6 +70,7 @@ RULES = {
         "None or a dictionary with a list of strides of at least 1 for each layer",
     ),
     "seed": Rule(is_integer, "a whole number"),
+    "fold": Rule(is_fold, "None or a whole number from 0"),
     "width": Rule(lambda value: value is None or is_count(value), "None or a whole number above 0"),
     "epochs": Rule(is_count, "a whole number above 0"),
     "test_accuracy": Rule(
@@ -153,9 +158,14 @@ def append_row(path: Path, row: Mapping[str, Any]) -> bool:
         if identity(row) in map(identity, rows):
             return False
         rows.append({key: row[key] for key in KEYS})
+        lines = [_without_missing(each) for each in rows]
         with atomic_file(path) as file:
-            file.write("".join(json.dumps(each, allow_nan=False) + "\n" for each in rows).encode())
+            file.write("".join(json.dumps(each, allow_nan=False) + "\n" for each in lines).encode())
     return True
+
+
+def _without_missing(row: Row) -> Row:
+    return {key: value for key, value in row.items() if key not in OPTIONAL or value is not None}
 
 
 def _read(path: Path) -> Iterator[Row]:
@@ -167,7 +177,8 @@ def _read(path: Path) -> Iterator[Row]:
         if not isinstance(row, dict):
             raise ValueError(f"line {number} of {path} must be a row, but is {row!r:.100}")
         try:
-            yield check_row(row)
+            row = check_row(dict.fromkeys(OPTIONAL) | row)
+            yield {key: row[key] for key in KEYS}
         except ValueError as error:
             raise ValueError(f"line {number} of {path}: {error}: remove or correct it") from error
 

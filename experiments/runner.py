@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import gin
+import torch
 
 from diffstride._files import atomic_file
 from diffstride.training import gin_registry
 from diffstride.training.checkpoints import CHECKPOINTS, LAST
 from diffstride.training.command_line import configure
+from diffstride.training.gin_compat import ConfigurableReference
 from diffstride.training.network_cost import measure_cost
 from diffstride.training.run_summary import read_summary
+from diffstride.training.sound import find_sound_function
 from experiments.gin_bindings import (
     bound_value,
     check_overrides,
@@ -29,7 +32,8 @@ from experiments.results import CHOSEN, KEYS, Row, check_row
 # the published layer, which are not counted as MACs, add about half.
 OVERHEAD = 55e6
 SLOWDOWN = {"reference": 1.5}
-IMAGE_SHAPE = (3, 32, 32)
+IMAGE_SHAPES = {"digits": (1, 8, 8), "fashion_mnist": (1, 28, 28)}
+USUAL_SHAPE = (3, 32, 32)  # of images of other data sets, whose sizes only their files know
 CONFIGS = Path(__file__).parent / "configs"
 COMMIT_NOTE = "commit.txt"
 UNKNOWN = "unknown"
@@ -125,16 +129,19 @@ class GridRunner:
         parts += [f"width{row['width']}" if row["width"] else None]
         held_out = plain_value("data.load_datasets.holdout")
         parts += [f"holdout{held_out}" if held_out else None]
+        parts += [f"fold{row['fold']}" if row["fold"] is not None else None]
         parts += [f"epochs{row['epochs']}", f"seed{row['seed']}"]
         words = "-".join(str(part) for part in parts if part is not None)
         return f"{row['config']}/{words}".replace(" ", "_")
 
     def cost(self, run: Run, num_classes: int = 10) -> int:
-        """MACs of a 32 x 32 image at the initial strides, before a budget is applied."""
+        """MACs of one image or sound at the initial strides, before a budget is applied."""
         self._configure(run)
         model = gin.get_configurable(self._model_name(run))
-        network = model(num_output_classes=num_classes, in_channels=IMAGE_SHAPE[0])
-        return measure_cost(network, IMAGE_SHAPE).multiply_adds
+        channels, *size = shape = _example_shape(run.dataset)
+        axes = {"num_axes": len(size)} if len(size) != 2 else {}
+        network = model(num_output_classes=num_classes, in_channels=channels, **axes)
+        return measure_cost(network, shape).multiply_adds
 
     def weight(self, run: Run) -> float:
         """An estimate of a run's duration, in MACs of one image times epochs."""
@@ -152,6 +159,19 @@ class GridRunner:
         self._configure(run, workdir)
         noted = note_commit(workdir, commit)
         return check_row(make_row(row, gin_registry.train()) | {"commit": noted})
+
+
+def _example_shape(dataset: str) -> tuple[int, ...]:
+    """The shape of an image or sound of a data set, without reading it."""
+    sound_fn, size = map(
+        bound_value, ("data.load_datasets.sound_fn", "data.load_datasets.image_size")
+    )
+    if sound_fn is not None:
+        is_reference = isinstance(sound_fn, ConfigurableReference)
+        function = gin.get_configurable(sound_fn.selector) if is_reference else sound_fn
+        return tuple(find_sound_function(function)(torch.zeros(1), 8000).shape)
+    channels, *usual = IMAGE_SHAPES.get(dataset, USUAL_SHAPE)
+    return (channels, *([size] * 2 if size else usual))
 
 
 def make_row(chosen: Row, summary: Mapping[str, Any]) -> Row:

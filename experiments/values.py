@@ -54,6 +54,10 @@ def is_count(value: Any) -> bool:
     return is_integer(value) and value >= 1
 
 
+def is_fold(value: Any) -> bool:
+    return value is None or (is_integer(value) and value >= 0)
+
+
 def is_name(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
 

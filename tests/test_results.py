@@ -1,5 +1,6 @@
 """Tables, pictures and pages that a report makes of the results."""
 
+import json
 import re
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ CHOSEN = {
     "order": None,
     "strides_start": [1, 1, 2, 2, 2],
     "seed": 0,
+    "fold": None,
     "width": 16,
     "epochs": 10,
 }
@@ -97,6 +99,23 @@ def test_rows_with_other_options_are_another_entry(key):
     other = {**row(), key: {"strides_start": [2], "pooling": "max", "budget": 7}.get(key, "7")}
     assert len(average_seeds([row(), other])) == 2
     assert len(average_seeds([row(), row(seed=1)])) == 1
+
+
+def test_folds_are_averaged_and_kept_apart_from_the_split_of_the_data():
+    runs = [row(fold=fold, test_accuracy=float(fold)) for fold in (0, 1, 2)]
+    (split,), (folds,) = average_seeds([row()]), average_seeds(runs)
+    assert (folds.accuracy, folds.spread, folds.dataset) == (1.0, 1.0, f"{split.dataset}, folds")
+    assert len(average_seeds([row(), *runs])) == 2
+
+
+def test_files_keep_no_fold_of_runs_without_one(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    append_row(path, row())
+    append_row(path, row(fold=2))
+    first, second = map(json.loads, path.read_text().splitlines())
+    assert "fold" not in first
+    assert second["fold"] == 2
+    assert [each["fold"] for each in read_rows(tmp_path)] == [None, 2]
 
 
 def test_runs_with_other_layers_have_no_average():

@@ -212,6 +212,31 @@ def test_packaged_grid_of_convnet_has_three_seeds():
         assert grid.weight(run) > 1e9
 
 
+@pytest.mark.parametrize(
+    ("name", "usual", "cost"),
+    [
+        ("fsdd_mel_table.gin", (2, 1, 2, 2, 2), 8.73e6),
+        ("fsdd_wave_table.gin", (4, 1, 4, 4, 4), 17.14e6),
+    ],
+)
+def test_grids_of_sounds_compare_at_the_cost_of_the_strided_network(name, usual, cost):
+    pytest.importorskip("torchaudio", reason="needs the extra audio")
+    packaged = GridRunner((name,))
+    runs = packaged.runs
+    assert {run.fold for run in runs.values()} == {None, 0, 1, 2}
+    assert len({key.split("-seed")[0] for key in runs}) == len(runs) / 3
+    assert {run.budget for run in runs.values()} == {None, cost}
+    costs = {
+        run.pooling: packaged.cost(run)
+        for run in runs.values()
+        if run.strides == usual and run.fold == 0 and run.seed == 0
+    }
+    assert costs["strided"] == pytest.approx(cost, rel=1e-3)  # of a sound, not of 32 x 32 pixels
+    for pooling in ("max", "blur"):
+        assert costs[pooling] == pytest.approx(cost, rel=0.005)
+    assert costs["spectral"] == pytest.approx(cost, rel=0.07)
+
+
 def test_costs_in_the_results_are_those_of_the_packaged_grids(monkeypatch):
     """Where no budget rules, a network starts at the cost that its rows tell."""
     monkeypatch.setattr(resnet, "he_normal_", lambda weight: weight)  # slow, and of no account
@@ -733,6 +758,7 @@ ROW = {
     "strides_start": [1, 2],
     "strides_end": None,
     "seed": 0,
+    "fold": None,
     "width": 4,
     "epochs": 1,
     "test_accuracy": 50.0,
