@@ -151,7 +151,6 @@ def results(data: Datasets, trainings: dict[str, Training], facts: dict[str, Any
         "contract": facts,
         "dataset": data.name,
         "steps": trainings["converted"].steps,
-        "steps_per_epoch": len(data.train),
         "networks": {
             name: {"epochs": t.epochs, "multiply_adds": t.cost.value()}
             for name, t in trainings.items()
@@ -169,15 +168,12 @@ def shown(found: Report) -> str:
         network = found["networks"][name]
         last = network["epochs"][-1]
         cost = f"{network['multiply_adds'] / 1e6:.2f} M"
-        times = (f"{last[key]:.1f} min" for key in ("processor_minutes", "minutes"))
-        lines.append([label, f"{last['test_accuracy']:.2f} %", cost, *times])
+        lines.append([label, f"{last['test_accuracy']:.2f} %", cost, f"{last['minutes']:.1f} min"])
     costs = [each["multiply_adds"] for each in found["history"]]
     before = found["networks"]["strided"]["multiply_adds"]
     least, most = (f"{100 * cost / before:.2f} %" for cost in (min(costs), max(costs)))
     parts = [
-        table(
-            ["ResNet-18", "test accuracy", "MACs an image", "processor time", "wall time"], lines
-        ),
+        table(["ResNet-18", "test accuracy", "MACs an image", "time of training"], lines),
         f"In the {found['steps']:,} steps the converted network cost {least} to {most} of the MACs "
         f"before conversion. Frozen, it classifies {found['frozen_accuracy']:.2f} % correctly.",
         "![Strides, map sizes and MACs over the training](images/walkthrough.png)",

@@ -15,7 +15,8 @@ STYLES = {"height": "-", "width": "--"}
 def plot_walkthrough(found: Report, path: Path) -> Figure:
     """Draw strides, map sizes and MACs over the epochs of training, one below the other."""
     history = found["history"]
-    epochs = [each["step"] / found["steps_per_epoch"] for each in history]
+    steps_per_epoch = found["steps"] / len(found["networks"]["converted"]["epochs"])
+    epochs = [each["step"] / steps_per_epoch for each in history]
     figure = Figure(figsize=(WIDTH, 5.6))
     strides, maps, cost = figure.subplots(3, sharex=True, height_ratios=(1.1, 1.4, 0.8))
     figure.subplots_adjust(left=0.13, right=0.72, top=0.95, bottom=0.08, hspace=0.32)

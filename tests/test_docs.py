@@ -22,13 +22,6 @@ BLOCK = re.compile(r"```python\n(.*?)```(?:\s*```text\n(.*?)```)?", re.DOTALL)
 MAX_BYTES = 100_000
 
 
-def test_walk_through_quotes_the_example():
-    example = (ROOT / "src/diffstride/examples/convert_torchvision.py").read_text()
-    quoted = BLOCK.findall(PAGES["walkthrough.md"])
-    assert len(quoted) >= 3
-    assert all(program in example for program, _ in quoted)
-
-
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")

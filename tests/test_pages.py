@@ -1,6 +1,7 @@
 """The generated parts of converting.md and walkthrough.md, and the results behind them."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,6 @@ from benchmarks import conversion, scratch, walkthrough
 from benchmarks.common import with_table
 
 ROOT = Path(__file__).parents[1]
-EXAMPLE = (ROOT / "src/diffstride/examples/convert_torchvision.py").read_text()
 
 
 def report_of(module):
@@ -88,10 +88,59 @@ def test_table_of_trainings_from_scratch_matches_its_results():
         assert row["multiply_adds"] <= most * row["multiply_adds_before"]
 
 
-def test_walkthrough_states_the_number_of_lines_of_the_example():
-    lines = len(EXAMPLE.splitlines())
-    assert lines < 40
-    assert f"whole way in {lines} lines" in " ".join(walkthrough.PAGE.read_text().split())
+WALKTHROUGH = walkthrough.PAGE.read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```\n(?:\n```text\n(.*?)```)?", WALKTHROUGH, re.DOTALL)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("number", range(3))
+def test_each_block_of_the_walkthrough_runs_alone(number, tmp_path, monkeypatch, capsys):
+    assert len(BLOCKS) == 3
+    program, printed = BLOCKS[number]
+    if "onnxruntime" in program:
+        pytest.importorskip("onnxruntime", reason="needs onnxruntime, of the extra export")
+    monkeypatch.chdir(tmp_path)
+    shared: dict = {}
+    exec(compile(program, f"block {number} of walkthrough.md", "exec"), shared)
+    output = capsys.readouterr().out
+    if printed:
+        assert output == printed
+    if "budget" in shared:
+        used, allowed = shared["budget"].cost.value(), shared["budget"].multiply_adds
+        assert 0.98 * allowed < used <= allowed
+        strides = list(shared["stride_scalars"](shared["model"]).values())
+        assert len(strides) == 6
+        assert len(set(strides)) > 3  # they started equal
+
+
+def test_walkthrough_page_matches_its_results():
+    found = report_of(walkthrough)
+    assert not found["contract"]["quick"]
+    assert table_is(WALKTHROUGH, "walkthrough", walkthrough.shown(found))
+    assert walkthrough.PICTURE.stat().st_size < 200_000
+    accuracy = {
+        name: network["epochs"][-1]["test_accuracy"] for name, network in found["networks"].items()
+    }
+    assert f"{accuracy['converted'] - accuracy['strided']:.2f} points ahead" in WALKTHROUGH
+    last = found["history"][-1]["maps"]
+    for name in ("layer2.0.conv1.pooling", "layer4.0.conv1.pooling"):
+        assert f"end at {' x '.join(map(str, last[name]))}" in WALKTHROUGH
+
+
+def test_walkthrough_keeps_its_budget_while_maps_change():
+    found = report_of(walkthrough)
+    before = found["networks"]["strided"]["multiply_adds"]
+    costs = [each["multiply_adds"] for each in found["history"]]
+    assert 0.99 * before <= min(costs) <= max(costs) <= before
+    assert len({str(each["maps"]) for each in found["history"]}) > 3
+
+
+def test_step_of_the_walkthrough_is_the_measured_one():
+    rows = json.loads((ROOT / "benchmarks/results/conversion_time.json").read_text())["rows"]
+    (row,) = [r for r in rows if r["network"] == "torchvision resnet18" and r["dtype"] == "bf16"]
+    assert f"takes {row['held']:.2f} times as long" in WALKTHROUGH
 
 
 def test_walkthrough_trains_both_networks_from_the_same_weights(tmp_path, capsys):

@@ -279,7 +279,7 @@ class LearnedStrides(NamedTuple):
 def plot_accuracy_against_cost(points: Sequence[CostPoint], path: File = None) -> Figure:
     """Plot accuracy against multiply-adds, with a panel for each data set.
 
-    Points of one label are joined by a line, which is labelled at its dearest point. Points of one
+    Points of one label are joined by a line, which is labelled at its costliest point. Points of one
     start have the same marker.
 
     Args:
