@@ -280,8 +280,8 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
             r"resnet\.Resnet\.strides is bound, but has no effect.*bind resnet\.resnet18\.strides",
         ),
         (
-            ["--gin_bindings=resnet.Resnet.kernel_size = 5"],
-            r"resnet\.Resnet\.kernel_size is bound, but has no effect, .*: remove the binding$",
+            ["--gin_bindings=resnet.Resnet.num_layers = 3"],
+            r"resnet\.Resnet\.num_layers is bound, but has no effect, .*: remove the binding$",
         ),
         (
             [
