@@ -279,8 +279,8 @@ class LearnedStrides(NamedTuple):
 def plot_accuracy_against_cost(points: Sequence[CostPoint], path: File = None) -> Figure:
     """Plot accuracy against multiply-adds, with a panel for each data set.
 
-    Points of one label are joined by a line, which is labelled at its costliest point. Points of one
-    start have the same marker.
+    Points of one label are joined by a line, which is labelled at its costliest point. Points of
+    one start have the same marker.
 
     Args:
         points: the points; ``panel`` is their data set.

@@ -1,12 +1,13 @@
-"""Convert a torchvision network, train, freeze, export and run it: DATASET NETWORK EPOCHS."""
+"""Convert a torchvision network, train it at the cost that it had, freeze, export and run it."""
 
+import argparse
 import sys
 
 import onnxruntime
 import torch
 from torchvision.models import get_model
 
-from diffstride import CostBudget, convert, freeze, plots, report, strides
+from diffstride import CostBudget, convert, freeze, parameter_groups, plots, report, stride_scalars
 from diffstride.training.data import load_datasets
 
 
@@ -16,15 +17,14 @@ def main(dataset: str = "digits", network: str = "resnet18", epochs: str = "1") 
     test = [(images.expand(-1, 3, -1, -1), labels) for images, labels in data.test]
     example, moves = test[0][0][:2], []
     model = convert(get_model(network, num_classes=data.num_classes), example)
-    budget = CostBudget(model, example)
-    optimizer = torch.optim.SGD(strides.parameter_groups(model, 5e-4, 0.002), 0.02, 0.9)
+    optimizer = torch.optim.SGD(parameter_groups(model, 5e-4, 0.002), 0.02, 0.9)
+    CostBudget(model, example, "before").attach(optimizer)
     batches = (batch for _ in range(int(epochs)) for batch in data.train)
     for step, (images, labels) in enumerate(batches, start=1):
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(model(images.expand(-1, 3, -1, -1)), labels).backward()
         optimizer.step()
-        budget.project_()
-        moves.append(strides.stride_scalars(model))
+        moves.append(stride_scalars(model))
         if step % 10 == 0:
             print(f"step {step}/{int(epochs) * len(data.train)}", file=sys.stderr, flush=True)
     print(report(model))
@@ -39,4 +39,8 @@ def main(dataset: str = "digits", network: str = "resnet18", epochs: str = "1") 
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("dataset", nargs="?", default="digits", help="as for load_datasets")
+    parser.add_argument("network", nargs="?", default="resnet18", help="name in torchvision")
+    parser.add_argument("epochs", nargs="?", default="1")
+    main(**vars(parser.parse_args()))

@@ -6,7 +6,7 @@ Plain PyTorch, with scikit-learn for the images and matplotlib for PICTURE (defa
 It takes under a minute on one core. The strides move, while the multiply-adds stay the same.
 """
 
-import sys
+import argparse
 from collections import OrderedDict
 from math import ceil
 
@@ -111,4 +111,6 @@ def main(picture: str = "digits.png") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("picture", nargs="?", default="digits.png", help="file of the picture")
+    main(**vars(parser.parse_args()))
