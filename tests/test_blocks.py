@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# test_pages.py runs the blocks of the walk-through and looks at what they leave. Those of the page on
-# other frameworks run in processes of their own (test_other_frameworks.py).
+# test_pages.py runs the blocks of the walk-through and looks at what they leave. Those of the page
+# on other frameworks run in processes of their own (test_other_frameworks.py).
 ELSEWHERE = ("walkthrough.md", "other_frameworks.md")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"```python\n(.*?)```(?:\s*```text\n(.*?)```)?", re.DOTALL)
