@@ -202,7 +202,7 @@ def targets_page(reports: Mapping[str, Report]) -> str:
 
 def _opening(reports: Mapping[str, Report]) -> str:
     """The bar chart of a training step, and what it shows."""
-    if OPENING not in reports:
+    if OPENING not in reports or reports[OPENING]["contract"]["quick"]:
         return f"No results yet: `python -m benchmarks.{OPENING.removesuffix('.json')}`."
     report = reports[OPENING]
     seconds = step_seconds(report)
@@ -244,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     reports = read_reports(options.results)
     write_text(options.page, page(reports))
     write_text(options.targets, targets_page(reports))
-    if OPENING in reports:
+    if OPENING in reports and not reports[OPENING]["contract"]["quick"]:
         picture = options.page.parent / PICTURE
         picture.parent.mkdir(parents=True, exist_ok=True)
         plot_steps(reports[OPENING], picture)

@@ -293,6 +293,7 @@ def test_layer_runs(tmp_path: Path) -> None:
         assert ratios["floor"][1] == ours["median"] / least["floor"]
 
 
+@pytest.mark.slow
 def test_scaling_runs(tmp_path: Path) -> None:
     report = _quick(scaling.main, tmp_path)
     rows = list(scaling.ratios(report, "size", "forward"))
@@ -319,6 +320,7 @@ def test_network_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # Deprecations inside the exporter and the compiler.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -390,6 +392,7 @@ def test_file_of_an_unknown_benchmark_is_refused(tmp_path: Path) -> None:
         render.read_reports(tmp_path)
 
 
+@pytest.mark.slow
 def test_training_steps_of_converted_networks_are_timed(tmp_path: Path) -> None:
     pytest.importorskip("torchvision")
     out = tmp_path / "time.json"
@@ -485,6 +488,7 @@ def test_a_kind_that_takes_too_long_is_ended() -> None:
     assert row == {"outcome": "not built", "step": "build", "reason": "no end within 0 s"}
 
 
+@pytest.mark.slow
 def test_kinds_are_swept_and_those_with_a_row_are_skipped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -138,6 +138,7 @@ def test_wrong_arguments_end_with_usage(arguments, capsys):
 # Training
 
 
+@pytest.mark.slow
 def test_train_trains_like_the_published_command(tmp_path):
     pytest.importorskip("gin", reason="needs the extra train")
     folder = tmp_path / "run"

@@ -55,10 +55,10 @@ def test_own_networks(edge, order):
     [
         "torchvision/resnet18",
         "torchvision/shufflenet_v2_x0_5",
-        "torchvision/inception_v3",
+        pytest.param("torchvision/inception_v3", marks=pytest.mark.slow),
         "timm/resnet18d",
-        "timm/ghostnet_050",
-        "timm/efficientvit_b0",
+        pytest.param("timm/ghostnet_050", marks=pytest.mark.slow),
+        pytest.param("timm/efficientvit_b0", marks=pytest.mark.slow),
     ],
 )
 def test_six_networks_at_random_strides(name):
@@ -623,7 +623,14 @@ def test_budget_is_kept_within_a_hundredth_while_strides_learn(fraction):
     assert odd.mean() > even.mean() * 1.1
 
 
-@pytest.mark.parametrize("name", ["torchvision/mobilenet_v3_small", "timm/repvgg_a0", "passband"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("torchvision/mobilenet_v3_small", marks=pytest.mark.slow),
+        pytest.param("timm/repvgg_a0", marks=pytest.mark.slow),
+        "passband",
+    ],
+)
 def test_budget_is_kept_at_any_strides_although_maps_are_small(name):
     """One sample of a small map is several hundredths of the cost: other maps have to make up."""
     if name == "passband":

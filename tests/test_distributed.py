@@ -37,6 +37,7 @@ def test_two_processes_learn_the_strides_of_one(tmp_path):
     assert pair.stdout.count("epoch   1/3") == 1
 
 
+@pytest.mark.slow
 def test_a_signal_to_stop_ends_all_processes_between_two_steps(tmp_path):
     stopped = run_script(tmp_path, "--processes", 2, "--terminate", STEPS_PER_EPOCH + 2)
     assert "stopped; the same command resumes this run" in stopped.stdout, stopped.stderr

@@ -4,9 +4,11 @@ import re
 import subprocess
 import sys
 
+import pytest
 from matplotlib.image import imread
 
 
+@pytest.mark.slow
 def test_train_digits_learns_digits_and_strides_at_its_cost(tmp_path):
     command = [sys.executable, "-W", "error", "-m", "diffstride.examples.train_digits", "a.png"]
     done = subprocess.run(

@@ -63,6 +63,7 @@ def test_network_part(tmp_path: Path) -> None:
     assert "Width 8, batch 2, 16 x 16, float32, TF32, channels_last, eager:" in rendered(tmp_path)
 
 
+@pytest.mark.slow
 def test_convert_part(tmp_path: Path) -> None:
     report = run("convert", tmp_path)
     strided, converted, held = measurements(report)[:3]
@@ -71,6 +72,7 @@ def test_convert_part(tmp_path: Path) -> None:
     assert "converted, cost before conversion" in rendered(tmp_path)
 
 
+@pytest.mark.slow
 def test_train_part_and_its_second_call(tmp_path: Path) -> None:
     report = run("train", tmp_path)
     rows = {row["row"]: row for row in report["rows"]}
@@ -149,6 +151,7 @@ def test_batches_are_mixed_in_pairs() -> None:
     assert len(set(plain.tolist())) == 9
 
 
+@pytest.mark.slow
 def test_correctness_part(tmp_path: Path) -> None:
     path = tmp_path / "gpu" / "correctness.json"
     words = ["correctness", "--device", "cpu", "--tiny", "--out", str(path)]

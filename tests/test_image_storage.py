@@ -160,6 +160,7 @@ def test_negative_limits_are_refused(argument):
         load_datasets(**{argument: -1})
 
 
+@pytest.mark.slow
 def test_a_run_may_be_resumed_with_another_limit(root, tmp_path):
     def data(limit, workers):
         options = {"augment_fn": v2.RandomCrop(SIZE, padding=2), "mixup_alpha": 0.2}

@@ -37,6 +37,7 @@ torch.save({"loaded": network(x), "frozen": frozen(x)}, f"{folder}/outputs.pt")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*isinstance.treespec:FutureWarning")
 def test_timm_network_trains_in_a_plain_loop_and_is_deployed_from_its_file(tmp_path):
     timm = pytest.importorskip("timm")
@@ -153,7 +154,7 @@ def hugging_face_network(kind):
 
 
 @pytest.mark.filterwarnings("ignore")  # of the libraries
-@pytest.mark.parametrize("kind", ["resnet", "convnext"])
+@pytest.mark.parametrize("kind", ["resnet", pytest.param("convnext", marks=pytest.mark.slow)])
 def test_hugging_face_trainer_resumes_and_saves_a_converted_network(tmp_path, kind):
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
@@ -220,6 +221,7 @@ def test_another_head_is_initialised(tmp_path):
     assert not head.bias.abs().max() > 1
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the libraries
 def test_keys_that_transformers_renames_are_loaded(tmp_path):
     transformers = pytest.importorskip("transformers")

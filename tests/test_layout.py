@@ -100,6 +100,7 @@ def test_importing_loads_nothing_and_the_first_name_loads_torch_and_nothing_heav
     assert not loaded & (heavy | {"sklearn", "tensorboard", "absl", "timm", "onnx", "compiler"})
 
 
+@pytest.mark.slow
 def test_modules_of_the_package_are_attributes_and_unknown_names_are_not():
     loaded_by("import diffstride; diffstride.strides.attach, diffstride.conversion.convert")
     loaded_by(

@@ -73,6 +73,7 @@ def test_published_command_trains(tmp_path):
     assert {"summary.json", "metrics.csv", "tensorboard", "operative_config.gin"} <= files
 
 
+@pytest.mark.slow
 def test_stderr_is_empty_without_a_terminal(tmp_path):
     for number, path in enumerate(("train/a", "train/b", "test/a", "test/b")):
         folder = tmp_path / "own" / path
@@ -163,6 +164,7 @@ def test_configs_are_looked_up_here_then_in_the_folder_then_among_packaged_ones(
     assert width() == 3
 
 
+@pytest.mark.slow
 def test_a_folder_of_configs_may_include_packaged_ones():
     """In a separate process, where Python may take the folder for a package."""
     Path("configs").mkdir()
@@ -307,8 +309,8 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
             "parameter named 'bottleneck'.*; its parameters are strides, width, num_output_classes",
         ),
         (
-            ["--gin_bindings=lr_schedule.divisions = 3"],
-            "matching 'lr_schedule'.*; the names of this program are .*data.load_datasets",
+            ["--gin_bindings=schedule.divisions = 3"],
+            "matching 'schedule'.*; the names of this program are .*data.load_datasets",
         ),
         (
             ["--gin_bindings=resnet.Resnet.pooling_cls = pooling.DiffStride"],

@@ -35,6 +35,7 @@ def test_equal_contents_are_the_same_and_others_are_not() -> None:
     assert not soak.same([1], [1, 2])
 
 
+@pytest.mark.slow
 def test_a_work_that_differs_after_a_signal_is_found(tmp_path: Path) -> None:
     def work(folder: Path) -> None:
         resumed = folder.exists()

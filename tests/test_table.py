@@ -826,6 +826,7 @@ def test_a_linked_file_of_results_grows_where_it_points_to():
     assert [row["seed"] for row in read_rows(Path())] == [0, 1]
 
 
+@pytest.mark.slow
 def test_processes_that_append_to_one_file_lose_no_row():
     program = """
 import json, sys

@@ -32,6 +32,7 @@ from tiny_runs import (
 from torch import nn
 
 from diffstride import DiffStride, reference, stride_layers
+from diffstride._stride_text import strides_text
 from diffstride.convnet import ConvNet, whiten_
 from diffstride.strides import stride_scalars
 from diffstride.training import board as board_module
@@ -127,7 +128,7 @@ def test_summary_is_printed(tmp_path, capsys):
     for words in (
         f"epoch   1/1  loss {read_log(tmp_path)[5]['train_loss']:.4f}",
         f"{summary['test_accuracy']:.2f} % after 1 epochs",
-        f"stride stem.pooling        {height:.3f} x {width:.3f}",
+        f"stride stem.pooling        {strides_text((height, width), form='.3f')}",
         f"{summary['multiply_adds_start'] / 1e6:.2f} M at the start",
         f"{summary['multiply_adds_end'] / 1e6:.2f} M at the end",
         "time ",

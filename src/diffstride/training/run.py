@@ -213,7 +213,7 @@ def train(
         with name_errors(workdir):  # TensorBoard and pictures name no file where a disk is full
             fit(trainer, module, data, checkpoint)
             facts = {"budget": allowed, "stride_penalty": stride_penalty, "precision": precision}
-            return finish(workdir, module, facts | {"class_names": data.class_names})
+            return finish(workdir, module, facts | {"class_names": [*data.class_names]})
 
 
 @contextmanager
