@@ -71,7 +71,7 @@ def test_one_message_has_all_lines(tmp_path, monkeypatch):
     with pytest.raises(PublishedNamesError) as raised:
         configure(["theirs.gin"], ["train.model_cls = @resnet.resnet56"])
     message = explain(raised.value)
-    assert "theirs.gin is for google-research/diffstride, and lines to change in it: 14" in message
+    assert "theirs.gin is for google-research/diffstride. Lines to change: 14" in message
     for line in (1, 2, 3, 7, 8, 9, 11, 12, 13, 14, 15, 17):
         assert f"theirs.gin, line {line}: " in message
     assert "--gin_bindings, line 1: train.model_cls = @resnet.resnet56" in message

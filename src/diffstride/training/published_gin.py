@@ -182,8 +182,8 @@ def _message(found: Sequence[Change]) -> str:
 
 def _message_lines(found: Sequence[Change]) -> Iterator[str]:
     yield (
-        f"{found[0].where.partition(',')[0]} is for google-research/diffstride, and "
-        f"lines to change in it: {len(found)}. {PAGE} explains them. The packaged "
+        f"{found[0].where.partition(',')[0]} is for google-research/diffstride. Lines to "
+        f"change: {len(found)}. {PAGE} explains them. The packaged "
         "cifar10.gin and cifar100.gin are the published recipes. Change:"
     )
     for where, line, instead in found:
