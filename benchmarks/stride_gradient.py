@@ -1,0 +1,271 @@
+"""What the gradient of a stride is worth: next to the measured change of the loss.
+
+A ResNet-18 of width 16 trains on CIFAR-100 at fixed strides. After some epochs, and with the
+weights as they are, three numbers are measured for each layer and axis, in units of the loss:
+
+- the gradient of the stride, times the change of the stride for one sample less;
+- half the difference between the loss with one sample less and with one more;
+- the loss with one sample less, and with one more, above the present one.
+
+Then copies of the network train on with the same batches, one as it is and one for each map with
+one row less: what the smaller map costs once the weights have adapted.
+
+The command trains for about a quarter of an hour for each start on one thread.
+"""
+
+import argparse
+import copy
+import json
+from collections.abc import Iterator, Sequence
+from itertools import cycle, islice
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from benchmarks.common import write_table
+from benchmarks.machine import ROOT, environment
+from benchmarks.tables import table
+from diffstride import MultiplyAdds, stride_layers
+from diffstride._files import atomic_file
+from diffstride.spectral.axis_plan import Axis, plan_axis
+from diffstride.training import gin_registry
+from diffstride.training.command_line import configure
+from diffstride.training.lightning_compat import callbacks
+from experiments.guesses import short
+
+RESULT = ROOT / "results" / "stride_gradient.json"
+PAGE = ROOT / "docs" / "exploration.md"
+STARTS = {"2, 2, 2": [2.07, 2.14, 2.33], "1.5, 3, 6": [1.56, 2.81, 6.0]}
+EPOCHS = 10
+MEASURED = (1, 3, 6)  # after these epochs
+BATCHES = 32
+ADAPTING_STEPS = 100
+KEYS = "by_gradient", "measured"
+QUICK = {
+    "data.load_datasets.name": "digits",
+    "data.load_datasets.augment_fn": None,
+    "data.load_datasets.train_examples": 256,
+    "data.load_datasets.test_examples": 128,
+    "resnet.resnet18.width": 4,
+    "train.train.precision": "32-true",
+}
+Row = dict[str, Any]
+Batch = tuple[Tensor, Tensor]
+
+
+class Estimate(dict[str, float]):
+    """A mean over batches with its standard error."""
+
+    def __init__(self, values: Sequence[float]) -> None:
+        error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+        super().__init__(mean=mean(values), error=error)
+
+
+def stride_for(axis: Axis, output_size: int) -> float:
+    """The middle of the strides that give an axis an output size."""
+    steps = (1 + step / 100 for step in range(200 * axis.size))
+    plans = (plan_axis(axis.size, stride) for stride in steps)
+    return short(next(plan for plan in plans if plan.output_size == output_size))
+
+
+def losses(network: nn.Module, batches: Sequence[Batch]) -> list[float]:
+    with torch.no_grad():
+        return [cross_entropy(network(x), y).item() for x, y in batches]
+
+
+def gradients(network: nn.Module, batches: Sequence[Batch]) -> dict[str, list[Tensor]]:
+    """The gradient of the strides of each layer, for each batch."""
+    found: dict[str, list[Tensor]] = {name: [] for name in stride_layers(network)}
+    for x, y in batches:
+        network.zero_grad()
+        cross_entropy(network(x), y).backward()
+        for name, layer in stride_layers(network).items():
+            found[name].append(layer.strides.grad.double().clone())  # type: ignore[union-attr]
+    network.zero_grad()
+    return found
+
+
+def measure(network: nn.Module, batches: Sequence[Batch]) -> Iterator[Row]:
+    """The numbers of each layer and axis, with the weights as they are.
+
+    The norms normalise by the batch, as in training, and keep their statistics.
+    """
+    network = keep_statistics(copy.deepcopy(network))
+    by_gradient = gradients(network, batches)
+    now = losses(network, batches)
+    layers: dict[str, Any] = stride_layers(network)
+    maps = MultiplyAdds(network, batches[0][0][:1]).maps()
+    for name, layer in layers.items():
+        for i, axis in enumerate(maps[name]):
+            if not 1 < axis.output_size < axis.size:
+                continue
+            own, above = layer.strides.data[i].item(), {}
+            strides = {change: stride_for(axis, axis.output_size + change) for change in (-1, 1)}
+            for change, stride in strides.items():
+                layer.strides.data[i] = stride
+                above[change] = [a - b for a, b in zip(losses(network, batches), now, strict=True)]
+            layer.strides.data[i] = own
+            step = (strides[-1] - strides[1]) / 2  # of the stride, for one sample less
+            yield {
+                "layer": name,
+                "axis": i,
+                "size": axis.size,
+                "output_size": axis.output_size,
+                "by_gradient": Estimate([step * g[i].item() for g in by_gradient[name]]),
+                "measured": Estimate(
+                    [(less - more) / 2 for less, more in zip(above[-1], above[1], strict=True)]
+                ),
+                "one_less": Estimate(above[-1]),
+                "one_more": Estimate(above[1]),
+            }
+
+
+def keep_statistics(network: nn.Module) -> nn.Module:
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.0
+    return network.train()
+
+
+def adapt(network: nn.Module, batches: Sequence[Batch], rate: float) -> list[float]:
+    """The losses while a copy of the network trains on."""
+    network = copy.deepcopy(network).train()
+    kernels = [weight for weight in network.parameters() if weight.ndim > 1]
+    optimizer = torch.optim.SGD(kernels, lr=rate, momentum=0.9, nesterov=True)
+    found = []
+    for x, y in batches:
+        optimizer.zero_grad()
+        loss = cross_entropy(network(x), y)
+        loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+    return found
+
+
+def adapted(network: nn.Module, batches: Sequence[Batch], rate: float) -> Iterator[Row]:
+    """What one row less of each map costs over the second half of the steps."""
+    half = len(batches) // 2
+    now = adapt(network, batches, rate)[half:]
+    maps = MultiplyAdds(network, batches[0][0][:1]).maps()
+    for name, axes in maps.items():
+        if axes[0].output_size > 1:
+            changed = copy.deepcopy(network)
+            layer: Any = stride_layers(changed)[name]
+            layer.strides.data[0] = stride_for(axes[0], axes[0].output_size - 1)
+            later = adapt(changed, batches, rate)[half:]
+            yield {"layer": name} | Estimate([a - b for a, b in zip(later, now, strict=True)])
+
+
+class Measure(callbacks.Callback):
+    """Measures after chosen epochs of a training."""
+
+    def __init__(self, epochs: Sequence[int], batches: int, adapting_steps: int) -> None:
+        self.epochs, self.batches, self.adapting_steps = epochs, batches, adapting_steps
+        self.rows: list[Row] = []
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        epoch = trainer.current_epoch + 1
+        if epoch not in self.epochs:
+            return
+        images: list[Batch] = list(islice(cycle(trainer.train_dataloader), self.adapting_steps))
+        network = copy.deepcopy(pl_module.network)
+        for layer in stride_layers(network).values():
+            layer.strides.requires_grad_(True)  # type: ignore[union-attr]
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        later = {row["layer"]: row for row in adapted(network, images, rate)}
+        for row in measure(network, images[: self.batches]):
+            self.rows.append({"epoch": epoch, **row, "adapted": later.get(row["layer"])})
+            print(self.rows[-1], flush=True)
+
+
+def run(start: str, workdir: Path, bindings: dict[str, Any], measurement: Measure) -> list[Row]:
+    """Train from a start, and return the rows that were measured."""
+    strides = [1, 1, *STARTS[start]]
+    bound = bindings | {"resnet.resnet18.strides": strides}
+    lines = [f"{name} = {value!r}" for name, value in bound.items()]
+    configure(["cifar10_small.gin"], [*lines, "pooling.DiffStride.trainable = False"])
+    gin_registry.train(workdir=workdir, callbacks=[measurement])
+    return [{"start": start} | row for row in measurement.rows]
+
+
+def shown(estimate: dict[str, float] | None) -> str:
+    """An estimate in thousandths of the loss."""
+    if not estimate:
+        return "–"
+    number, error = 1000 * estimate["mean"], 1000 * estimate["error"]
+    return f"{number:+.1f} ± {error:.1f}".replace("-", "−")
+
+
+def summary_table(rows: Sequence[Row]) -> str:
+    """A line for each map, with the mean of its axes."""
+    lines = []
+    for first, second in zip(rows[::2], rows[1::2], strict=True):
+
+        def both(key: str, first: Row = first, second: Row = second) -> str:
+            pair = first[key], second[key]
+            error = sum(each["error"] ** 2 for each in pair) ** 0.5 / 2
+            return shown({"mean": mean(each["mean"] for each in pair), "error": error})
+
+        lines.append(
+            [
+                first["start"],
+                str(first["epoch"]),
+                f"{first['size']} → {first['output_size']}",
+                *map(both, ("by_gradient", "measured", "one_less", "one_more")),
+                shown(first["adapted"]),
+            ]
+        )
+    header = ["start", "epoch", "map", "by the gradient", "measured"]
+    return table([*header, "one sample less", "one more", "one less, adapted"], lines)
+
+
+def agreement(rows: Sequence[Row]) -> str:
+    """In how many rows gradient and measurement have one sign, where both are clear."""
+
+    def clear(row: Row) -> bool:
+        return all(abs(row[key]["mean"]) > 2 * row[key]["error"] for key in KEYS)
+
+    chosen = [row for row in rows if clear(row)]
+    same = sum(row["by_gradient"]["mean"] * row["measured"]["mean"] > 0 for row in chosen)
+    return f"one sign in {same} of the {len(chosen)} rows of {len(rows)} where both are clear"
+
+
+def main(arguments: Sequence[str] | None = None) -> list[Row]:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.stride_gradient",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--dataset", default="cifar100", help="name as for load_datasets")
+    add("--workdir", type=Path, default=Path("runs/stride_gradient"), help="folder of run folders")
+    add("--quick", action="store_true", help="tiny sizes, only to check that it runs")
+    add("--out", type=Path, help=f"result file (default: {RESULT.relative_to(ROOT)} and the page)")
+    options = parser.parse_args(arguments)
+    bindings: dict[str, Any] = {"data.load_datasets.name": options.dataset}
+    if options.quick:
+        bindings |= QUICK | {"train.train.num_epochs": 1}
+    contract, rows = environment(), []
+    for start in STARTS:
+        effort = (1,), 2, 4
+        measurement = Measure(*(effort if options.quick else (MEASURED, BATCHES, ADAPTING_STEPS)))
+        folder = options.workdir / start.replace(", ", "-")
+        rows += run(start, folder, bindings, measurement)
+    text = summary_table(rows)
+    print(text)
+    print(agreement(rows))
+    if options.out or not options.quick:
+        report = {"contract": contract, "dataset": options.dataset, "rows": rows}
+        with atomic_file(options.out or RESULT) as file:
+            file.write(json.dumps(report, indent=1).encode())
+    if options.out is None and not options.quick:
+        write_table(PAGE, "stride gradient", text)
+    return rows
+
+
+if __name__ == "__main__":
+    main()
