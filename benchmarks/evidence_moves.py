@@ -38,7 +38,7 @@ from diffstride.training import gin_registry
 from diffstride.training.command_line import configure
 
 RESULT = ROOT / "results" / "evidence.jsonl"
-PAGE = ROOT / "docs" / "exploration.md"
+PAGE = ROOT / "docs" / "stride_gradient.md"
 BUDGET = 35.6e6
 TOLERANCE = 0.99  # share of the budget that has to be used
 STARTS = {

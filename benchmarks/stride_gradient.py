@@ -38,7 +38,7 @@ from diffstride.training.lightning_compat import callbacks
 from experiments.guesses import short
 
 RESULT = ROOT / "results" / "stride_gradient.json"
-PAGE = ROOT / "docs" / "exploration.md"
+PAGE = ROOT / "docs" / "stride_gradient.md"
 STARTS = {"2, 2, 2": [2.07, 2.14, 2.33], "1.5, 3, 6": [1.56, 2.81, 6.0]}
 EPOCHS = 10
 MEASURED = (1, 3, 6)  # after these epochs

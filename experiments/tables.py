@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
-from statistics import mean
+from statistics import mean, stdev
 
 from experiments.averages import Entry, unique_labels
 from experiments.markdown import table
@@ -13,7 +13,7 @@ STEADY = 0.05  # standard deviations of learned strides up to this are not shown
 MISSING = "–"
 PUBLISHED = "published, width 64, 400 epochs"
 SUMMARY, EQUAL_COST, DETAILS, TRIALS = "summary", "equal-cost", "details", "trials"
-GUESSES = "guesses"
+GUESSES, FOLDS = "guesses", "folds"
 
 
 # Cells
@@ -177,12 +177,50 @@ def guesses_table(entries: Sequence[Entry]) -> str:
     return table(header, lines)
 
 
+def folds_table(entries: Sequence[Entry]) -> str:
+    """Entries of cross-validation, the most accurate first, with a column for each fold."""
+    folded = [(e, label) for e, label in _labelled(entries) if e["fold"] is not None]
+    folds = sorted({row["fold"] for entry, _ in folded for row in entry.rows})
+    lines = []
+    for entry, label in sorted(folded, key=lambda each: -(mean_of_folds(each[0], folds) or 0)):
+        by_fold = [_accuracies(entry, fold=fold) for fold in folds]
+        cells = [f"{mean(each):.1f}" if each else MISSING for each in by_fold]
+        overall = mean_of_folds(entry, folds)
+        shown = MISSING if overall is None else f"{overall:.1f}{_seed_spread(entry)} %"
+        strides = strides_cell(entry)
+        lines.append(
+            [entry.start, label, cost_cell(entry), *cells, shown, str(entry.count), strides]
+        )
+    header = ["strides", "pooling", "MACs", *(f"fold {fold}" for fold in folds)]
+    return table([*header, "mean", "runs", "strides learned"], lines)
+
+
+def mean_of_folds(entry: Entry, folds: Sequence[int]) -> float | None:
+    """The mean over the folds of the mean over the seeds, None where a fold is missing."""
+    each = [_accuracies(entry, fold=fold) for fold in folds]
+    return mean(map(mean, each)) if all(each) else None
+
+
+def _seed_spread(entry: Entry) -> str:
+    """The standard deviation over the seeds of the mean over the folds."""
+    folds = {row["fold"] for row in entry.rows}
+    seeds = {row["seed"] for row in entry.rows}
+    each = [_accuracies(entry, seed=seed) for seed in seeds]
+    means = [mean(values) for values in each if len(values) == len(folds)]
+    return f" ± {stdev(means):.1f}" if len(means) > 1 else ""
+
+
+def _accuracies(entry: Entry, **values: int) -> list[float]:
+    return [row["test_accuracy"] for row in entry.rows if values.items() <= row.items()]
+
+
 TABLES: dict[str, Callable[[Sequence[Entry]], str]] = {
     SUMMARY: summary_table,
     EQUAL_COST: equal_cost_table,
     DETAILS: details_table,
     TRIALS: trials_table,
     GUESSES: guesses_table,
+    FOLDS: folds_table,
 }
 
 
@@ -212,6 +250,14 @@ def _legend(kind: str, entries: Sequence[Entry]) -> str:
     # Recipes are chosen by held-out images, so that the choice does not depend on the test images.
     what = "Accuracy on held-out training images" if kind == TRIALS else "Test accuracy"
     count = " (number of runs)" if kind == SUMMARY else ""
+    if kind == FOLDS:
+        return (
+            "Test accuracy after the last epoch in percent, in each fold the mean over the seeds. "
+            "The last mean is that of the folds, ± the standard deviation over the seeds that have "
+            "all folds. MACs of one example in millions, from start to end of the training where "
+            "they change. Learned strides are means over folds and seeds, ± standard deviation if "
+            f"it is above {STEADY}."
+        )
     text = (
         f"{what} after the last epoch in percent, mean ± standard deviation over the seeds{count}; "
         "MACs of one image in millions, from start to end of the training where they change."

@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = {ROOT / page: ROOT / "results" for page in DEFAULT_PATHS.pages}
 PAGES[ROOT / "docs" / "exploration.md"] = ROOT / "results" / "holdout"
 PAGES[ROOT / "docs" / "guesses.md"] = ROOT / "results" / "guesses"
+PAGES[ROOT / "docs" / "sounds.md"] = ROOT / "results" / "fsdd"
 CHOSEN = {
     "config": "small",
     "dataset": "cifar10",
@@ -106,6 +107,19 @@ def test_folds_are_averaged_and_kept_apart_from_the_split_of_the_data():
     (split,), (folds,) = average_seeds([row()]), average_seeds(runs)
     assert (folds.accuracy, folds.spread, folds.dataset) == (1.0, 1.0, f"{split.dataset}, folds")
     assert len(average_seeds([row(), *runs])) == 2
+
+
+def test_folds_have_columns_and_their_spread_is_that_of_the_seeds():
+    runs = [
+        row(fold=fold, seed=seed, test_accuracy=80.0 + 5 * fold + seed)
+        for fold in (0, 1)
+        for seed in (0, 1, 2)
+    ]
+    part = [row(pooling="max", order="before", fold=0, test_accuracy=99.0)]
+    header, _, whole, missing = table_text("folds", [*runs, *part, row()]).splitlines()[-4:]
+    assert header.count("fold ") == 2
+    assert "| 81.0 | 86.0 | 83.5 ± 1.0 % | 6 |" in whole
+    assert "| 99.0 | – | – | 1 |" in missing
 
 
 def test_files_keep_no_fold_of_runs_without_one(tmp_path):
