@@ -356,3 +356,20 @@ def test_an_optimiser_of_accelerate_is_named():
     with pytest.raises(TypeError, match=r"inside it \(accelerate.s optimizer\.optimizer\)"):
         diffstride.attach(model, optimiser)
     diffstride.attach(model, optimiser.optimizer)
+
+
+def test_an_optimizer_of_the_network_before_conversion_is_refused():
+    """`convert` returns a copy, so that an optimiser from before trains nothing of it."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.Conv2d(4, 8, 3, padding=1))
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    images = torch.rand(2, 3, 32, 32)
+    converted = convert(network, images)
+    budget = CostBudget(converted, images)
+    for attach_to in (budget.attach, partial(diffstride.attach, converted)):
+        with pytest.raises(ValueError, match="holds none of the network's strides: build it from"):
+            attach_to(optimizer)
+    assert not optimizer._optimizer_step_post_hooks
+    ours = torch.optim.SGD(converted.parameters(), lr=0.1)
+    budget.attach(ours)
+    fixed = nn.Sequential(DiffStride(2.0, trainable=False))
+    diffstride.attach(fixed, optimizer)  # nothing learns

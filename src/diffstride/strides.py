@@ -1,6 +1,6 @@
 """Helpers for the strides of a network: list, project, log, penalise, parameter groups."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +76,7 @@ class StepHooks:
     def __init__(
         self,
         optimizer: torch.optim.Optimizer,
+        strides: Sequence[Tensor],
         before: Callable[[], object] | None,
         after: Callable[[], object],
     ) -> None:
@@ -97,6 +98,7 @@ class StepHooks:
                 "inside it (accelerate's optimizer.optimizer), or project by hand after each step "
                 "if it changes parameters itself"
             )
+        _check_holds(optimizer, strides)
         self.handles = [optimizer.register_step_post_hook(call(after))]
         self.removed = False
         if before is not None:
@@ -107,6 +109,21 @@ class StepHooks:
         self.removed = True
         for handle in self.handles:
             handle.remove()
+
+
+def _check_holds(optimizer: torch.optim.Optimizer, strides: Sequence[Tensor]) -> None:
+    """Refuse an optimiser that holds none of the strides that it is to move.
+
+    Raises:
+        ValueError: if it has none of them.
+    """
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    if strides and held.isdisjoint(map(id, strides)):
+        raise ValueError(
+            "this optimizer holds none of the network's strides: build it from the parameters of "
+            "the network that convert returned (a copy), as with "
+            "diffstride.parameter_groups(network, weight_decay)"
+        )
 
 
 def attach(model: nn.Module, optimizer: torch.optim.Optimizer) -> StepHooks:
@@ -121,6 +138,9 @@ def attach(model: nn.Module, optimizer: torch.optim.Optimizer) -> StepHooks:
     Returns:
         The hooks; ``remove()`` takes them off.
 
+    Raises:
+        ValueError: if strides learn, but the optimiser has none of them.
+
     >>> from diffstride import DiffStride
     >>> pool = DiffStride((2.0, 2.0), upper_limit_stride=2.0)
     >>> optimizer = torch.optim.SGD(pool.parameters(), lr=1.0)
@@ -130,7 +150,9 @@ def attach(model: nn.Module, optimizer: torch.optim.Optimizer) -> StepHooks:
     >>> pool.strides.tolist()
     [2.0, 1.0]
     """
-    return StepHooks(optimizer, None, lambda: project_strides(model))
+    learned = [layer.strides for layer in stride_layers(model).values()]
+    learned = [strides for strides in learned if strides.requires_grad]
+    return StepHooks(optimizer, learned, None, lambda: project_strides(model))
 
 
 def parameter_groups(

@@ -168,7 +168,8 @@ class CostBudget:
             The hooks; ``remove()`` takes them off.
 
         Raises:
-            ValueError: if another budget of the same layers is attached to the optimiser.
+            ValueError: if another budget of the same layers is attached to the optimiser, or if the
+                optimiser has none of the strides.
 
         >>> net = nn.Sequential(DiffStride(2.0), nn.Conv2d(1, 256, 3, padding=1))
         >>> optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
@@ -183,7 +184,7 @@ class CostBudget:
         for other, others_hooks in attached:
             if not others_hooks.removed:
                 self._check_no_layer_of(other)
-        hooks = StepHooks(optimizer, self.project_gradients_, self.project_)
+        hooks = StepHooks(optimizer, self._parameters, self.project_gradients_, self.project_)
         key = str(len(attached))  # budgets of several networks may have layers of the same names
         attached.append((self, hooks))
         hooks.handles += [
