@@ -274,3 +274,22 @@ def test_strides_of_one_rise_where_the_others_alone_would_empty_the_maps(strides
     assert min(first.stride_values()) > 1.2
     assert max(factor.max() for factor in factors) < 3
     assert 0.98 <= budget.cost.value() / budget.multiply_adds <= 1
+
+
+@pytest.mark.parametrize("axes", [2, 1])
+def test_a_layer_at_stride_1_is_not_used_to_spend_the_budget(axes):
+    """Its own products cost more than the sample saves, and gain nothing."""
+    convolution = nn.Conv2d if axes == 2 else nn.Conv1d
+    network = nn.Sequential(
+        convolution(3, 4, 3, padding=1),
+        DiffStride((1.0,) * axes),
+        convolution(4, 8, 3, padding=1),
+        DiffStride((2.0,) * axes),
+        convolution(8, 256, 3, padding=1),
+    )
+    x = torch.zeros(1, 3, *(20,) * axes)
+    for fraction in (0.95, 0.9, 0.8, 0.7):
+        network[3].strides.data.fill_(2.0)
+        budget = CostBudget(network, x, fraction=fraction)
+        assert network[1].strides.tolist() == [1.0] * axes
+        assert budget.cost.value() <= budget.multiply_adds

@@ -22,6 +22,7 @@ OutputSizes = dict[Key, int]
 
 AXES = 9  # how many axes take part in changes that are made together
 TRIES = 30
+IDLE = 1e-6  # logarithm up to which a stride counts as 1
 STAY = 2.0  # map sizes stay until other strides are nearer by this factor
 
 
@@ -69,8 +70,10 @@ class SizeSearch:
         start = self._choice(wanted, {})
         if start is None or start.cost >= least:
             return wanted
+        start = start._replace(sizes=_without_idle(start.sizes, wanted))
+        last = _without_idle(self.last[1], wanted)
         # Keep the sizes that were chosen last: maps that flicker disturb the layers behind them.
-        again = self._choice(wanted, self.last[1]) if self.last[1] else None
+        again = self._choice(wanted, last) if last else None
         if again and again.cost <= most and self.last[0] == start.sizes:
             return again.logs
         limits = least, most
@@ -148,6 +151,18 @@ class SizeSearch:
         }
         moved = (abs(a - b) for name in logs for a, b in zip(logs[name], wanted[name], strict=True))
         return Choice(logs, reached, cost, sum(moved))
+
+
+def _without_idle(sizes: OutputSizes, wanted: Logs) -> OutputSizes:
+    """The sizes without those of layers at strides of 1, which follow the maps that come in.
+
+    Such a layer costs nothing. One sample less, and it would spend the budget on its own products.
+
+    >>> _without_idle({("a", 0): 8, ("b", 0): 4}, {"a": [0.0], "b": [0.7]})
+    {('b', 0): 4}
+    """
+    idle = {name for name, logs in wanted.items() if max(logs) <= IDLE}
+    return {key: size for key, size in sizes.items() if key[0] not in idle}
 
 
 def combinations(
