@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny_runs import train_tiny
 
 from diffstride.training import time_estimate
 from diffstride.training.time_estimate import TimeEstimate
@@ -28,3 +29,9 @@ def test_only_long_trainings_on_a_cpu_are_announced_once(monkeypatch, device, se
     if printed:
         assert lines[0].startswith("estimate: 195 hours on this CPU")
         assert "cifar10_small.gin" in lines[0]
+
+
+def test_estimate_is_printed_above_a_progress_bar(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(time_estimate, "LONG", 0)
+    train_tiny(tmp_path / "run", num_epochs=1, progress_bar=True)
+    assert "hours on this CPU, without tests: 1 steps" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """Tells early how long a training takes on a CPU, where a recipe for GPUs takes days."""
 
+import sys
 import time
 from typing import Any
 
@@ -27,7 +28,8 @@ class TimeEstimate(pl.Callback):
             seconds = (time.perf_counter() - self.start) / STEPS
             steps = float(trainer.estimated_stepping_batches) - trainer.global_step
             if seconds * steps >= LONG:
-                pl_module.print(describe(seconds, steps), flush=True)
+                pl_module.print(describe(seconds, steps))
+                sys.stdout.flush()  # progress bars replace print, and take no argument flush
 
 
 def describe(seconds: float, steps: float) -> str:
