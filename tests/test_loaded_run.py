@@ -1,12 +1,24 @@
 """`load_run`: the trained network of a run folder."""
 
+import importlib.util
+import itertools
+import json
+import shutil
+from functools import partial
+
 import pytest
 import torch
 from tiny_runs import tiny_datasets, tiny_network, train_tiny
 
+from diffstride.resnet import resnet18
 from diffstride.training import gin_registry, load_run
 from diffstride.training.command_line import configure
+from diffstride.training.data import load_datasets
 from diffstride.training.run_summary import layer_strides
+
+needs_audio = pytest.mark.skipif(
+    importlib.util.find_spec("soundfile") is None, reason="needs the extra audio"
+)
 
 
 @pytest.fixture(scope="module")
@@ -51,16 +63,63 @@ def test_run_of_a_configuration_is_loaded_without_more(configured):
     assert run.image_shape == data.image_shape
 
 
+def first_test_examples(data):
+    """As `normalize` takes them, and as the network does."""
+    return data.test.dataset.first(8).images, next(iter(data.test))[0][:8]
+
+
 def test_images_are_normalised_as_in_the_training(folder):
     run, data = load_run(folder, tiny_network), tiny_datasets()(seed=0)
-    raw = data.test.dataset.first(8).images  # pyright: ignore[reportAttributeAccessIssue]
-    expected = next(iter(data.test))[0][:8]
-    assert torch.allclose(run.normalize(torch.as_tensor(raw)), expected, atol=0.01)  # rounded
+    raw, expected = first_test_examples(data)
+    assert torch.allclose(run.normalize(raw), expected, atol=1e-6)
+
+
+def test_run_of_an_older_version_has_rounded_statistics(folder, tmp_path):
+    older = shutil.copytree(folder, tmp_path / "moved")
+    summary = json.loads((older / "summary.json").read_text())
+    for name in ("mean", "std", "image_shape"):
+        del summary[name]
+    (older / "summary.json").write_text(json.dumps(summary))
+    run, data = load_run(older, tiny_network), tiny_datasets()(seed=0)
+    raw, expected = first_test_examples(data)
+    assert run.image_shape == (1, 8, 8)
+    assert torch.allclose(run.normalize(raw), expected, atol=0.01)
+
+
+def quiet_tones(root):
+    """Recordings whose standard deviation is 0 if it is rounded to thousandths."""
+    import soundfile
+
+    for part, frequency in itertools.product(("train", "test"), (300, 900)):
+        (root / part / str(frequency)).mkdir(parents=True)
+        tone = 4e-4 * torch.sin(frequency * torch.arange(2000) * 2 * torch.pi / 8000)
+        for number in range(4):
+            path = root / part / str(frequency) / f"{number}.wav"
+            soundfile.write(path, tone.numpy(), 8000, subtype="FLOAT")
+
+
+@needs_audio
+@torch.no_grad()
+def test_run_on_quiet_waveforms_is_loaded_and_normalises_them(tmp_path):
+    quiet_tones(tmp_path / "tones")
+    model = partial(resnet18, width=4, strides=[4, 1, 4, 4, 4])
+    options = {"root": tmp_path, "sound_fn": "waveform", "batch_size": 4}
+    datasets = partial(load_datasets, "tones", **options)
+    train_tiny(tmp_path / "run", model=model, datasets=datasets, num_epochs=1)
+    run, data = load_run(tmp_path / "run", model), datasets()
+    assert accuracy(run, data) == pytest.approx(run.summary["test_accuracy"], abs=0.001)
+    raw, expected = first_test_examples(data)
+    assert expected.std() > 0.5
+    assert torch.allclose(run.normalize(raw)[: len(expected)], expected, atol=1e-5)
+    with pytest.raises(
+        ValueError, match=r"results of waveform.*\(B, 1, 8000\), but got torch.uint8"
+    ):
+        run.normalize(torch.zeros(1, 1, 8000, dtype=torch.uint8))
 
 
 def test_images_of_another_kind_are_refused(folder):
     run = load_run(folder, tiny_network)
-    with pytest.raises(ValueError, match=r"must be uint8 of shape \(B, 1, H, W\), but got .*float"):
+    with pytest.raises(ValueError, match=r"of shape \(B, 1, H, W\), but got .*float"):
         run.normalize(torch.rand(1, 1, 8, 8))
     with pytest.raises(ValueError, match=r"of shape \(1, 3, 8, 8\)"):
         run.normalize(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))

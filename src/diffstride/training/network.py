@@ -1,6 +1,6 @@
 """Builds the network of a run, checks its strides and resolves its budget."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod
 from typing import Any
@@ -31,10 +31,7 @@ def build_network(model: Callable[..., nn.Module], data: Datasets, seed: int) ->
     if isinstance(model, nn.Module):
         return model
     torch.manual_seed(seed)
-    channels, *size = data.image_shape
-    # Models of others need not know num_axes to train on images.
-    axes = {"num_axes": len(size)} if len(size) != 2 else {}
-    network = model(num_output_classes=data.num_classes, in_channels=channels, **axes)
+    network = model(**model_arguments(data.num_classes, data.image_shape))
     if getattr(network, "output_activation", identity) is not identity:
         raise ValueError(
             f"the loss applies the softmax, but output_activation is "
@@ -43,6 +40,18 @@ def build_network(model: Callable[..., nn.Module], data: Datasets, seed: int) ->
     if isinstance(network, ConvNet):
         network.whiten_(data.sample(max(1, WHITENING_PIXELS // prod(data.image_shape[1:]))))
     return network
+
+
+def model_arguments(classes: int, image_shape: Sequence[int]) -> dict[str, int]:
+    """The arguments that ``model`` gets for a number of classes and the shape of an example.
+
+    >>> model_arguments(10, (3, 32, 32)), model_arguments(10, (1, 8000))["num_axes"]
+    ({'num_output_classes': 10, 'in_channels': 3}, 1)
+    """
+    channels, *size = image_shape
+    # Models of others need not know num_axes to train on images.
+    axes = {"num_axes": len(size)} if len(size) != 2 else {}
+    return {"num_output_classes": classes, "in_channels": channels, **axes}
 
 
 def check_strides(network: nn.Module, **options: Any) -> None:

@@ -39,7 +39,7 @@ from diffstride.training.run_folder import (
     hold_folder,
     save_config,
 )
-from diffstride.training.run_settings import as_python, describe_run
+from diffstride.training.run_settings import as_python, describe_examples, describe_run
 from diffstride.training.time_estimate import TimeEstimate
 from diffstride.training.trainer import (
     build_trainer,
@@ -213,7 +213,7 @@ def train(
         with name_errors(workdir):  # TensorBoard and pictures name no file where a disk is full
             fit(trainer, module, data, checkpoint)
             facts = {"budget": allowed, "stride_penalty": stride_penalty, "precision": precision}
-            return finish(workdir, module, facts | {"class_names": [*data.class_names]})
+            return finish(workdir, module, facts | describe_examples(data))
 
 
 @contextmanager

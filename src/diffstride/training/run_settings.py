@@ -55,6 +55,16 @@ def describe_run(
     return as_python(settings)
 
 
+def describe_examples(data: Datasets) -> dict[str, Any]:
+    """What a trained network needs to know of its images or sounds, as values for JSON."""
+    return {
+        "class_names": [*data.class_names],
+        "image_shape": [*data.image_shape],
+        "mean": data.mean.tolist(),
+        "std": data.std.tolist(),
+    }
+
+
 def as_python(value: Any) -> Any:
     """Convert NumPy numbers to Python numbers, also in dicts, lists and tuples.
 
