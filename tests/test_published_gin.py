@@ -102,6 +102,24 @@ def test_other_names_are_known(line, instead):
     assert any(each.startswith(instead) for each in first.instead)
 
 
+@pytest.mark.parametrize("values", ["%rates", "[%low, %high]", "'0.1, 0.2'", "[]"])
+def test_values_that_are_no_numbers_are_listed(values):
+    name = "tf.keras.optimizers.schedules.PiecewiseConstantDecay.values"
+    (first, *_) = changes(f"{name} = {values}", "a.gin")
+    assert first.instead == (
+        "remove it: there is no such name, see docs/coming_from_tensorflow.md",
+    )
+
+
+def test_names_of_users_stay_beside_those_of_this_library():
+    lines = [
+        "import my_data",
+        "my_data.load.channels_first = True",
+        "resnet.Resnet.order = 'after'",
+    ]
+    assert changes("\n".join(lines), "a.gin") == []
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -110,6 +128,12 @@ def test_other_names_are_known(line, instead):
         "import diffstride.pooling",
         "resnet.Resnet.output_activation = 'softmax'",
         "torch.optim.SGD.momentum = 0.9",
+        "my_data.load.channels_first = True",
+        "my_data.load.data_format = 'NHWC'",
+        "my_keras_sounds.load.path = 'x'",
+        "my_rates.lr_schedule.divisions = 3",
+        "my_search.train.model_cls = @resnet.resnet18",
+        "my_net.MLP.output_activation = @torch.nn.ReLU",
         "not a binding",
     ],
 )

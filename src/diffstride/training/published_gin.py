@@ -16,6 +16,8 @@ PAGE = "docs/coming_from_tensorflow.md"
 MODULES = ("tensorflow", "diffstride.", "__gin__")
 """Imports of the published files. Alone, only those of `EXAMPLES` are taken for published."""
 EXAMPLES = "diffstride.examples."
+OWNERS = ("", "train", "data", "resnet", "layers", "pooling")
+"""Modules of the published code in names; those of other modules belong to users."""
 OPTIMIZERS = {"Nadam": "NAdam"}  # those with another name in torch
 ARGUMENTS = {"learning_rate": "lr", "momentum": "momentum", "nesterov": "nesterov"}
 WINDOW = ("pooling.DiffStride.edge = 'passband'", "pooling.DiffStride.straight_through = False")
@@ -103,9 +105,11 @@ def _instead(statement: Any) -> tuple[str, ...] | None:
     if not isinstance(statement, BindingStatement):
         return None
     owner, argument, value = statement.selector, statement.arg_name, statement.value
-    if "keras" in owner or owner.startswith(("tf.", "tfa.")):
-        return _keras(owner.rpartition(".")[2], argument, value)
-    return _own(owner.rpartition(".")[2], argument, value)
+    module, _, name = owner.rpartition(".")
+    if {"tf", "tfa", "keras"} & set(module.split(".")):
+        return _keras(name, argument, value)
+    is_published = module.startswith("diffstride.") or module.rpartition(".")[2] in OWNERS
+    return _own(name, argument, value) if is_published else None
 
 
 def _own(owner: str, argument: str, value: Any) -> tuple[str, ...] | None:
@@ -141,8 +145,7 @@ def _keras(owner: str, argument: str, value: Any) -> tuple[str, ...]:
     if owner == "PiecewiseConstantDecay" and argument == "boundaries":
         schedule = "train.train.schedule = @schedules.multi_step"
         return schedule, f"schedules.multi_step.boundaries = {value!r}"
-    if owner == "PiecewiseConstantDecay" and argument == "values" and max(value) > 0:
-        peak = max(value)
+    if owner == "PiecewiseConstantDecay" and argument == "values" and (peak := _peak(value)) > 0:
         factors = [round(each / peak, 12) for each in value]
         return f"torch.optim.SGD.lr = {peak!r}", f"schedules.multi_step.factors = {factors!r}"
     if argument == "learning_rate" and isinstance(value, _Text):
@@ -150,6 +153,12 @@ def _keras(owner: str, argument: str, value: Any) -> tuple[str, ...]:
     if argument in ARGUMENTS:
         return (f"torch.optim.{OPTIMIZERS.get(owner, owner)}.{ARGUMENTS[argument]} = {value!r}",)
     return (f"{REMOVE}: there is no such name, see {PAGE}",)
+
+
+def _peak(values: Any) -> float:
+    """The largest of several numbers; 0 for other values, such as a macro."""
+    numbers = values if isinstance(values, (list, tuple)) else []
+    return max(numbers, default=0) if all(isinstance(x, (int, float)) for x in numbers) else 0
 
 
 def _optimizer(value: Any) -> str:
