@@ -10,12 +10,13 @@ weights as they are, three numbers are measured for each layer and axis, in unit
 Then copies of the network train on with the same batches, one as it is and one for each map with
 one row less: what the smaller map costs once the weights have adapted.
 
-The command trains for about a quarter of an hour for each start on one thread.
+The command trains for about a quarter of an hour for each start on one thread. It appends a row for
+each layer and axis to ``results/stride_gradient.jsonl``; a training that was cut off goes on from
+its last epoch, and epochs that have their rows are not measured again.
 """
 
 import argparse
 import copy
-import json
 from collections.abc import Iterator, Sequence
 from itertools import cycle, islice
 from pathlib import Path
@@ -26,18 +27,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from benchmarks.common import write_table
+from benchmarks.common import append_row, read_rows, select, write_table
 from benchmarks.machine import ROOT, environment
 from benchmarks.tables import table
 from diffstride import MultiplyAdds, stride_layers
-from diffstride._files import atomic_file
 from diffstride.spectral.axis_plan import Axis, plan_axis
 from diffstride.training import gin_registry
 from diffstride.training.command_line import configure
 from diffstride.training.lightning_compat import callbacks
 from experiments.guesses import short
 
-RESULT = ROOT / "results" / "stride_gradient.json"
+RESULT = ROOT / "results" / "stride_gradient.jsonl"
 PAGE = ROOT / "docs" / "stride_gradient.md"
 STARTS = {"2, 2, 2": [2.07, 2.14, 2.33], "1.5, 3, 6": [1.56, 2.81, 6.0]}
 EPOCHS = 10
@@ -161,15 +161,24 @@ def adapted(network: nn.Module, batches: Sequence[Batch], rate: float) -> Iterat
 
 
 class Measure(callbacks.Callback):
-    """Measures after chosen epochs of a training."""
+    """Measures after chosen epochs of a training, and appends rows to a file."""
 
-    def __init__(self, epochs: Sequence[int], batches: int, adapting_steps: int) -> None:
+    def __init__(
+        self,
+        epochs: Sequence[int],
+        batches: int,
+        adapting_steps: int,
+        labels: Row,
+        contract: Row,
+        out: Path,
+    ) -> None:
         self.epochs, self.batches, self.adapting_steps = epochs, batches, adapting_steps
-        self.rows: list[Row] = []
+        self.labels, self.contract, self.out = labels, contract, out
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         epoch = trainer.current_epoch + 1
-        if epoch not in self.epochs:
+        labels = self.labels | {"epoch": epoch}
+        if epoch not in self.epochs or select(read_rows(self.out), **labels):
             return
         images: list[Batch] = list(islice(cycle(trainer.train_dataloader), self.adapting_steps))
         network = copy.deepcopy(pl_module.network)
@@ -177,19 +186,20 @@ class Measure(callbacks.Callback):
             layer.strides.requires_grad_(True)  # type: ignore[union-attr]
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         later = {row["layer"]: row for row in adapted(network, images, rate)}
-        for row in measure(network, images[: self.batches]):
-            self.rows.append({"epoch": epoch, **row, "adapted": later.get(row["layer"])})
-            print(self.rows[-1], flush=True)
+        # All at once, since an epoch with a row is not measured again.
+        for row in list(measure(network, images[: self.batches])):
+            more = {"adapted": later.get(row["layer"]), "contract": self.contract}
+            append_row(self.out, labels | row | more)
+            print(labels | row, flush=True)
 
 
-def run(start: str, workdir: Path, bindings: dict[str, Any], measurement: Measure) -> list[Row]:
-    """Train from a start, and return the rows that were measured."""
+def run(start: str, workdir: Path, bindings: dict[str, Any], measurement: Measure) -> None:
+    """Train from a start, or go on with it."""
     strides = [1, 1, *STARTS[start]]
     bound = bindings | {"resnet.resnet18.strides": strides}
     lines = [f"{name} = {value!r}" for name, value in bound.items()]
     configure(["cifar10_small.gin"], [*lines, "pooling.DiffStride.trainable = False"])
     gin_registry.train(workdir=workdir, callbacks=[measurement])
-    return [{"start": start} | row for row in measurement.rows]
 
 
 def shown(estimate: dict[str, float] | None) -> str:
@@ -244,25 +254,22 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     add("--dataset", default="cifar100", help="name as for load_datasets")
     add("--workdir", type=Path, default=Path("runs/stride_gradient"), help="folder of run folders")
     add("--quick", action="store_true", help="tiny sizes, only to check that it runs")
-    add("--out", type=Path, help=f"result file (default: {RESULT.relative_to(ROOT)} and the page)")
+    add("--out", type=Path, default=RESULT, help="file of the rows")
     options = parser.parse_args(arguments)
     bindings: dict[str, Any] = {"data.load_datasets.name": options.dataset}
     if options.quick:
         bindings |= QUICK | {"train.train.num_epochs": 1}
-    contract, rows = environment(), []
+    effort = ((1,), 2, 4) if options.quick else (MEASURED, BATCHES, ADAPTING_STEPS)
+    contract = environment()
     for start in STARTS:
-        effort = (1,), 2, 4
-        measurement = Measure(*(effort if options.quick else (MEASURED, BATCHES, ADAPTING_STEPS)))
-        folder = options.workdir / start.replace(", ", "-")
-        rows += run(start, folder, bindings, measurement)
+        labels = {"dataset": bindings["data.load_datasets.name"], "start": start}
+        measurement = Measure(*effort, labels, contract, options.out)
+        run(start, options.workdir / start.replace(", ", "-"), bindings, measurement)
+    rows = read_rows(options.out)
     text = summary_table(rows)
     print(text)
     print(agreement(rows))
-    if options.out or not options.quick:
-        report = {"contract": contract, "dataset": options.dataset, "rows": rows}
-        with atomic_file(options.out or RESULT) as file:
-            file.write(json.dumps(report, indent=1).encode())
-    if options.out is None and not options.quick:
+    if options.out == RESULT and not options.quick:
         write_table(PAGE, "stride gradient", text)
     return rows
 
