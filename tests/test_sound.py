@@ -339,6 +339,46 @@ def test_folds_that_cannot_be_made_are_refused(tmp_path):
         check_fold(3, 3, "speaker")
 
 
+# Mistakes
+
+
+def test_class_that_a_fold_lacks_is_named_with_its_fold(tmp_path):
+    root = parquet_of_speakers(tmp_path / "words", ("a", "b", "c"), label=[0, 0, 0, 0, 1, 1])
+    with pytest.raises(DataError, match=r"no sounds of class '1' to test on: use another number"):
+        load_folder(root, fold=0, group_column="speaker")
+
+
+def test_sound_functions_that_return_no_finite_numbers_are_refused(tmp_path):
+    root = folder_of_sounds(tmp_path / "tones")
+    message = r"finite numbers, but log_energy returned -inf among others for row \d+ \(.*wav"
+
+    def log_energy(sound, rate):
+        return waveform(sound, rate).square().log()
+
+    with pytest.raises(ValueError, match=message):
+        load_folder(root, sound_fn=log_energy)
+
+
+def test_sound_functions_may_have_parameters(tmp_path):
+    gain = torch.ones(1, requires_grad=True)
+    root = folder_of_sounds(tmp_path / "tones")
+    data = load_folder(root, sound_fn=lambda sound, rate: gain * waveform(sound, rate))
+    assert not data.mean.requires_grad
+    assert not next(iter(data.train))[0].requires_grad
+
+
+def test_images_are_no_sounds():
+    with pytest.raises(DataError, match=r"of 'digits' is an image, not a sound: leave sound_fn"):
+        load_datasets("digits", sound_fn="waveform")
+
+
+def test_a_note_beside_sounds_is_what_cannot_be_decoded(tmp_path):
+    root = folder_of_sounds(tmp_path / "tones")
+    (root / "train" / "high" / "0.txt").write_text("notes")  # the first file
+    with pytest.raises(DataError, match=r"0\.txt.*Format not recognised"):
+        load_folder(root)
+
+
 # Augmentations
 
 
@@ -421,6 +461,19 @@ def test_gains_and_noise_are_within_their_limits():
 def test_wrong_arguments_of_augmentations_are_refused(function, options, message):
     with pytest.raises(ValueError, match=message):
         function(SOUNDS, seeded_generator(0), **options)
+
+
+@pytest.mark.parametrize("name", ["crop_flip", "crop", "flip", "shift_mask"])
+def test_augmentations_of_maps_are_refused_for_waveforms(name, tmp_path):
+    root = folder_of_sounds(tmp_path / "tones")
+    with pytest.raises(ValueError, match=r"got a batch of shape \(4, 1, 8000\): for waveforms use"):
+        load_folder(root, sound_fn="waveform", augment_fn=name)
+
+
+@pytest.mark.parametrize("name", ["shift_mask", "shift_noise"])
+def test_augmentations_of_sounds_are_refused_for_images(name):
+    with pytest.raises(ValueError, match=r"takes sounds.*but got uint8 of shape \(4, 1, 8, 8\)"):
+        load_datasets("digits", augment_fn=name)
 
 
 # Trainings

@@ -12,6 +12,7 @@ from torchvision.transforms.v2 import functional as vision
 
 from diffstride.training.augment_per_image import PerImage, name_of, per_image
 from diffstride.training.augment_sound import (
+    check_maps,
     gain_and_noise,
     gain_of_log_mel,
     mask,
@@ -68,10 +69,14 @@ def random_crop(
     Returns:
         A new batch `(B, C, H, W)`.
 
+    Raises:
+        ValueError: the batch has other axes.
+
     >>> images = torch.arange(1, 10).reshape(1, 1, 3, 3)
     >>> random_crop(images, seeded_generator(6), padding=1)[0, 0].tolist()
     [[0, 4, 5], [0, 7, 8], [0, 0, 0]]
     """
+    check_maps(images)
     count, _, height, width = images.shape
     padded = vision.pad(images, [padding], padding_mode=padding_mode)
     down, right = torch.randint(0, 2 * padding + 1, (2, count), generator=generator)
@@ -81,11 +86,15 @@ def random_crop(
 
 
 def flip(images: Tensor, generator: Generator) -> Tensor:
-    """Flip every image horizontally with probability 1/2.
+    """Flip every image `(C, H, W)` of a batch horizontally with probability 1/2.
+
+    Raises:
+        ValueError: the batch has other axes.
 
     >>> flip(torch.tensor([[[[1, 2]]], [[[3, 4]]]]), seeded_generator(5)).flatten().tolist()
     [2, 1, 3, 4]
     """
+    check_maps(images)
     chosen = torch.rand(len(images), generator=generator) < 0.5
     return torch.where(chosen[:, None, None, None], images.flip(-1), images)
 

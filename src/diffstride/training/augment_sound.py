@@ -48,10 +48,14 @@ def gain_and_noise(
     Returns:
         A new batch of the same shape.
 
+    Raises:
+        ValueError: the batch is not floating-point, or an argument is out of its range.
+
     >>> gain_and_noise(torch.zeros(2, 1, 4), Generator()).abs().max()
     tensor(0.)
     """
     _check_not_negative(decibels=decibels, noise=noise)
+    _check_floats(waveforms)
     one_each = (len(waveforms), *[1] * (waveforms.ndim - 1))
     gains = _draw_gains(one_each, decibels, generator)
     level = waveforms.square().mean(tuple(range(1, waveforms.ndim)), keepdim=True).sqrt()
@@ -64,12 +68,18 @@ def gain_of_log_mel(maps: Tensor, generator: Generator, decibels: float = 6.0) -
 
     `log(1 + g^2 (exp(y) - 1))` for a gain `g`, uniform in ±``decibels``, at least 0.
 
+    Raises:
+        ValueError: the batch is not floating-point of shape `(B, C, bands, frames)`, or
+            ``decibels`` is out of its range.
+
     >>> maps = torch.full((1, 1, 2, 2), 3.0)
     >>> gain_of_log_mel(maps, Generator(), decibels=0.0).allclose(maps)
     True
     """
     _check_not_negative(decibels=decibels)
-    gains = _draw_gains((len(maps), *[1] * (maps.ndim - 1)), decibels, generator)
+    check_maps(maps)
+    _check_floats(maps)
+    gains = _draw_gains((len(maps), 1, 1, 1), decibels, generator)
     return (gains.square() * maps.expm1()).log1p()
 
 
@@ -88,11 +98,15 @@ def mask(maps: Tensor, generator: Generator, bands: int = 8, frames: int = 8) ->
     Returns:
         A new batch of the same shape.
 
+    Raises:
+        ValueError: the batch has other axes, or an argument is out of its range.
+
     >>> masked = mask(torch.ones(1, 1, 8, 8), Generator().manual_seed(0), bands=4, frames=0)
     >>> masked[0, 0, :, 0].tolist()
     [1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0]
     """
     _check_not_negative(bands=bands, frames=frames)
+    check_maps(maps)
     for axis, width in ((2, bands), (3, frames)):
         hidden = _draw_ranges(len(maps), maps.shape[axis], width, generator)
         maps = maps.masked_fill(hidden[:, None, :, None].movedim(2, axis), 0.0)
@@ -129,6 +143,28 @@ def shift_and_noise(
     torch.Size([2, 1, 16])
     """
     return gain_and_noise(shift(waveforms, generator, share), generator, decibels, noise)
+
+
+def check_maps(batch: Tensor) -> None:
+    """Refuse batches without two axes besides those of the batch and the channels.
+
+    Raises:
+        ValueError: the batch has other axes, as that of waveforms has.
+    """
+    if batch.ndim != 4:
+        raise ValueError(
+            f"this augmentation takes images or log-mel spectrograms, (B, C, H, W), but got a "
+            f"batch of shape {tuple(batch.shape)}: for waveforms use 'shift' or 'shift_noise'"
+        )
+
+
+def _check_floats(batch: Tensor) -> None:
+    if not batch.is_floating_point():
+        raise ValueError(
+            f"this augmentation takes sounds, which are floating-point, but got "
+            f"{str(batch.dtype).removeprefix('torch.')} of shape {tuple(batch.shape)}: for images "
+            "use 'crop', 'flip' or 'crop_flip'"
+        )
 
 
 def _draw_gains(shape: tuple[int, ...], decibels: float, generator: Generator) -> Tensor:

@@ -159,7 +159,7 @@ def load_datasets(
     source = read_source(name, root, label_column, check_fold(fold, folds, group_column))
     is_sound = source.sound or sound_fn is not None
     decode: Decoder = _sounds(sound_function, image_size) if is_sound else ImageDecoder(image_size)
-    train, test = _split(source, holdout, train_examples, test_examples)
+    train, test = _split(source, fold, holdout, train_examples, test_examples)
     step_size = batch_size * (2 if mixup_alpha else 1)
     if step_size > len(train.rows):
         raise DataError(
@@ -223,7 +223,11 @@ def _check_at_least(least: int, **values: int | None) -> None:
 
 
 def _split(
-    source: Source, holdout: int, train_examples: int | None, test_examples: int | None
+    source: Source,
+    fold: int | None,
+    holdout: int,
+    train_examples: int | None,
+    test_examples: int | None,
 ) -> tuple[Rows, Rows]:
     train, test = source.train, source.test
     if not 0 <= holdout < len(train.rows):
@@ -238,8 +242,14 @@ def _split(
         empty = set(range(len(source.class_names))) - set(part.labels.tolist())
         if empty:
             names = ", ".join(repr(source.class_names[label]) for label in sorted(empty))
-            advice = "choose another holdout" if holdout else "add some, or remove the class"
-            raise DataError(f"{part.title} has no images of class {names} to {use} on: {advice}")
+            if holdout:
+                advice = "choose another holdout"
+            elif fold is not None:
+                advice = f"use another number of folds, or leave out fold={fold}"
+            else:
+                advice = "add some, or remove the class"
+            kind = "sounds" if source.sound else "images"
+            raise DataError(f"{part.title} has no {kind} of class {names} to {use} on: {advice}")
     return train.take(slice(train_examples)), test.take(slice(test_examples))
 
 

@@ -41,8 +41,11 @@ class SoundDecoder(Decoder):
         Raises:
             DataError: it cannot be decoded, is empty, has more than `MAX_SAMPLES`, or has values
                 that are not finite.
-            ValueError: the function returned no floating-point tensor with a channel axis.
+            ValueError: the function returned no floating-point tensor with a channel axis, or
+                values that are not finite.
         """
+        if isinstance(item, Tensor):
+            raise DataError(f"{name} is an image, not a sound: leave sound_fn out")
         try:
             sound, rate = decode_sound(read_encoded(item))
         except Exception as error:  # a damaged file may raise any type of the reader's
@@ -56,7 +59,13 @@ class SoundDecoder(Decoder):
                 f"sound_fn must return a floating-point tensor (channels, …), but "
                 f"{name_of(self.function)} returned {kind} for {name}"
             )
-        return result.float()
+        if not result.isfinite().all():
+            raise ValueError(
+                f"sound_fn must return finite numbers, but {name_of(self.function)} returned "
+                f"{result[~result.isfinite()][0].item()} among others for {name}: a logarithm, for "
+                "example, needs a lower limit for silence"
+            )
+        return result.detach().float()
 
     def explain_difference(self, shape: Sequence[int], others: Sequence[int]) -> str:
         return (

@@ -64,7 +64,8 @@ def read_source(
 ) -> Source:
     """Find a data set by name and read its labels; arguments as for `load_datasets`.
 
-    It has sounds if its column says so, or if its first file ends in one of `SOUND_SUFFIXES`.
+    It has sounds if its column says so, if a file of a class ends in one of `SOUND_SUFFIXES`, or
+    if the path in the first row does.
 
     Raises:
         DataError: the data set cannot be found or read.
@@ -148,7 +149,7 @@ def _from_class_folders(name: str, folder: Path) -> Source:
         part: _rows_of_files([found.get(each, []) for each in classes], _title(part, name))
         for part, found in parts.items()
     }
-    sound = _names_sound(next(chain.from_iterable(parts["train"].values()), None))
+    sound = any(map(_names_sound, chain.from_iterable(parts["train"].values())))
     return Source(rows["train"], rows.get("test"), tuple(classes), sound)
 
 
