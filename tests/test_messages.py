@@ -67,10 +67,17 @@ def test_what_is_no_network_is_refused_with_what_to_pass(call, given, advice):
 def test_a_linear_layer_for_other_maps_names_the_pooling_before_it(call, features):
     message = (
         rf"'3' \(Linear\) takes {features:,} features, but gets 2,048, of maps that '1' "
-        r"\(DiffStride\) pools to 16 x 16: .*AdaptiveAvgPool2d\(1\)"
+        r"\(DiffStride\) pools to 16 x 16. If .*AdaptiveAvgPool2d\(1\)"
     )
     with pytest.raises(ValueError, match=message):
         call(network_with_head(features), X)
+
+
+def test_a_linear_layer_for_other_channels_is_to_be_built_for_those_it_gets():
+    conv, pool = nn.Conv2d(3, 8, 3), DiffStride(2.0)
+    pooled = nn.Sequential(conv, pool, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10))
+    with pytest.raises(ValueError, match=r"takes 16 features, but gets 8, .*else build it for the"):
+        CostBudget(pooled, X)
 
 
 @pytest.mark.parametrize("call", [report, CostBudget])

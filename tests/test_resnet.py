@@ -28,8 +28,8 @@ POOLINGS = [
 ORDERS = ("after", "before")
 
 
-def small(**kwargs) -> Resnet:
-    return resnet.resnet18(width=4, **{"num_output_classes": 5, **kwargs})
+def small(*args, **kwargs) -> Resnet:
+    return resnet.resnet18(*args, width=4, **{"num_output_classes": 5, **kwargs})
 
 
 def map_sizes(network: Resnet, image: Tensor) -> list[tuple[int, ...]]:
@@ -372,3 +372,13 @@ def test_numbers_of_axes_are_checked() -> None:
     with pytest.raises(ValueError, match="a stride must be 3 numbers"):
         Resnet([4, 8], [1, (2, 2)], 10, num_axes=3)
     assert Resnet([4, 8], [1, 2], 10, num_axes=3)(torch.zeros(1, 3, 5, 6, 7)).shape == (1, 10)
+
+
+@pytest.mark.parametrize("axes", [1, 3])
+@pytest.mark.parametrize("pooling_cls", [*POOLINGS[:3], pooling.MaxPooling, pooling.BlurPooling])
+@pytest.mark.parametrize(
+    "build", [partial(ConvNet, [4, 4], [2, 2]), partial(small, [1, 1, 2, 2, 1])]
+)
+def test_every_pooling_serves_networks_of_other_axes(build, pooling_cls, axes):
+    network = build(num_output_classes=5, in_channels=1, num_axes=axes, pooling_cls=pooling_cls)
+    assert network(torch.randn(2, 1, *[8] * axes)).shape == (2, 5)

@@ -361,8 +361,9 @@ class Tracer(fx.Tracer):
         size = " x ".join(map(str, self.values[pooling].shape[2:]))
         return (
             f"of maps that {pooling.target!r} ({type(self.traced.module(pooling)).__name__}) pools "
-            f"to {size}: strides change this number, so put a layer of fixed size between, such as "
-            "nn.AdaptiveAvgPool2d(1), and build the linear layer for it"
+            f"to {size}. If these are flattened maps, strides change their number: put a layer of "
+            "fixed size between, such as nn.AdaptiveAvgPool2d(1), and build the linear layer for "
+            "it; else build it for the features that it gets"
         )
 
     def _run_on_data(self, node: fx.Node) -> Any:

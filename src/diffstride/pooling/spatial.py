@@ -38,7 +38,7 @@ class SpatialPooling(_WholeStrides):
     """Average pooling with padding such that ``M = ceil(N / s)``.
 
     An odd amount of padding has its larger half at the end. Averages leave padded samples out. With
-    the default ``pool_size=(1, 1)`` it takes every ``s``-th sample.
+    the default ``pool_size=1`` it takes every ``s``-th sample.
 
     Args:
         pool_size: window of the average per axis, at least 1 sample; a single number serves
@@ -58,7 +58,7 @@ class SpatialPooling(_WholeStrides):
 
     def __init__(
         self,
-        pool_size: Sequence[int] | int = (1, 1),
+        pool_size: Sequence[int] | int = 1,
         strides: Sequence[float] | float = (2, 2),
         data_format: None = None,
     ) -> None:
