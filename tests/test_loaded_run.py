@@ -112,7 +112,7 @@ def test_run_on_quiet_waveforms_is_loaded_and_normalises_them(tmp_path):
     assert expected.std() > 0.5
     assert torch.allclose(run.normalize(raw)[: len(expected)], expected, atol=1e-5)
     with pytest.raises(
-        ValueError, match=r"results of waveform.*\(B, 1, 8000\), but got torch.uint8"
+        ValueError, match=r"floating-point of shape \(B, 1, 8000\), but got torch.uint8"
     ):
         run.normalize(torch.zeros(1, 1, 8000, dtype=torch.uint8))
 

@@ -3,6 +3,7 @@
 import io
 import json
 import wave
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -12,7 +13,7 @@ import torch
 from absl.testing import flagsaver
 from conftest import DATA
 
-from diffstride.training import augment, command_line
+from diffstride.training import augment, command_line, gin_registry, load_run
 from diffstride.training.augment import seeded_generator
 from diffstride.training.data import DataError, load_datasets
 from diffstride.training.folds import check_fold
@@ -144,6 +145,22 @@ def test_recordings_are_scaled_to_a_level_before_they_are_padded():
 
 
 # Spectrograms
+
+
+@pytest.mark.parametrize("function", [log_mel, waveform])
+def test_recordings_of_soundfile_are_taken_and_others_refused(function, tmp_path):
+    write(tmp_path / "a.wav", sine())
+    samples, rate = soundfile.read(tmp_path / "a.wav")
+    recording = torch.from_numpy(samples)
+    assert recording.dtype == torch.float64
+    assert torch.equal(function(recording, rate), function(recording.float(), rate))
+    assert function(recording, 2 * rate).dtype == torch.float32
+    with pytest.raises(TypeError, match=r"got a ndarray: pass torch.from_numpy\(sound\)"):
+        function(samples, rate)
+    with pytest.raises(TypeError, match=r"got torch.int16: divide it by the largest value"):
+        function((recording * 32768).to(torch.int16), rate)
+    with pytest.raises(ValueError, match=r"mono, of shape \(N,\), but got \(4000, 2\): average"):
+        function(torch.stack([recording, recording], 1), rate)
 
 
 def test_the_spectrogram_is_that_of_a_slow_version():
@@ -522,6 +539,44 @@ def test_convnet_trains_on_waveforms(gin_folder, capsys):
     flags = [f"--gin_bindings={binding}" for binding in bindings]
     assert command("--gin_config=fsdd_wave.gin", "--workdir=run", *flags) == 0
     assert "test accuracy" in capsys.readouterr().out
+
+
+@torch.no_grad()
+def test_a_loaded_run_predicts_files_as_in_its_training(gin_folder):
+    folder_of_sounds(gin_folder / "tones", train=20)
+    bindings = [
+        "train.num_epochs = 1",
+        "train.accelerator = 'cpu'",
+        "train.precision = '32-true'",
+        "resnet.resnet18.width = 4",
+        "sound.log_mel.bands = 32",
+        "data.load_datasets.name = 'tones'",
+        "data.load_datasets.root = '.'",
+        "data.load_datasets.batch_size = 10",
+    ]
+    command_line.configure(["fsdd_mel.gin"], bindings, "run")
+    gin_registry.train()
+    data = load_datasets("tones", ".", sound_fn=partial(log_mel, bands=32, level=0.1), batch_size=4)
+    run = load_run("run")
+    command_line.configure(["digits.gin"])  # what another configuration binds does not matter
+    files = sorted(gin_folder.glob("tones/test/*/*.wav"))
+    assert run.sounds
+    assert run.sound_fn is not None
+    maps = torch.stack(
+        [run.sound_fn(torch.from_numpy(x), r) for x, r in map(soundfile.read, files)]
+    )
+    assert maps.shape == (4, *run.image_shape) == (4, 1, 32, 64)
+    expected, labels = next(iter(data.test))
+    distances = torch.cdist(run.normalize(maps).flatten(1), expected.flatten(1))
+    assert sorted(distances.argmin(0).tolist()) == [0, 1, 2, 3]  # the data set is shuffled
+    assert distances.amin(0).max() < 0.01
+    maps = maps[distances.argmin(0)]
+    hits = run.network(run.normalize(maps.double())).argmax(1) == labels
+    assert 100 * hits.float().mean().item() == run.summary["test_accuracy"]
+    assert load_run("run", run.network).sound_fn is None  # its configuration is not read
+    for wrong in (maps[0], maps.to(torch.uint8), maps.expand(4, 3, 32, 64)):
+        with pytest.raises(ValueError, match=r"floating-point of shape \(B, 1, 32, 64\).*sound_fn"):
+            run.normalize(wrong)
 
 
 # The real spoken digits

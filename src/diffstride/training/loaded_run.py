@@ -2,18 +2,21 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from diffstride.training.augment_per_image import name_of
 from diffstride.training.checkpoints import CHECKPOINTS, weights
 from diffstride.training.command_line import configure
 from diffstride.training.files import expand_home
 from diffstride.training.gin_compat import bound_values
 from diffstride.training.network import model_arguments
 from diffstride.training.run_summary import read_summary
+from diffstride.training.sound import SoundFunction, find_sound_function
 
 Model = Callable[..., nn.Module] | nn.Module
 
@@ -24,15 +27,16 @@ class LoadedRun:
 
     Args:
         network: the network in evaluation mode, on the CPU: from normalised images
-            ``(B, C, H, W)``, or results of ``sound_fn``, to logits ``(B, classes)``.
+            ``(B, C, H, W)``, or sounds ``(B, C, …)``, to logits ``(B, classes)``.
         class_names: the names of the classes, in the order of the logits.
-        image_shape: channels, height and width of the training images; for sounds the shape of one
-            result of ``sound_fn``.
-        mean: mean of each channel of the training images, of values from 0 to 1; for sounds of the
-            results of ``sound_fn``.
+        image_shape: channels, height and width of the training images; of sounds, the shape of
+            what ``sound_fn`` returns.
+        mean: mean of each channel of the training images, of values from 0 to 1, or sounds.
         std: standard deviation of each channel.
         summary: the content of ``summary.json``.
-        sound: whether the run was trained on sounds.
+        sounds: whether the network was trained on sounds.
+        sound_fn: what makes a tensor of a mono recording and its sampling rate, with the arguments
+            of the training. None for images, and where ``model`` was passed: call your own.
     """
 
     network: nn.Module
@@ -41,40 +45,42 @@ class LoadedRun:
     mean: Tensor
     std: Tensor
     summary: dict[str, Any]
-    sound: bool = False
+    sounds: bool = False
+    sound_fn: SoundFunction | None = None
 
     def normalize(self, images: Tensor) -> Tensor:
         """Normalise images or sounds as those of the training.
 
         Args:
-            images: uint8, from 0 to 255, of shape ``(B, C, H, W)``; of a run on sounds a batch of
-                results of ``sound_fn``, such as ``(B, 1, N)``.
+            images: uint8, from 0 to 255, of shape ``(B, C, H, W)``; of a run on sounds, what
+                ``sound_fn`` returns, stacked: floating-point, of shape ``(B, C, …)``.
 
         Returns:
-            float32 images or sounds of the same shape.
+            A float32 tensor of the same shape.
 
         Raises:
-            ValueError: the images are not uint8, sounds are not floating-point, or they have
-                another number of axes or channels.
+            ValueError: they are of another kind, or have another number of axes or channels.
         """
-        is_kind = images.is_floating_point() if self.sound else images.dtype == torch.uint8
-        axes = len(self.image_shape)
-        if not is_kind or images.ndim != axes + 1 or images.shape[1] != len(self.mean):
-            raise ValueError(
-                f"{self._expected()}, but got {images.dtype} of shape {tuple(images.shape)}"
-            )
-        each_channel = (-1, *[1] * (axes - 1))
+        self._check(images)
+        each_channel = (-1, *[1] * (images.ndim - 2))
         mean, std = (each.to(images.device).view(each_channel) for each in (self.mean, self.std))
-        return (images.float() / (1 if self.sound else 255) - mean) / std
+        return (images.float() / (1 if self.sounds else 255) - mean) / std
 
-    def _expected(self) -> str:
-        channels = len(self.mean)
-        if not self.sound:
-            return f"images must be uint8, from 0 to 255, of shape (B, {channels}, H, W)"
-        size = ", ".join(map(str, self.image_shape[1:]))
-        return (
-            f"sounds must be results of {self.summary['settings']['sound_fn']}, floating-point of "
-            f"shape (B, {channels}, {size})"
+    def _check(self, images: Tensor) -> None:
+        right_type = images.is_floating_point() if self.sounds else images.dtype == torch.uint8
+        channels, axes = len(self.mean), len(self.image_shape)
+        if right_type and images.ndim == axes + 1 and images.shape[1] == channels:
+            return
+        got = f"{images.dtype} of shape {tuple(images.shape)}"
+        if self.sounds:
+            shape = ", ".join(map(str, self.image_shape))
+            raise ValueError(
+                f"sounds must be floating-point of shape (B, {shape}), but got {got}: pass what "
+                "the sound_fn of the run makes of a recording, and [None] for a batch of one"
+            )
+        raise ValueError(
+            f"images must be uint8 of shape (B, {channels}, H, W), but got {got}: give them from "
+            "0 to 255, with the channels first"
         )
 
 
@@ -91,7 +97,7 @@ def load_run(folder: str | Path, model: Model | None = None) -> LoadedRun:
             configuration. A network gets the trained weights.
 
     Returns:
-        The network in evaluation mode, with class names and the normalisation of its images or
+        The network in evaluation mode, with class names and the normalisation of its images, or
         sounds.
 
     Raises:
@@ -112,16 +118,19 @@ def load_run(folder: str | Path, model: Model | None = None) -> LoadedRun:
         raise ValueError(
             f"{folder} is of a version that did not save the names of the classes: train it again"
         )
-    facts = summary["settings"] | summary  # older summaries have the statistics as settings only
+    facts = summary["settings"] | summary  # older summaries have statistics in the settings alone
     classes = tuple(summary["class_names"])
     image_shape = tuple(facts.get("image_shape") or facts["images"][1:])
-    model = _configured_model(folder) if model is None else model
+    sounds, sound_fn = "sound_fn" in facts, None
+    if model is None:
+        model = _configured_model(folder)
+        sound_fn = _configured_sound_function(facts["sound_fn"]) if sounds else None
     if not isinstance(model, nn.Module):
         model = model(**model_arguments(len(classes), image_shape))
     model.load_state_dict(weights(folder / CHECKPOINTS, model))
     mean, std = (torch.tensor(facts[name]) for name in ("mean", "std"))
-    is_sound = "sound_fn" in summary["settings"]
-    return LoadedRun(model.eval(), classes, image_shape, mean, std, summary, is_sound)
+    network = model.eval()
+    return LoadedRun(network, classes, image_shape, mean, std, summary, sounds, sound_fn)
 
 
 def _configured_model(folder: Path) -> Callable[..., nn.Module]:
@@ -135,3 +144,20 @@ def _configured_model(folder: Path) -> Callable[..., nn.Module]:
         f"{folder} does not say how its network is built, as it was not started by a Gin "
         "configuration: pass model, as to train"
     )
+
+
+def _configured_sound_function(used: str) -> SoundFunction | None:
+    """The bound function, with its bound arguments: another configuration does not change them.
+
+    None if its name is not the one that the training used, as of one that Gin makes by a call.
+    """
+    bound = list(bound_values())
+    given = [value for name, argument, value in bound if argument == "sound_fn"]
+    function = find_sound_function(given[0] if given else None)
+    if name_of(function) != used:
+        return None
+    if not given or not callable(given[0]):
+        return function  # Gin binds no arguments of functions that are given by their names
+    own = {argument: value for name, argument, value in bound if f".{name}".endswith(f".{used}")}
+    # Without Gin, which would take these arguments for ones that overrule its own.
+    return partial(getattr(function, "__wrapped__", function), **own)

@@ -22,7 +22,7 @@ def waveform(
     """The samples of a recording, resampled, then padded or cropped around its middle.
 
     Args:
-        sound: mono recording `(N,)`, float32 from -1 to 1.
+        sound: mono recording `(N,)`, floats from -1 to 1; float64 is converted to float32.
         rate: its sampling rate in Hz.
         sample_rate: sampling rate of the result in Hz, at least 1.
         samples: length of the result, at least 1. Shorter recordings get silence on both sides.
@@ -33,13 +33,14 @@ def waveform(
         `(1, samples)`.
 
     Raises:
-        ValueError: an argument is out of its range.
+        TypeError: the recording is no floating-point tensor.
+        ValueError: an argument is out of its range, or the recording is not mono.
 
     >>> waveform(torch.tensor([1.0, 2.0, 3.0]), 8000, samples=5)
     tensor([[0., 1., 2., 3., 0.]])
     """
     _check_counts(sample_rate=sample_rate, samples=samples)
-    return _fit(_scale(_resample(sound, rate, sample_rate), level), samples)[None]
+    return _fit(_scale(_resample(_mono(sound), rate, sample_rate), level), samples)[None]
 
 
 def log_mel(
@@ -62,7 +63,7 @@ def log_mel(
     recording is first padded or cropped around its middle to `frames * hop` samples.
 
     Args:
-        sound: mono recording `(N,)`, float32 from -1 to 1.
+        sound: mono recording `(N,)`, floats from -1 to 1; float64 is converted to float32.
         rate: its sampling rate in Hz.
         sample_rate: sampling rate in Hz to which it is resampled, at least 1.
         bands: number of mel filters, at least 1.
@@ -80,7 +81,9 @@ def log_mel(
         `(1, bands, frames)`, low frequencies first.
 
     Raises:
-        ValueError: an argument is out of its range, or a filter has no bin of the transform.
+        TypeError: the recording is no floating-point tensor.
+        ValueError: an argument is out of its range, the recording is not mono, or a filter has no
+            bin of the transform.
         ModuleNotFoundError: torchaudio is not installed.
 
     >>> tone = torch.sin(torch.arange(8000) * 2 * torch.pi * 1000 / 8000)  # 1,000 Hz
@@ -99,7 +102,7 @@ def log_mel(
         raise ValueError(f"fft_size must be at least window={window}, but got {fft_size}")
     if not floor > 0:
         raise ValueError(f"floor must be above 0, but got {floor}")
-    fitted = _fit(_scale(_resample(sound, rate, sample_rate), level), frames * hop)
+    fitted = _fit(_scale(_resample(_mono(sound), rate, sample_rate), level), frames * hop)
     # One window for each hop, with its middle in the middle of the hop.
     padded = F.pad(fitted, ((fft_size - hop) // 2, fft_size - hop - (fft_size - hop) // 2))
     spectrum = torch.stft(
@@ -144,6 +147,26 @@ def _check_counts(**counts: Any) -> None:
     for name, count in counts.items():
         if count < 1:
             raise ValueError(f"{name} must be 1 or more, but got {count}")
+
+
+def _mono(sound: Any) -> Tensor:
+    """A mono recording in float32; anything else is refused."""
+    if not isinstance(sound, Tensor):
+        raise TypeError(
+            f"sound must be a tensor, but got a {type(sound).__name__}: pass "
+            "torch.from_numpy(sound), of what soundfile.read returns"
+        )
+    if not sound.is_floating_point():
+        raise TypeError(
+            f"sound must be floating-point, from -1 to 1, but got {sound.dtype}: divide it by the "
+            "largest value, as in sound / 32768 for int16, or read it by soundfile.read"
+        )
+    if sound.ndim != 1:
+        raise ValueError(
+            f"sound must be mono, of shape (N,), but got {tuple(sound.shape)}: average its "
+            "channels, as in sound.mean(1) for (N, channels)"
+        )
+    return sound.float()
 
 
 def _resample(sound: Tensor, rate: int, sample_rate: int) -> Tensor:
