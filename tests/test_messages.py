@@ -190,3 +190,67 @@ def test_a_malformed_recipe_is_refused_with_its_entry(path, value, message):
         entry[last] = value
     with pytest.raises(ValueError, match=f"the recipe .*{message}"):
         diffstride.rebuild(small_network(), made)
+
+
+@pytest.mark.parametrize(
+    "attach",
+    [
+        lambda model, x: diffstride.strides.attach(model, x),
+        lambda model, x: CostBudget(model, X).attach(x),
+    ],
+)
+@pytest.mark.parametrize(
+    ("given", "advice"),
+    [
+        (torch.optim.SGD, r"the class SGD: pass an optimiser, not its class, as in SGD\(model"),
+        (0.1, "a float: pass the optimiser inside it"),
+    ],
+)
+def test_what_is_no_optimiser_is_refused(attach, given, advice):
+    model = convert(small_network(), X)
+    with pytest.raises(TypeError, match=rf"needs a torch.optim.Optimizer, but got {advice}"):
+        attach(model, given)
+
+
+def test_parameters_in_place_of_a_network_are_refused():
+    with pytest.raises(
+        TypeError, match=r"a generator: pass the network itself, .* not model.param"
+    ):
+        parameter_groups(small_network().parameters(), 1e-4)  # pyright: ignore
+
+
+def test_what_cannot_be_frozen_or_converted_says_what_it_is():
+    frozen = freeze(convert(small_network(), X), X)
+    with pytest.raises(ValueError, match="this Sequential is frozen already: use it as it is"):
+        freeze(frozen, X)
+    with pytest.raises(
+        ValueError, match=r"was frozen by diffstride.freeze, .*: use it as it is, or"
+    ):
+        convert(frozen, X)
+    with pytest.raises(ValueError, match="no pooling layer to freeze: pass a network that diffstr"):
+        freeze(small_network(), X)
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "other"),
+    [
+        ("order", "auto", "after"),
+        ("order", "after", "before"),
+        ("min_channels", 0, 4),
+        ("upper_limit_stride", (3.0, 4.0), 3.0),
+    ],
+)
+def test_arguments_that_would_have_no_effect_are_refused(name, first, other):
+    options: dict = {name: first}
+    converted = convert(small_network(), X, **options)
+    for same in ({}, options):
+        assert convert(converted, X, **same).conversion.strides == converted.conversion.strides
+    whole = nn.Sequential(converted, nn.ReLU())
+    for model in (converted, whole):
+        with pytest.raises(
+            ValueError, match=rf"is converted already, with {name}=.* leave {name} o"
+        ):
+            convert(model, X, **{name: other})
+    # Where there is more to convert, the arguments hold for that.
+    more = nn.Sequential(converted, nn.Conv2d(8, 8, 3, 2, 1))
+    assert convert(more, X, **{name: other}).conversion.steps[-1].modules == ("1",)

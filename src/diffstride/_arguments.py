@@ -1,7 +1,7 @@
 """Checks of the arguments that functions and layers share."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from numbers import Real
 from typing import Any
 
@@ -33,6 +33,9 @@ def check_network(model: Any) -> None:
     elif callable(model):
         name = getattr(model, "__name__", type(model).__name__)
         got = f"the function {name}: call it first, as in {name}(), and pass what it returns"
+    elif isinstance(model, Iterator):
+        got = f"a {type(model).__name__}: pass the network itself, as in model, not "
+        got += "model.parameters()"
     else:
         got = f"a {type(model).__name__}: pass the network first, then its example"
     raise TypeError(f"expected a network (torch.nn.Module), but got {got}")

@@ -80,11 +80,7 @@ class StepHooks:
         before: Callable[[], object] | None,
         after: Callable[[], object],
     ) -> None:
-        if not hasattr(optimizer, "register_step_post_hook"):
-            raise TypeError(
-                f"attach needs a torch.optim.Optimizer, but got a {type(optimizer).__name__}: pass "
-                "the optimiser inside it"
-            )
+        check_optimizer(optimizer)
 
         def call(function: Callable[[], object]) -> Callable[..., None]:
             def hook(*_: Any) -> None:
@@ -124,6 +120,25 @@ def _check_holds(optimizer: torch.optim.Optimizer, strides: Sequence[Tensor]) ->
             "the network that convert returned (a copy), as with "
             "diffstride.parameter_groups(network, weight_decay)"
         )
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Refuse anything but an optimiser where one is expected.
+
+    >>> check_optimizer(torch.optim.SGD)
+    Traceback (most recent call last):
+    TypeError: attach needs a torch.optim.Optimizer, but got the class SGD: pass an optimiser, not
+    its class, as in SGD(model.parameters(), lr=0.1)
+    """
+    if isinstance(optimizer, type):
+        name = optimizer.__name__
+        got = f"the class {name}: pass an optimiser, not its class, as in "
+        got += f"{name}(model.parameters(), lr=0.1)"
+    elif not hasattr(optimizer, "register_step_post_hook"):
+        got = f"a {type(optimizer).__name__}: pass the optimiser inside it"
+    else:
+        return
+    raise TypeError(f"attach needs a torch.optim.Optimizer, but got {got}")
 
 
 def attach(model: nn.Module, optimizer: torch.optim.Optimizer) -> StepHooks:

@@ -1,5 +1,6 @@
 """Convert the integer strides of a network into learnable ones."""
 
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -17,7 +18,13 @@ from diffstride.conversion.placement import Order, check_order, place
 from diffstride.conversion.pooled_groups import PooledGroup, group_calls
 from diffstride.conversion.pooled_module import Pooled, attach_pooling, set_layers
 from diffstride.conversion.recipes import keep_in_config
-from diffstride.conversion.record import Conversion, ConversionStep, record_costs, without_data
+from diffstride.conversion.record import (
+    Conversion,
+    ConversionStep,
+    record_costs,
+    records,
+    without_data,
+)
 from diffstride.conversion.strided_modules import (
     PATCHIFIES,
     Filter,
@@ -45,6 +52,7 @@ from diffstride.graph.leaf_modules import Leaf, as_leaves
 from diffstride.graph.stride_groups import StrideConflictError
 from diffstride.graph.tracer import Trace, trace
 from diffstride.pooling.adaptive import AdaptiveSpectralPooling
+from diffstride.pooling.frozen import is_frozen
 from diffstride.pooling.learnable import DiffStride
 from diffstride.spectral.axis_plan import CPU, Edge
 from diffstride.strides import stride_layers
@@ -121,9 +129,9 @@ def convert(
     Raises:
         TypeError: if ``model`` is no network, but its name or what builds it.
         ValueError: if the forward pass cannot be traced, an operation accepts maps of one size
-            only, a module of ``include`` cannot be converted, or no module can; if a stride lies
-            outside the limits; if the model is on the meta device, or has another attribute
-            ``conversion``.
+            only, a module of ``include`` cannot be converted, or no module can; if all are
+            converted already, with other arguments; if a stride lies outside the limits; if the
+            model is on the meta device, or has another attribute ``conversion``.
 
     >>> net = nn.Sequential(nn.Conv2d(8, 8, 3, stride=2, padding=1), nn.ReLU(), nn.MaxPool2d(2))
     >>> converted = convert(net, torch.zeros(1, 8, 32, 32))
@@ -169,6 +177,11 @@ def convert(
         if not patchify and PATCHIFIES in analysis.left_out.values():
             with restoring(converted):
                 found(analysis.trace, True)  # raises if its patches cannot be converted, either
+        if is_frozen(model):
+            raise ValueError(
+                f"this {type(model).__name__} was frozen by diffstride.freeze, so its strides no "
+                "longer learn: use it as it is, or convert a network built anew"
+            )
         reasons = "".join(f"; {name}: {reason}" for name, reason in analysis.left_out.items())
         raise ValueError(f"{type(model).__name__} has no stride to convert{reasons}")
     layer_options = {
@@ -188,6 +201,8 @@ def convert(
         "keep_ones": keep_ones,
         "leaf_modules": leaf_modules,
     }
+    if not analysis.groups:
+        _check_as_before(model, options | layer_options)
     _record(converted, analysis, example, options | layer_options)
     _attach_layers(analysis, partial(_new_pooling, keep_ones=keep_ones, **layer_options))
     attach_mirrors(analysis.trace, analysis.mirrors)
@@ -221,6 +236,20 @@ def _explain_patches(model: nn.Module, calls: list[StridedCall], why: ValueError
             f"without: {names} cuts the image into patches, and the network is built for their "
             f"number ({reason}). Take a network whose layers shrink maps one after the other"
         ) from why
+
+
+def _check_as_before(model: nn.Module, options: dict[str, Any]) -> None:
+    """Refuse other arguments for a network of which everything is converted already."""
+    steps = [step for record in records(model).values() for step in record.steps]
+    defaults = inspect.signature(convert).parameters
+    for name in options.keys() - {"include", "leaf_modules"} if steps else ():
+        before = [step.options[name] for step in steps]
+        if options[name] not in (*before, defaults[name].default):
+            raise ValueError(
+                f"this {type(model).__name__} is converted already, with {name}={before[0]!r}, so "
+                f"{name}={options[name]!r} would have no effect: convert the network as it was "
+                f"before, or leave {name} out"
+            )
 
 
 def _record(converted: nn.Module, found: Found, example: Any, options: dict[str, Any]) -> None:

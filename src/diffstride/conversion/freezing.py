@@ -15,7 +15,7 @@ from diffstride.graph.example_inputs import (
 )
 from diffstride.graph.fake_run import evaluating
 from diffstride.pooling.base import SpectralPooling
-from diffstride.pooling.frozen import FrozenPooling
+from diffstride.pooling.frozen import FrozenPooling, is_frozen
 
 
 @also_named_example_inputs
@@ -57,7 +57,7 @@ def freeze(model: Model, example: Any, round_to: float | None = None) -> Model:
     root = nn.Sequential(deep_copy(model))  # so that a single layer has a parent, too
     layers = _replace(root, round_to)
     if not layers:
-        raise ValueError(f"{type(model).__name__} has no pooling layer to freeze")
+        raise ValueError(_why_not(model))
     hooks = [layer.train(model.training).register_forward_pre_hook(_add_size) for layer in layers]
     with torch.no_grad(), evaluating(root):
         root[0](*cast_to_weights(example, model))
@@ -65,6 +65,19 @@ def freeze(model: Model, example: Any, round_to: float | None = None) -> Model:
         hook.remove()
     keep_in_config(root[0])
     return root[0]  # type: ignore[return-value]
+
+
+def _why_not(model: nn.Module) -> str:
+    """Why a network has nothing to freeze, and what to do."""
+    if is_frozen(model):
+        return (
+            f"this {type(model).__name__} is frozen already: use it as it is, or freeze the "
+            "network that it was made of again, for another size or round_to"
+        )
+    return (
+        f"{type(model).__name__} has no pooling layer to freeze: pass a network that "
+        "diffstride.convert returned, or one with DiffStride layers"
+    )
 
 
 def _replace(model: nn.Module, round_to: float | None) -> list[FrozenPooling]:

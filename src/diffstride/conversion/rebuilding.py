@@ -13,7 +13,7 @@ from diffstride.conversion.recipes import FORMAT, Recipe, converted_modules, lea
 from diffstride.conversion.record import records
 from diffstride.graph.example_inputs import Model, deep_copy
 from diffstride.graph.leaf_modules import Leaf
-from diffstride.pooling.frozen import FrozenPooling
+from diffstride.pooling.frozen import FrozenPooling, is_frozen
 
 DIFFERS = "the network differs from the one that was converted"
 ADVICE = "build it by the same code and versions"
@@ -94,7 +94,7 @@ def _check(model: nn.Module, recipe: Recipe) -> None:
             f"the recipe has format {recipe['format']}, of diffstride {recipe.get('version')}, and "
             f"this version reads formats up to {FORMAT}: install that version or a newer one"
         )
-    if records(model) or any(isinstance(each, FrozenPooling) for each in model.modules()):
+    if records(model) or is_frozen(model):
         raise ValueError(
             f"this {type(model).__name__} is converted or frozen already: pass one that was built "
             "anew, as before its conversion"

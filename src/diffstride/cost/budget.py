@@ -31,7 +31,7 @@ from diffstride.graph.example_inputs import (
     have_same_sizes,
 )
 from diffstride.pooling.learnable import DiffStride
-from diffstride.strides import StepHooks
+from diffstride.strides import StepHooks, check_optimizer
 
 TOLERANCE = 0.01  # share of the budget that may stay unused
 STATES = "diffstride_budgets"  # in the states of optimisers
@@ -168,6 +168,7 @@ class CostBudget:
             The hooks; ``remove()`` takes them off.
 
         Raises:
+            TypeError: if it is no optimiser, but a class of such, for instance.
             ValueError: if another budget of the same layers is attached to the optimiser, or if the
                 optimiser has none of the strides.
 
@@ -180,6 +181,7 @@ class CostBudget:
         >>> budget.cost.value() <= budget.multiply_adds
         True
         """
+        check_optimizer(optimizer)
         attached: list[tuple[CostBudget, StepHooks]] = vars(optimizer).setdefault(STATES, [])
         for other, others_hooks in attached:
             if not others_hooks.removed:

@@ -5,7 +5,7 @@ from math import ceil, log
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffstride._torch_compat import is_jit_tracing
 from diffstride.pooling.base import Lengths, SizedPooling
@@ -147,3 +147,12 @@ def nearest_stride(axis: Axis, round_to: float) -> float:
         return abs(size - axis.output_size), abs(log(stride / axis.stride))
 
     return min((stride for stride in strides if stride >= 1), key=distance)
+
+
+def is_frozen(model: nn.Module) -> bool:
+    """Whether a network has layers of `freeze`.
+
+    >>> is_frozen(nn.Sequential(nn.ReLU()))
+    False
+    """
+    return any(isinstance(module, FrozenPooling) for module in model.modules())
