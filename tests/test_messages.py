@@ -1,6 +1,7 @@
 """Mistakes of users, and the errors that say what to do instead."""
 
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -254,3 +255,75 @@ def test_arguments_that_would_have_no_effect_are_refused(name, first, other):
     # Where there is more to convert, the arguments hold for that.
     more = nn.Sequential(converted, nn.Conv2d(8, 8, 3, 2, 1))
     assert convert(more, X, **{name: other}).conversion.steps[-1].modules == ("1",)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_integer_examples_are_told_the_dtype(dtype):
+    message = rf"has the dtype of the weights: it is {dtype}, and example.float\(\) makes"
+    with pytest.raises(ValueError, match=message) as raised:
+        convert(small_network(), X.to(dtype))
+    assert "shape" not in str(raised.value)
+
+
+@pytest.mark.parametrize("given", [lambda m: True, lambda m, *, name: True, ["0"]])
+def test_filters_of_other_arguments_are_refused(given):
+    with pytest.raises(TypeError, match=r"called as filter_fn\(module, name\), .* but got "):
+        convert(small_network(), X, filter_fn=given)
+    for right in (lambda *both: True, lambda name, module, more=1: True, isinstance_of_nothing):
+        assert convert(small_network(), X, filter_fn=right).conversion.strides
+
+
+def isinstance_of_nothing(module, name):
+    return not isinstance(module, nn.Identity)
+
+
+def test_swapped_arguments_are_named(tmp_path):
+    converted, path = convert(small_network(), X), tmp_path / "net.pt"
+    save: Any = diffstride.save
+    load: Any = diffstride.load
+    with pytest.raises(TypeError, match=r"but got a Sequential: .*as in save\(model, 'net.pt'\)"):
+        save(path, converted)
+    save(converted, path)
+    with pytest.raises(TypeError, match=r"but got a Sequential: .*as in load\(model, 'net.pt'\)"):
+        load(path, small_network())
+    message = r"^budget must be a positive number or 'before', but got a Tensor of shape "
+    message += r"\(2, 3, 32, 32\): pass the example before the budget$"
+    with pytest.raises(ValueError, match=message):
+        CostBudget(converted, 0.5, X)  # pyright: ignore[reportArgumentType]
+    callbacks = pytest.importorskip("diffstride.callbacks", reason="needs Lightning")
+    with pytest.raises(ValueError, match=message):
+        callbacks.BudgetCallback(0.5, X)
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        (nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1)), "'1' has None, not "),
+        (nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), nn.MaxPool2d(2), nn.ReLU()), "'0' has None, not "),
+        (nn.Sequential(nn.ReLU(), nn.ReLU(), nn.MaxPool2d(2)), "2: not converted in the other"),
+    ],
+)
+def test_files_of_another_network_do_not_blame_a_filter(other, reason, tmp_path):
+    diffstride.save(convert(small_network(), X), tmp_path / "net.pt")
+    with pytest.raises(ValueError, match=f"the network differs from .*{reason}") as raised:
+        diffstride.load(other, tmp_path / "net.pt")
+    assert "filter_fn" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        DiffStride(2.0),
+        diffstride.FixedSpectralPooling(2.0),
+        diffstride.MaxPooling(2),
+        diffstride.BlurPooling(2),
+        diffstride.SpatialPooling(2),
+        diffstride.AdaptiveSpectralPooling((4, 4)),
+        freeze(nn.Sequential(DiffStride(2.0)), X),
+        lambda x: diffstride.diff_stride(x, (2.0, 2.0)),
+        lambda x: diffstride.spectral_pool(x, (2.0, 2.0)),
+    ],
+)
+def test_arrays_are_refused_with_what_to_pass(call):
+    with pytest.raises(TypeError, match=r"numpy.ndarray of shape \(2, 3, 32, 32\): .*from_numpy"):
+        call(X.numpy())

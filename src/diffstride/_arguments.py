@@ -144,6 +144,7 @@ def clamp_strides(values: Sequence[float], lower: Limit, upper: Limit) -> tuple[
 
 def pooled_sizes(x: Tensor, num_axes: int) -> tuple[int, ...]:
     """The lengths of the axes to pool, the last ``num_axes`` of ``x``."""
+    check_tensor(x)
     sizes = map_size(x, x.dim() - num_axes) if x.dim() >= num_axes else ()
     if not x.is_floating_point():
         raise TypeError(f"pooling needs a floating-point tensor, but got {x.dtype}")
@@ -153,6 +154,23 @@ def pooled_sizes(x: Tensor, num_axes: int) -> tuple[int, ...]:
             f"but got shape {tuple(x.shape)}"
         )
     return sizes
+
+
+def check_tensor(x: Any) -> None:
+    """Refuse an array of NumPy, which torch does not convert by itself.
+
+    >>> import numpy
+    >>> check_tensor(numpy.zeros((1, 3, 8, 8)))
+    Traceback (most recent call last):
+    TypeError: expected a tensor, but got a numpy.ndarray of shape (1, 3, 8, 8): pass
+    torch.from_numpy(x), of the dtype of the weights
+    """
+    # By its name, as torch runs without NumPy.
+    if not isinstance(x, Tensor) and type(x).__module__ == "numpy":
+        raise TypeError(
+            f"expected a tensor, but got a numpy.ndarray of shape {x.shape}: pass "
+            "torch.from_numpy(x), of the dtype of the weights"
+        )
 
 
 def map_size(x: Tensor, first: int = 2) -> tuple[int, ...]:
@@ -165,6 +183,7 @@ def map_size(x: Tensor, first: int = 2) -> tuple[int, ...]:
 
 def check_input(layer: Any, x: Tensor) -> None:
     """Refuse an input without one spatial axis per stride of the layer."""
+    check_tensor(x)
     if x.dim() != layer.num_axes + 2:
         raise ValueError(
             f"{type(layer).__name__} with {layer.num_axes} strides expects an input of shape "

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import nn
 
 from diffstride._extras import require
-from diffstride.cost.budget import CostBudget
+from diffstride.cost.budget import CostBudget, check_amount
 from diffstride.graph.leaf_modules import as_leaves
 from diffstride.strides import project_strides, stride_layers, stride_scalars
 
@@ -190,8 +190,8 @@ class BudgetCallback(_NetworkCallback):
         leaf_modules: as for `convert`.
 
     Raises:
-        ValueError: several budgets of a trainer have the same ``log``, or the module has no such
-            network.
+        ValueError: ``budget`` is neither, several budgets of a trainer have the same ``log``, or
+            the module has no such network.
 
     >>> trainer = Trainer(callbacks=[BudgetCallback(images, 0.5)])  # doctest: +SKIP
     """
@@ -204,6 +204,7 @@ class BudgetCallback(_NetworkCallback):
         log: str | None = "multiply_adds",
         leaf_modules: Iterable[str | type[nn.Module]] = (),
     ) -> None:
+        check_amount("budget", budget)
         self.example, self.fraction, self.network, self.name = example, budget, network, log
         self.leaf_modules = as_leaves(leaf_modules)
         self.budget: CostBudget | None = None

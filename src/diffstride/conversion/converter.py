@@ -29,6 +29,7 @@ from diffstride.conversion.strided_modules import (
     PATCHIFIES,
     Filter,
     StridedCall,
+    check_filter,
     find_strided_calls,
     stride_of,
 )
@@ -127,7 +128,8 @@ def convert(
         The converted copy; `report` lists what was converted and what was left out.
 
     Raises:
-        TypeError: if ``model`` is no network, but its name or what builds it.
+        TypeError: if ``model`` is no network, but its name or what builds it; if ``filter_fn`` does
+            not take a module and its name.
         ValueError: if the forward pass cannot be traced, an operation accepts maps of one size
             only, a module of ``include`` cannot be converted, or no module can; if all are
             converted already, with other arguments; if a stride lies outside the limits; if the
@@ -141,6 +143,7 @@ def convert(
     torch.Size([1, 8, 8, 8])
     """
     _check_model(model)
+    check_filter(filter_fn)
     check_order(order)
     check_window(smoothness_factor, edge)
     limits = lower_limit_stride, upper_limit_stride

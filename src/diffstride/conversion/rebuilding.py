@@ -114,7 +114,12 @@ def _convert_again(model: nn.Module, step: dict[str, Any]) -> nn.Module:
             **options | {"leaf_modules": leaves},
         )
     except ValueError as error:
-        raise ValueError(f"{DIFFERS} ({error}): {ADVICE}") from error
+        known = dict(model.named_modules())
+        missing = ", ".join(repr(name) for name in wanted if name not in known)
+        # The user of `load` has passed no filter.
+        why = str(error).replace("left out by filter_fn", "not converted in the other")
+        why = f"it has no {missing}; {why}" if missing else why
+        raise ValueError(f"{DIFFERS} ({why}): {ADVICE}") from error
     record: Any = converted.conversion
     made = converted_modules(record, record.steps[-1])
     for name in wanted:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from diffstride._arguments import check_network
 from diffstride._files import atomic_file
 from diffstride._torch_compat import unwrapped
 from diffstride.conversion.rebuilding import rebuild
@@ -32,6 +33,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         path: the file; its folder is created.
 
     Raises:
+        TypeError: if ``model`` is no network, or ``path`` no path.
         ValueError: if no part was converted or frozen; as of `recipe`.
         OSError: if the file cannot be written.
 
@@ -44,6 +46,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     >>> load(build(), path)[0].pooling.stride_values()
     (2.0, 2.0)
     """
+    _check_order("save", model, path)
     model, path = unwrapped(model), Path(path)
     made = recipe(model)
     state = model.state_dict()
@@ -74,15 +77,27 @@ def load(
         mode, dtype and device of ``model``.
 
     Raises:
+        TypeError: if ``model`` is no network, or ``path`` no path.
         ValueError: if the file has no recipe, or the network differs from the saved one; as of
             `rebuild`.
         RuntimeError: if weights are missing, unknown or of another shape, as of
             ``load_state_dict``.
     """
+    _check_order("load", model, path)
     made, state = _read(Path(path))
     network = rebuild(model, made)
     network.load_state_dict(state, strict=strict)
     return network
+
+
+def _check_order(function: str, model: Any, path: Any) -> None:
+    """Refuse a network in place of a path, mostly of swapped arguments."""
+    if isinstance(path, nn.Module):
+        raise TypeError(
+            f"path must be the name of a file, but got a {type(path).__name__}: pass the network "
+            f"first, as in {function}(model, 'net.pt')"
+        )
+    check_network(model)
 
 
 def _read(path: Path) -> tuple[Recipe, dict[str, Any]]:

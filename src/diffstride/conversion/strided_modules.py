@@ -4,7 +4,9 @@ A stride can be replaced by pooling at stride 1 if the strided output is the out
 sampled. That is measured on noise, not looked up by type, so modules of any library are accepted.
 """
 
+import inspect
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import product
 from math import ceil
@@ -207,6 +209,33 @@ def find_strided_calls(
         elif isinstance(module, SizedPooling) and _has_fixed_strides(module):
             left_out[name] = "a pooling layer of fixed strides: put a DiffStride in its place"
     return calls, left_out | _never_called(trace)
+
+
+def check_filter(filter_fn: Any) -> None:
+    """Refuse a filter that cannot be called with a module and its name.
+
+    >>> check_filter(lambda module: True)
+    Traceback (most recent call last):
+    TypeError: filter_fn is called as filter_fn(module, name), with a module and its name, but got
+    <lambda>(module): give it both arguments, as in lambda module, name: True
+    """
+    if filter_fn is None:
+        return
+    try:
+        signature = inspect.signature(filter_fn)
+    except (TypeError, ValueError):  # no function, or one without a signature
+        if callable(filter_fn):
+            return
+        got = f"a {type(filter_fn).__name__}"
+    else:
+        with suppress(TypeError):
+            signature.bind(nn.Identity(), "name")
+            return
+        got = f"{getattr(filter_fn, '__name__', type(filter_fn).__name__)}{signature}"
+    raise TypeError(
+        f"filter_fn is called as filter_fn(module, name), with a module and its name, but got "
+        f"{got}: give it both arguments, as in lambda module, name: True"
+    )
 
 
 def _has_fixed_strides(module: SizedPooling) -> bool:

@@ -408,12 +408,29 @@ def _amount(
         before = cost_before(model, example)
         return lambda present: before
     number: Any = value
-    if not isinstance(value, Real) or not number > 0:
-        words = " or 'before'" if name == "budget" else ""
-        raise ValueError(f"{name} must be a positive number{words}, but got {value!r}")
+    check_amount(name, value)
     if name == "multiply_adds" or (name == "budget" and number > 100):
         return lambda present: number
     return lambda present: number * present
+
+
+def check_amount(name: str, value: Any) -> None:
+    """Refuse a budget that is no positive number; ``"before"`` is one by its short name only.
+
+    >>> check_amount("fraction", torch.zeros(1, 3, 8, 8))
+    Traceback (most recent call last):
+    ValueError: fraction must be a positive number, but got a Tensor of shape (1, 3, 8, 8)
+    """
+    number: Any = value
+    if (isinstance(value, Real) and number > 0) or (name == "budget" and value == "before"):
+        return
+    words = " or 'before'" if name == "budget" else ""
+    got = repr(value)
+    if hasattr(value, "shape"):
+        got = f"a {type(value).__name__} of shape {tuple(value.shape)}"
+    if name == "budget" and isinstance(value, (Tensor, tuple, nn.Module)):
+        got += ": pass the example before the budget"
+    raise ValueError(f"{name} must be a positive number{words}, but got {got}")
 
 
 def cost_before(model: nn.Module, example: Any) -> float:

@@ -256,6 +256,17 @@ def has_tensor(value: Any) -> bool:
     return any(isinstance(leaf, Tensor) for leaf in tree_leaves(value))
 
 
+def integer_types(inputs: tuple) -> str:
+    """The integer dtypes among the inputs, in words; empty if there are none.
+
+    >>> integer_types((torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.zeros(1)))
+    'torch.uint8'
+    """
+    tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    kinds = [x.dtype for x in tensors if not (x.is_floating_point() or x.is_complex())]
+    return " and ".join(dict.fromkeys(map(str, kinds)))
+
+
 def name_inputs(forward: Any, kind: str, inputs: tuple) -> dict[str, Any]:
     """The inputs, each under the name of its argument of ``forward``, a bound method.
 

@@ -37,6 +37,7 @@ from diffstride.graph.example_inputs import (
     check_traceable,
     empty_like_weights,
     has_tensor,
+    integer_types,
     name_inputs,
 )
 from diffstride.graph.fake_run import restoring, run_node, shapes_of, shapes_only
@@ -415,6 +416,11 @@ class Tracer(fx.Tracer):
             cause += f". Convert a part of the network: model.{part} = convert(model.{part}, x)"
             break
         shape = "the example has the shape the model expects"
+        if (integers := integer_types(self.inputs)) and "type" in cause:
+            shape = (
+                f"the example has the dtype of the weights: it is {integers}, and example.float() "
+                "makes it floating-point"
+            )
         if not name:
             return (
                 f"the forward pass of {kind} cannot be traced{cause}; check that {shape}; if it "

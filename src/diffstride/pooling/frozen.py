@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffstride._arguments import check_tensor
 from diffstride._torch_compat import is_jit_tracing
 from diffstride.pooling.base import Lengths, SizedPooling
 from diffstride.spectral.axis_plan import Axis, Edge, plan_axis, plan_resized_axis, whole
@@ -92,6 +93,7 @@ class FrozenPooling(SizedPooling):
         return plan_axis(size, stride, smoothness_factor, "stopband", True, straight_through)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_tensor(x)
         sizes = tuple(int(size) for size in x.shape[2:])  # TorchScript traces them as tensors
         self._check_size(sizes)
         matrices = {i: getattr(self, f"matrix_{i}_{sizes[i]}") for i in self.orders[sizes]}
