@@ -427,7 +427,7 @@ def check_amount(name: str, value: Any) -> None:
     words = " or 'before'" if name == "budget" else ""
     got = repr(value)
     if hasattr(value, "shape"):
-        got = f"a {type(value).__name__} of shape {tuple(value.shape)}"
+        got = f"a {type(value).__name__} of shape {tuple(number.shape)}"
     if name == "budget" and isinstance(value, (Tensor, tuple, nn.Module)):
         got += ": pass the example before the budget"
     raise ValueError(f"{name} must be a positive number{words}, but got {got}")
