@@ -70,14 +70,16 @@ class SizeSearch:
         start = self._choice(wanted, {})
         if start is None or start.cost >= least:
             return wanted
-        start = start._replace(sizes=_without_idle(start.sizes, wanted))
-        last = _without_idle(self.last[1], wanted)
+        every, start = start, start._replace(sizes=_without_idle(start.sizes, wanted))
         # Keep the sizes that were chosen last: maps that flicker disturb the layers behind them.
-        again = self._choice(wanted, last) if last else None
+        again = self._choice(wanted, self.last[1]) if self.last[1] else None
         if again and again.cost <= most and self.last[0] == start.sizes:
             return again.logs
         limits = least, most
         chosen = self._change_several(wanted, start, *limits) or self._grow(wanted, start, *limits)
+        chosen = chosen._replace(sizes=_without_idle(chosen.sizes, wanted))
+        if chosen.cost < least and every.sizes != start.sizes:
+            chosen = self._change_several(wanted, every, *limits) or chosen
         if again and least <= again.cost <= most and again.distance < STAY * chosen.distance:
             chosen = again
         self.last = start.sizes, chosen.sizes
