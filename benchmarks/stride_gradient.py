@@ -31,7 +31,7 @@ from benchmarks.common import append_row, read_rows, select, write_table
 from benchmarks.machine import ROOT, environment
 from benchmarks.tables import table
 from diffstride import MultiplyAdds, stride_layers
-from diffstride.spectral.axis_plan import Axis, plan_axis
+from diffstride.spectral.axis_plan import Axis
 from diffstride.training import gin_registry
 from diffstride.training.command_line import configure
 from diffstride.training.lightning_compat import callbacks
@@ -67,9 +67,7 @@ class Estimate(dict[str, float]):
 
 def stride_for(axis: Axis, output_size: int) -> float:
     """The middle of the strides that give an axis an output size."""
-    steps = (1 + step / 100 for step in range(200 * axis.size))
-    plans = (plan_axis(axis.size, stride) for stride in steps)
-    return short(next(plan for plan in plans if plan.output_size == output_size))
+    return short(axis._replace(output_size=output_size))
 
 
 def losses(network: nn.Module, batches: Sequence[Batch]) -> list[float]:
