@@ -35,6 +35,25 @@ def gin_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
 
 
 @pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep tests away from the user's folders and environment variables."""
+    import datasets  # here, since most tests do without
+
+    monkeypatch.delenv("DIFFSTRIDE_DATA", raising=False)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture(scope="module")
+def quiet_datasets() -> Iterator[None]:
+    """Data sets are read without progress bars."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    yield
+    datasets.enable_progress_bars()
+
+
+@pytest.fixture
 def cifar_root() -> Path:
     if not (DATA / "cifar10" / "train.parquet").exists():
         pytest.skip(f"no CIFAR-10 under {DATA}; set DIFFSTRIDE_DATA to a folder that has it")

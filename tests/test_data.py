@@ -5,12 +5,12 @@ import json
 import os
 import struct
 from collections import Counter
-from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 import torch
+from conftest import DATA
 from huggingface_hub import constants as hub_constants
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -20,25 +20,13 @@ from diffstride.training import image_decoding
 from diffstride.training.augment import crop_and_flip, flip, mixup, random_crop, seeded_generator
 from diffstride.training.data import DataError, load_datasets
 
-DATA = Path(os.environ.get("DIFFSTRIDE_DATA", Path(__file__).parents[2] / "shared" / "data"))
 needs_cifar = pytest.mark.skipif(
     not (DATA / "cifar10" / "train.parquet").is_file(),
     reason="needs CIFAR in Parquet: set DIFFSTRIDE_DATA to its folder",
 )
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    """Keep tests away from the user's folders and environment variables."""
-    monkeypatch.delenv("DIFFSTRIDE_DATA", raising=False)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quiet():
-    datasets.disable_progress_bars()
-    yield
-    datasets.enable_progress_bars()
+pytestmark = pytest.mark.usefixtures("quiet_datasets", "own_cache")
 
 
 def epoch(data, number):

@@ -30,17 +30,7 @@ needs_fsdd = pytest.mark.skipif(
 RATE = 8000
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.delenv("DIFFSTRIDE_DATA", raising=False)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quiet():
-    datasets.disable_progress_bars()
-    yield
-    datasets.enable_progress_bars()
+pytestmark = pytest.mark.usefixtures("quiet_datasets", "own_cache")
 
 
 def sine(frequency=440.0, rate=RATE, seconds=0.5, height=0.5):
