@@ -179,8 +179,9 @@ def test_train_knows_the_flags_of_the_published_command():
 
 
 def test_train_ends_with_the_errors_of_the_published_command(capsys):
-    pytest.importorskip("gin", reason="needs the extra train")
-    assert ended("train", "digit.gin") == cli.USAGE_ERROR
+    flagsaver = pytest.importorskip("absl.testing.flagsaver", reason="needs the extra train")
+    with flagsaver.flagsaver():  # the flags of a process stay set
+        assert ended("train", "digit.gin") == cli.USAGE_ERROR
     assert "did you mean 'digits.gin'?" in capsys.readouterr().err
 
 
@@ -220,6 +221,14 @@ def test_report_says_what_is_left_out_and_why(own_networks, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[-2] == "left out:"
     assert re.match(r"  patches: patchifying convolution: its patches do not overlap", lines[-1])
+
+
+def test_report_converts_patches_if_asked_to(own_networks, capsys):
+    arguments = ["report", "own/Patches", "--size", "32", "--channels", "8", "--patchify"]
+    assert cli.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "left out:" not in printed
+    assert re.search(r"^patches\W.*-> 8 x 8", printed, re.MULTILINE), printed
 
 
 def test_report_of_an_unknown_cost(own_networks, capsys):

@@ -166,6 +166,11 @@ def _add_report(commands: Any) -> None:
         default="auto",
         help="where modules are pooled, as for diffstride.convert (default: auto)",
     )
+    report.add_argument(
+        "--patchify",
+        action="store_true",
+        help="convert convolutions whose patches do not overlap, too",
+    )
 
 
 def _positive(text: str) -> int:
@@ -183,7 +188,7 @@ def _report(given: argparse.Namespace) -> int:
     sizes = given.size * 2 if len(given.size) == 1 else given.size
     model = build_network(given.network, given.channels)
     image = torch.zeros(1, given.channels, *sizes)
-    converted = convert(model, image, order=given.order)
+    converted = convert(model, image, order=given.order, patchify=given.patchify)
     print(f"{given.network}, an image of {' x '.join(map(str, (given.channels, *sizes)))}")
     found = report(converted)
     print("\n".join(_costs(found)), end="\n\n")
