@@ -435,12 +435,16 @@ def test_the_error_of_a_class_missing_in_a_split_names_it(tmp_path):
     for path in (root / "test" / "emu").glob("*"):
         path.unlink()
     refused(
-        r"the test split of 'pets' has no images of class 'emu' to test on", "pets", tmp_path, 2
+        r"the test split of 'pets' has no images of class 'emu' to test on; "
+        r"only the train split of 'pets' has them: add some, or remove the class",
+        *("pets", tmp_path, 2),
     )
     write(root / "test" / "emu" / "0.png", pixels(0))
     write(root / "test" / "yak" / "0.png", pixels(1))
     refused(
-        r"the train split of 'pets' has no images of class 'yak' to train on", "pets", tmp_path, 2
+        r"the train split of 'pets' has no images of class 'yak' to train on; "
+        r"only the test split of 'pets' has them: add some",
+        *("pets", tmp_path, 2),
     )
 
 
@@ -498,7 +502,7 @@ def move(root, name, target):
         ),
         (
             lambda root: [(root / part / "yak").mkdir() for part in ("train", "test")],
-            r"the train split of 'pets' has no images of class 'yak' to train on",
+            r"the train split of 'pets' has no images of class 'yak' to train on: add some",
         ),
     ],
     ids=["nested", "beside", "format", "pipe", "dangling link", "name", "empty class"],

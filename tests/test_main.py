@@ -200,7 +200,7 @@ def test_a_value_of_a_wrong_type_names_the_argument():
     [
         "resnet.resnet18.width = %wide\nwide = 'eight'",
         "resnet.resnet18.width = @resnet.resnet56",
-        "resnet.resnet18.pooling_cls = 'DiffStride'",
+        "resnet.resnet18.pooling_cls = 'DifStride'",
         "a/resnet.resnet18.width = True",
         "torch.optim.SGD.lr = '0.05'",
     ],
@@ -323,6 +323,10 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
         (
             ["--gin_bindings=resnet.Resnet.pooling_cls = 'pooling.DiffStride'"],
             r"'pooling\.DiffStride' is text.*write @pooling\.DiffStride without quotes",
+        ),
+        (
+            ["--gin_bindings=train.optimizer = 'SGD'"],
+            r"'SGD' is text, .*function or class: write @torch\.optim\.SGD without quotes",
         ),
         (
             ["--gin_bindings=data.load_datasets.name = digits"],

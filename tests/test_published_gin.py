@@ -93,6 +93,15 @@ def test_one_message_has_all_lines(tmp_path, monkeypatch):
         ),
         ("LearnableSpectralPooling.cropping = True", "pooling.DiffStride.cropping = True"),
         ("resnet.Resnet.channels_first = True", "remove it"),
+        (
+            "train.lr_schedule = @tf.keras.optimizers.schedules.CosineDecay()",
+            "train.train.schedule",
+        ),
+        ("train.loss = @keras.losses.MSE()", "remove it: there is no such value, see docs/"),
+        (
+            "train.parts = [@a/tf.image.flip_up_down]",
+            "remove it: there is no such value, see docs/",
+        ),
         ("tf.keras.optimizers.Nadam.learning_rate = 0.1", "torch.optim.NAdam.lr = 0.1"),
         ("tf.keras.regularizers.L2.l2 = 0.1", "remove it: there is no such name, see docs/"),
     ],
@@ -100,6 +109,12 @@ def test_one_message_has_all_lines(tmp_path, monkeypatch):
 def test_other_names_are_known(line, instead):
     (first, *_) = changes(line, "a.gin")
     assert any(each.startswith(instead) for each in first.instead)
+
+
+def test_the_number_of_classes_is_among_the_lines_of_a_published_file():
+    theirs = "import diffstride.examples.train\nresnet.resnet18.num_output_classes = 10"
+    found = changes(theirs, "a.gin")
+    assert [each.instead for each in found[1:]] == [("remove it: the data set says it",)]
 
 
 @pytest.mark.parametrize("values", ["%rates", "[%low, %high]", "'0.1, 0.2'", "[]"])
@@ -127,6 +142,8 @@ def test_names_of_users_stay_beside_those_of_this_library():
         "resnet.Resnet.output_activation = None",
         "import diffstride.pooling",
         "resnet.Resnet.output_activation = 'softmax'",
+        "resnet.resnet18.num_output_classes = 10",
+        "my_keras_sounds.load.reader = @my_keras_sounds.read",
         "torch.optim.SGD.momentum = 0.9",
         "my_data.load.channels_first = True",
         "my_data.load.data_format = 'NHWC'",

@@ -238,19 +238,37 @@ def _split(
         raise DataError(
             f"there is no test split beside {train.title}: add one, or pass holdout=IMAGES"
         )
-    for part, use in ((train, "train"), (test, "test")):
-        empty = set(range(len(source.class_names))) - set(part.labels.tolist())
-        if empty:
-            names = ", ".join(repr(source.class_names[label]) for label in sorted(empty))
-            if holdout:
-                advice = "choose another holdout"
-            elif fold is not None:
-                advice = f"use another number of folds, or leave out fold={fold}"
-            else:
-                advice = "add some, or remove the class"
-            kind = "sounds" if source.sound else "images"
-            raise DataError(f"{part.title} has no {kind} of class {names} to {use} on: {advice}")
+    _check_classes(source, train, test, holdout, fold)
     return train.take(slice(train_examples)), test.take(slice(test_examples))
+
+
+def _check_classes(source: Source, train: Rows, test: Rows, holdout: int, fold: int | None) -> None:
+    """Refuse splits without an example of each class.
+
+    Raises:
+        DataError: names the classes, and says if the other split of the data set has them.
+    """
+    if holdout:
+        advice = "choose another holdout"
+    elif fold is not None:
+        advice = f"use another number of folds, or leave out fold={fold}"
+    else:
+        advice = "add some, or remove the class"
+    kind = "sounds" if source.sound else "images"
+    for part, use, other in ((train, "train", test), (test, "test", train)):
+        if empty := _without_examples(source, part):
+            names = ", ".join(repr(source.class_names[label]) for label in empty)
+            own_splits = not holdout and fold is None
+            only = own_splits and not set(empty) & set(_without_examples(source, other))
+            where = f"; only {other.title} has them" if only else ""
+            raise DataError(
+                f"{part.title} has no {kind} of class {names} to {use} on{where}: {advice}"
+            )
+
+
+def _without_examples(source: Source, part: Rows) -> list[int]:
+    """The classes that a part of a source has no example of."""
+    return sorted(set(range(len(source.class_names))) - set(part.labels.tolist()))
 
 
 class Batch(NamedTuple):

@@ -47,15 +47,6 @@ def suggest(name: str, known: Sequence[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def references(name: str) -> list[str]:
-    """How a registered function or class is referred to; a name may lack its first words.
-
-    >>> references("DiffStride"), references("resnet18"), references("digits")
-    (['@pooling.DiffStride', '@reference.DiffStride'], ['@resnet.resnet18'], [])
-    """
-    return [f"@{each}" for each in gin_registry.NAMES if f".{each}".endswith(f".{name}")]
-
-
 def _explain_syntax(error: BaseException) -> str:
     """What is wrong with a line that Gin cannot parse; empty for other errors."""
     if isinstance(error, tokenize.TokenError):
@@ -74,7 +65,7 @@ def _explain_syntax(error: BaseException) -> str:
 
 
 def _advise(value: str) -> str:
-    if found := references(value.rstrip("()")):
+    if found := gin_registry.references(value):
         return f"a function or class needs @: write {' or '.join(found)}"
     if value in ("true", "false", "none", "null"):
         return f"write {'None' if value in ('none', 'null') else value.title()}"

@@ -53,12 +53,22 @@ def check_bindings() -> None:
     """
     for name, argument, value in bound_values():
         kind = KINDS.get(name, {}).get(argument, Any)
-        if isinstance(value, str) and value.removeprefix("@") in NAMES and not fits(value, kind):
+        if isinstance(value, str) and not fits(value, kind) and (found := references(value)):
             raise ValueError(
                 f"{name}.{argument} = {value!r} is text, but should be a function or class: "
-                f"write @{value.removeprefix('@')} without quotes"
+                f"write {' or '.join(found)} without quotes"
             )
         check_argument(f"{name}.{argument}", value, kind)
+
+
+def references(name: str) -> list[str]:
+    """How a registered function or class is referred to; a name may lack its first words.
+
+    >>> references("DiffStride"), references("@resnet18"), references("digits")
+    (['@pooling.DiffStride', '@reference.DiffStride'], ['@resnet.resnet18'], [])
+    """
+    name = name.removeprefix("@").removesuffix("()")
+    return [f"@{each}" for each in NAMES if f".{each}".endswith(f".{name}")]
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Refuses Gin files of the published system, and says how each of their lines reads here."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,8 @@ MODULES = ("tensorflow", "diffstride.", "__gin__")
 EXAMPLES = "diffstride.examples."
 OWNERS = ("", "train", "data", "resnet", "layers", "pooling")
 """Modules of the published code in names; those of other modules belong to users."""
+FOREIGN = re.compile(r"@(?:[\w/]*/)?(?:tf|tfa|keras|tensorflow)\.")
+"""References to functions and classes of TensorFlow, in the values of bindings."""
 OPTIMIZERS = {"Nadam": "NAdam"}  # those with another name in torch
 ARGUMENTS = {"learning_rate": "lr", "momentum": "momentum", "nesterov": "nesterov"}
 WINDOW = ("pooling.DiffStride.edge = 'passband'", "pooling.DiffStride.straight_through = False")
@@ -89,7 +92,7 @@ def _may_be_ours(statement: Any) -> bool:
     """Whether a line that has to change may also stand in a configuration of this library."""
     if isinstance(statement, ImportStatement):
         return not statement.module.startswith(EXAMPLES)
-    return statement.arg_name in ("output_activation", "data_format")
+    return statement.arg_name in ("output_activation", "data_format", "num_output_classes")
 
 
 def _line(statement: Any) -> str:
@@ -109,7 +112,15 @@ def _instead(statement: Any) -> tuple[str, ...] | None:
     if {"tf", "tfa", "keras"} & set(module.split(".")):
         return _keras(name, argument, value)
     is_published = module.startswith("diffstride.") or module.rpartition(".")[2] in OWNERS
-    return _own(name, argument, value) if is_published else None
+    known = _own(name, argument, value) if is_published else None
+    return _foreign(argument) if known is None and FOREIGN.search(repr(value)) else known
+
+
+def _foreign(argument: str) -> tuple[str, ...]:
+    """For a value of TensorFlow, whatever the argument is called."""
+    if "schedule" in argument:
+        return ("train.train.schedule = @schedules.multi_step",)
+    return (f"{REMOVE}: there is no such value, see {PAGE}",)
 
 
 def _own(owner: str, argument: str, value: Any) -> tuple[str, ...] | None:
@@ -130,6 +141,8 @@ def _own(owner: str, argument: str, value: Any) -> tuple[str, ...] | None:
     }
     if argument in ("channels_first", "data_format") and value is not None:
         return (REMOVE,)
+    if argument == "num_output_classes":
+        return (f"{REMOVE}: the data set says it",)
     if argument == "output_activation" and value is not None:
         return (f"{REMOVE}: the loss applies the softmax",)
     if argument == "pooling_cls" and str(value) != _new_pooling(value):
