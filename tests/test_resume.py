@@ -151,7 +151,16 @@ def test_kill_while_a_checkpoint_is_saved(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_stop_prints_how_to_resume(uninterrupted, tmp_path, capsys, number):
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (STEPS_PER_EPOCH + 1, "stopped; the same command resumes this run"),
+        (1, "stopped before the end of the first epoch: nothing is saved, the same command starts"),
+    ],
+)
+def test_a_signal_to_stop_prints_how_to_resume(
+    uninterrupted, tmp_path, capsys, number, step, message
+):
     def send(trainer):
         signal.raise_signal(number)
 
@@ -160,13 +169,13 @@ def test_a_signal_to_stop_prints_how_to_resume(uninterrupted, tmp_path, capsys, 
     expected = KeyboardInterrupt if number == signal.SIGINT else SystemExit
     try:
         with pytest.raises(expected) as caught:
-            train_tiny(tmp_path, callbacks=[At(STEPS_PER_EPOCH + 1, send)])
+            train_tiny(tmp_path, callbacks=[At(step, send)])
         # Of a script that calls `train`; Python makes 130 of a KeyboardInterrupt.
         assert getattr(caught.value, "code", 130) == 128 + number
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, handler)
-    assert "stopped; the same command resumes this run" in capsys.readouterr().out
+    assert message in capsys.readouterr().out
     assert_same_end(train_tiny(tmp_path), uninterrupted[1])
 
 

@@ -16,7 +16,6 @@ from diffstride.training.run_settings import as_python
 
 CHECKPOINTS = "checkpoints"  # subfolder of the run folder
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
-STOPPED = "stopped; the same command resumes this run after its last whole epoch"
 
 Content = Mapping[str, type | tuple[type, ...]]
 WEIGHTS: Content = {"state_dict": dict, "run": dict, "loops": dict}
@@ -153,7 +152,23 @@ class Checkpoints(callbacks.Checkpoint):
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException
     ) -> None:
         if isinstance(exception, KeyboardInterrupt | exceptions.SIGTERMException):
-            pl_module.print(STOPPED)
+            pl_module.print(stopped(self.folder))
+
+
+def stopped(folder: Path) -> str:
+    """What to tell when a run is stopped: how it goes on.
+
+    Args:
+        folder: folder of its checkpoints.
+
+    >>> stopped(Path("runs/none"))
+    'stopped before the end of the first epoch: nothing is saved, the same command starts anew'
+    """
+    if any((folder / name).exists() for name in (LAST, PREVIOUS)):
+        return "stopped; the same command resumes this run after its last whole epoch"
+    return (
+        "stopped before the end of the first epoch: nothing is saved, the same command starts anew"
+    )
 
 
 def newest_checkpoint(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from diffstride.training.argument_types import shorten
-from diffstride.training.checkpoints import CHECKPOINTS, STOPPED, AtomicCheckpointIO, Checkpoints
+from diffstride.training.checkpoints import CHECKPOINTS, AtomicCheckpointIO, Checkpoints, stopped
 from diffstride.training.classifier import Classifier
 from diffstride.training.data import Datasets
 from diffstride.training.lightning_compat import (
@@ -137,7 +137,7 @@ def fit(trainer: pl.Trainer, module: Classifier, data: Datasets, checkpoint: Any
         if not trainer.received_sigterm:
             raise
         # The signal has also ended a worker of the data, before it could outlive the training.
-        module.print(STOPPED)
+        module.print(stopped(Path(trainer.default_root_dir) / CHECKPOINTS))
         raise exceptions.SIGTERMException(KILLED_BY + signal.SIGTERM) from error
     except SystemExit as error:
         if not isinstance(error.__context__, KeyboardInterrupt):
