@@ -330,6 +330,7 @@ def test_functions_become_modules():
     names = ("maxpool2d_0", "avgpool2d_1", "maxpool2d_2", "avgpool2d_3")
     converted = check(net, names=names)
     assert isinstance(converted, CallsModules)
+    assert type(converted).__name__ == type(net).__name__
     assert not isinstance(net, CallsModules)
     assert converted.maxpool2d_2.pooling is converted.avgpool2d_3.pooling
     assert net.state_dict().keys() <= converted.state_dict().keys()

@@ -71,11 +71,13 @@ Found = dict[nn.Module, dict[Call, tuple[nn.Module, dict[str, Any]]]]
 class CallsModules(Mixin):
     """Mixed into the class of a module: children are called in place of functions.
 
+    The class keeps its name, since it is a user's own, such as that of the network.
+
     Attributes:
         function_modules: the name of the child for each such call, and the call's arguments.
     """
 
-    class_prefix = "Modular"
+    class_prefix = ""
     function_modules: dict[Call, tuple[str, dict[str, Any]]]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
