@@ -18,11 +18,11 @@ import gin
 import torch
 from torch import nn
 
+import diffstride
 from benchmarks.common import Report, only, write_json, write_table
 from benchmarks.machine import ROOT, environment
 from benchmarks.tables import table
 from diffstride import CostBudget, MultiplyAdds, convert, freeze, stride_layers
-from diffstride.callbacks import BudgetCallback
 from diffstride.training import gin_registry
 from diffstride.training.command_line import configure
 from diffstride.training.data import Datasets
@@ -108,7 +108,7 @@ class Experiment:
     def fine_tune(self, network: nn.Module, cost: int, stage: str, name: str, order: str) -> None:
         """Train for one epoch at a given cost, then freeze."""
         note = partial(self.note, order=order)
-        budget = BudgetCallback(self.example, cost, network="network")
+        budget = diffstride.callbacks.BudgetCallback(self.example, cost, network="network")
         folder = f"{name}_{order}"
         note(stage, self.train(network, folder, callbacks=[budget], **fine_tuning()))
         note(f"{name} frozen", freeze(network.eval(), self.example))

@@ -6,11 +6,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import budget, conversion_time, frozen, layer, network, processes, scaling
+from benchmarks import (
+    budget,
+    conversion_time,
+    frozen,
+    layer,
+    network,
+    processes,
+    scaling,
+    step_picture,
+)
 from benchmarks.common import RESULTS, Report, write_text
 from benchmarks.gpu import page as gpu_page
 from benchmarks.machine import ROOT
-from benchmarks.step_picture import plot_steps, step_seconds
 from benchmarks.tables import goal_table
 
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -205,7 +213,7 @@ def _opening(reports: Mapping[str, Report]) -> str:
     if OPENING not in reports or reports[OPENING]["contract"]["quick"]:
         return f"No results yet: `python -m benchmarks.{OPENING.removesuffix('.json')}`."
     report = reports[OPENING]
-    seconds = step_seconds(report)
+    seconds = step_picture.step_seconds(report)
     ratio = {name: f"{each / seconds['strided']:.1f}" for name, each in seconds.items()}
     faster = seconds["reference"] / seconds["stopband"]
     text = OPENING_TEXT.format(**ratio, faster=f"{faster:.1f}", **report["network"])
@@ -247,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if OPENING in reports and not reports[OPENING]["contract"]["quick"]:
         picture = options.page.parent / PICTURE
         picture.parent.mkdir(parents=True, exist_ok=True)
-        plot_steps(reports[OPENING], picture)
+        step_picture.plot_steps(reports[OPENING], picture)
 
 
 if __name__ == "__main__":

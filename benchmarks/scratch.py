@@ -28,8 +28,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks import gain_picture
 from benchmarks.common import append_row, read_rows, select, write_table
-from benchmarks.gain_picture import plot_gain
 from benchmarks.gain_table import gain_table
 from benchmarks.machine import ROOT, environment
 from benchmarks.moving_kernels import resample_each_step
@@ -222,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
             write_table(PAGE, f"scratch {dataset}", text)
     if writes:
         write_table(README, "gain", gain_table(rows, step_times()))
-        plot_gain(rows, PICTURE)
+        gain_picture.plot_gain(rows, PICTURE)
     return rows
 
 

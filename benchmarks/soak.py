@@ -31,11 +31,10 @@ from benchmarks.common import ROOT, Report, finish, new_report, parser_of, start
 from benchmarks.tables import table
 from diffstride import DiffStride
 from diffstride.resnet import Resnet
-from diffstride.training.checkpoints import CHECKPOINTS, LAST, load
+from diffstride.training import checkpoints, run
 from diffstride.training.class_folders import DataError
 from diffstride.training.data import load_datasets
 from diffstride.training.image_decoding import FORMATS, _decode
-from diffstride.training.run import train
 from experiments import table as grid_command
 from experiments.results import read_rows
 
@@ -67,7 +66,7 @@ table.grid.groups = [
 
 def train_small(workdir: Path) -> None:
     """A training of a second, with momentum, a schedule and learned strides."""
-    train(
+    run.train(
         workdir,
         model=partial(Resnet, [4, 8], [2, 2], pooling_cls=DiffStride),
         datasets=partial(load_datasets, batch_size=64, train_examples=640, test_examples=100),
@@ -169,9 +168,14 @@ def soak_killed(
     return dict(counts)
 
 
+def last_checkpoint(folder: Path) -> Path:
+    """The last checkpoint of a run folder."""
+    return folder / checkpoints.CHECKPOINTS / checkpoints.LAST
+
+
 def same_training(folder: Path, other: Path) -> bool:
     """Whether two run folders have the same last checkpoint and log, apart from times."""
-    first, second = (load(each / CHECKPOINTS / LAST) for each in (folder, other))
+    first, second = (checkpoints.load(last_checkpoint(each)) for each in (folder, other))
     for each in (first, second):
         each["run"].pop("seconds")
     return same(first, second) and _log(folder) == _log(other)
@@ -210,15 +214,15 @@ def soak_flips(flips: int, seed: int) -> dict[str, int]:
     counts = Counter({"refused": 0, "unchanged": 0, "wrong": 0})
     with tempfile.TemporaryDirectory() as top:
         run_in_process(train_small, Path(top, "run"))
-        path = Path(top, "run", CHECKPOINTS, LAST)
-        whole, expected = path.read_bytes(), load(path)
+        path = last_checkpoint(Path(top, "run"))
+        whole, expected = path.read_bytes(), checkpoints.load(path)
         counts["bytes"] = len(whole)
         for number in range(min(flips, len(whole))):
             changed = bytearray(whole)
             changed[number * len(whole) // min(flips, len(whole))] ^= 1 << draw.randrange(8)
             path.write_bytes(changed)
             try:
-                found = load(path)
+                found = checkpoints.load(path)
             except ValueError:
                 counts["refused"] += 1
             else:

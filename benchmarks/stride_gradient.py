@@ -32,9 +32,8 @@ from benchmarks.machine import ROOT, environment
 from benchmarks.tables import table
 from diffstride import MultiplyAdds, stride_layers
 from diffstride.spectral.axis_plan import Axis
-from diffstride.training import gin_registry
+from diffstride.training import gin_registry, lightning_compat
 from diffstride.training.command_line import configure
-from diffstride.training.lightning_compat import callbacks
 from experiments.guesses import short
 
 RESULT = ROOT / "results" / "stride_gradient.jsonl"
@@ -158,7 +157,7 @@ def adapted(network: nn.Module, batches: Sequence[Batch], rate: float) -> Iterat
             yield {"layer": name} | Estimate([a - b for a, b in zip(later, now, strict=True)])
 
 
-class Measure(callbacks.Callback):
+class Measure:
     """Measures after chosen epochs of a training, and appends rows to a file."""
 
     def __init__(
@@ -173,7 +172,7 @@ class Measure(callbacks.Callback):
         self.epochs, self.batches, self.adapting_steps = epochs, batches, adapting_steps
         self.labels, self.contract, self.out = labels, contract, out
 
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+    def after_epoch(self, trainer: Any, pl_module: Any) -> None:
         epoch = trainer.current_epoch + 1
         labels = self.labels | {"epoch": epoch}
         if epoch not in self.epochs or select(read_rows(self.out), **labels):
@@ -197,7 +196,8 @@ def run(start: str, workdir: Path, bindings: dict[str, Any], measurement: Measur
     bound = bindings | {"resnet.resnet18.strides": strides}
     lines = [f"{name} = {value!r}" for name, value in bound.items()]
     configure(["cifar10_small.gin"], [*lines, "pooling.DiffStride.trainable = False"])
-    gin_registry.train(workdir=workdir, callbacks=[measurement])
+    callback = lightning_compat.callbacks.LambdaCallback(on_train_epoch_end=measurement.after_epoch)
+    gin_registry.train(workdir=workdir, callbacks=[callback])
 
 
 def shown(estimate: dict[str, float] | None) -> str:

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks import walkthrough_picture
 from benchmarks.common import Report, write_json, write_table
 from benchmarks.machine import ROOT, environment, multiplies_bfloat16
 from benchmarks.small_networks import resnet18
 from benchmarks.tables import table
-from benchmarks.walkthrough_picture import plot_walkthrough
 from diffstride import (
     CostBudget,
     MultiplyAdds,
@@ -218,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> Report:
     else:
         found = measure(options)
         write_json(file, found)
-    plot_walkthrough(found, PICTURE if out is None else out / PICTURE.name)
+    walkthrough_picture.plot_walkthrough(found, PICTURE if out is None else out / PICTURE.name)
     if out is None:
         write_table(PAGE, "walkthrough", shown(found))
     print(shown(found))

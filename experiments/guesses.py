@@ -3,7 +3,7 @@
 python3 -m experiments.guesses NAME    # prints the list of a search: cifar, fsdd_mel or fsdd_wave
 """
 
-import sys
+import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import exp, log
@@ -171,13 +171,14 @@ def as_gin(first: Sequence[float], guess: Guess) -> str:
     return f"[{', '.join([*map(str, first), *texts])}]"
 
 
-def main(arguments: Sequence[str]) -> None:
-    if list(arguments) not in [[name] for name in SEARCHES]:
-        raise SystemExit(f"usage: python3 -m experiments.guesses {'|'.join(SEARCHES)}")
-    search = SEARCHES[arguments[0]]
+def main(arguments: Sequence[str] | None = None) -> None:
+    summary = "Print the list of guessed strides of a search, for a grid."
+    parser = argparse.ArgumentParser("python3 -m experiments.guesses", description=summary)
+    parser.add_argument("search", choices=SEARCHES, help="name of the search")
+    search = SEARCHES[parser.parse_args(arguments).search]
     for guess in search.guesses():
         print(f"    {as_gin(search.first, search.scaled(guess))},")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -1,8 +1,8 @@
 """Configuring the runs of a grid with Gin: their names, costs and trainings."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,10 @@ import gin
 import torch
 
 from diffstride._files import atomic_file
-from diffstride.training import gin_registry
-from diffstride.training.checkpoints import CHECKPOINTS, LAST
+from diffstride.training import checkpoints, gin_registry, run_summary
 from diffstride.training.command_line import configure
 from diffstride.training.gin_compat import ConfigurableReference
 from diffstride.training.network_cost import measure_cost
-from diffstride.training.run_summary import read_summary
 from diffstride.training.sound import find_sound_function
 from experiments.gin_bindings import (
     bound_value,
@@ -38,7 +36,11 @@ CONFIGS = Path(__file__).parent / "configs"
 COMMIT_NOTE = "commit.txt"
 UNKNOWN = "unknown"
 
-_registered_grid = gin_registry.register(grid, "table")
+
+@cache
+def _registered_grid() -> Callable[[], Grid]:
+    """`grid`, registered with Gin when it is first used: the registry imports Lightning."""
+    return gin_registry.register(grid, "table")
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,13 @@ class GridRunner:
     def _grid(self) -> Grid:
         check_overrides(self.gin_bindings)
         self._load([])
-        found = _registered_grid()
+        found = _registered_grid()()
         if not found.runs:
             raise ValueError("the configuration has no table.grid.groups: see table.gin")
         return found
 
     def _load(self, bindings: list[str], workdir: Path | None = None) -> None:
+        _registered_grid()  # Gin has to know the names that files bind
         # The bindings of the command line come last and overrule those of the groups.
         configure(
             self.gin_config,
@@ -198,8 +201,12 @@ def note_commit(workdir: Path, commit: str | None) -> str | None:
     """
     path = workdir / COMMIT_NOTE
     noted = path.read_text(encoding="utf-8").strip() if path.exists() else UNKNOWN
-    if read_summary(workdir) is None:
-        parts = noted.split("+") if (workdir / CHECKPOINTS / LAST).exists() else []
+    if run_summary.read_summary(workdir) is None:
+        parts = (
+            noted.split("+")
+            if (workdir / checkpoints.CHECKPOINTS / checkpoints.LAST).exists()
+            else []
+        )
         if parts[-1:] != [commit or UNKNOWN]:
             parts.append(commit or UNKNOWN)
         noted = "+".join(parts)

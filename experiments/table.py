@@ -10,14 +10,13 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from diffstride.training import lightning_compat, trainer
 from diffstride.training.command_line import USAGE_ERROR
 from diffstride.training.files import check_writable, expand_home, locked
 from diffstride.training.gin_errors import explain
-from diffstride.training.lightning_compat import exceptions
-from diffstride.training.trainer import KILLED_BY
+from experiments import report
 from experiments.grid import DEFAULT_PATHS, Paths, Run
 from experiments.progress import Progress
-from experiments.report import write_report
 from experiments.results import Row, append_row, check_holdout, identity, read_rows
 from experiments.runner import GridRunner
 from experiments.selection import KEYS, select_runs, split_runs
@@ -88,7 +87,7 @@ def _list(runner: GridRunner, runs: Mapping[str, Run], results: Path) -> Iterato
 
 def _report(runner: GridRunner, runs: Mapping[str, Run], paths: Paths) -> Iterator[str]:
     recipes = {run.config for run in runs.values()}
-    yield from write_report(read_rows(paths.results), recipes, paths)
+    yield from report.write_report(read_rows(paths.results), recipes, paths)
     missing = _missing(runner, runs, paths.results)
     yield f"{len(missing)} of {len(runs)} runs are missing{':' if missing else ''}"
     yield from missing
@@ -197,9 +196,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         train_runs(runner, runs, options.runs, paths.results / file, failures)
     except KeyboardInterrupt:
-        code = KILLED_BY + signal.SIGINT
-    except exceptions.SIGTERMException:
-        code = KILLED_BY + signal.SIGTERM
+        code = trainer.KILLED_BY + signal.SIGINT
+    except lightning_compat.exceptions.SIGTERMException:
+        code = trainer.KILLED_BY + signal.SIGTERM
     return _finish(runner, runs, failures, paths.results, code)
 
 

@@ -1,6 +1,7 @@
 """The search of guesses: lists of strides that all cost the same."""
 
 import ast
+import re
 
 import pytest
 import torch
@@ -74,9 +75,10 @@ def test_random_guesses_are_log_uniform_and_repeatable():
     assert abs(values.mean() / high - 0.5) < 0.02
 
 
-def test_unknown_search_is_refused():
-    with pytest.raises(SystemExit, match=r"usage: .* cifar\|fsdd_mel\|fsdd_wave"):
+def test_unknown_search_is_refused(capsys):
+    with pytest.raises(SystemExit):
         main(["cifar100"])
+    assert re.search(r"'cifar100'.*cifar.*fsdd_mel.*fsdd_wave", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("size", [8, 17, 32])

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import json
 import pkgutil
 import re
 import subprocess
@@ -18,7 +19,8 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py")) + sorted((ROOT / "experiments").rglob("*.py"))
 # A part may import those above it; parts in one line do not import each other.
 ORDER = [
-    {"_torch_compat", "_extras", "_files", "_named_networks", "_picture_style", "_version"},
+    {"_torch_compat", "_extras", "_files", "_lazy"},
+    {"_named_networks", "_picture_style", "_version"},
     {"spectral"},
     {"_arguments", "_stride_text"},
     {"functional"},
@@ -98,6 +100,54 @@ def test_importing_loads_nothing_and_the_first_name_loads_torch_and_nothing_heav
     heavy = {"gin", "lightning", "pytorch_lightning", "datasets", "matplotlib", "torchvision"}
     assert "torch" in loaded
     assert not loaded & (heavy | {"sklearn", "tensorboard", "absl", "timm", "onnx", "compiler"})
+
+
+HEAVY = {"datasets", "lightning", "matplotlib", "onnxruntime", "pytorch_lightning", "sklearn"}
+HEAVY |= {"timm", "torchmetrics", "torchvision", "transformers"}
+WITHOUT_HELP = ("benchmarks.memory",)  # reads a task from another process
+HELP = """
+import contextlib, io, json, runpy, sys
+for name in sys.argv[1:]:
+    before, printed = set(sys.modules), io.StringIO()
+    sys.argv = [name, "--help"]
+    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        runpy.run_module(name, run_name="__main__")
+    print(json.dumps([name, printed.getvalue(), sorted(set(sys.modules) - before)]))
+"""
+
+
+def commands() -> list[str]:
+    """The modules that ``python -m`` runs, beside the command of the library."""
+    folders = (ROOT / "benchmarks", ROOT / "experiments", ROOT / "src" / "diffstride" / "examples")
+    files = [file for folder in folders for file in folder.rglob("*.py")]
+    found = [file for file in files if '__name__ == "__main__"' in file.read_text()]
+    names = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in found]
+    names = [name.removeprefix("src.").removesuffix(".__main__") for name in names]
+    return sorted(set(names) - set(WITHOUT_HELP))
+
+
+def test_help_of_commands_loads_nothing_heavier_than_torch():
+    names = commands()
+    assert {"benchmarks.gpu", "benchmarks.scratch", "experiments.table"} <= set(names)
+    program = [sys.executable, "-c", HELP, *names]
+    done = subprocess.run(program, capture_output=True, text=True, check=True, cwd=ROOT)
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [name for name, *_ in answers] == names
+    for name, printed, loaded in answers:
+        assert printed.startswith("usage: "), name
+        assert not set(loaded) & HEAVY, name
+    assert any("torch" in loaded for *_, loaded in answers)
+
+
+def test_a_slow_module_is_loaded_when_it_is_used():
+    program = "from diffstride.training import gin_registry\nimport sys\n"
+    program += "before, name = set(sys.modules), 'diffstride.training.gin_registry'\n"
+    program += "gin_registry.train = 3\n"  # as tests replace functions
+    program += "print('torch' in before, name in before, sys.modules[name].train)\n"
+    program += "import diffstride.training as package\n"
+    program += "print(package.gin_registry is sys.modules[name], 'train' in dir(gin_registry), vars(gin_registry)['train'])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "False", "3", "True", "True", "3"], done.stderr
 
 
 @pytest.mark.slow

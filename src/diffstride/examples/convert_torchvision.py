@@ -3,15 +3,18 @@
 import argparse
 import sys
 
-import onnxruntime
 import torch
-from torchvision.models import get_model
 
-from diffstride import CostBudget, convert, freeze, parameter_groups, plots, report, stride_scalars
+from diffstride import CostBudget, convert, freeze, parameter_groups, report, stride_scalars
 from diffstride.training.data import load_datasets
 
 
 def main(dataset: str = "digits", network: str = "resnet18", epochs: str = "1") -> None:
+    import onnxruntime  # here, so that --help need not wait for these
+    from torchvision.models import get_model
+
+    from diffstride import plots
+
     torch.manual_seed(0)
     data = load_datasets(dataset, batch_size=64, image_size=32, augment_fn="crop")
     test = [(images.expand(-1, 3, -1, -1), labels) for images, labels in data.test]

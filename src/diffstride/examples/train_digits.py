@@ -12,8 +12,6 @@ from math import ceil
 
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from diffstride import CostBudget, DiffStride, freeze, parameter_groups, stride_scalars
@@ -26,6 +24,8 @@ BATCH_SIZE = 64
 
 def load_images() -> tuple[Tensor, Tensor]:
     """All 1,797 digits, shuffled: images ``(N, 1, 32, 32)``, enlarged from 8 x 8, and labels."""
+    from sklearn.datasets import load_digits  # here, so that --help need not wait for it
+
     images, labels = map(torch.from_numpy, load_digits(return_X_y=True))
     images = (images.float().reshape(-1, 1, 8, 8) - 4.9) / 6.0  # mean and standard deviation
     order = torch.randperm(len(images))
@@ -78,6 +78,8 @@ def train(network: nn.Sequential, budget: CostBudget, images: Tensor, labels: Te
 
 def plot(history: list, path: str) -> None:
     """Plot strides and map sizes over the steps."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(10, 4), layout="constrained")
     for panel, curves, title in zip(
         figure.subplots(1, 2), zip(*history, strict=True), ("stride", "map size"), strict=True

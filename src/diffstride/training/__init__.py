@@ -1,8 +1,13 @@
-"""Training of image classifiers by Gin configuration: data, loop, checkpoints, logs, command."""
+"""Training of image classifiers by Gin configuration: data, loop, checkpoints, logs, command.
+
+Modules that import Lightning or matplotlib, which take seconds, are loaded when they are first used
+by those who import them as modules: ``from diffstride.training import run``.
+"""
 
 from typing import TYPE_CHECKING, Any
 
 from diffstride._extras import require
+from diffstride._lazy import lazy_modules
 
 require("train", "diffstride.training")
 
@@ -11,11 +16,16 @@ __all__ = ["load_run"]
 if TYPE_CHECKING:
     from diffstride.training.loaded_run import load_run as load_run
 else:
+    _SLOW = "checkpoints", "gin_registry", "lightning_compat", "run", "run_summary", "trainer"
+    _lazy_module = lazy_modules(__name__, *_SLOW)
 
     def __getattr__(name: str) -> Any:
-        """Load `load_run` when it is used: it imports Lightning, which the command's help lacks."""
+        """`load_run`, or a module that is loaded when it is used."""
         if name == "load_run":
             from diffstride.training.loaded_run import load_run
 
             return load_run
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return _lazy_module(name)
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -7,8 +7,6 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Generator, Tensor, nn
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as vision
 
 from diffstride.training.augment_per_image import PerImage, name_of, per_image
 from diffstride.training.augment_sound import (
@@ -78,6 +76,8 @@ def random_crop(
     """
     check_maps(images)
     count, _, height, width = images.shape
+    from torchvision.transforms.v2 import functional as vision  # not before: it takes a second
+
     padded = vision.pad(images, [padding], padding_mode=padding_mode)
     down, right = torch.randint(0, 2 * padding + 1, (2, count), generator=generator)
     # A view of all possible crops: indexing it copies only the chosen ones.
@@ -131,9 +131,12 @@ def find_augmentation(augment_fn: str | Callable[..., Tensor] | None) -> Augment
 
     >>> find_augmentation("flip").__name__
     'flip'
+    >>> from torchvision.transforms import v2
     >>> find_augmentation(v2.RandomVerticalFlip())
     PerImage(function=RandomVerticalFlip(p=0.5))
     """
+    from torchvision.transforms import v2
+
     if isinstance(augment_fn, v2.Transform):
         return PerImage(augment_fn)
     if isinstance(augment_fn, str) and augment_fn in AUGMENTATIONS:

@@ -16,17 +16,15 @@ from typing import Any, NoReturn
 import gin
 from absl import app, flags
 
-from diffstride.training import gin_registry
+from diffstride.training import gin_registry, lightning_compat, trainer
 from diffstride.training.files import expand_home
 from diffstride.training.gin_compat import search_path
 from diffstride.training.gin_errors import explain, suggest
-from diffstride.training.lightning_compat import exceptions
 from diffstride.training.published_gin import check_published_names
-from diffstride.training.trainer import KILLED_BY
 
 PACKAGED = Path(__file__).parent / "configs"
 USAGE_ERROR = 2
-MISCONFIGURED = exceptions.MisconfigurationException  # pyright: ignore[reportPrivateImportUsage]
+REFUSED = ValueError, TypeError, OSError, ModuleNotFoundError  # mistakes of the user
 FATAL = -3  # verbosity of absl that logs nothing else
 
 FLAGS = flags.FLAGS
@@ -62,6 +60,9 @@ def configure(
         ValueError: a bound value has another type than its argument, or files include each other.
         Exception: Gin cannot parse a file or does not know a name; it raises many types.
     """
+    # Here, as it takes seconds: it registers the names that files have.
+    from diffstride.training.gin_registry import check_bindings
+
     given = [expand_home(configs_folder)] if configs_folder else []
     folders = [Path(), *given, *more_folders, PACKAGED]
     if given and not given[0].is_dir():
@@ -84,7 +85,7 @@ def configure(
         if value is not None:
             gin.bind_parameter(f"train.train.{name}", value)
     gin.finalize()
-    gin_registry.check_bindings()
+    check_bindings()
 
 
 def _find_config(name: str, folders: Sequence[Path]) -> str:
@@ -134,10 +135,10 @@ def main(argv: Sequence[str]) -> int:
         gin_registry.train()
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
-        return KILLED_BY + signal.SIGINT
-    except exceptions.SIGTERMException:
-        return KILLED_BY + signal.SIGTERM
-    except (ValueError, TypeError, OSError, ModuleNotFoundError, MISCONFIGURED) as error:
+        return trainer.KILLED_BY + signal.SIGINT
+    except lightning_compat.exceptions.SIGTERMException:
+        return trainer.KILLED_BY + signal.SIGTERM
+    except (*REFUSED, lightning_compat.MisconfigurationException) as error:
         if FLAGS.verbosity > 0:
             traceback.print_exc()
         return _fail(explain(error))

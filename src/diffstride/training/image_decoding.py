@@ -11,7 +11,6 @@ import PIL.Image
 import PIL.ImageOps
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as vision
 
 from diffstride.training.class_folders import DataError
 from diffstride.training.decoding import Decoder, read_encoded
@@ -44,6 +43,8 @@ class ImageDecoder(Decoder):
         if self.image_size is None:
             return image
         _check_resized(image.shape, self.image_size, name)
+        from torchvision.transforms.v2 import functional as vision  # it takes a second
+
         return vision.center_crop(vision.resize(image, [self.image_size]), [self.image_size])
 
     def explain_difference(self, shape: Sequence[int], others: Sequence[int]) -> str:

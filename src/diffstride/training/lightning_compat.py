@@ -25,6 +25,7 @@ else:
 
 __all__ = [
     "LightningEnvironment",
+    "MisconfigurationException",
     "SLURMEnvironment",
     "TQDMProgressBar",
     "WeightAveraging",
@@ -42,6 +43,7 @@ __all__ = [
 ]
 
 TQDMProgressBar = callbacks.TQDMProgressBar
+MisconfigurationException = exceptions.MisconfigurationException  # pyright: ignore[reportPrivateImportUsage]
 
 print_once = rank_zero_only(print)
 """`print` in the main process only."""
