@@ -16,7 +16,18 @@ from diffstride.training.run_summary import format_summary
 def test_the_text_makes_the_same_number_of_samples(size, stride, form):
     text = stride_text(stride, size, form)
     assert output_size(size, float(text)) == output_size(size, stride)
-    assert float(text) == pytest.approx(stride, abs=0.5 * 10 ** -(2 if form == ".2f" else 0))
+    unit = 10 ** -int(form[1]) if form[2] == "f" else 10 ** (len(str(int(stride))) - 4)
+    assert float(text) == pytest.approx(stride, abs=unit)
+
+
+@pytest.mark.parametrize("size", [7, 32, 56, 224])
+def test_a_stride_beside_a_change_of_size_has_few_digits(size):
+    for samples in range(1, size):
+        boundary = size / samples
+        for stride in (boundary * (1 - 3e-7), boundary, boundary * (1 + 3e-7)):
+            text = stride_text(stride, size)
+            assert output_size(size, float(text)) == output_size(size, stride)
+            assert len(text.partition(".")[2]) <= (2 if size < 100 else 4), text
 
 
 @pytest.mark.parametrize("stride", [1.9999, 2.0001, 1.00001, 2.99999])
@@ -38,11 +49,11 @@ def test_a_stride_a_little_below_two_is_printed_as_such_everywhere():
     assert "strides=(1.9999, 2)" in repr(net[0])
     assert "strides=(1.9999, 2)" in repr(FixedSpectralPooling((1.9999, 2.0)))
     line = str(report(net, x)).splitlines()[1]
-    assert "1.9999 x 2.00" in line
+    assert "1.99 x 2.00" in line
     assert "-> 17 x 16" in line
     budget = CostBudget(net, x)
     net[0].strides.data = torch.tensor([1.9999, 2.0])
-    assert "0: 1.9999 x 2.00" in repr(budget)
+    assert "0: 1.99 x 2.00" in repr(budget)
     summary = {"test_accuracy": 90.0, "strides": {"pool": [1.9999, 2.0]}, "epochs": 1}
     costs = {"multiply_adds_start": 1e6, "multiply_adds_end": 1e6, "seconds": 1.0}
     assert "1.9999 x 2.000" in format_summary(summary | costs)
