@@ -145,9 +145,29 @@ def test_a_slow_module_is_loaded_when_it_is_used():
     program += "gin_registry.train = 3\n"  # as tests replace functions
     program += "print('torch' in before, name in before, sys.modules[name].train)\n"
     program += "import diffstride.training as package\n"
-    program += "print(package.gin_registry is sys.modules[name], 'train' in dir(gin_registry), vars(gin_registry)['train'])"
+    program += "print(package.gin_registry is sys.modules[name], 'train' in dir(gin_registry))\n"
+    program += "print(vars(gin_registry)['train'])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.split() == ["False", "False", "3", "True", "True", "3"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("program", "name"),
+    [
+        ("import diffstride; diffstride.DifStride", "DiffStride"),
+        ("import diffstride; diffstride.convrt", "convert"),
+        ("import diffstride; diffstride.callback", "callbacks"),
+        ("import diffstride.training as training; training.load_rnu", "load_run"),
+        pytest.param(
+            "from diffstride import DifStride",
+            "DiffStride",
+            marks=pytest.mark.skipif(sys.version_info < (3, 12), reason="Python suggests none"),
+        ),
+    ],
+)
+def test_python_suggests_the_name_that_was_meant(program, name):
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stderr.rstrip().endswith(f"Did you mean: {name!r}?")
 
 
 @pytest.mark.slow
