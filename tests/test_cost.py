@@ -735,6 +735,21 @@ def test_budget_respects_limits_and_layers_that_do_not_learn():
     assert min(free.stride_values()) > 2.1
 
 
+def test_a_budget_above_the_present_cost_is_told():
+    x = torch.zeros(1, 3, 64, 64)
+    present = MultiplyAdds(small_resnet(), x).value()
+    read = (
+        rf"budget=1\.1 is read as 1\.1 times the present {present:,} multiply-adds.*fraction=1\.1"
+    )
+    with pytest.warns(UserWarning, match=read) as caught:
+        by_budget = CostBudget(small_resnet(), x, 1.1)
+    assert caught[0].filename == __file__
+    by_fraction = CostBudget(small_resnet(), x, fraction=1.1)
+    assert by_fraction.multiply_adds == by_budget.multiply_adds > present
+    assert f"%, 1.1 times the {present:,} at first; strides" in repr(by_fraction)
+    assert "at first" not in repr(CostBudget(small_resnet(), x, 1.0))
+
+
 def test_budget_as_a_number_and_those_that_cannot_be_met():
     x = torch.zeros(1, 3, 64, 64)
     model = small_resnet()

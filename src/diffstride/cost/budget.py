@@ -6,6 +6,7 @@ from itertools import islice
 from math import exp, isfinite, log, log1p
 from numbers import Real
 from typing import Any, Literal
+from warnings import warn
 
 import torch
 import torch.distributed as dist
@@ -35,6 +36,7 @@ from diffstride.strides import StepHooks, check_optimizer
 
 TOLERANCE = 0.01  # share of the budget that may stay unused
 STATES = "diffstride_budgets"  # in the states of optimisers
+MOST_TIMES = 100  # the present cost: larger budgets are numbers of multiply-adds
 LIMIT = 1e-6  # distance at which a stride counts as at its limit
 
 
@@ -82,7 +84,9 @@ class CostBudget:
         budget: ``"before"`` for the cost before `convert`; or a number, up to 100 a fraction of the
             present multiply-adds, above that their number for one sample.
         leaf_modules: as for `convert`.
-        fraction: instead of ``budget``, a fraction of the present multiply-adds.
+        fraction: instead of ``budget``, a fraction of the present multiply-adds. Above 1 the
+            strides become smaller, and the network costs more than now. A ``budget`` above 1 and up
+            to 100 does the same and warns, as it may be meant as a number of multiply-adds.
         multiply_adds: instead of ``budget``, a number of multiply-adds for one sample.
 
     Raises:
@@ -126,7 +130,8 @@ class CostBudget:
                 "diffstride.convert first, or give its layers trainable=True and cropping=True"
             )
         _check_apart(self._layers)
-        self.multiply_adds = amount(self.cost.value())
+        self._present = self.cost.value()
+        self.multiply_adds = amount(self._present)
         self._found: dict[str, Any] | None = None  # while an optimiser loads its state
         self._space = StrideSpace(self.cost, self._layers)
         self._size_search = SizeSearch(self._space)
@@ -136,6 +141,8 @@ class CostBudget:
         self._check_reachable()
         self._compared = False  # not yet: the other processes may build none, or build it later
         self._meet_budget(strides)
+        if budget is not None and budget != "before" and 1 < budget <= MOST_TIMES:
+            _warn_of_larger_budget(budget, self.multiply_adds, self._present)
 
     def __repr__(self) -> str:
         sizes = {name: [axis.size for axis in axes] for name, axes in self.cost.maps().items()}
@@ -143,13 +150,15 @@ class CostBudget:
             f"{name}: {strides_text(layer.stride_values(), sizes.get(name, ()))}"
             for name, layer in self._layers.items()
         )
-        used = self.cost.value()
+        used, limit = self.cost.value(), self.multiply_adds
+        times = limit / self._present
+        more = f", {times:.3g} times the {self._present:,} at first" * (times > 1)
         now = self._by_layer(on_host(self._parameters).tolist())
         moved = any(values != as_stored(self._in_use[name]) for name, values in now.items())
         advice = "; moved since project_(), which attach(optimizer) calls after each step" * moved
         return (
-            f"CostBudget({used:,} of {self.multiply_adds:,.0f} multiply-adds, "
-            f"{used / self.multiply_adds:.1%}; strides {strides}{advice})"
+            f"CostBudget({used:,} of {limit:,.0f} multiply-adds, {used / limit:.1%}{more}; "
+            f"strides {strides}{advice})"
         )
 
     def attach(self, optimizer: torch.optim.Optimizer) -> "StepHooks":
@@ -409,9 +418,18 @@ def _amount(
         return lambda present: before
     number: Any = value
     check_amount(name, value)
-    if name == "multiply_adds" or (name == "budget" and number > 100):
+    if name == "multiply_adds" or (name == "budget" and number > MOST_TIMES):
         return lambda present: number
     return lambda present: number * present
+
+
+def _warn_of_larger_budget(times: float, budget: float, present: float) -> None:
+    warn(
+        f"budget={times!r} is read as {times:g} times the present {present:,} multiply-adds: the "
+        f"strides became smaller to use {budget:,.0f}. Give a number of multiply-adds in full; "
+        f"CostBudget(…, fraction={times!r}) means this and does not warn",
+        stacklevel=4,
+    )
 
 
 def check_amount(name: str, value: Any) -> None:
