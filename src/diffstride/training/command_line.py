@@ -19,7 +19,7 @@ from absl import app, flags
 from diffstride.training import gin_registry, lightning_compat, trainer
 from diffstride.training.files import expand_home
 from diffstride.training.gin_compat import search_path
-from diffstride.training.gin_errors import explain, suggest
+from diffstride.training.gin_errors import BindingError, explain, suggest
 from diffstride.training.published_gin import check_published_names
 
 PACKAGED = Path(__file__).parent / "configs"
@@ -58,6 +58,7 @@ def configure(
         FileNotFoundError: a file or ``configs_folder`` does not exist.
         PublishedNamesError: a file or binding has names of the published system.
         ValueError: a bound value has another type than its argument, or files include each other.
+        BindingError: Gin refuses one of ``gin_bindings``.
         Exception: Gin cannot parse a file or does not know a name; it raises many types.
     """
     # Here, as it takes seconds: it registers the names that files have.
@@ -74,7 +75,8 @@ def configure(
     check_published_names(files, gin_bindings)
     try:
         with search_path(folders):
-            gin.parse_config_files_and_bindings(files, gin_bindings, finalize_config=False)
+            gin.parse_config_files_and_bindings(files, [], finalize_config=False)
+            _parse_bindings(gin_bindings)
     except RecursionError as error:
         among = dict.fromkeys(re.findall(r'In file "([^"]+)"', str(error))) or files
         raise ValueError(
@@ -86,6 +88,16 @@ def configure(
             gin.bind_parameter(f"train.train.{name}", value)
     gin.finalize()
     check_bindings()
+
+
+def _parse_bindings(bindings: Sequence[str]) -> None:
+    for binding in bindings:
+        try:
+            gin.parse_config(binding)
+        except RecursionError:
+            raise
+        except Exception as error:  # Gin raises many types
+            raise BindingError(binding) from error
 
 
 def _find_config(name: str, folders: Sequence[Path]) -> str:

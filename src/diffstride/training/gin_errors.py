@@ -7,11 +7,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from diffstride.training import gin_registry
+from diffstride.training.argument_types import shorten
 from diffstride.training.published_gin import PublishedNamesError
 
 LONGEST = 2000  # characters of an error
 BINDING = re.compile(r"\s*([\w./]+)\s*=\s*(.*?)\s*(?:#.*)?$")
+BINDING_LINE = re.compile(r"\s*In bindings string line \d+\n.*")  # and the line itself
 UNPARSED = ("Failed to parse token", "Unable to parse value")  # of values without quotes or @
+
+
+class BindingError(ValueError):
+    """Gin refuses a binding of the command line; its cause says why."""
+
+    def __init__(self, binding: str) -> None:
+        super().__init__(f"--gin_bindings={shorten(binding)}")
 
 
 def explain(error: BaseException) -> str:
@@ -24,17 +33,22 @@ def explain(error: BaseException) -> str:
     ...     configure([], ["resnet.resnet81.strides = None"])
     ... except ValueError as error:
     ...     print(explain(error))  # doctest: +ELLIPSIS
-    No configurable matching 'resnet.resnet81'...; did you mean 'resnet.resnet18'?
+    --gin_bindings='resnet.resnet81.strides = None': No configurable matching...'resnet.resnet18'?
     """
     if isinstance(error, PublishedNamesError):
         return str(error)
+    if isinstance(error, BindingError) and error.__cause__ is not None:
+        return f"{error}: {explain(error.__cause__)}"
     message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
     message, _, _ = message.partition(" in config string:")  # then follows the configuration
+    message = BINDING_LINE.sub("", message)  # the flag is named instead
     lines = [line.strip(" ^") for line in message.splitlines()]
     # Gin adds the calls that led to the error, with addresses in memory.
     kept = [line for line in lines if line and not line.startswith("In call to configurable")]
     text = _explain_syntax(error) or " ".join(kept or [type(error).__name__])
-    return (text if len(text) <= LONGEST else f"{text[:LONGEST]}…") + _suggest_name(message)
+    suggestion = _suggest_name(message)
+    text = text.rstrip(".") if suggestion else text
+    return (text if len(text) <= LONGEST else f"{text[:LONGEST]}…") + suggestion
 
 
 def suggest(name: str, known: Sequence[str]) -> str:
@@ -51,16 +65,17 @@ def _explain_syntax(error: BaseException) -> str:
     """What is wrong with a line that Gin cannot parse; empty for other errors."""
     if isinstance(error, tokenize.TokenError):
         return "a bracket or a quote is opened and not closed: close it, or check the line before"
-    line = getattr(error, "text", None)
-    if not isinstance(error, SyntaxError) or not line:
+    if not isinstance(error, SyntaxError):
         return ""
-    where = f" (line {error.lineno}{f' of {error.filename}' if error.filename else ''})"
+    line = (error.text or "").strip()
+    where = f" (line {error.lineno}{f' of {error.filename}' if error.filename else ''}): "
+    # The only line of a binding of the command line is named already.
+    head = "" if not error.filename and error.lineno == 1 else f"{line}{where}"
     binding = BINDING.match(line)
-    if any(words in str(error) for words in UNPARSED):
-        name, value = binding.groups() if binding else ("", line.strip())
-        return f"{f'{name} = '.lstrip(' =')}{value}{where}: {_advise(value)}"
+    if line and any(words in str(error) for words in UNPARSED):
+        return head + _advise(binding[2] if binding else line)
     if "expected ':' or '='" in str(error):
-        return f"{line.strip()}{where}: expected ':' or '=': write NAME = VALUE"
+        return f"{head}expected ':' or '=': write NAME = VALUE"
     return ""
 
 

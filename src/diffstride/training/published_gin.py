@@ -1,6 +1,7 @@
 """Refuses Gin files of the published system, and says how each of their lines reads here."""
 
 import re
+import tokenize
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,7 +75,7 @@ def changes(text: str, name: str) -> list[Change]:
     """The lines of a configuration that have to change, in order; none if it cannot be parsed."""
     try:
         statements = list(ConfigParser(text, _AsText()))
-    except (SyntaxError, ValueError):  # Gin explains these
+    except (SyntaxError, ValueError, tokenize.TokenError):  # Gin explains these
         return []
     found, ours = [], True
     for each in statements:
