@@ -202,11 +202,8 @@ def note_commit(workdir: Path, commit: str | None) -> str | None:
     path = workdir / COMMIT_NOTE
     noted = path.read_text(encoding="utf-8").strip() if path.exists() else UNKNOWN
     if run_summary.read_summary(workdir) is None:
-        parts = (
-            noted.split("+")
-            if (workdir / checkpoints.CHECKPOINTS / checkpoints.LAST).exists()
-            else []
-        )
+        last = workdir / checkpoints.CHECKPOINTS / checkpoints.LAST
+        parts = noted.split("+") if last.exists() else []
         if parts[-1:] != [commit or UNKNOWN]:
             parts.append(commit or UNKNOWN)
         noted = "+".join(parts)

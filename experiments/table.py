@@ -12,13 +12,19 @@ from pathlib import Path
 
 from diffstride.training import lightning_compat, trainer
 from diffstride.training.command_line import USAGE_ERROR
-from diffstride.training.files import check_writable, expand_home, locked
+from diffstride.training.files import (
+    LOCK,
+    check_writable,
+    expand_home,
+    locked,
+    removed_if_unused,
+)
 from diffstride.training.gin_errors import explain
 from experiments import report
 from experiments.grid import DEFAULT_PATHS, Paths, Run
 from experiments.progress import Progress
 from experiments.results import Row, append_row, check_holdout, identity, read_rows
-from experiments.runner import GridRunner
+from experiments.runner import COMMIT_NOTE, GridRunner
 from experiments.selection import KEYS, select_runs, split_runs
 from experiments.source_commit import read_commit
 
@@ -50,14 +56,15 @@ def train_runs(
     for number, (name, run) in enumerate(runs.items(), start=1):
         workdir = folder / name
         try:
-            workdir.mkdir(parents=True, exist_ok=True)
-            with locked(workdir, wait=False) as free:
-                missing = _without_row(chosen, file.parent)
-                if not free or name not in missing:
-                    continue
-                times = progress.describe(missing, failures)
-                print(f"run {number} of {len(runs)}: {name}{times}", flush=True)
-                append_row(file, runner.train(run, workdir, commit))
+            with removed_if_unused(workdir, workdir, (COMMIT_NOTE, LOCK)):
+                workdir.mkdir(parents=True, exist_ok=True)
+                with locked(workdir, wait=False) as free:
+                    missing = _without_row(chosen, file.parent)
+                    if not free or name not in missing:
+                        continue
+                    times = progress.describe(missing, failures)
+                    print(f"run {number} of {len(runs)}: {name}{times}", flush=True)
+                    append_row(file, runner.train(run, workdir, commit))
         except Exception as error:  # of any kind: the other runs can be trained
             traceback.print_exc()
             failures[name] = explain(error)

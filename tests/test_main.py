@@ -378,6 +378,7 @@ def test_a_mistake_gives_an_error_of_one_line(capsys, arguments, message):
     printed = capsys.readouterr().err
     assert code == 2
     assert re.fullmatch(rf"error: .*(?:{message}).*\n", printed), printed
+    assert not Path("run").exists()
 
 
 @pytest.mark.parametrize(

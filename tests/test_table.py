@@ -408,6 +408,8 @@ def test_failed_run_stops_no_other_and_is_printed_at_the_end(fake_training, monk
     assert len(read_rows(Path("results"))) == 5
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == f"failed: {NAMES[1]}: the strides have diverged"
+    assert not Path("runs/table", NAMES[1]).exists()  # it wrote nothing
+    assert Path("runs/table", NAMES[0]).exists()
 
 
 def test_run_folder_that_cannot_be_made_stops_no_other_run(fake_training, capsys):

@@ -583,6 +583,33 @@ def test_values_out_of_range_are_refused_before_anything_is_written(tmp_path, op
     assert not (tmp_path / "run").exists()
 
 
+def test_a_training_that_cannot_start_leaves_only_what_was_there(tmp_path):
+    workdir = tmp_path / "runs" / "first"
+
+    def fail_to_start():
+        with pytest.raises(ValueError, match="abacus"):
+            train_tiny(workdir, accelerator="abacus")
+        return sorted(str(each.relative_to(tmp_path)) for each in tmp_path.rglob("*"))
+
+    assert fail_to_start() == []
+    workdir.mkdir(parents=True)
+    (workdir / "notes.txt").write_text("mine")
+    kept = ["runs", "runs/first", "runs/first/notes.txt"]
+    assert fail_to_start() == kept
+    with pytest.raises(KeyError, match="after an epoch"):
+        train_tiny(workdir, callbacks=[FailsInTheSecondEpoch()])
+    begun = sorted(str(each.relative_to(tmp_path)) for each in tmp_path.rglob("*"))
+    assert {*kept, "runs/first/checkpoints/last.ckpt", "runs/first/metrics.csv"} < set(begun)
+    assert fail_to_start() == begun
+    assert train_tiny(workdir)["epochs"] == EPOCHS
+
+
+class FailsInTheSecondEpoch(pl.Callback):
+    def on_train_epoch_start(self, trainer, *args):
+        if trainer.current_epoch == 1:
+            raise KeyError("after an epoch")
+
+
 def test_several_devices_in_a_notebook_are_refused_before_they_train(tmp_path, monkeypatch):
     monkeypatch.setattr(accelerator_connector, "_IS_INTERACTIVE", True)
     with pytest.raises(

@@ -4,8 +4,8 @@ import errno
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -57,6 +57,49 @@ def check_writable(folder: Path, name: str) -> None:
     with explain_write_errors(folder, name):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
+
+
+@contextmanager
+def removed_if_unused(folder: Path, lock: Path, own: Sequence[str]) -> Iterator[None]:
+    """Remove a folder that the block made, if the block fails before it writes results into it.
+
+    Files and folders that were there stay, and so does everything if one of ``own`` was there.
+
+    Args:
+        folder: the folder; need not exist.
+        lock: the folder inside it that the block locks, or itself.
+        own: paths in ``folder`` that the block writes before its results, the innermost first.
+    """
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    before = _names(folder)
+    roots = {Path(name).parts[0] for name in own}
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            if not before & roots and _names(folder) - before <= roots:
+                _remove_own(folder, lock, own)
+        for each in missing:
+            with suppress(OSError):  # something is in it
+                each.rmdir()
+        raise
+
+
+def _names(folder: Path) -> set[str]:
+    """What is in a folder; nothing if it cannot be read."""
+    try:
+        return set(os.listdir(folder))
+    except OSError:
+        return set()
+
+
+def _remove_own(folder: Path, lock: Path, own: Sequence[str]) -> None:
+    with locked(lock, wait=False) as free:
+        for path in (folder / name for name in own if free):
+            if path.is_dir():
+                path.rmdir()
+            else:
+                path.unlink(missing_ok=True)
 
 
 @contextmanager

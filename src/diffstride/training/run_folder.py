@@ -12,7 +12,13 @@ from torch import nn
 from diffstride._files import atomic_file
 from diffstride.training.checkpoints import CHECKPOINTS, TO_RESUME, newest_checkpoint, weights
 from diffstride.training.classifier import Classifier
-from diffstride.training.files import check_writable, explain_write_errors, locked
+from diffstride.training.files import (
+    LOCK,
+    check_writable,
+    explain_write_errors,
+    locked,
+    removed_if_unused,
+)
 from diffstride.training.lightning_compat import print_once, rank_zero_only
 from diffstride.training.network import count_parameters
 from diffstride.training.run_settings import as_python, check_settings
@@ -22,6 +28,8 @@ from diffstride.training.run_summary import (
     read_summary,
     save_summary,
 )
+
+CONFIG = "operative_config.gin"
 
 
 def find_finished(
@@ -76,7 +84,7 @@ def find_checkpoint(
 
 @contextmanager
 def hold_folder(workdir: Path) -> Iterator[None]:
-    """Create the run folder and lock it for this run.
+    """Create the run folder and lock it for this run; a run that fails to start leaves none.
 
     Raises:
         OSError: the folder cannot be written to.
@@ -85,15 +93,17 @@ def hold_folder(workdir: Path) -> Iterator[None]:
     if getattr(rank_zero_only, "rank", 0):  # the main process holds the lock for all
         yield
         return
-    for folder in (workdir, workdir / CHECKPOINTS):
-        check_writable(folder, "workdir")
-    with locked(workdir / CHECKPOINTS, wait=False) as free:
-        if not free:
-            raise ValueError(
-                f"another process is training in {workdir}: wait until it ends, or choose another "
-                "workdir"
-            )
-        yield
+    folder = workdir / CHECKPOINTS
+    with removed_if_unused(workdir, folder, (f"{CHECKPOINTS}/{LOCK}", CHECKPOINTS, CONFIG)):
+        for each in (workdir, folder):
+            check_writable(each, "workdir")
+        with locked(folder, wait=False) as free:
+            if not free:
+                raise ValueError(
+                    f"another process is training in {workdir}: wait until it ends, or choose "
+                    "another workdir"
+                )
+            yield
 
 
 @rank_zero_only
@@ -104,7 +114,7 @@ def save_config(workdir: Path) -> None:
         OSError: the folder cannot be written to.
     """
     if config := gin.operative_config_str():
-        path = workdir / "operative_config.gin"
+        path = workdir / CONFIG
         with explain_write_errors(workdir, "workdir"), atomic_file(path) as file:
             file.write(config.encode())
 
