@@ -19,6 +19,7 @@ import argparse
 import copy
 from collections.abc import Iterator, Sequence
 from itertools import cycle, islice
+from math import log
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -30,11 +31,12 @@ from torch.nn.functional import cross_entropy
 from benchmarks.common import append_row, read_rows, select, write_table
 from benchmarks.machine import ROOT, environment
 from benchmarks.tables import table
-from diffstride import MultiplyAdds, stride_layers
+from diffstride import CostBudget, MultiplyAdds, stride_layers
+from diffstride.cost.measured_strides import map_costs, maps_before
 from diffstride.spectral.axis_plan import Axis
 from diffstride.training import gin_registry, lightning_compat
 from diffstride.training.command_line import configure
-from experiments.guesses import short
+from experiments.guesses import SEARCHES, short
 
 RESULT = ROOT / "results" / "stride_gradient.jsonl"
 PAGE = ROOT / "docs" / "stride_gradient.md"
@@ -208,9 +210,28 @@ def shown(estimate: dict[str, float] | None) -> str:
     return f"{number:+.1f} ± {error:.1f}".replace("-", "−")
 
 
+def worth(row: Row, share: float) -> str:
+    """The loss of a smaller map once adapted, in thousandths, by what a hundredth of MACs buys."""
+    found = row["adapted"]
+    if not found:
+        return shown(None)
+    saved = share * log(row["output_size"] / (row["output_size"] - 1))
+    return shown({key: found[key] / saved for key in ("mean", "error")})
+
+
+def cost_shares(start: str) -> dict[str, float]:
+    """What the map of each layer costs by itself, for one axis, in hundredths of the network."""
+    search = SEARCHES["cifar"]
+    budget = CostBudget(search.build(STARTS[start]), search.example)
+    costs = map_costs(budget, maps_before(budget.space))
+    total = budget.cost.value()
+    return {name: 100 * costs[name, 0] / total for name in budget.in_use}
+
+
 def summary_table(rows: Sequence[Row]) -> str:
     """A line for each map, with the mean of its axes."""
     lines = []
+    shares = {start: cost_shares(start) for start in dict.fromkeys(row["start"] for row in rows)}
     for first, second in zip(rows[::2], rows[1::2], strict=True):
 
         def both(key: str, first: Row = first, second: Row = second) -> str:
@@ -225,10 +246,12 @@ def summary_table(rows: Sequence[Row]) -> str:
                 f"{first['size']} → {first['output_size']}",
                 *map(both, ("by_gradient", "measured", "one_less", "one_more")),
                 shown(first["adapted"]),
+                worth(first, shares[first["start"]][first["layer"]]),
             ]
         )
     header = ["start", "epoch", "map", "by the gradient", "measured"]
-    return table([*header, "one sample less", "one more", "one less, adapted"], lines)
+    changes = ["one sample less", "one more", "one less, adapted", "adapted, for a hundredth"]
+    return table([*header, *changes], lines)
 
 
 def agreement(rows: Sequence[Row]) -> str:

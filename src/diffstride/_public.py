@@ -2,7 +2,7 @@
 
 from diffstride import convnet, functional, pooling, reference, resnet, spectral
 from diffstride.conversion import convert, freeze, load, rebuild, recipe, report, save
-from diffstride.cost import CostBudget, MultiplyAdds
+from diffstride.cost import CostBudget, MeasuredStrides, MultiplyAdds
 from diffstride.functional import diff_stride, spectral_pool
 from diffstride.pooling import (
     AdaptiveSpectralPooling,
@@ -28,6 +28,7 @@ __all__ = [
     "DiffStride",
     "FixedSpectralPooling",
     "MaxPooling",
+    "MeasuredStrides",
     "MultiplyAdds",
     "SpatialPooling",
     "attach",

@@ -1,13 +1,15 @@
 """Lightning callbacks for networks with learnable strides."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from diffstride._extras import require
 from diffstride.cost.budget import CostBudget, check_amount
+from diffstride.cost.measured_strides import MeasuredStrides
 from diffstride.graph.leaf_modules import as_leaves
 from diffstride.strides import project_strides, stride_layers, stride_scalars
 
@@ -175,9 +177,10 @@ class StridePhase(_NetworkCallback):
 class BudgetCallback(_NetworkCallback):
     """Keeps the multiply-adds of a network at a budget with `diffstride.CostBudget`.
 
-    It projects the strides after each step, and saves its state in checkpoints. Add it before
-    `StrideMonitor`, which clamps strides to their limits and logs them: the budget has to see the
-    steps unclamped, and the log the projected strides.
+    It projects the strides after each step, or moves them by `diffstride.MeasuredStrides`, and
+    saves its state in checkpoints. Add it before `StrideMonitor`, which clamps strides to their
+    limits and logs them: the budget has to see the steps unclamped, and the log the projected
+    strides.
 
     Args:
         example: an input of the network, or a tuple of inputs; only shapes matter.
@@ -188,10 +191,13 @@ class BudgetCallback(_NetworkCallback):
         network: as for `StrideMonitor`.
         log: name of the cost that is logged at the end of each epoch; None to log nothing.
         leaf_modules: as for `convert`.
+        loss: moves the strides by measured losses instead of by their gradients: a function of the
+            `LightningModule` and a batch that returns the loss, as in ``training_step``.
+        moving: share of the training steps in which strides move by ``loss``, above 0 to 1.
 
     Raises:
-        ValueError: ``budget`` is neither, several budgets of a trainer have the same ``log``, or
-            the module has no such network.
+        ValueError: ``budget`` or ``moving`` is neither, several budgets of a trainer have the same
+            ``log``, or the module has no such network; with ``loss``, if the training has no end.
 
     >>> trainer = Trainer(callbacks=[BudgetCallback(images, 0.5)])  # doctest: +SKIP
     """
@@ -203,11 +209,18 @@ class BudgetCallback(_NetworkCallback):
         network: str = "",
         log: str | None = "multiply_adds",
         leaf_modules: Iterable[str | type[nn.Module]] = (),
+        loss: Callable[[Any, Any], Tensor] | None = None,
+        moving: float = 0.6,
     ) -> None:
         check_amount("budget", budget)
+        if not (isinstance(moving, Real) and 0 < moving <= 1):
+            raise ValueError(f"moving must be a share above 0, up to 1, but got {moving!r}")
+        self.loss, self.moving = loss, moving
         self.example, self.fraction, self.network, self.name = example, budget, network, log
         self.leaf_modules = as_leaves(leaf_modules)
         self.budget: CostBudget | None = None
+        self.measured: MeasuredStrides | None = None
+        self._step = 0
         self._saved: dict[str, Any] = {}
 
     @property
@@ -239,7 +252,21 @@ class BudgetCallback(_NetworkCallback):
             raise
         if self._saved:
             self.budget.load_state_dict(self._saved)
+        if self.loss is not None:
+            self.measured = MeasuredStrides(self.budget, self._moving_steps(trainer))
+            if "measured" in self._saved:
+                self.measured.load_state_dict(self._saved["measured"])
+            self._step = trainer.global_step
         self._saved = {}
+
+    def _moving_steps(self, trainer: Trainer) -> int:
+        steps = trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise ValueError(
+                "BudgetCallback(loss=...) needs the number of training steps, but the training has "
+                "no end: give the trainer max_epochs or max_steps"
+            )
+        return max(2, int(self.moving * steps))
 
     def _earlier_budget(self, network: nn.Module) -> Any:
         """The budget of an earlier ``fit`` of this network, or else the fraction."""
@@ -248,14 +275,26 @@ class BudgetCallback(_NetworkCallback):
         known, present = self.budget.cost.layers.values(), stride_layers(network).values()
         return self.budget.multiply_adds if set(known) == set(present) else self.fraction
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        if self.budget is not None:
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any = None,
+        batch: Any = None,
+        batch_idx: int = 0,
+    ) -> None:
+        if self.measured is not None and self.loss is not None:
+            if trainer.global_step != self._step:  # several batches may make one step
+                self._step = trainer.global_step
+                with trainer.precision_plugin.forward_context():
+                    self.measured.step(partial(self.loss, pl_module, batch))
+        elif self.budget is not None:
             self.budget.project_()
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Any
     ) -> None:
-        if self.budget is not None:
+        if self.budget is not None and self.measured is None:
             self.budget.project_gradients_()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -263,7 +302,10 @@ class BudgetCallback(_NetworkCallback):
             pl_module.log(self.name, float(self.budget.cost.value()))
 
     def state_dict(self) -> dict[str, Any]:
-        return self.budget.state_dict() if self.budget is not None else {}
+        if self.budget is None:
+            return {}
+        measured = {} if self.measured is None else {"measured": self.measured.state_dict()}
+        return self.budget.state_dict() | measured
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._saved = state_dict

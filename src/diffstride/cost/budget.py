@@ -117,6 +117,7 @@ class CostBudget:
         multiply_adds: float | None = None,
     ) -> None:
         amount = _amount(model, example, budget, fraction, multiply_adds)
+        self.model = uncompiled(model)
         self.cost = MultiplyAdds(model, example, leaf_modules)
         used = self.cost.maps()
         self._layers: dict[str, DiffStride] = {
@@ -133,14 +134,15 @@ class CostBudget:
         self._present = self.cost.value()
         self.multiply_adds = amount(self._present)
         self._found: dict[str, Any] | None = None  # while an optimiser loads its state
-        self._space = StrideSpace(self.cost, self._layers)
-        self._size_search = SizeSearch(self._space)
+        self._hooks: list[StepHooks] = []
+        self.space = StrideSpace(self.cost, self._layers)
+        self._size_search = SizeSearch(self.space)
         # Logarithms of the strides that the layers have, and of those before map sizes are rounded.
         strides = self._read()
         self._in_use = self._target = _logs(self._by_layer(strides))
         self._check_reachable()
         self._compared = False  # not yet: the other processes may build none, or build it later
-        self._meet_budget(strides)
+        self.aim_(self._moved_target(strides))
         if budget is not None and budget != "before" and 1 < budget <= MOST_TIMES:
             _warn_of_larger_budget(budget, self.multiply_adds, self._present)
 
@@ -196,6 +198,7 @@ class CostBudget:
             if not others_hooks.removed:
                 self._check_no_layer_of(other)
         hooks = StepHooks(optimizer, self._parameters, self.project_gradients_, self.project_)
+        self._hooks.append(hooks)
         key = str(len(attached))  # budgets of several networks may have layers of the same names
         attached.append((self, hooks))
         hooks.handles += [
@@ -237,20 +240,44 @@ class CostBudget:
                 is changed then.
         """
         strides = self._read()
+        self.check_processes()
+        self.aim_(self._moved_target(strides))
+
+    def check_processes(self) -> None:
+        """Refuse, once, budgets that differ between the processes of a training.
+
+        Raises:
+            ValueError: they do.
+        """
         if not self._compared:
             self._check_same_in_all_processes()
             self._compared = True
-        self._meet_budget(strides)
 
-    def _meet_budget(self, strides: list[float]) -> None:
-        moved, limits = self._moved_target(strides), (self._least, self.multiply_adds)
+    @property
+    def is_attached(self) -> bool:
+        """Whether an optimiser moves the strides, by `attach`."""
+        return not all(hooks.removed for hooks in self._hooks)
+
+    @property
+    def wanted(self) -> Logs:
+        """The logarithms of the strides of each layer, before map sizes are rounded."""
+        return self._target
+
+    @property
+    def in_use(self) -> Logs:
+        """The logarithms of the strides that the layers have."""
+        return self._in_use
+
+    def aim_(self, wanted: Logs) -> None:
+        """Scale other `wanted` strides to the budget, and write those at which it is used up."""
+        limits = self._least, self.multiply_adds
         try:
-            self._target = scale_to_budget(moved, self._space, *limits)
+            self._target = scale_to_budget(wanted, self.space, *limits)
         except UnreachableBudgetError:
-            if self._space.value(self._in_use) > self.multiply_adds:
+            if self.space.value(self._in_use) > self.multiply_adds:
                 raise
             self._target = self._in_use
-        self._write(self._size_search.use_up(self._target, *limits))
+        self.use_(self._size_search.use_up(self._target, *limits))
 
     @torch.no_grad()
     def project_gradients_(self) -> None:
@@ -294,7 +321,7 @@ class CostBudget:
         self._target = dict(state["wanted"])
         # States of 0.1 have the key "spending".
         self._size_search.last = (state.get("size_search") or state["spending"])["last"]
-        self._write(state["written"])
+        self.use_(state["written"])
         self._compared = False
 
     @torch.no_grad()
@@ -316,7 +343,7 @@ class CostBudget:
         return strides
 
     def _check_reachable(self) -> None:
-        most, now = self._space.largest_value(), self.cost.value()
+        most, now = self.space.largest_value(), self.cost.value()
         if most < self._least:
             raise ValueError(
                 f"a budget of {self.multiply_adds:,.0f} multiply-adds, "
@@ -369,7 +396,8 @@ class CostBudget:
         flat = [slope for name in strides for slope in slopes[name]]
         return project_step(steps, flat, at_lowest, at_highest)
 
-    def _write(self, logs: Logs) -> None:
+    @torch.no_grad()
+    def use_(self, logs: Logs) -> None:
         """Write the strides of all layers, by one transfer; nothing is read back."""
         stored = {name: self._within_limits(name, as_stored(logs[name])) for name in self._layers}
         flat = [value for values in stored.values() for value in values]

@@ -167,6 +167,16 @@ class StrideSpace:
         found = [self.nearest(k, at, n, sizes[k]) if k in sizes else at for k, at, n in each]
         return found, self.axes(name, found, incoming)
 
+    def at_sizes(self, logs: Logs, sizes: Mapping[Key, int]) -> Fit | None:
+        """The strides nearest to those wanted that lead to these sizes, as far as the limits allow.
+
+        None if a map is empty there.
+        """
+        try:
+            return self.fit(logs, partial(self.nearest_each, sizes=sizes))
+        except EmptyMapError:
+            return None
+
     def _large_enough(
         self, name: str, logs: list[float], incoming: list[int]
     ) -> tuple[list[float], list[Axis]]:
@@ -197,11 +207,7 @@ class StrideSpace:
 
     def _runs_at(self, logs: Logs, key: Key, output_size: int) -> bool:
         """Whether the network runs at these strides if one axis is made to have another size."""
-        try:
-            self.fit(logs, partial(self.nearest_each, sizes={key: output_size}))
-        except EmptyMapError:
-            return False
-        return True
+        return self.at_sizes(logs, {key: output_size}) is not None
 
     def _largest_runnable(self, logs: Logs) -> Logs:
         """The `runnable` strides, by trying all strides behind an axis at their lower limits."""

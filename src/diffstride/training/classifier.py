@@ -86,7 +86,7 @@ class Classifier(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, targets = batch
         logits = self._logits(images)
-        loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        loss = self._cross_entropy(logits, targets)
         if self.stride_penalty:
             loss = loss + self.stride_penalty * stride_penalty(self.network)
         self._check_finite("the training loss", float(loss.detach()))
@@ -102,6 +102,14 @@ class Classifier(pl.LightningModule):
             batch_size=len(images),
         )
         return loss
+
+    def batch_loss(self, batch: Batch) -> Tensor:
+        """The cross-entropy on a batch, without the penalty of the strides."""
+        images, targets = batch
+        return self._cross_entropy(self._logits(images), targets)
+
+    def _cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
 
     def _check_finite(self, what: str, value: float) -> None:
         """Stop a training that has diverged, before its strides do and before a checkpoint.

@@ -39,7 +39,8 @@ def register(
     denied = [argument for argument in given if argument in arguments]
     KINDS[f"{module}.{name}"] = argument_kinds(target)
     NAMES[f"{module}.{name}"] = [argument for argument in arguments if argument not in denied]
-    return gin.external_configurable(target, name=name, module=module, denylist=denied)
+    with gin.unlock_config():  # by a configuration that was read before this module was needed
+        return gin.external_configurable(target, name=name, module=module, denylist=denied)
 
 
 _ONE_THREAD = threading.RLock()  # another thread would restore what the first has replaced

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -52,6 +52,7 @@ from diffstride.training.weight_averaging import MovingAverage
 
 BOARD_PICTURES = 5
 """Pictures of a run on TensorBoard; each takes about a second."""
+StrideRule = Literal["gradient", "measured"]
 MAX_THREADS = 1024
 """More threads than machines have cores; many more end the process."""
 
@@ -70,6 +71,7 @@ def train(
     label_smoothing: float = 0.0,
     stride_penalty: float = 0.0,
     budget: float | str | None = None,
+    stride_rule: StrideRule = "gradient",
     weight_averaging: float | None = None,
     precision: str | int = "32-true",
     channels_last: bool = True,
@@ -114,6 +116,10 @@ def train(
             the start, above 100 their number. ``"strided"`` stands for those of the same network
             with strided convolutions: ``model`` is called with ``pooling_cls=None``. None for no
             budget.
+        stride_rule: how strides learn under a budget: by their ``"gradient"`` with the optimiser,
+            or ``"measured"``, by the losses with one sample less, see `diffstride.MeasuredStrides`.
+            Measured strides move in the first six tenths of the steps, and their learning rate and
+            phase have no effect.
         weight_averaging: decay per step, from 0 to below 1, of a moving average of weights,
             statistics of norms and strides. The network is tested with the average and ends with
             it. The strides in training keep a budget, their average about keeps it. None for no
@@ -147,6 +153,7 @@ def train(
     _check_range("seed", seed, 0, 2**63 - 1, Integral)
     _check_range("label_smoothing", label_smoothing, 0, 1)
     _check_range("stride_penalty", stride_penalty, 0, math.inf)
+    _check_rule(stride_rule, budget)
     StridePhase(*stride_phase)  # raises if a share is out of its range
     check_strategy(strategy)
     _check_optimizer(optimizer)
@@ -181,6 +188,7 @@ def train(
             stride_penalty=stride_penalty,
             weight_averaging=weight_averaging,
             stride_phase=stride_phase,
+            stride_rule=stride_rule,
         )
     refuse_overruled_bindings("train.train")  # now, as all else that can be bound has been called
     given = network if isinstance(model, nn.Module) else None
@@ -188,7 +196,7 @@ def train(
     if finished is not None:
         return finished
     precision = choose_precision(precision, accelerator)
-    own = _build_callbacks(data.image_shape, stride_phase, allowed)
+    own = _build_callbacks(data.image_shape, stride_phase, allowed, stride_rule)
     own.append(BoardPictures(every=math.ceil(num_epochs / BOARD_PICTURES)))
     average = [] if weight_averaging is None else [MovingAverage(weight_averaging)]
     with quiet_lightning(), hold_folder(workdir):
@@ -247,12 +255,17 @@ def _build_optimizer(
 
 
 def _build_callbacks(
-    image_shape: tuple[int, ...], stride_phase: tuple[float, float], budget: float | None
+    image_shape: tuple[int, ...],
+    stride_phase: tuple[float, float],
+    budget: float | None,
+    stride_rule: StrideRule,
 ) -> list[Any]:
     """Callbacks of the strides, in order: phase, budget, and the monitor of the result."""
     callbacks: list[Any] = [StrideMonitor("network"), TimeEstimate()]
     if budget is not None:
-        callbacks.insert(0, BudgetCallback(torch.zeros(1, *image_shape), budget, "network", None))
+        loss = Classifier.batch_loss if stride_rule == "measured" else None
+        example = torch.zeros(1, *image_shape)
+        callbacks.insert(0, BudgetCallback(example, budget, "network", None, loss=loss))
     if tuple(stride_phase) != (0, 1):
         callbacks.insert(0, StridePhase(*stride_phase, network="network"))
     return callbacks
@@ -266,6 +279,16 @@ def _check_range(
     what = "a whole number" if kind is Integral else "a number"
     limits = f"of at least {lowest}" if highest == math.inf else f"from {lowest} to {highest}"
     raise ValueError(f"{name} must be {what} {limits}, but got {value!r}")
+
+
+def _check_rule(rule: Any, budget: Any) -> None:
+    if rule not in get_args(StrideRule):
+        raise ValueError(f"stride_rule must be 'gradient' or 'measured', but got {rule!r}")
+    if rule == "measured" and budget is None:
+        raise ValueError(
+            "stride_rule='measured' shares out a budget, but there is none: set budget='strided' "
+            "or a number of multiply-adds, or leave stride_rule out"
+        )
 
 
 def _check_averaging(decay: float, precision: str) -> None:

@@ -31,6 +31,7 @@ def describe_run(
     stride_penalty: float,
     weight_averaging: float | None,
     stride_phase: tuple[float, float],
+    stride_rule: str,
 ) -> dict[str, Any]:
     """The settings that determine the result of a run, as values for JSON.
 
@@ -47,6 +48,7 @@ def describe_run(
         "network": repr(network),
         "strides": _all_strides(network),  # repr(network) rounds them
         **({"budget": budget} if budget else {}),
+        **({"stride_rule": stride_rule} if stride_rule != "gradient" else {}),
         **({"stride_penalty": stride_penalty} if stride_penalty else {}),
         **({"weight_averaging": weight_averaging} if weight_averaging is not None else {}),
         **({"stride_phase": [*stride_phase]} if tuple(stride_phase) != (0, 1) else {}),

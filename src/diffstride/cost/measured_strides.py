@@ -1,0 +1,355 @@
+"""Strides that move by measured losses: samples go where the loss misses them most for their cost.
+
+The gradient of a stride tells what the gain of the highest frequency of a map is worth to the
+weights as they are, on average over its sign. In a trained network that is about zero. What the
+network loses without that frequency is not: it is measured here, by running the network with one
+sample less.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from math import exp, isfinite, log
+from statistics import mean, stdev
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from diffstride.cost.budget import CostBudget
+from diffstride.cost.size_search import OutputSizes
+from diffstride.cost.stride_space import Fit, Key, Logs, StrideSpace
+
+LARGEST = 0.25  # of the first move, of the logarithm of a map size
+CLEAR = 1.5  # standard errors of the logarithm of a worth that count as noise
+FACTOR = 4.0  # a map worth so many times more than the others moves by LARGEST
+HOLD = 2  # decisions after its growth in which a map is not made smaller
+PROBE = log(2.0)
+
+
+class Smaller(NamedTuple):
+    """The network with one sample less on one axis of one map.
+
+    Args:
+        logs: the logarithms of the strides that lead there.
+        step: the change of the logarithm of the map size, above 0.
+    """
+
+    logs: Logs
+    step: float
+
+
+class Worth(NamedTuple):
+    """What the last sample of a map is worth: the rise of the loss without it.
+
+    Args:
+        mean: mean over the batches measured, for a change of 1 of the logarithm of the map size.
+        error: its standard error.
+        cost: the multiply-adds that the same change saves, the maps behind as they are.
+    """
+
+    mean: float
+    error: float
+    cost: float
+
+
+class MeasuredStrides:
+    """Moves the strides of a network under a budget by measured losses instead of by gradients.
+
+    At a few decisions during the training, the network runs on some batches as it is and, for each
+    axis of each map, with one sample less, the maps behind unchanged as far as strides allow. With
+    the rise ``v`` of the loss and the multiply-adds ``c`` that are saved, both for a change of 1 of
+    the logarithm of the map size ``m``, and ``p = sum(v) / sum(c)``, each size moves by::
+
+        log m  <-  log m + a * clip(soft(log(v / c / p)) / log 4, -1, 1)
+
+    ``soft`` takes away what may be noise, 1.5 standard errors, and ``a`` falls from 0.25 to 0 over
+    the decisions. All sizes then move together until the cost is that of the budget. So samples go
+    from maps where a multiply-add is worth little to maps where it is worth much, and the strides
+    rest where it is worth the same everywhere. A map that has grown is not made smaller at the next
+    two decisions, since the weights first have to learn to use it.
+
+    The gradients of the strides are not used, and `step` undoes what an optimiser did to them.
+
+    Args:
+        budget: of the network, not attached to an optimiser. It is never exceeded, but by the runs
+            with one sample less, where pooling that sample costs more than it saves.
+        steps: the number of training steps in which strides move, at least 2. Six tenths of the
+            training leave the weights time to settle.
+        decisions: how many times the strides move, at equal distances of two steps or more.
+        batches: on how many batches before a decision losses are measured; at least 2. Each costs a
+            forward pass for each axis of each layer, and one more.
+
+    Raises:
+        ValueError: a number is too small, or the budget is attached to an optimiser.
+
+    >>> from diffstride import DiffStride
+    >>> net = nn.Sequential(DiffStride(2.0), nn.Conv2d(3, 8, 3, padding=1), nn.Flatten(2))
+    >>> budget = CostBudget(net, torch.zeros(1, 3, 16, 16))
+    >>> strides = MeasuredStrides(budget, steps=4, decisions=1, batches=2)
+    >>> inputs = torch.rand(2, 3, 16, 16)
+    >>> for _ in range(4):  # of a training, after each step of the optimiser
+    ...     strides.step(lambda: net(inputs).square().mean())
+    >>> budget.cost.value() <= budget.multiply_adds
+    True
+    """
+
+    def __init__(
+        self, budget: CostBudget, steps: int, decisions: int = 12, batches: int = 16
+    ) -> None:
+        _check(steps, decisions, batches)
+        if budget.is_attached:
+            raise ValueError(
+                "the budget is attached to an optimizer, which moves the strides by their "
+                "gradients: use a CostBudget without attach, or call remove() of what it returned"
+            )
+        self.budget, self.steps = budget, steps
+        self.decisions = min(decisions, steps // 2)
+        self._period = steps // self.decisions
+        self.batches = min(batches, self._period)
+        self.worth: dict[Key, Worth] = {}
+        """What was measured for the last decision, by layer and axis."""
+        self._space: StrideSpace = budget.space
+        self._before = maps_before(self._space)
+        self._done = 0
+        self._smaller: dict[Key, Smaller] = {}
+        self._rises: dict[Key, list[float]] = {}
+        self._grown: dict[Key, int] = {}
+
+    def step(self, loss: Callable[[], Tensor]) -> None:
+        """Count a training step, measure if a decision is near, and move the strides if it is due.
+
+        Call it after each step of the optimiser.
+
+        Args:
+            loss: runs the network on this step's batch, as in training, and returns the loss. It is
+                called without gradients and only near decisions.
+
+        Raises:
+            ValueError: the loss is not a finite number, or the budgets of several processes differ.
+        """
+        self.budget.use_(self.budget.in_use)  # whatever an optimiser did to the strides
+        self.budget.check_processes()
+        self._done += 1
+        if self._done > self.decisions * self._period:
+            return
+        decision, phase = divmod(self._done - 1, self._period)
+        if phase >= self._period - self.batches:
+            self._measure(loss)
+        if phase == self._period - 1:
+            self._decide(decision)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed training needs, beside the state of the budget."""
+        return {"done": self._done, "rises": dict(self._rises), "grown": dict(self._grown)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a saved state; load that of the budget first."""
+        self._done, self._grown = state["done"], dict(state["grown"])
+        self._rises = {key: list(values) for key, values in state["rises"].items()}
+        self._smaller = self._smaller_maps() if self._rises else {}
+
+    def _measure(self, loss: Callable[[], Tensor]) -> None:
+        """Run the network as it is and with each of the smaller maps."""
+        if not self._rises:
+            self._smaller = self._smaller_maps()
+            self._rises = {key: [] for key in self._smaller}
+        present = self.budget.in_use
+        try:
+            with _as_before(self.budget.model) as seed:
+                now = _run(loss, seed)
+                for key, smaller in self._smaller.items():
+                    self.budget.use_(smaller.logs)
+                    self._rises[key].append(_run(loss, seed) - now)
+        finally:
+            self.budget.use_(present)
+
+    def _smaller_maps(self) -> dict[Key, Smaller]:
+        """The network with one sample less, for each axis of each layer where that saves cost."""
+        present = self.budget.in_use
+        sizes, costs, found = self._sizes(), map_costs(self.budget, self._before), {}
+        for key, size in sizes.items():
+            if size == 1 or costs[key] <= 0:
+                continue
+            smaller = self._space.at_sizes(present, {**sizes, key: size - 1})
+            if smaller and _sizes(smaller, present)[key] < size:
+                found[key] = Smaller(smaller.logs, log(size / (size - 1)))
+        return found
+
+    def _decide(self, decision: int) -> None:
+        """Move the strides by what was measured."""
+        rises = _of_all_processes(self._rises, next(self.budget.model.parameters()).device)
+        costs = map_costs(self.budget, self._before)
+        self.worth = {
+            key: Worth(mean(values) / step, stdev(values) / len(values) ** 0.5 / step, costs[key])
+            for key, values in rises.items()
+            if (step := self._smaller[key].step)
+        }
+        self._rises = {}
+        held = {key for key, grown in self._grown.items() if decision - grown <= HOLD}
+        before = self._sizes()
+        scale = LARGEST * (1 - decision / self.decisions) ** 0.5
+        self._move(at_constant_cost(wanted_moves(self.worth, held, scale), self.worth, scale))
+        for key, size in self._sizes().items():
+            if size > before[key]:
+                self._grown[key] = decision
+
+    def _sizes(self) -> OutputSizes:
+        present = self.budget.in_use
+        return _sizes(self._space.fit(present), present)
+
+    def _move(self, moves: Mapping[Key, float]) -> None:
+        """Move the logarithms of the map sizes, and meet the budget."""
+
+        def moved(key: Key, at: float) -> float:
+            before = self._before.get(key)
+            return max(0.0, at - moves.get(key, 0.0) + (moves.get(before, 0.0) if before else 0.0))
+
+        self.budget.aim_(
+            {
+                name: [moved((name, i), at) for i, at in enumerate(logs)]
+                for name, logs in self.budget.wanted.items()
+            }
+        )
+
+
+def wanted_moves(
+    worth: Mapping[Key, Worth], held: Iterable[Key], largest: float
+) -> dict[Key, float]:
+    """How the logarithms of map sizes should move, each by itself.
+
+    Args:
+        worth: of each axis.
+        held: the axes that must not become smaller.
+        largest: the largest move.
+
+    >>> worth = {("a", 0): Worth(0.4, 0.01, 100.0), ("b", 0): Worth(0.1, 0.01, 100.0)}
+    >>> {key: round(move, 2) for key, move in wanted_moves(worth, [], 0.2).items()}
+    {('a', 0): 0.06, ('b', 0): -0.11}
+    """
+    gained = sum(max(each.mean, 0.0) for each in worth.values())
+    if not gained:
+        return dict.fromkeys(worth, 0.0)
+    price = gained / sum(each.cost for each in worth.values())
+    return {
+        key: 0.0 if move < 0 and key in held else move
+        for key, each in worth.items()
+        if isfinite(move := largest * _clear_share(each, price))
+    }
+
+
+def _clear_share(worth: Worth, price: float) -> float:
+    """From -1 to 1: how far the worth of a multiply-add is clearly from the price."""
+    least = max(worth.mean, worth.error, 1e-12)
+    ratio, noise = log(least / worth.cost / price), CLEAR * worth.error / least
+    clear = max(ratio - noise, 0.0) + min(ratio + noise, 0.0)
+    return min(max(clear / log(FACTOR), -1.0), 1.0)
+
+
+def at_constant_cost(
+    moves: Mapping[Key, float], worth: Mapping[Key, Worth], largest: float
+) -> dict[Key, float]:
+    """The part of moves at which the cost stays: what some maps gain all pay for by their cost."""
+    spent = sum(worth[key].cost * move for key, move in moves.items())
+    square = sum(worth[key].cost ** 2 for key in moves)
+    limit = 1.5 * largest
+    return {
+        key: min(max(move - spent * worth[key].cost / square, -limit), limit)
+        for key, move in moves.items()
+    }
+
+
+def _check(steps: Any, decisions: Any, batches: Any) -> None:
+    if not (isinstance(batches, int) and batches >= 2):
+        raise ValueError(f"batches must be at least 2, for a standard error, but got {batches!r}")
+    if not (isinstance(decisions, int) and decisions >= 1):
+        raise ValueError(f"decisions must be at least 1, but got {decisions!r}")
+    if not (isinstance(steps, int) and steps >= 2):
+        raise ValueError(
+            f"steps must be the number of training steps in which strides move, at least 2, but "
+            f"got {steps!r}"
+        )
+
+
+def maps_before(space: StrideSpace) -> dict[Key, Key]:
+    """For each axis of a layer, that of the layer before it whose map it pools."""
+    start = space.smallest()
+    base = space.fit(start).maps
+    before: dict[Key, Key] = {}
+    for name in filter(start.__contains__, space.cost.order):
+        for i in range(len(start[name])):
+            moved = {each: list(logs) for each, logs in start.items()}
+            low, high = space.limits[name][i]
+            moved[name][i] = min(low + PROBE, high)
+            maps = space.running(moved).maps
+            for other, logs in start.items():
+                for k in range(len(logs)):
+                    if other != name and maps[other][k].size != base[other][k].size:
+                        before[other, k] = name, i  # later layers come last and stay
+    return before
+
+
+def map_costs(budget: CostBudget, before: Mapping[Key, Key]) -> dict[Key, float]:
+    """What each map costs by itself: the derivative of the cost by the logarithm of its size.
+
+    That of a stride contains the maps behind, which shrink with the map. Where they keep their
+    sizes, their strides have to fall by as much as its own rises.
+
+    Args:
+        budget: of the network, at the strides in use.
+        before: as from `maps_before`.
+    """
+    _, slopes = budget.cost.slopes()
+    costs = {
+        (name, i): -slopes[name][i] * exp(at)
+        for name, logs in budget.in_use.items()
+        for i, at in enumerate(logs)
+    }
+    own = dict(costs)
+    for key, first in before.items():
+        own[first] -= costs[key]
+    return own
+
+
+def _sizes(fit: Fit, logs: Logs) -> OutputSizes:
+    return {
+        (name, i): fit.maps[name][i].output_size
+        for name, values in logs.items()
+        for i in range(len(values))
+    }
+
+
+def _run(loss: Callable[[], Tensor], seed: int) -> float:
+    torch.manual_seed(seed)  # the same dropout for all
+    value = float(loss())
+    if not isfinite(value):
+        raise ValueError(f"the loss is {value}: training has diverged, or the loss is not a number")
+    return value
+
+
+@contextmanager
+def _as_before(model: nn.Module) -> Iterator[int]:
+    """Run a model without gradients, and leave its buffers and the random numbers as they were.
+
+    Yields a seed for the runs.
+    """
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    devices = {each.device.index for each in model.parameters() if each.is_cuda}
+    with torch.no_grad(), torch.random.fork_rng(devices):
+        try:
+            yield int(torch.randint(1 << 31, ()))
+        finally:
+            for buffer, value in buffers:
+                buffer.copy_(value)
+
+
+def _of_all_processes(
+    rises: dict[Key, list[float]], device: torch.device
+) -> dict[Key, list[float]]:
+    """What all processes of a training have measured, each on batches of its own."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return rises
+    own = torch.tensor(list(rises.values()), dtype=torch.float64, device=device)
+    parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, own)
+    return dict(zip(rises, torch.cat(parts, 1).tolist(), strict=True))

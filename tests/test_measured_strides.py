@@ -1,0 +1,320 @@
+"""Strides that move by measured losses."""
+
+import json
+import math
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+import torch
+from tiny_runs import tiny_network, train_tiny
+from torch import nn
+
+from diffstride import CostBudget, DiffStride, MeasuredStrides, stride_layers
+from diffstride.cost.measured_strides import Worth, at_constant_cost, wanted_moves
+from diffstride.resnet import resnet18
+
+IMAGES = torch.zeros(2, 3, 64, 64)
+FIRST, LAST = "1", "3"
+
+
+def chain(strides=(2.0, 2.0)):
+    """Two poolings one behind the other, each with a convolution on its map."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 1),
+        DiffStride(strides[0]),
+        nn.Conv2d(8, 16, 3, padding=1),
+        DiffStride(strides[1]),
+        nn.Conv2d(16, 32, 3, padding=1),
+        nn.Flatten(),
+    )
+
+
+def output_sizes(budget):
+    return {name: [axis.output_size for axis in axes] for name, axes in budget.cost.maps().items()}
+
+
+def known_loss(budget, weights):
+    """A loss that falls with the logarithm of each map size, by a weight for each layer."""
+
+    def loss():
+        logs = [
+            weight * math.log(size)
+            for name, weight in weights.items()
+            for size in output_sizes(budget)[name]
+        ]
+        return torch.tensor(10.0 - sum(logs) + 1e-6 * torch.rand(()).item())
+
+    return loss
+
+
+def learn(budget, loss, steps=48, **options):
+    strides = MeasuredStrides(budget, steps, **options)
+    for _ in range(steps):
+        strides.step(loss)
+    return strides
+
+
+@pytest.mark.parametrize("start", [(1.6, 2.6), (3.2, 1.2)], ids=["last small", "last large"])
+@pytest.mark.parametrize("share", [0.5, 0.7])
+def test_each_map_gets_the_share_of_the_cost_that_it_is_worth(start, share):
+    budget = CostBudget(chain(start), IMAGES, multiply_adds=3.1e6)
+    learn(budget, known_loss(budget, {FIRST: share, LAST: 1 - share}), decisions=24)
+    _, slopes = budget.cost.slopes()
+    saved = {
+        name: -sum(s * stride for s, stride in zip(slopes[name], strides, strict=True))
+        for name, layer in stride_layers(budget.model).items()
+        if (strides := layer.stride_values())
+    }
+    own = {FIRST: saved[FIRST] - saved[LAST], LAST: saved[LAST]}  # a stride shrinks all maps behind
+    assert own[FIRST] / sum(own.values()) == pytest.approx(share, abs=0.08)
+
+
+def test_the_budget_is_kept_and_used_up_after_each_step():
+    budget = CostBudget(chain((1.6, 2.6)), IMAGES, multiply_adds=3.1e6)
+    strides = MeasuredStrides(budget, 24)
+    sizes = []
+    for _ in range(24):
+        strides.step(known_loss(budget, {FIRST: 0.1, LAST: 0.9}))
+        assert 0.95 * budget.multiply_adds <= budget.cost.value() <= budget.multiply_adds
+        sizes.append(str(output_sizes(budget)))
+    assert len(set(sizes)) > 3
+
+
+def test_axes_learn_apart():
+    budget = CostBudget(chain(), IMAGES)
+
+    def loss():
+        height, width = output_sizes(budget)[LAST]
+        return torch.tensor(-0.9 * math.log(height) - 0.1 * math.log(width))
+
+    learn(budget, loss)
+    height, width = output_sizes(budget)[LAST]
+    assert height > 1.2 * width
+
+
+def test_a_shared_stride_stays_one():
+    net = nn.Sequential(DiffStride(2.0, shared_stride=True), nn.Conv2d(3, 8, 3, padding=1))
+    net.append(DiffStride(2.0)).append(nn.Conv2d(8, 8, 3, padding=1))
+    budget = CostBudget(net, IMAGES)
+    learn(budget, known_loss(budget, {"0": 0.9, "2": 0.1}))
+    assert len(set(output_sizes(budget)["0"])) == 1
+    assert output_sizes(budget)["0"][0] > 32
+
+
+def test_noise_alone_hardly_moves_a_map():
+    budget = CostBudget(chain(), IMAGES)
+    before = output_sizes(budget)
+    generator = torch.Generator().manual_seed(0)
+    worth = known_loss(budget, {FIRST: 0.46, LAST: 0.54})  # about as the cost is shared
+    learn(budget, lambda: worth() + 0.3 * torch.randn((), generator=generator), steps=240)
+    for name, sizes in output_sizes(budget).items():
+        assert math.prod(sizes) == pytest.approx(math.prod(before[name]), rel=0.2)
+
+
+def test_optimisers_do_not_move_the_strides():
+    net = chain()
+    budget = CostBudget(net, torch.zeros(1, 3, 16, 16))
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.1)
+    strides = MeasuredStrides(budget, 1000)
+    before = [layer.stride_values() for layer in stride_layers(net).values()]
+    for _ in range(3):
+        optimizer.zero_grad()
+        net(torch.rand(2, 3, 16, 16)).square().mean().backward()
+        optimizer.step()
+        assert [layer.stride_values() for layer in stride_layers(net).values()] != before
+        strides.step(lambda: torch.zeros(()))
+        assert [layer.stride_values() for layer in stride_layers(net).values()] == before
+
+
+def test_losses_are_measured_before_decisions_only():
+    budget, calls = CostBudget(chain(), IMAGES), []
+    strides = MeasuredStrides(budget, steps=40, decisions=2, batches=3)
+    for step in range(50):
+        strides.step(lambda step=step: calls.append(step) or torch.rand(()))
+    assert sorted(set(calls)) == [17, 18, 19, 37, 38, 39]
+    assert [calls.count(step) for step in sorted(set(calls))] == [5] * 6  # as it is, and four axes
+    assert len(strides.worth) == 4
+
+
+def test_measuring_leaves_statistics_and_random_numbers():
+    net = nn.Sequential(*chain()[:-1], nn.BatchNorm2d(32), nn.Dropout(0.5))
+    budget = CostBudget(net, IMAGES)
+    strides, x = MeasuredStrides(budget, steps=2), torch.rand(2, 3, 64, 64)
+    buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    seen = []
+
+    def loss():
+        seen.append(net(x).square().mean())
+        assert not torch.is_grad_enabled()
+        return seen[-1]
+
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    strides.step(loss)
+    assert torch.equal(torch.rand(4), expected)
+    assert len(seen) == 5
+    for name, buffer in net.named_buffers():
+        assert torch.equal(buffer, buffers[name])
+    # The same dropout, so that losses differ by the maps alone.
+    assert max(seen) / min(seen) < 1.3
+
+
+def test_a_loss_that_fails_leaves_the_strides():
+    budget = CostBudget(chain(), IMAGES)
+    strides, before = MeasuredStrides(budget, steps=2), output_sizes(budget)
+    losses = iter([1.0, 1.0, math.nan])
+    with pytest.raises(ValueError, match="the loss is nan: training has diverged"):
+        strides.step(lambda: torch.tensor(next(losses)))
+    assert output_sizes(budget) == before
+
+
+@pytest.mark.parametrize("stop", [5, 12, 13, 30])
+def test_a_resumed_training_continues_alike(stop, tmp_path):
+    def run(first, last, state=None):
+        budget = CostBudget(chain((1.6, 2.6)), IMAGES, multiply_adds=3.1e6)
+        strides = MeasuredStrides(budget, steps=40, decisions=8)
+        if state:
+            saved = torch.load(state)
+            budget.load_state_dict(saved["budget"])
+            strides.load_state_dict(saved["strides"])
+        loss = known_loss(budget, {FIRST: 0.2, LAST: 0.8})
+        for step in range(first, last):
+            torch.manual_seed(step)
+            strides.step(loss)
+        return budget, strides
+
+    budget, strides = run(0, stop)
+    saved = {"budget": budget.state_dict(), "strides": strides.state_dict()}
+    torch.save(saved, tmp_path / "state.pt")
+    resumed, _ = run(stop, 40, tmp_path / "state.pt")
+    whole, _ = run(0, 40)
+    assert resumed.in_use == whole.in_use
+    assert resumed.wanted == whole.wanted
+
+
+def test_worth_the_same_everywhere_does_not_move():
+    worth = {(name, 0): Worth(0.1 * cost, 0.0, cost) for name, cost in (("a", 3.0), ("b", 1.0))}
+    assert wanted_moves(worth, [], 0.2) == pytest.approx({("a", 0): 0.0, ("b", 0): 0.0})
+
+
+def test_moves_are_largest_where_the_worth_is_clear():
+    a, b, c = (("a", 0), ("b", 0), ("c", 0))
+    worth = {a: Worth(8.0, 0.01, 1.0), b: Worth(0.5, 0.01, 1.0), c: Worth(0.5, 0.4, 1.0)}
+    moves = wanted_moves(worth, [], 0.2)
+    assert 0 < moves[a] <= 0.2
+    assert moves[b] == -0.2
+    assert moves[b] < moves[c] <= 0
+    assert wanted_moves(worth, [b], 0.2)[b] == 0
+    assert wanted_moves({a: Worth(-1.0, 0.1, 1.0)}, [], 0.2) == {a: 0.0}
+
+
+def test_moves_at_constant_cost_are_paid_for_by_cost():
+    a, b = (("a", 0), ("b", 0))
+    worth = {a: Worth(1.0, 0.1, 3.0), b: Worth(1.0, 0.1, 1.0)}
+    moves = at_constant_cost({a: 0.0, b: 0.1}, worth, 0.2)
+    assert 3 * moves[a] + moves[b] == pytest.approx(0.0, abs=1e-12)
+    assert moves[b] > 0 > moves[a]
+
+
+def test_a_residual_network_keeps_the_maps_behind_one_that_moves():
+    options = {"num_output_classes": 10, "pool_stem": False, "pooling_cls": DiffStride}
+    net = resnet18([1, 1, 2, 2, 2], width=4, **options)
+    budget = CostBudget(net, torch.zeros(1, 3, 32, 32))
+    names = [name for name in budget.cost.order if name in budget.wanted]
+    before = output_sizes(budget)
+    learn(budget, known_loss(budget, dict(zip(names, (0.6, 0.1, 0.3), strict=True))), steps=2)
+    after = output_sizes(budget)
+    assert after[names[0]] > before[names[0]]
+    assert after[names[1]] < before[names[1]]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 1}, "steps must be the number of training steps in which strides move"),
+        ({"steps": 2.5}, "steps must be"),
+        ({"steps": 10, "decisions": 0}, "decisions must be at least 1"),
+        ({"steps": 10, "batches": 1}, "batches must be at least 2"),
+    ],
+)
+def test_numbers_that_are_too_small_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        MeasuredStrides(CostBudget(chain(), IMAGES), **options)
+
+
+def test_a_budget_that_moves_strides_by_gradients_is_refused():
+    net = chain()
+    budget = CostBudget(net, IMAGES)
+    hooks = budget.attach(torch.optim.SGD(net.parameters(), lr=0.1))
+    with pytest.raises(ValueError, match=r"attached to an optimizer.*call remove\(\)"):
+        MeasuredStrides(budget, steps=10)
+    hooks.remove()
+    MeasuredStrides(budget, steps=10)
+
+
+def strided(**options):
+    model = partial(tiny_network, pooling_cls=DiffStride, strides=(2, 3))
+    return train_tiny(**{"model": model, "budget": 0.9, "stride_rule": "measured", **options})
+
+
+def test_a_training_moves_its_strides_by_measured_losses(tmp_path):
+    summary = strided(workdir=tmp_path / "whole")
+    assert summary["multiply_adds_end"] <= summary["budget"]
+    assert summary["strides"] != summary["strides_start"]
+    with pytest.raises(ValueError, match="differs in stride_rule"):
+        strided(workdir=tmp_path / "whole", stride_rule="gradient")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stride_rule": "measured"}, "shares out a budget, but there is none"),
+        ({"stride_rule": "loss", "budget": 0.5}, "stride_rule"),
+    ],
+)
+def test_a_training_refuses_rules_it_cannot_follow(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        train_tiny(tmp_path, **options)
+
+
+PROCESSES = """
+import os, sys, torch, torch.distributed as dist
+from torch import nn
+from diffstride import CostBudget, DiffStride, MeasuredStrides
+rank, store = int(sys.argv[1]), sys.argv[2]
+torch.set_num_threads(1)
+dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+torch.manual_seed(0)
+net = nn.Sequential(DiffStride(2.0), nn.Conv2d(1, 8, 3, padding=1), DiffStride(2.0))
+net.append(nn.Conv2d(8, 8, 3, padding=1))
+budget = CostBudget(net, torch.zeros(1, 1, 40, 40))
+strides = MeasuredStrides(budget, steps=8, decisions=4, batches=2)
+for step in range(8):
+    torch.manual_seed(2 * step + rank)  # other batches in each process
+    batch = torch.randn(4, 1, 40, 40)
+    strides.step(lambda: -net(batch).square().mean())
+print([layer.strides.tolist() for layer in (net[0], net[2])], flush=True)
+dist.barrier()
+os._exit(0)  # threads of the process group may abort an interpreter that shuts down
+"""
+
+
+def test_all_processes_move_alike(tmp_path):
+    command = [sys.executable, "-c", PROCESSES]
+    ranks = [
+        subprocess.Popen(
+            [*command, str(rank), str(tmp_path / "store")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    printed, errors = zip(*(each.communicate(timeout=120) for each in ranks), strict=True)
+    assert [each.returncode for each in ranks] == [0, 0], errors
+    assert printed[0] == printed[1] != ""
+    assert json.loads(printed[0]) != [[2.0, 2.0], [2.0, 2.0]]
