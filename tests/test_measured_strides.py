@@ -203,11 +203,12 @@ def test_worth_the_same_everywhere_does_not_move():
 
 def test_moves_are_largest_where_the_worth_is_clear():
     a, b, c = (("a", 0), ("b", 0), ("c", 0))
-    worth = {a: Worth(8.0, 0.01, 1.0), b: Worth(0.5, 0.01, 1.0), c: Worth(0.5, 0.4, 1.0)}
+    worth = {a: Worth(8.0, 0.01, 1.0), b: Worth(0.1, 0.01, 1.0), c: Worth(0.1, 0.9, 1.0)}
     moves = wanted_moves(worth, [], 0.2)
     assert 0 < moves[a] <= 0.2
     assert moves[b] == -0.2
-    assert moves[b] < moves[c] <= 0
+    assert -0.2 < moves[c] < 0
+    assert wanted_moves({a: Worth(1.0, 0.1, 1.0), b: Worth(1.1, 0.1, 1.0)}, [], 0.2) == {a: 0, b: 0}
     assert wanted_moves(worth, [b], 0.2)[b] == 0
     assert wanted_moves({a: Worth(-1.0, 0.1, 1.0)}, [], 0.2) == {a: 0.0}
 
@@ -215,9 +216,11 @@ def test_moves_are_largest_where_the_worth_is_clear():
 def test_moves_at_constant_cost_are_paid_for_by_cost():
     a, b = (("a", 0), ("b", 0))
     worth = {a: Worth(1.0, 0.1, 3.0), b: Worth(1.0, 0.1, 1.0)}
-    moves = at_constant_cost({a: 0.0, b: 0.1}, worth, 0.2)
+    moves = at_constant_cost({a: 0.0, b: 0.1}, worth, [], 0.2)
     assert 3 * moves[a] + moves[b] == pytest.approx(0.0, abs=1e-12)
     assert moves[b] > 0 > moves[a]
+    moves = at_constant_cost({a: 0.0, b: 0.1}, worth, [b], 0.2)
+    assert moves == pytest.approx({a: -0.1 / 3, b: 0.1})
 
 
 def test_a_residual_network_keeps_the_maps_behind_one_that_moves():

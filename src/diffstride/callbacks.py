@@ -210,7 +210,7 @@ class BudgetCallback(_NetworkCallback):
         log: str | None = "multiply_adds",
         leaf_modules: Iterable[str | type[nn.Module]] = (),
         loss: Callable[[Any, Any], Tensor] | None = None,
-        moving: float = 0.6,
+        moving: float = 0.4,
     ) -> None:
         check_amount("budget", budget)
         if not (isinstance(moving, Real) and 0 < moving <= 1):

@@ -6,7 +6,7 @@ network loses without that frequency is not: it is measured here, by running the
 sample less.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from math import exp, isfinite, log
 from statistics import mean, stdev
@@ -20,10 +20,11 @@ from diffstride.cost.budget import CostBudget
 from diffstride.cost.size_search import OutputSizes
 from diffstride.cost.stride_space import Fit, Key, Logs, StrideSpace
 
-LARGEST = 0.25  # of the first move, of the logarithm of a map size
-CLEAR = 1.5  # standard errors of the logarithm of a worth that count as noise
-FACTOR = 4.0  # a map worth so many times more than the others moves by LARGEST
+LARGEST = 0.5  # of the first move, of the logarithm of a map size
+CLEAR = 2.0  # standard errors that count as noise
+FACTOR = 8.0  # a map worth clearly so many times more or less than the others moves by LARGEST
 HOLD = 2  # decisions after its growth in which a map is not made smaller
+MEASURED = 4  # every such step is measured at most
 PROBE = log(2.0)
 
 
@@ -61,24 +62,26 @@ class MeasuredStrides:
     the rise ``v`` of the loss and the multiply-adds ``c`` that are saved, both for a change of 1 of
     the logarithm of the map size ``m``, and ``p = sum(v) / sum(c)``, each size moves by::
 
-        log m  <-  log m + a * clip(soft(log(v / c / p)) / log 4, -1, 1)
+        log m  <-  log m + a * clip(log(v / c / p) / log 8, -1, 1)
 
-    ``soft`` takes away what may be noise, 1.5 standard errors, and ``a`` falls from 0.25 to 0 over
-    the decisions. All sizes then move together until the cost is that of the budget. So samples go
-    from maps where a multiply-add is worth little to maps where it is worth much, and the strides
-    rest where it is worth the same everywhere. A map that has grown is not made smaller at the next
-    two decisions, since the weights first have to learn to use it.
+    Two standard errors of ``v / c``, which may be noise, first bring the ratio nearer to 1, and
+    ``a`` falls from 0.5 to 0 over the decisions. All sizes then move together until the cost is
+    that of the budget. So samples go from maps where a multiply-add is worth little to maps where
+    it is worth much, and the strides rest where it is worth the same everywhere. A map that has
+    grown is not made smaller at the next two decisions, since the weights first have to learn to
+    use it.
 
     The gradients of the strides are not used, and `step` undoes what an optimiser did to them.
 
     Args:
         budget: of the network, not attached to an optimiser. It is never exceeded, but by the runs
             with one sample less, where pooling that sample costs more than it saves.
-        steps: the number of training steps in which strides move, at least 2. Six tenths of the
+        steps: the number of training steps in which strides move, at least 2. Four tenths of the
             training leave the weights time to settle.
         decisions: how many times the strides move, at equal distances of two steps or more.
-        batches: on how many batches before a decision losses are measured; at least 2. Each costs a
-            forward pass for each axis of each layer, and one more.
+        batches: on how many batches before a decision losses are measured, at least 2; in short
+            trainings on a quarter of all. Each costs a forward pass for each axis of each layer,
+            and one more.
 
     Raises:
         ValueError: a number is too small, or the budget is attached to an optimiser.
@@ -95,7 +98,7 @@ class MeasuredStrides:
     """
 
     def __init__(
-        self, budget: CostBudget, steps: int, decisions: int = 12, batches: int = 16
+        self, budget: CostBudget, steps: int, decisions: int = 10, batches: int = 16
     ) -> None:
         _check(steps, decisions, batches)
         if budget.is_attached:
@@ -106,7 +109,7 @@ class MeasuredStrides:
         self.budget, self.steps = budget, steps
         self.decisions = min(decisions, steps // 2)
         self._period = steps // self.decisions
-        self.batches = min(batches, self._period)
+        self.batches = max(2, min(batches, self._period // MEASURED))
         self.worth: dict[Key, Worth] = {}
         """What was measured for the last decision, by layer and axis."""
         self._space: StrideSpace = budget.space
@@ -189,7 +192,8 @@ class MeasuredStrides:
         held = {key for key, grown in self._grown.items() if decision - grown <= HOLD}
         before = self._sizes()
         scale = LARGEST * (1 - decision / self.decisions) ** 0.5
-        self._move(at_constant_cost(wanted_moves(self.worth, held, scale), self.worth, scale))
+        moves = wanted_moves(self.worth, held, scale)
+        self._move(at_constant_cost(moves, self.worth, held, scale))
         for key, size in self._sizes().items():
             if size > before[key]:
                 self._grown[key] = decision
@@ -214,7 +218,7 @@ class MeasuredStrides:
 
 
 def wanted_moves(
-    worth: Mapping[Key, Worth], held: Iterable[Key], largest: float
+    worth: Mapping[Key, Worth], held: Container[Key], largest: float
 ) -> dict[Key, float]:
     """How the logarithms of map sizes should move, each by itself.
 
@@ -225,36 +229,49 @@ def wanted_moves(
 
     >>> worth = {("a", 0): Worth(0.4, 0.01, 100.0), ("b", 0): Worth(0.1, 0.01, 100.0)}
     >>> {key: round(move, 2) for key, move in wanted_moves(worth, [], 0.2).items()}
-    {('a', 0): 0.06, ('b', 0): -0.11}
+    {('a', 0): 0.04, ('b', 0): -0.07}
     """
     gained = sum(max(each.mean, 0.0) for each in worth.values())
     if not gained:
         return dict.fromkeys(worth, 0.0)
     price = gained / sum(each.cost for each in worth.values())
-    return {
-        key: 0.0 if move < 0 and key in held else move
-        for key, each in worth.items()
-        if isfinite(move := largest * _clear_share(each, price))
-    }
+    moves = {key: largest * _clear_share(each, price) for key, each in worth.items()}
+    return {key: 0.0 if move < 0 and key in held else move for key, move in moves.items()}
 
 
 def _clear_share(worth: Worth, price: float) -> float:
-    """From -1 to 1: how far the worth of a multiply-add is clearly from the price."""
-    least = max(worth.mean, worth.error, 1e-12)
-    ratio, noise = log(least / worth.cost / price), CLEAR * worth.error / least
-    clear = max(ratio - noise, 0.0) + min(ratio + noise, 0.0)
-    return min(max(clear / log(FACTOR), -1.0), 1.0)
+    """From -1 to 1: how far the worth of a multiply-add is clearly above or below the price."""
+    value, noise = worth.mean / worth.cost, CLEAR * worth.error / worth.cost
+    if value > price + noise:
+        share = log(value / (price + noise)) / log(FACTOR)
+    elif value < price - noise:
+        share = log(max(value + noise, price / FACTOR) / price) / log(FACTOR)
+    else:
+        return 0.0
+    return min(max(share, -1.0), 1.0)
 
 
 def at_constant_cost(
-    moves: Mapping[Key, float], worth: Mapping[Key, Worth], largest: float
+    moves: Mapping[Key, float], worth: Mapping[Key, Worth], held: Container[Key], largest: float
 ) -> dict[Key, float]:
-    """The part of moves at which the cost stays: what some maps gain all pay for by their cost."""
+    """Moves at which the cost stays: what some maps gain the others pay for, by their cost.
+
+    Args:
+        moves: as from `wanted_moves`.
+        worth: of each axis.
+        held: the axes that do not pay for others.
+        largest: of the moves; a payment leads to 1.5 times as much at most.
+
+    >>> worth = {("a", 0): Worth(0.4, 0.01, 100.0), ("b", 0): Worth(0.1, 0.01, 200.0)}
+    >>> at_constant_cost({("a", 0): 0.1, ("b", 0): 0.0}, worth, [("a", 0)], 0.2)
+    {('a', 0): 0.1, ('b', 0): -0.05}
+    """
     spent = sum(worth[key].cost * move for key, move in moves.items())
-    square = sum(worth[key].cost ** 2 for key in moves)
+    paying = {key: worth[key].cost for key in moves if key not in held or spent < 0}
+    square = sum(cost**2 for cost in paying.values())
     limit = 1.5 * largest
     return {
-        key: min(max(move - spent * worth[key].cost / square, -limit), limit)
+        key: min(max(move - spent * paying[key] / square, -limit), limit) if key in paying else move
         for key, move in moves.items()
     }
 

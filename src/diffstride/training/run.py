@@ -118,7 +118,7 @@ def train(
             budget.
         stride_rule: how strides learn under a budget: by their ``"gradient"`` with the optimiser,
             or ``"measured"``, by the losses with one sample less, see `diffstride.MeasuredStrides`.
-            Measured strides move in the first six tenths of the steps, and their learning rate and
+            Measured strides move in the first four tenths of the steps, and their learning rate and
             phase have no effect.
         weight_averaging: decay per step, from 0 to below 1, of a moving average of weights,
             statistics of norms and strides. The network is tested with the average and ends with
