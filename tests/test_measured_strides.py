@@ -213,14 +213,14 @@ def test_moves_are_largest_where_the_worth_is_clear():
     assert wanted_moves({a: Worth(-1.0, 0.1, 1.0)}, [], 0.2) == {a: 0.0}
 
 
-def test_moves_at_constant_cost_are_paid_for_by_cost():
+def test_moves_at_constant_cost_keep_their_differences():
     a, b = (("a", 0), ("b", 0))
     worth = {a: Worth(1.0, 0.1, 3.0), b: Worth(1.0, 0.1, 1.0)}
-    moves = at_constant_cost({a: 0.0, b: 0.1}, worth, [], 0.2)
+    moves = at_constant_cost({a: 0.0, b: 0.1}, worth, [])
     assert 3 * moves[a] + moves[b] == pytest.approx(0.0, abs=1e-12)
-    assert moves[b] > 0 > moves[a]
-    moves = at_constant_cost({a: 0.0, b: 0.1}, worth, [b], 0.2)
-    assert moves == pytest.approx({a: -0.1 / 3, b: 0.1})
+    assert moves[b] - moves[a] == pytest.approx(0.1)
+    assert at_constant_cost({a: 0.0, b: 0.1}, worth, [b]) == pytest.approx({a: -0.1 / 3, b: 0.1})
+    assert at_constant_cost({b: 0.1}, worth, [b]) == {b: 0.1}
 
 
 def test_a_residual_network_keeps_the_maps_behind_one_that_moves():

@@ -22,7 +22,7 @@ from diffstride.cost.stride_space import Fit, Key, Logs, StrideSpace
 
 LARGEST = 0.5  # of the first move, of the logarithm of a map size
 CLEAR = 2.0  # standard errors that count as noise
-FACTOR = 8.0  # a map worth clearly so many times more or less than the others moves by LARGEST
+FACTOR = 5.0  # a map worth clearly so many times more or less than the others moves by LARGEST
 HOLD = 2  # decisions after its growth in which a map is not made smaller
 MEASURED = 4  # every such step is measured at most
 PROBE = log(2.0)
@@ -62,7 +62,7 @@ class MeasuredStrides:
     the rise ``v`` of the loss and the multiply-adds ``c`` that are saved, both for a change of 1 of
     the logarithm of the map size ``m``, and ``p = sum(v) / sum(c)``, each size moves by::
 
-        log m  <-  log m + a * clip(log(v / c / p) / log 8, -1, 1)
+        log m  <-  log m + a * clip(log(v / c / p) / log 5, -1, 1)
 
     Two standard errors of ``v / c``, which may be noise, first bring the ratio nearer to 1, and
     ``a`` falls from 0.5 to 0 over the decisions. All sizes then move together until the cost is
@@ -193,7 +193,7 @@ class MeasuredStrides:
         before = self._sizes()
         scale = LARGEST * (1 - decision / self.decisions) ** 0.5
         moves = wanted_moves(self.worth, held, scale)
-        self._move(at_constant_cost(moves, self.worth, held, scale))
+        self._move(at_constant_cost(moves, self.worth, held))
         for key, size in self._sizes().items():
             if size > before[key]:
                 self._grown[key] = decision
@@ -229,7 +229,7 @@ def wanted_moves(
 
     >>> worth = {("a", 0): Worth(0.4, 0.01, 100.0), ("b", 0): Worth(0.1, 0.01, 100.0)}
     >>> {key: round(move, 2) for key, move in wanted_moves(worth, [], 0.2).items()}
-    {('a', 0): 0.04, ('b', 0): -0.07}
+    {('a', 0): 0.05, ('b', 0): -0.09}
     """
     gained = sum(max(each.mean, 0.0) for each in worth.values())
     if not gained:
@@ -252,28 +252,23 @@ def _clear_share(worth: Worth, price: float) -> float:
 
 
 def at_constant_cost(
-    moves: Mapping[Key, float], worth: Mapping[Key, Worth], held: Container[Key], largest: float
+    moves: Mapping[Key, float], worth: Mapping[Key, Worth], held: Container[Key]
 ) -> dict[Key, float]:
-    """Moves at which the cost stays: what some maps gain the others pay for, by their cost.
+    """Moves at which the cost stays: all that may pay move together by what the others gain.
 
     Args:
         moves: as from `wanted_moves`.
         worth: of each axis.
-        held: the axes that do not pay for others.
-        largest: of the moves; a payment leads to 1.5 times as much at most.
+        held: the axes that must not become smaller.
 
     >>> worth = {("a", 0): Worth(0.4, 0.01, 100.0), ("b", 0): Worth(0.1, 0.01, 200.0)}
-    >>> at_constant_cost({("a", 0): 0.1, ("b", 0): 0.0}, worth, [("a", 0)], 0.2)
+    >>> at_constant_cost({("a", 0): 0.1, ("b", 0): 0.0}, worth, [("a", 0)])
     {('a', 0): 0.1, ('b', 0): -0.05}
     """
     spent = sum(worth[key].cost * move for key, move in moves.items())
-    paying = {key: worth[key].cost for key in moves if key not in held or spent < 0}
-    square = sum(cost**2 for cost in paying.values())
-    limit = 1.5 * largest
-    return {
-        key: min(max(move - spent * paying[key] / square, -limit), limit) if key in paying else move
-        for key, move in moves.items()
-    }
+    paying = [key for key in moves if key not in held or spent < 0]
+    shift = -spent / sum(worth[key].cost for key in paying) if paying else 0.0
+    return {key: move + shift if key in paying else move for key, move in moves.items()}
 
 
 def _check(steps: Any, decisions: Any, batches: Any) -> None:
