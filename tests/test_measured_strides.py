@@ -196,6 +196,14 @@ def test_a_resumed_training_continues_alike(stop, tmp_path):
     assert resumed.wanted == whole.wanted
 
 
+def test_a_map_of_one_sample_grows_and_stays_if_that_is_worth_it():
+    for share, least, most in ((0.5, 8, 64), (0.001, 1, 7)):
+        budget = CostBudget(chain((1.5, 60.0)), IMAGES)
+        assert output_sizes(budget)[LAST] == [1, 1]
+        learn(budget, known_loss(budget, {FIRST: 1 - share, LAST: share}))
+        assert all(least <= size <= most for size in output_sizes(budget)[LAST])
+
+
 def test_worth_the_same_everywhere_does_not_move():
     worth = {(name, 0): Worth(0.1 * cost, 0.0, cost) for name, cost in (("a", 3.0), ("b", 1.0))}
     assert wanted_moves(worth, [], 0.2) == pytest.approx({("a", 0): 0.0, ("b", 0): 0.0})

@@ -69,7 +69,7 @@ class MeasuredStrides:
     that of the budget. So samples go from maps where a multiply-add is worth little to maps where
     it is worth much, and the strides rest where it is worth the same everywhere. A map that has
     grown is not made smaller at the next two decisions, since the weights first have to learn to
-    use it.
+    use it. A map of one sample gets a second one, to be measured.
 
     The gradients of the strides are not used, and `step` undoes what an optimiser did to them.
 
@@ -192,11 +192,22 @@ class MeasuredStrides:
         held = {key for key, grown in self._grown.items() if decision - grown <= HOLD}
         before = self._sizes()
         scale = LARGEST * (1 - decision / self.decisions) ** 0.5
-        moves = wanted_moves(self.worth, held, scale)
-        self._move(at_constant_cost(moves, self.worth, held))
+        moves = at_constant_cost(wanted_moves(self.worth, held, scale), self.worth, held)
+        tried = self._tried_moves(before) if 2 * decision < self.decisions else {}
+        self._move(moves | tried)
         for key, size in self._sizes().items():
             if size > before[key]:
                 self._grown[key] = decision
+
+    def _tried_moves(self, sizes: OutputSizes) -> dict[Key, float]:
+        """Twice the size, once, for maps of one sample: what that is worth cannot be measured."""
+        limits = self._space.limits
+        return {
+            key: log(2.0)
+            for key, size in sizes.items()
+            if size == 1 and key not in self._grown
+            if self.budget.wanted[key[0]][key[1]] > limits[key[0]][key[1]][0]
+        }
 
     def _sizes(self) -> OutputSizes:
         present = self.budget.in_use
