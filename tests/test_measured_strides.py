@@ -247,7 +247,7 @@ def test_a_residual_network_keeps_the_maps_behind_one_that_moves():
     ("options", "message"),
     [
         ({"steps": 1}, "steps must be the number of training steps in which strides move"),
-        ({"steps": 2.5}, "steps must be"),
+        ({"steps": math.inf}, "steps must be"),
         ({"steps": 10, "decisions": 0}, "decisions must be at least 1"),
         ({"steps": 10, "batches": 1}, "batches must be at least 2"),
     ],
@@ -255,6 +255,38 @@ def test_a_residual_network_keeps_the_maps_behind_one_that_moves():
 def test_numbers_that_are_too_small_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         MeasuredStrides(CostBudget(chain(), IMAGES), **options)
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (torch.ones(()), "loss must be a function, but got a Tensor"),
+        (lambda: None, "must return one number or a tensor with one, but returned None"),
+        (lambda: torch.ones(3), r"but returned a tensor of shape \(3,\)"),
+    ],
+)
+def test_a_loss_that_is_none_is_refused(loss, message):
+    with pytest.raises(TypeError, match=message):
+        MeasuredStrides(CostBudget(chain(), IMAGES), steps=2).step(loss)
+
+
+def test_a_network_in_place_of_its_budget_is_refused():
+    with pytest.raises(TypeError, match="needs a CostBudget, but got a Sequential"):
+        MeasuredStrides(chain(), steps=10)
+
+
+@pytest.mark.parametrize("edge", ["passband", "stopband"])
+@pytest.mark.parametrize("size", [(64,), (16, 16), (6, 6, 6)], ids=["1-D", "2-D", "3-D"])
+def test_any_number_of_axes_and_both_edges(size, edge):
+    axes = len(size)
+    convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1]
+    net = nn.Sequential(convolution(1, 4, 3, padding=1))
+    for _ in range(2):
+        net.append(DiffStride((1.5,) * axes, edge=edge)).append(convolution(4, 4, 3, padding=1))
+    x = torch.rand(2, 1, *size)
+    budget = CostBudget(net, x)
+    learn(budget, lambda: net(x).square().mean(), steps=12)
+    assert budget.cost.value() <= budget.multiply_adds
 
 
 def test_a_budget_that_moves_strides_by_gradients_is_refused():

@@ -343,7 +343,8 @@ class CostBudget:
         return strides
 
     def _check_reachable(self) -> None:
-        most, now = self.space.largest_value(), self.cost.value()
+        now = self.cost.value()
+        most = max(now, self.space.largest_value())
         if most < self._least:
             raise ValueError(
                 f"a budget of {self.multiply_adds:,.0f} multiply-adds, "

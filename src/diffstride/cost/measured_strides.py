@@ -8,7 +8,8 @@ sample less.
 
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
-from math import exp, isfinite, log
+from math import exp, inf, isfinite, log
+from numbers import Real
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
@@ -84,6 +85,7 @@ class MeasuredStrides:
             and one more.
 
     Raises:
+        TypeError: the budget is not a `CostBudget`.
         ValueError: a number is too small, or the budget is attached to an optimiser.
 
     >>> from diffstride import DiffStride
@@ -98,17 +100,12 @@ class MeasuredStrides:
     """
 
     def __init__(
-        self, budget: CostBudget, steps: int, decisions: int = 10, batches: int = 16
+        self, budget: CostBudget, steps: float, decisions: int = 10, batches: int = 16
     ) -> None:
-        _check(steps, decisions, batches)
-        if budget.is_attached:
-            raise ValueError(
-                "the budget is attached to an optimizer, which moves the strides by their "
-                "gradients: use a CostBudget without attach, or call remove() of what it returned"
-            )
-        self.budget, self.steps = budget, steps
-        self.decisions = min(decisions, steps // 2)
-        self._period = steps // self.decisions
+        _check(budget, steps, decisions, batches)
+        self.budget, self.steps = budget, int(steps)
+        self.decisions = min(decisions, self.steps // 2)
+        self._period = self.steps // self.decisions
         self.batches = max(2, min(batches, self._period // MEASURED))
         self.worth: dict[Key, Worth] = {}
         """What was measured for the last decision, by layer and axis."""
@@ -129,8 +126,14 @@ class MeasuredStrides:
                 called without gradients and only near decisions.
 
         Raises:
-            ValueError: the loss is not a finite number, or the budgets of several processes differ.
+            TypeError: the loss is no function, or does not return one number.
+            ValueError: the loss is not finite, or the budgets of several processes differ.
         """
+        if not callable(loss):
+            raise TypeError(
+                f"loss must be a function, but got a {type(loss).__name__}: pass one that runs the "
+                "network, as in step(lambda: criterion(model(inputs), labels))"
+            )
         self.budget.use_(self.budget.in_use)  # whatever an optimiser did to the strides
         self.budget.check_processes()
         self._done += 1
@@ -282,15 +285,25 @@ def at_constant_cost(
     return {key: move + shift if key in paying else move for key, move in moves.items()}
 
 
-def _check(steps: Any, decisions: Any, batches: Any) -> None:
+def _check(budget: Any, steps: Any, decisions: Any, batches: Any) -> None:
+    if not isinstance(budget, CostBudget):
+        raise TypeError(
+            f"MeasuredStrides needs a CostBudget, but got a {type(budget).__name__}: pass "
+            "CostBudget(model, images, 'before')"
+        )
+    if budget.is_attached:
+        raise ValueError(
+            "the budget is attached to an optimizer, which moves the strides by their gradients: "
+            "use a CostBudget without attach, or call remove() of what it returned"
+        )
     if not (isinstance(batches, int) and batches >= 2):
         raise ValueError(f"batches must be at least 2, for a standard error, but got {batches!r}")
     if not (isinstance(decisions, int) and decisions >= 1):
         raise ValueError(f"decisions must be at least 1, but got {decisions!r}")
-    if not (isinstance(steps, int) and steps >= 2):
+    if not (isinstance(steps, int | float) and 2 <= steps < inf):
         raise ValueError(
-            f"steps must be the number of training steps in which strides move, at least 2, but "
-            f"got {steps!r}"
+            "steps must be the number of training steps in which strides move, at least 2, but got "
+            f"{steps!r}"
         )
 
 
@@ -342,9 +355,16 @@ def _sizes(fit: Fit, logs: Logs) -> OutputSizes:
     }
 
 
-def _run(loss: Callable[[], Tensor], seed: int) -> float:
+def _run(loss: Callable[[], Any], seed: int) -> float:
     torch.manual_seed(seed)  # the same dropout for all
-    value = float(loss())
+    found = loss()
+    is_number = isinstance(found, Real) or (isinstance(found, Tensor) and found.numel() == 1)
+    if not is_number:
+        got = (
+            f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else repr(found)
+        )
+        raise TypeError(f"the loss must return one number or a tensor with one, but returned {got}")
+    value = float(found)
     if not isfinite(value):
         raise ValueError(f"the loss is {value}: training has diverged, or the loss is not a number")
     return value
