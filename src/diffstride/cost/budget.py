@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from diffstride._arguments import clamp_strides
 from diffstride._stride_text import strides_text
 from diffstride._torch_compat import tree_leaves, uncompiled
+from diffstride.cost.forgotten_projection import ForgottenProjection
 from diffstride.cost.multiply_adds import MultiplyAdds, on_host
 from diffstride.cost.projection import project_step
 from diffstride.cost.size_search import SizeSearch
@@ -143,6 +144,7 @@ class CostBudget:
         self._check_reachable()
         self._compared = False  # not yet: the other processes may build none, or build it later
         self.aim_(self._moved_target(strides))
+        self.watch = ForgottenProjection(self._parameters, self._explain_forgotten)
         if budget is not None and budget != "before" and 1 < budget <= MOST_TIMES:
             _warn_of_larger_budget(budget, self.multiply_adds, self._present)
 
@@ -161,6 +163,14 @@ class CostBudget:
         return (
             f"CostBudget({used:,} of {limit:,.0f} multiply-adds, {used / limit:.1%}{more}; "
             f"strides {strides}{advice})"
+        )
+
+    def _explain_forgotten(self) -> str:
+        return (
+            "an optimizer moves the strides, but nothing holds their budget of "
+            f"{self.multiply_adds:,.0f} multiply-adds: the network now costs "
+            f"{self.cost.value():,}. Call attach(optimizer) of the CostBudget once, or its "
+            "project_() after each step"
         )
 
     def attach(self, optimizer: torch.optim.Optimizer) -> "StepHooks":
@@ -193,6 +203,7 @@ class CostBudget:
         True
         """
         check_optimizer(optimizer)
+        self.watch.stop()
         attached: list[tuple[CostBudget, StepHooks]] = vars(optimizer).setdefault(STATES, [])
         for other, others_hooks in attached:
             if not others_hooks.removed:
@@ -240,6 +251,7 @@ class CostBudget:
                 is changed then.
         """
         strides = self._read()
+        self.watch.stop()
         self.check_processes()
         self.aim_(self._moved_target(strides))
 

@@ -103,6 +103,7 @@ class MeasuredStrides:
         self, budget: CostBudget, steps: float, decisions: int = 10, batches: int = 16
     ) -> None:
         _check(budget, steps, decisions, batches)
+        budget.watch.stop()
         self.budget, self.steps = budget, int(steps)
         self.decisions = min(decisions, self.steps // 2)
         self._period = self.steps // self.decisions
