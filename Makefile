@@ -1,7 +1,7 @@
 # Everything runs in .venv, which the first target that needs it makes.
 PYTHON ?= python3
 BIN := .venv/bin
-INSTALL := install --quiet --disable-pip-version-check
+INSTALL := install --disable-pip-version-check
 # A module's tests stay in one process, since they share the trainings that they look at.
 PYTEST := -m pytest -q --numprocesses=auto --maxprocesses=8 --dist=loadscope
 # The oldest release of torch that pyproject.toml declares.
