@@ -70,7 +70,7 @@ def name_start(entry: Entry, guesses: Sequence[Entry]) -> str:
     """
     starts = [guess.start for guess in guesses]
     if entry.start not in starts:
-        return f"from {entry.start}"
+        return "from a guess not trained"
     rank, last = starts.index(entry.start), len(starts) - 1
     if rank in (0, last):
         return "from the best guess" if rank == last else "from the worst guess"
