@@ -139,6 +139,7 @@ def test_help_of_commands_loads_nothing_heavier_than_torch():
     assert any("torch" in loaded for *_, loaded in answers)
 
 
+@pytest.mark.slow
 def test_a_slow_module_is_loaded_when_it_is_used():
     program = "from diffstride.training import gin_registry\nimport sys\n"
     program += "before, name = set(sys.modules), 'diffstride.training.gin_registry'\n"
@@ -155,7 +156,6 @@ def test_a_slow_module_is_loaded_when_it_is_used():
     ("program", "name"),
     [
         ("import diffstride; diffstride.DifStride", "DiffStride"),
-        ("import diffstride; diffstride.convrt", "convert"),
         ("import diffstride; diffstride.callback", "callbacks"),
         ("import diffstride.training as training; training.load_rnu", "load_run"),
         pytest.param(

@@ -146,7 +146,7 @@ def test_padded_networks_have_no_empty_maps():
 def test_budgets_are_met_at_sizes_that_run(fraction):
     """At 0.8 and less, equally scaled strides would leave no sample to the last convolution."""
     net, x = lenet()
-    budget = CostBudget(net, x, fraction)
+    budget = CostBudget(net, x, fraction=fraction)
     assert 0.96 <= budget.cost.value() / budget.multiply_adds <= 1
     net(x)
 
@@ -154,7 +154,7 @@ def test_budgets_are_met_at_sizes_that_run(fraction):
 def test_budgets_are_met_although_the_search_passes_strides_that_do_not_run():
     for fraction in (1.3, 0.9):
         net, x = sound()
-        budget = CostBudget(net, x, fraction)
+        budget = CostBudget(net, x, fraction=fraction)
         assert 0.99 <= budget.cost.value() / budget.multiply_adds <= 1
         net(x)
 
