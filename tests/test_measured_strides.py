@@ -296,7 +296,10 @@ def test_a_budget_that_moves_strides_by_gradients_is_refused():
     with pytest.raises(ValueError, match=r"attached to an optimizer.*call remove\(\)"):
         MeasuredStrides(budget, steps=10)
     hooks.remove()
-    MeasuredStrides(budget, steps=10)
+    strides = MeasuredStrides(budget, steps=10)
+    budget.attach(torch.optim.SGD(net.parameters(), lr=0.1))
+    with pytest.raises(ValueError, match="attached to an optimizer"):
+        strides.step(lambda: torch.zeros(()))
 
 
 def strided(**options):

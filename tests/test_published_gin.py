@@ -165,3 +165,15 @@ def test_page_lists_the_changes_of_the_published_file():
         short = name.replace("tf.keras.optimizers.schedules.", "").replace("tf.keras.losses.", "")
         if "learning_rate" not in name and name != "train.train.label_smoothing":
             assert f"`{short}" in PAGE or f" {short}" in PAGE, name
+
+
+def test_names_of_keras_are_known_without_their_modules():
+    lines = {
+        "PiecewiseConstantDecay.boundaries = [400, 18_000]": "schedules.multi_step.boundaries",
+        "PiecewiseConstantDecay.values = [0.01, 0.1, 0.01]": "torch.optim.SGD.lr = 0.1",
+        "CategoricalCrossentropy.label_smoothing = 0.2": "train.train.label_smoothing = 0.2",
+    }
+    found = changes("\n".join(lines), "their.gin")
+    assert [each.line for each in found] == [line.replace("18_000", "18000") for line in lines]
+    for change, instead in zip(found, lines.values(), strict=True):
+        assert instead in " ".join(change.instead)

@@ -66,11 +66,11 @@ class MeasuredStrides:
         log m  <-  log m + a * clip(log(v / c / p) / log 5, -1, 1)
 
     Two standard errors of ``v / c``, which may be noise, first bring the ratio nearer to 1, and
-    ``a`` falls from 0.5 to 0 over the decisions. All sizes then move together until the cost is
-    that of the budget. So samples go from maps where a multiply-add is worth little to maps where
-    it is worth much, and the strides rest where it is worth the same everywhere. A map that has
-    grown is not made smaller at the next two decisions, since the weights first have to learn to
-    use it. A map of one sample gets a second one, to be measured.
+    ``a`` is 0.5 times the root of the share of decisions that are left. All sizes then move
+    together until the cost is that of the budget. So samples go from maps where a multiply-add is
+    worth little to maps where it is worth much, and the strides rest where it is worth the same
+    everywhere. A map that has grown is not made smaller at the next two decisions, since the
+    weights first have to learn to use it. A map of one sample gets a second one, to be measured.
 
     The gradients of the strides are not used, and `step` undoes what an optimiser did to them.
 
@@ -120,7 +120,8 @@ class MeasuredStrides:
     def step(self, loss: Callable[[], Tensor]) -> None:
         """Count a training step, measure if a decision is near, and move the strides if it is due.
 
-        Call it after each step of the optimiser.
+        Call it after each step of the optimiser, also when the strides rest: it undoes what the
+        optimiser did to them.
 
         Args:
             loss: runs the network on this step's batch, as in training, and returns the loss. It is
@@ -135,6 +136,7 @@ class MeasuredStrides:
                 f"loss must be a function, but got a {type(loss).__name__}: pass one that runs the "
                 "network, as in step(lambda: criterion(model(inputs), labels))"
             )
+        _check_not_attached(self.budget)
         self.budget.use_(self.budget.in_use)  # whatever an optimiser did to the strides
         self.budget.check_processes()
         self._done += 1
@@ -292,11 +294,7 @@ def _check(budget: Any, steps: Any, decisions: Any, batches: Any) -> None:
             f"MeasuredStrides needs a CostBudget, but got a {type(budget).__name__}: pass "
             "CostBudget(model, images, 'before')"
         )
-    if budget.is_attached:
-        raise ValueError(
-            "the budget is attached to an optimizer, which moves the strides by their gradients: "
-            "use a CostBudget without attach, or call remove() of what it returned"
-        )
+    _check_not_attached(budget)
     if not (isinstance(batches, int) and batches >= 2):
         raise ValueError(f"batches must be at least 2, for a standard error, but got {batches!r}")
     if not (isinstance(decisions, int) and decisions >= 1):
@@ -305,6 +303,14 @@ def _check(budget: Any, steps: Any, decisions: Any, batches: Any) -> None:
         raise ValueError(
             "steps must be the number of training steps in which strides move, at least 2, but got "
             f"{steps!r}"
+        )
+
+
+def _check_not_attached(budget: CostBudget) -> None:
+    if budget.is_attached:
+        raise ValueError(
+            "the budget is attached to an optimizer, which moves the strides by their gradients: "
+            "use a CostBudget without attach, or call remove() of what it returned"
         )
 
 

@@ -22,6 +22,8 @@ OWNERS = ("", "train", "data", "resnet", "layers", "pooling")
 """Modules of the published code in names; those of other modules belong to users."""
 FOREIGN = re.compile(r"@(?:[\w/]*/)?(?:tf|tfa|keras|tensorflow)\.")
 """References to functions and classes of TensorFlow, in the values of bindings."""
+KERAS = ("PiecewiseConstantDecay", "CategoricalCrossentropy")
+"""Names of Keras without a counterpart of that name, which Gin also takes without their modules."""
 OPTIMIZERS = {"Nadam": "NAdam"}  # those with another name in torch
 ARGUMENTS = {"learning_rate": "lr", "momentum": "momentum", "nesterov": "nesterov"}
 WINDOW = ("pooling.DiffStride.edge = 'passband'", "pooling.DiffStride.straight_through = False")
@@ -110,7 +112,7 @@ def _instead(statement: Any) -> tuple[str, ...] | None:
         return None
     owner, argument, value = statement.selector, statement.arg_name, statement.value
     module, _, name = owner.rpartition(".")
-    if {"tf", "tfa", "keras"} & set(module.split(".")):
+    if {"tf", "tfa", "keras"} & set(module.split(".")) or (not module and name in KERAS):
         return _keras(name, argument, value)
     is_published = module.startswith("diffstride.") or module.rpartition(".")[2] in OWNERS
     known = _own(name, argument, value) if is_published else None
