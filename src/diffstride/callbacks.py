@@ -56,6 +56,21 @@ class _NetworkCallback(Callback):
         return found
 
 
+def _training_steps(trainer: Trainer, what: str) -> float:
+    """The number of optimiser steps of a training, which ``what`` needs.
+
+    Raises:
+        ValueError: the training has no end.
+    """
+    steps = trainer.estimated_stepping_batches
+    if steps == float("inf"):
+        raise ValueError(
+            f"{what} needs the number of training steps, but the training has no end: give the "
+            "trainer max_epochs or max_steps"
+        )
+    return steps
+
+
 def _part_with_strides(module: nn.Module) -> str:
     """The only direct part of a module that has learnable strides; empty if there are several."""
     names = {name.partition(".")[0] for name in stride_layers(module)} - {""}
@@ -150,12 +165,7 @@ class StridePhase(_NetworkCallback):
         self.start, self.stop, self.network = start, stop, network
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        steps = trainer.estimated_stepping_batches
-        if steps == float("inf"):
-            raise ValueError(
-                f"StridePhase({self.start}, {self.stop}) needs the number of training steps, but "
-                "the training has no end: give the trainer max_epochs or max_steps"
-            )
+        steps = _training_steps(trainer, f"StridePhase({self.start}, {self.stop})")
         if len(trainer.optimizers) > 1:
             raise ValueError(
                 f"StridePhase({self.start}, {self.stop}) needs one optimiser, but the training has "
@@ -196,8 +206,9 @@ class BudgetCallback(_NetworkCallback):
         moving: share of the training steps in which strides move by ``loss``, above 0 to 1.
 
     Raises:
-        ValueError: ``budget`` or ``moving`` is neither, several budgets of a trainer have the same
-            ``log``, or the module has no such network; with ``loss``, if the training has no end.
+        ValueError: ``budget`` or ``moving`` is out of its range, several budgets of a trainer have
+            the same ``log``, or the module has no such network; with ``loss``, if the training has
+            no end.
 
     >>> trainer = Trainer(callbacks=[BudgetCallback(images, 0.5)])  # doctest: +SKIP
     """
@@ -253,20 +264,12 @@ class BudgetCallback(_NetworkCallback):
         if self._saved:
             self.budget.load_state_dict(self._saved)
         if self.loss is not None:
-            self.measured = MeasuredStrides(self.budget, self._moving_steps(trainer))
+            steps = self.moving * _training_steps(trainer, "BudgetCallback(loss=...)")
+            self.measured = MeasuredStrides(self.budget, max(2, steps))
             if "measured" in self._saved:
                 self.measured.load_state_dict(self._saved["measured"])
             self._step = trainer.global_step
         self._saved = {}
-
-    def _moving_steps(self, trainer: Trainer) -> int:
-        steps = trainer.estimated_stepping_batches
-        if steps == float("inf"):
-            raise ValueError(
-                "BudgetCallback(loss=...) needs the number of training steps, but the training has "
-                "no end: give the trainer max_epochs or max_steps"
-            )
-        return max(2, int(self.moving * steps))
 
     def _earlier_budget(self, network: nn.Module) -> Any:
         """The budget of an earlier ``fit`` of this network, or else the fraction."""

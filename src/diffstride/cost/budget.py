@@ -368,7 +368,7 @@ class CostBudget:
     def _check_same_in_all_processes(self) -> None:
         # DistributedDataParallel carries the strides of the first process to the others, but not
         # this budget, which would move them apart.
-        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        if not trains_in_processes():
             return
         logs = [*self._in_use.values(), *self._target.values()]
         values = [log(self.multiply_adds), *(each for part in logs for each in part)]
@@ -439,6 +439,11 @@ class CostBudget:
     @property
     def _least(self) -> float:
         return (1 - TOLERANCE) * self.multiply_adds
+
+
+def trains_in_processes() -> bool:
+    """Whether this process is one of several of a training."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def _logs(strides: Mapping[str, list[float]]) -> Logs:

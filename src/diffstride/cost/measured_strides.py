@@ -6,7 +6,7 @@ network loses without that frequency is not: it is measured here, by running the
 sample less.
 """
 
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import exp, inf, isfinite, log
 from numbers import Real
@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from diffstride.cost.budget import CostBudget
+from diffstride.cost.budget import CostBudget, trains_in_processes
 from diffstride.cost.size_search import OutputSizes
 from diffstride.cost.stride_space import Fit, Key, Logs, StrideSpace
 
@@ -35,10 +35,12 @@ class Smaller(NamedTuple):
     Args:
         logs: the logarithms of the strides that lead there.
         step: the change of the logarithm of the map size, above 0.
+        cost: the multiply-adds that a change of 1 would save, the maps behind as they are.
     """
 
     logs: Logs
     step: float
+    cost: float
 
 
 class Worth(NamedTuple):
@@ -104,9 +106,9 @@ class MeasuredStrides:
     ) -> None:
         _check(budget, steps, decisions, batches)
         budget.watch.stop()
-        self.budget, self.steps = budget, int(steps)
-        self.decisions = min(decisions, self.steps // 2)
-        self._period = self.steps // self.decisions
+        self.budget, steps = budget, int(steps)
+        self.decisions = min(decisions, steps // 2)
+        self._period = steps // self.decisions
         self.batches = max(2, min(batches, self._period // MEASURED))
         self.worth: dict[Key, Worth] = {}
         """What was measured for the last decision, by layer and axis."""
@@ -182,18 +184,13 @@ class MeasuredStrides:
                 continue
             smaller = self._space.at_sizes(present, {**sizes, key: size - 1})
             if smaller and _sizes(smaller, present)[key] < size:
-                found[key] = Smaller(smaller.logs, log(size / (size - 1)))
+                found[key] = Smaller(smaller.logs, log(size / (size - 1)), costs[key])
         return found
 
     def _decide(self, decision: int) -> None:
         """Move the strides by what was measured."""
         rises = _of_all_processes(self._rises, next(self.budget.model.parameters()).device)
-        costs = map_costs(self.budget, self._before)
-        self.worth = {
-            key: Worth(mean(values) / step, stdev(values) / len(values) ** 0.5 / step, costs[key])
-            for key, values in rises.items()
-            if (step := self._smaller[key].step)
-        }
+        self.worth = {key: _worth(values, self._smaller[key]) for key, values in rises.items()}
         self._rises = {}
         held = {key for key, grown in self._grown.items() if decision - grown <= HOLD}
         before = self._sizes()
@@ -232,6 +229,11 @@ class MeasuredStrides:
                 for name, logs in self.budget.wanted.items()
             }
         )
+
+
+def _worth(rises: Sequence[float], smaller: Smaller) -> Worth:
+    error = stdev(rises) / len(rises) ** 0.5
+    return Worth(mean(rises) / smaller.step, error / smaller.step, smaller.cost)
 
 
 def wanted_moves(
@@ -397,7 +399,7 @@ def _of_all_processes(
     rises: dict[Key, list[float]], device: torch.device
 ) -> dict[Key, list[float]]:
     """What all processes of a training have measured, each on batches of its own."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if not trains_in_processes():
         return rises
     own = torch.tensor(list(rises.values()), dtype=torch.float64, device=device)
     parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
