@@ -114,26 +114,57 @@ def test_noise_alone_hardly_moves_a_map():
         assert math.prod(sizes) == pytest.approx(math.prod(before[name]), rel=0.2)
 
 
-def test_optimisers_do_not_move_the_strides():
+def stride_values(net):
+    return [layer.stride_values() for layer in stride_layers(net).values()]
+
+
+def train_a_step(net, optimizer):
+    optimizer.zero_grad()
+    net(torch.rand(2, 3, 16, 16)).square().mean().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("gradient_before", [False, True])
+def test_optimisers_do_not_move_the_strides(gradient_before):
     net = chain()
     budget = CostBudget(net, torch.zeros(1, 3, 16, 16))
     optimizer = torch.optim.Adam(net.parameters(), lr=0.1)
-    strides = MeasuredStrides(budget, 1000)
-    before = [layer.stride_values() for layer in stride_layers(net).values()]
-    for _ in range(3):
-        optimizer.zero_grad()
+    if gradient_before:
         net(torch.rand(2, 3, 16, 16)).square().mean().backward()
-        optimizer.step()
-        assert [layer.stride_values() for layer in stride_layers(net).values()] != before
-        strides.step(lambda: torch.zeros(()))
-        assert [layer.stride_values() for layer in stride_layers(net).values()] == before
+    MeasuredStrides(budget, 1000)
+    before = stride_values(net)
+    for _ in range(3):
+        train_a_step(net, optimizer)
+        assert stride_values(net) == before
+    assert all(layer.strides.grad is None for layer in stride_layers(net).values())
+
+
+@pytest.mark.parametrize("again", [CostBudget.attach, lambda budget, _: CostBudget(*budget.args)])
+def test_strides_learn_by_gradients_again(again):
+    net = chain()
+    x = torch.zeros(1, 3, 16, 16)
+    budget = CostBudget(net, x)
+    budget.args = net, x
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    MeasuredStrides(budget, 1000)
+    again(budget, optimizer)
+    train_a_step(net, optimizer)
+    assert all(layer.strides.grad is not None for layer in stride_layers(net).values())
+
+
+def test_step_undoes_what_moved_the_strides():
+    net = chain()
+    strides, before = MeasuredStrides(CostBudget(net, IMAGES), 1000), stride_values(net)
+    net[1].strides.data += 0.5
+    strides.step(lambda: torch.zeros(()))
+    assert stride_values(net) == before
 
 
 def test_losses_are_measured_before_decisions_only():
     budget, calls = CostBudget(chain(), IMAGES), []
     strides = MeasuredStrides(budget, steps=40, decisions=2, batches=3)
     for step in range(50):
-        strides.step(lambda step=step: calls.append(step) or torch.rand(()))
+        strides.step(lambda step=step: calls.append(step) or torch.tensor(1.0 / len(calls)))
     assert sorted(set(calls)) == [17, 18, 19, 37, 38, 39]
     assert [calls.count(step) for step in sorted(set(calls))] == [5] * 6  # as it is, and four axes
     assert len(strides.worth) == 4
@@ -178,18 +209,15 @@ def test_a_resumed_training_continues_alike(stop, tmp_path):
         budget = CostBudget(chain((1.6, 2.6)), IMAGES, multiply_adds=3.1e6)
         strides = MeasuredStrides(budget, steps=40, decisions=8)
         if state:
-            saved = torch.load(state)
-            budget.load_state_dict(saved["budget"])
-            strides.load_state_dict(saved["strides"])
+            strides.load_state_dict(torch.load(state))
         loss = known_loss(budget, {FIRST: 0.2, LAST: 0.8})
         for step in range(first, last):
             torch.manual_seed(step)
             strides.step(loss)
         return budget, strides
 
-    budget, strides = run(0, stop)
-    saved = {"budget": budget.state_dict(), "strides": strides.state_dict()}
-    torch.save(saved, tmp_path / "state.pt")
+    _, strides = run(0, stop)
+    torch.save(strides.state_dict(), tmp_path / "state.pt")
     resumed, _ = run(stop, 40, tmp_path / "state.pt")
     whole, _ = run(0, 40)
     assert resumed.in_use == whole.in_use
@@ -268,6 +296,55 @@ def test_numbers_that_are_too_small_are_refused(options, message):
 def test_a_loss_that_is_none_is_refused(loss, message):
     with pytest.raises(TypeError, match=message):
         MeasuredStrides(CostBudget(chain(), IMAGES), steps=2).step(loss)
+
+
+def test_a_loss_of_another_network_is_refused():
+    net, other, x = chain(), chain(), torch.rand(2, 3, 64, 64)
+    budget = CostBudget(net, IMAGES)
+    with pytest.raises(ValueError, match="stays the same with any of 4 maps made smaller"):
+        learn(budget, lambda: other(x).square().mean(), steps=4)
+
+
+def test_the_dictionary_of_a_training_step_is_a_loss():
+    moved = []
+    for wrap in (lambda loss: loss, lambda loss: {"loss": loss, "log": 1}):
+        budget = CostBudget(chain(), IMAGES)
+        loss = known_loss(budget, {FIRST: 0.9, LAST: 0.1})
+        learn(budget, lambda loss=loss, wrap=wrap: wrap(loss()), steps=4)
+        moved.append(stride_values(budget.model))
+    assert moved[0] == moved[1] != stride_values(chain())
+
+
+def test_a_single_stride_has_nothing_to_share():
+    net = nn.Sequential(DiffStride(2.0, shared_stride=True), nn.Conv2d(3, 8, 3, padding=1))
+    with pytest.raises(ValueError, match=r"holds '0' alone, .* needs two strides that learn"):
+        MeasuredStrides(CostBudget(net, IMAGES), steps=10)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 20}, r"\(10, 4, 2\), but these are now \(5, 4, 2\)"),
+        ({"decisions": 8}, "resume with the steps, decisions and batches"),
+        ({"net": nn.Sequential(nn.Identity(), chain())}, "network with the layers 1, 3, but"),
+    ],
+)
+def test_a_state_of_another_training_is_refused(change, message):
+    net = change.pop("net", None) or chain()
+    options = {"steps": 40, "decisions": 4}
+    state = MeasuredStrides(CostBudget(chain(), IMAGES), **options).state_dict()
+    with pytest.raises(ValueError, match=message):
+        MeasuredStrides(CostBudget(net, IMAGES), **(options | change)).load_state_dict(state)
+
+
+def test_it_prints_how_far_it_is():
+    strides = MeasuredStrides(CostBudget(chain(), IMAGES), steps=8, decisions=2)
+    for _ in range(5):
+        strides.step(lambda: torch.rand(()) * strides.budget.cost.value())
+    assert repr(strides).startswith(
+        "MeasuredStrides(step 5 of 8 in which strides move, decision 1 of 2, each on 2 batches; "
+        "CostBudget("
+    )
 
 
 def test_a_network_in_place_of_its_budget_is_refused():

@@ -144,6 +144,7 @@ class CostBudget:
         self._check_reachable()
         self._compared = False  # not yet: the other processes may build none, or build it later
         self.aim_(self._moved_target(strides))
+        self.compute_gradients(True)
         self.watch = ForgottenProjection(self._parameters, self._explain_forgotten)
         if budget is not None and budget != "before" and 1 < budget <= MOST_TIMES:
             _warn_of_larger_budget(budget, self.multiply_adds, self._present)
@@ -169,8 +170,8 @@ class CostBudget:
         return (
             "an optimizer moves the strides, but nothing holds their budget of "
             f"{self.multiply_adds:,.0f} multiply-adds: the network now costs "
-            f"{self.cost.value():,}. Call attach(optimizer) of the CostBudget once, or its "
-            "project_() after each step"
+            f"{self.cost.value():,}. Call attach(optimizer) of the CostBudget once, or after each "
+            "step its project_(), or step(loss) of a MeasuredStrides"
         )
 
     def attach(self, optimizer: torch.optim.Optimizer) -> "StepHooks":
@@ -204,6 +205,7 @@ class CostBudget:
         """
         check_optimizer(optimizer)
         self.watch.stop()
+        self.compute_gradients(True)
         attached: list[tuple[CostBudget, StepHooks]] = vars(optimizer).setdefault(STATES, [])
         for other, others_hooks in attached:
             if not others_hooks.removed:
@@ -264,6 +266,13 @@ class CostBudget:
         if not self._compared:
             self._check_same_in_all_processes()
             self._compared = True
+
+    def compute_gradients(self, on: bool) -> None:
+        """Whether backward passes compute gradients of the strides; without, they save time."""
+        for layer in self._layers.values():
+            layer.has_stride_gradient = on
+            if not on:
+                layer.strides.grad = None  # optimisers skip None
 
     @property
     def is_attached(self) -> bool:

@@ -74,7 +74,8 @@ class MeasuredStrides:
     everywhere. A map that has grown is not made smaller at the next two decisions, since the
     weights first have to learn to use it. A map of one sample gets a second one, to be measured.
 
-    The gradients of the strides are not used, and `step` undoes what an optimiser did to them.
+    Gradients of the strides are not used, and not computed, so that optimisers leave the strides
+    alone. Several processes have to compute them; there `step` undoes what an optimiser did.
 
     Args:
         budget: of the network, not attached to an optimiser. It is never exceeded, but by the runs
@@ -88,7 +89,8 @@ class MeasuredStrides:
 
     Raises:
         TypeError: the budget is not a `CostBudget`.
-        ValueError: a number is too small, or the budget is attached to an optimiser.
+        ValueError: a number is too small, the budget is attached to an optimiser, or a single
+            stride learns, which the budget fixes.
 
     >>> from diffstride import DiffStride
     >>> net = nn.Sequential(DiffStride(2.0), nn.Conv2d(3, 8, 3, padding=1), nn.Flatten(2))
@@ -105,7 +107,7 @@ class MeasuredStrides:
         self, budget: CostBudget, steps: float, decisions: int = 10, batches: int = 16
     ) -> None:
         _check(budget, steps, decisions, batches)
-        budget.watch.stop()
+        budget.compute_gradients(_runs_in_processes())
         self.budget, steps = budget, int(steps)
         self.decisions = min(decisions, steps // 2)
         self._period = steps // self.decisions
@@ -119,19 +121,29 @@ class MeasuredStrides:
         self._rises: dict[Key, list[float]] = {}
         self._grown: dict[Key, int] = {}
 
+    def __repr__(self) -> str:
+        made, moving = self._done // self._period, self.decisions * self._period
+        return (
+            f"MeasuredStrides(step {self._done:,} of {moving:,} in which strides move, decision "
+            f"{min(made, self.decisions)} of {self.decisions}, each on {self.batches} batches; "
+            f"{self.budget!r})"
+        )
+
     def step(self, loss: Callable[[], Tensor]) -> None:
         """Count a training step, measure if a decision is near, and move the strides if it is due.
 
-        Call it after each step of the optimiser, also when the strides rest: it undoes what the
-        optimiser did to them.
+        Call it after each step of the optimiser. Where several batches accumulate gradients for a
+        step, any of them will do.
 
         Args:
-            loss: runs the network on this step's batch, as in training, and returns the loss. It is
-                called without gradients and only near decisions.
+            loss: runs the network on this step's batch, as in training, and returns the loss, or a
+                dictionary with it under "loss". It is called without gradients and only near
+                decisions.
 
         Raises:
             TypeError: the loss is no function, or does not return one number.
-            ValueError: the loss is not finite, or the budgets of several processes differ.
+            ValueError: the loss is not finite, no map changes it, or the budgets of several
+                processes differ.
         """
         if not callable(loss):
             raise TypeError(
@@ -139,6 +151,7 @@ class MeasuredStrides:
                 "network, as in step(lambda: criterion(model(inputs), labels))"
             )
         _check_not_attached(self.budget)
+        self.budget.watch.stop()
         self.budget.use_(self.budget.in_use)  # whatever an optimiser did to the strides
         self.budget.check_processes()
         self._done += 1
@@ -151,14 +164,36 @@ class MeasuredStrides:
             self._decide(decision)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed training needs, beside the state of the budget."""
-        return {"done": self._done, "rises": dict(self._rises), "grown": dict(self._grown)}
+        """What a resumed training needs, the state of the budget included."""
+        return {
+            "budget": self.budget.state_dict(),
+            "schedule": self._schedule,
+            "done": self._done,
+            "rises": dict(self._rises),
+            "grown": dict(self._grown),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a saved state; load that of the budget first."""
+        """Continue from a saved state, strides included.
+
+        Raises:
+            ValueError: it is that of another network, or ``steps``, ``decisions`` or ``batches``
+                were others.
+        """
+        if state["schedule"] != self._schedule:
+            raise ValueError(
+                "the state was saved with (steps between decisions, decisions, batches) = "
+                f"{state['schedule']}, but these are now {self._schedule}: resume with the steps, "
+                "decisions and batches that the training began with"
+            )
+        self.budget.load_state_dict(state["budget"])
         self._done, self._grown = state["done"], dict(state["grown"])
         self._rises = {key: list(values) for key, values in state["rises"].items()}
         self._smaller = self._smaller_maps() if self._rises else {}
+
+    @property
+    def _schedule(self) -> tuple[int, int, int]:
+        return self._period, self.decisions, self.batches
 
     def _measure(self, loss: Callable[[], Tensor]) -> None:
         """Run the network as it is and with each of the smaller maps."""
@@ -190,6 +225,11 @@ class MeasuredStrides:
     def _decide(self, decision: int) -> None:
         """Move the strides by what was measured."""
         rises = _of_all_processes(self._rises, next(self.budget.model.parameters()).device)
+        if decision == 0 and rises and not any(map(any, rises.values())):
+            raise ValueError(
+                f"the loss stays the same with any of {len(rises)} maps made smaller: pass step() "
+                "a loss of the network that the budget was made for, on the same device"
+            )
         self.worth = {key: _worth(values, self._smaller[key]) for key, values in rises.items()}
         self._rises = {}
         held = {key for key, grown in self._grown.items() if decision - grown <= HOLD}
@@ -307,6 +347,12 @@ def _check(budget: Any, steps: Any, decisions: Any, batches: Any) -> None:
             f"{steps!r}"
         )
 
+    if sum(map(len, budget.wanted.values())) < 2:
+        raise ValueError(
+            f"the budget holds {next(iter(budget.wanted))!r} alone, with one stride, which the "
+            "budget fixes: MeasuredStrides needs two strides that learn, or more, to share it out"
+        )
+
 
 def _check_not_attached(budget: CostBudget) -> None:
     if budget.is_attached:
@@ -366,17 +412,22 @@ def _sizes(fit: Fit, logs: Logs) -> OutputSizes:
 
 def _run(loss: Callable[[], Any], seed: int) -> float:
     torch.manual_seed(seed)  # the same dropout for all
-    found = loss()
-    is_number = isinstance(found, Real) or (isinstance(found, Tensor) and found.numel() == 1)
-    if not is_number:
-        got = (
-            f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else repr(found)
-        )
+    found: Any = loss()
+    if isinstance(found, dict) and "loss" in found:  # as from a `training_step` of Lightning
+        found = found["loss"]
+    is_tensor = isinstance(found, Tensor)
+    if not (isinstance(found, Real) or (is_tensor and found.numel() == 1)):
+        got = f"a tensor of shape {tuple(found.shape)}" if is_tensor else repr(found)
         raise TypeError(f"the loss must return one number or a tensor with one, but returned {got}")
-    value = float(found)
+    value = float(found)  # pyright: ignore[reportArgumentType]
     if not isfinite(value):
         raise ValueError(f"the loss is {value}: training has diverged, or the loss is not a number")
     return value
+
+
+def _runs_in_processes() -> bool:
+    """Whether gradients may be averaged over processes, which waits for those of all parameters."""
+    return dist.is_available() and dist.is_initialized()
 
 
 @contextmanager

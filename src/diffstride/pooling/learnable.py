@@ -78,6 +78,7 @@ class DiffStride(SpectralPooling):
     """
 
     strides: nn.Parameter
+    has_stride_gradient = True  # `MeasuredStrides` needs none
 
     def __init__(
         self,
@@ -226,6 +227,8 @@ class DiffStride(SpectralPooling):
 
     def _watched_strides(self) -> Tensor:
         """The parameter, or a view of it whose gradient makes the next call read it again."""
+        if not self.has_stride_gradient:
+            return self.strides.detach()
         learning = self.training or torch.is_grad_enabled()
         if self._is_on_cpu() or not (self.strides.requires_grad and learning):
             return self.strides
