@@ -127,8 +127,11 @@ def test_a_single_layer_is_refused_with_a_network_around_it(call):
 def test_a_second_budget_of_the_same_layers_is_refused():
     model = convert(small_network(), X)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    hooks = CostBudget(model, X, "before").attach(optimizer)
+    budget = CostBudget(model, X, "before")
+    hooks = budget.attach(optimizer)
     second = CostBudget(model, X, 0.9)
+    with pytest.raises(ValueError, match="this budget is attached to this optimizer already"):
+        budget.attach(optimizer)
     with pytest.raises(ValueError, match=r"another budget, of .* attached to this optimizer"):
         second.attach(optimizer)
     hooks.remove()

@@ -133,6 +133,13 @@ def test_repr_shows_strides_and_whether_they_learn() -> None:
     assert repr(FixedSpectralPooling(1.5)) == "FixedSpectralPooling(strides=(1.5, 1.5))"
 
 
+def test_the_text_has_the_strides_in_use() -> None:
+    pool = DiffStride(2.0, upper_limit_stride=3.0)
+    pool.strides.data = torch.tensor([0.8, 4.0])  # as a step of an optimiser leaves them
+    assert "strides=(1, 3)" in repr(pool)
+    assert pool.output_size((12, 12)) == (12, 4)
+
+
 def test_strides_from_a_half_precision_checkpoint_learn() -> None:
     layer = DiffStride([2.0, 1.5], **PUBLISHED)
     state = {name: value.bfloat16() for name, value in layer.state_dict().items()}

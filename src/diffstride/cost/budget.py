@@ -191,8 +191,8 @@ class CostBudget:
 
         Raises:
             TypeError: if it is no optimiser, but a class of such, for instance.
-            ValueError: if another budget of the same layers is attached to the optimiser, or if the
-                optimiser has none of the strides.
+            ValueError: if this budget, or another of the same layers, is attached to the optimiser
+                already, or if the optimiser has none of the strides.
 
         >>> net = nn.Sequential(DiffStride(2.0), nn.Conv2d(1, 256, 3, padding=1))
         >>> optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
@@ -222,6 +222,11 @@ class CostBudget:
         return hooks
 
     def _check_no_layer_of(self, other: "CostBudget") -> None:
+        if other is self:
+            raise ValueError(
+                "this budget is attached to this optimizer already: attach it once, or call "
+                "remove() of what attach returned before"
+            )
         held = set(other._layers.values())
         for name, layer in self._layers.items():
             if layer in held:

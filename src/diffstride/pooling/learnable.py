@@ -1,7 +1,7 @@
 """Pooling with learnable strides."""
 
 from collections.abc import Sequence
-from math import inf
+from math import inf, isfinite
 from typing import Any
 
 import torch
@@ -200,7 +200,9 @@ class DiffStride(SpectralPooling):
         self._refresh(values)
 
     def extra_repr(self) -> str:
-        strides = strides_text(self._read(), form=".4g", between=", ")
+        values = self._read()
+        in_use = self.stride_values() if all(map(isfinite, values)) else values
+        strides = strides_text(in_use, form=".4g", between=", ")
         state = "learning" if self.strides.requires_grad else "fixed"
         options = [f"strides=({strides})", f"smoothness_factor={self.smoothness_factor:g}"]
         options += [f"edge={self.edge!r}", *["cropping=False"] * (not self.cropping)]
