@@ -32,7 +32,7 @@ from benchmarks.common import append_row, read_rows, select, write_table
 from benchmarks.machine import ROOT, environment
 from benchmarks.tables import table
 from diffstride import CostBudget, MultiplyAdds, stride_layers
-from diffstride.cost.measured_strides import map_costs, maps_before
+from diffstride.cost.map_costs import map_costs, maps_before
 from diffstride.spectral.axis_plan import Axis
 from diffstride.training import gin_registry, lightning_compat
 from diffstride.training.command_line import configure

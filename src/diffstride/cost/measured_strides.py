@@ -6,9 +6,9 @@ network loses without that frequency is not: it is measured here, by running the
 sample less.
 """
 
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from math import exp, inf, isfinite, log
+from math import inf, isfinite, log
 from numbers import Real
 from statistics import mean, stdev
 from typing import Any, NamedTuple
@@ -18,15 +18,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from diffstride.cost.budget import CostBudget, trains_in_processes
+from diffstride.cost.map_costs import map_costs, maps_before
+from diffstride.cost.map_worth import Worth, at_constant_cost, wanted_moves
 from diffstride.cost.size_search import OutputSizes
 from diffstride.cost.stride_space import Fit, Key, Logs, StrideSpace
 
 LARGEST = 0.5  # of the first move, of the logarithm of a map size
-CLEAR = 2.0  # standard errors that count as noise
-FACTOR = 5.0  # a map worth clearly so many times more or less than the others moves by LARGEST
+SAMPLES, SHARE = 1.5, 0.25  # of its map: what is measured near by holds no further
 HOLD = 2  # decisions after its growth in which a map is not made smaller
 MEASURED = 4  # every such step is measured at most
-PROBE = log(2.0)
 
 
 class Smaller(NamedTuple):
@@ -43,36 +43,26 @@ class Smaller(NamedTuple):
     cost: float
 
 
-class Worth(NamedTuple):
-    """What the last sample of a map is worth: the rise of the loss without it.
-
-    Args:
-        mean: mean over the batches measured, for a change of 1 of the logarithm of the map size.
-        error: its standard error.
-        cost: the multiply-adds that the same change saves, the maps behind as they are.
-    """
-
-    mean: float
-    error: float
-    cost: float
-
-
 class MeasuredStrides:
     """Moves the strides of a network under a budget by measured losses instead of by gradients.
 
     At a few decisions during the training, the network runs on some batches as it is and, for each
     axis of each map, with one sample less, the maps behind unchanged as far as strides allow. With
     the rise ``v`` of the loss and the multiply-adds ``c`` that are saved, both for a change of 1 of
-    the logarithm of the map size ``m``, and ``p = sum(v) / sum(c)``, each size moves by::
+    the logarithm of the map size ``m``, a multiply-add is worth ``v / c`` on an axis,
+    ``q = sum(v) / sum(c)`` in its layer and ``p = sum(v) / sum(c)`` in the network. The size moves
+    by::
 
-        log m  <-  log m + a * clip(log(v / c / p) / log 5, -1, 1)
+        log m  <-  log m + a * clip(log(q / p) / log 5 + log(v / c / q) / log 5, -1, 1)
 
-    Two standard errors of ``v / c``, which may be noise, first bring the ratio nearer to 1, and
-    ``a`` is 0.5 times the root of the share of decisions that are left. All sizes then move
-    together until the cost is that of the budget. So samples go from maps where a multiply-add is
-    worth little to maps where it is worth much, and the strides rest where it is worth the same
-    everywhere. A map that has grown is not made smaller at the next two decisions, since the
-    weights first have to learn to use it. A map of one sample gets a second one, to be measured.
+    Each of the two terms counts where the difference, of ``q`` and ``p`` or of ``v / c`` and ``q``,
+    is above three standard errors. The factor ``a`` is 0.5 times the root of the share of decisions
+    that are left. All sizes then move together until the cost is that of the budget. No map changes
+    by more than a quarter at once, or by 1.5 samples if that is more. So samples go from maps where
+    a multiply-add is worth little to maps where it is worth much, and the strides rest where it is
+    worth the same everywhere. The axes of a layer stay alike where their worth differs by noise. A
+    map that has grown is not made smaller at the next two decisions, since the weights first have
+    to learn to use it. A map of one sample gets a second one, to be measured.
 
     Gradients of the strides are not used, and not computed, so that optimisers leave the strides
     alone. Several processes have to compute them; there `step` undoes what an optimiser did.
@@ -258,76 +248,47 @@ class MeasuredStrides:
 
     def _move(self, moves: Mapping[Key, float]) -> None:
         """Move the logarithms of the map sizes, and meet the budget."""
+        sizes, in_use, wanted = self._sizes(), self.budget.in_use, self.budget.wanted
+
+        def ahead(key: Key) -> float:
+            """How far the size wanted lies above the present one, which is a whole number."""
+            before = self._before.get(key)
+            own = in_use[key[0]][key[1]] - wanted[key[0]][key[1]]
+            return own + (ahead(before) if before else 0.0)
+
+        steps = {
+            key: _within_reach(ahead(key) + moves.get(key, 0.0), size)
+            for key, size in sizes.items()
+        }
 
         def moved(key: Key, at: float) -> float:
             before = self._before.get(key)
-            return max(0.0, at - moves.get(key, 0.0) + (moves.get(before, 0.0) if before else 0.0))
+            return max(0.0, at - steps[key] + (steps[before] if before else 0.0))
 
         self.budget.aim_(
             {
                 name: [moved((name, i), at) for i, at in enumerate(logs)]
-                for name, logs in self.budget.wanted.items()
+                for name, logs in in_use.items()
             }
         )
+
+
+def _within_reach(step: float, size: int) -> float:
+    """A step of the logarithm of a map size, within what one decision may change.
+
+    >>> from math import exp
+    >>> [round(3 * exp(_within_reach(step, 3)), 1) for step in (-2, 0, 2)]
+    [1.5, 3.0, 4.5]
+    >>> [round(16 * exp(_within_reach(step, 16)), 1) for step in (-2, 0, 2)]
+    [12.0, 16.0, 20.0]
+    """
+    reach = max(SAMPLES / size, SHARE)
+    return min(max(step, log(max(1 - reach, 0.5 / size))), log(1 + reach))
 
 
 def _worth(rises: Sequence[float], smaller: Smaller) -> Worth:
     error = stdev(rises) / len(rises) ** 0.5
     return Worth(mean(rises) / smaller.step, error / smaller.step, smaller.cost)
-
-
-def wanted_moves(
-    worth: Mapping[Key, Worth], held: Container[Key], largest: float
-) -> dict[Key, float]:
-    """How the logarithms of map sizes should move, each by itself.
-
-    Args:
-        worth: of each axis.
-        held: the axes that must not become smaller.
-        largest: the largest move.
-
-    >>> worth = {("a", 0): Worth(0.4, 0.01, 100.0), ("b", 0): Worth(0.1, 0.01, 100.0)}
-    >>> {key: round(move, 2) for key, move in wanted_moves(worth, [], 0.2).items()}
-    {('a', 0): 0.05, ('b', 0): -0.09}
-    """
-    gained = sum(max(each.mean, 0.0) for each in worth.values())
-    if not gained:
-        return dict.fromkeys(worth, 0.0)
-    price = gained / sum(each.cost for each in worth.values())
-    moves = {key: largest * _clear_share(each, price) for key, each in worth.items()}
-    return {key: 0.0 if move < 0 and key in held else move for key, move in moves.items()}
-
-
-def _clear_share(worth: Worth, price: float) -> float:
-    """From -1 to 1: how far the worth of a multiply-add is clearly above or below the price."""
-    value, noise = worth.mean / worth.cost, CLEAR * worth.error / worth.cost
-    if value > price + noise:
-        share = log(value / (price + noise)) / log(FACTOR)
-    elif value < price - noise:
-        share = log(max(value + noise, price / FACTOR) / price) / log(FACTOR)
-    else:
-        return 0.0
-    return min(max(share, -1.0), 1.0)
-
-
-def at_constant_cost(
-    moves: Mapping[Key, float], worth: Mapping[Key, Worth], held: Container[Key]
-) -> dict[Key, float]:
-    """Moves at which the cost stays: all that may pay move together by what the others gain.
-
-    Args:
-        moves: as from `wanted_moves`.
-        worth: of each axis.
-        held: the axes that must not become smaller.
-
-    >>> worth = {("a", 0): Worth(0.4, 0.01, 100.0), ("b", 0): Worth(0.1, 0.01, 200.0)}
-    >>> at_constant_cost({("a", 0): 0.1, ("b", 0): 0.0}, worth, [("a", 0)])
-    {('a', 0): 0.1, ('b', 0): -0.05}
-    """
-    spent = sum(worth[key].cost * move for key, move in moves.items())
-    paying = [key for key in moves if key not in held or spent < 0]
-    shift = -spent / sum(worth[key].cost for key in paying) if paying else 0.0
-    return {key: move + shift if key in paying else move for key, move in moves.items()}
 
 
 def _check(budget: Any, steps: Any, decisions: Any, batches: Any) -> None:
@@ -360,46 +321,6 @@ def _check_not_attached(budget: CostBudget) -> None:
             "the budget is attached to an optimizer, which moves the strides by their gradients: "
             "use a CostBudget without attach, or call remove() of what it returned"
         )
-
-
-def maps_before(space: StrideSpace) -> dict[Key, Key]:
-    """For each axis of a layer, that of the layer before it whose map it pools."""
-    start = space.smallest()
-    base = space.fit(start).maps
-    before: dict[Key, Key] = {}
-    for name in filter(start.__contains__, space.cost.order):
-        for i in range(len(start[name])):
-            moved = {each: list(logs) for each, logs in start.items()}
-            low, high = space.limits[name][i]
-            moved[name][i] = min(low + PROBE, high)
-            maps = space.running(moved).maps
-            for other, logs in start.items():
-                for k in range(len(logs)):
-                    if other != name and maps[other][k].size != base[other][k].size:
-                        before[other, k] = name, i  # later layers come last and stay
-    return before
-
-
-def map_costs(budget: CostBudget, before: Mapping[Key, Key]) -> dict[Key, float]:
-    """What each map costs by itself: the derivative of the cost by the logarithm of its size.
-
-    That of a stride contains the maps behind, which shrink with the map. Where they keep their
-    sizes, their strides have to fall by as much as its own rises.
-
-    Args:
-        budget: of the network, at the strides in use.
-        before: as from `maps_before`.
-    """
-    _, slopes = budget.cost.slopes()
-    costs = {
-        (name, i): -slopes[name][i] * exp(at)
-        for name, logs in budget.in_use.items()
-        for i, at in enumerate(logs)
-    }
-    own = dict(costs)
-    for key, first in before.items():
-        own[first] -= costs[key]
-    return own
 
 
 def _sizes(fit: Fit, logs: Logs) -> OutputSizes:
