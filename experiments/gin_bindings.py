@@ -11,7 +11,9 @@ from diffstride.training.gin_compat import (
     ConfigParser,
     ConfigurableReference,
     ParserDelegate,
+    macros_defined,
 )
+from diffstride.training.gin_errors import suggest_setting
 
 TABLE = "table."
 ALLOWED = (
@@ -31,25 +33,36 @@ def check_overrides(bindings: Sequence[str]) -> None:
     a changed setting would give other accuracies under the same names.
 
     Raises:
-        ValueError: a binding is neither in `ALLOWED` nor of the table.
+        ValueError: a binding is neither in `ALLOWED` nor of the table, or is a macro.
 
     >>> check_overrides(["train.threads = 1", "table.grid.seeds = [0]"])
     >>> check_overrides(["train.num_epochs = 1"])  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ...
     ValueError: --gin_bindings=train.num_epochs = 1 changes the training, but no column ...
+    >>> check_overrides(["threads = 1"])  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    ValueError: --gin_bindings=threads = 1: 'threads' names no setting; did you mean
+    'train.train.threads'? Here you can bind table.* and ...
     """
+    allowed = f"you can bind {TABLE}* and {', '.join(ALLOWED)}"
     for binding in bindings:
+        for name in macros_defined(binding):
+            raise ValueError(
+                f"--gin_bindings={binding}: {name!r} names no setting{suggest_setting(name)} "
+                f"Here {allowed}"
+            )
         if not all(map(_is_allowed, _bound_names(binding))):
             raise ValueError(
                 f"--gin_bindings={binding} changes the training, but no column of the results "
                 "shows it: set it in the 'bindings' of a group with a 'config' of its own. Here "
-                f"you can bind {TABLE}* and {', '.join(ALLOWED)}"
+                f"{allowed}"
             )
 
 
 def _bound_names(binding: str) -> Iterator[str]:
-    """The names that a text binds; an empty name for each macro, include and import."""
+    """The names that a text binds; an empty name for each include and import."""
     for statement in ConfigParser(binding, ParserDelegate()):
         if isinstance(statement, BindingStatement):
             yield f"{statement.selector}.{statement.arg_name}"

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from diffstride._flag_advice import advise_bindings
 from diffstride.training import lightning_compat, trainer
 from diffstride.training.command_line import USAGE_ERROR
 from diffstride.training.files import (
@@ -142,7 +143,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--report", action="store_true", help="write tables and pictures of the results")
     add("--pages", type=expand_home, nargs="*", help=f"pages with tables [the grid's, or {shown}]")
     add("--pictures", type=expand_home, help=f"folder of pictures [the grid's, or {pictures}]")
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}{advise_bindings(rest)}")
     if options.report and (options.list or options.shard or options.only):
         parser.error("--report shows all results: remove --list, --shard and --only")
     if not options.report and (options.pages is not None or options.pictures):

@@ -101,6 +101,20 @@ def test_help_of_the_published_command_comes_before_heavy_imports(flag):
     assert not loaded & {"torch", "numpy", "gin", "absl", "lightning"}
 
 
+@pytest.mark.parametrize(
+    "bindings", [["train.seed=1", "train.threads=1"], ["train.seed", "=", "1"]]
+)
+def test_words_after_a_binding_are_refused_with_how_to_give_several(bindings, capsys):
+    assert ended("train", "digits.gin", "--gin_bindings", *bindings) == cli.USAGE_ERROR
+    rest, _, advice = (
+        capsys.readouterr().err.partition("unrecognized arguments: ")[2].partition(":")
+    )
+    assert rest == " ".join(bindings[1:])
+    assert "each --gin_bindings takes one binding, in quotes if" in advice
+    assert ended("report", "torchvision/resnet18", "timm/resnet18d") == cli.USAGE_ERROR
+    assert "gin_bindings" not in capsys.readouterr().err
+
+
 def test_a_reader_that_wants_no_more_is_no_error():
     command = f"{sys.executable} -m diffstride report torchvision/resnet18 --size 64 | true"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from diffstride import pooling, reference, resnet, stride_layers
 from diffstride.pooling.base import SizedPooling
-from diffstride.training import command_line, gin_registry
+from diffstride.training import command_line, gin_compat, gin_registry
 
 PACKAGED = sorted(command_line.PACKAGED.glob("*.gin"))
 TINY = """
@@ -224,6 +224,15 @@ def test_values_that_fit_are_taken():
     command_line.configure(["digits.gin"], bindings)
 
 
+def test_a_macro_that_something_refers_to_may_be_bound():
+    Path("macro.gin").write_text("resnet.resnet18.strides = [1, %inner/first]\ninner/first = 1")
+    bindings = ["inner/first = %second", "second = 3", "train.seed = %seed", "seed = 4"]
+    command_line.configure(["macro.gin"], bindings)
+    values = {argument: value for _, argument, value in gin_compat.bound_values()}
+    assert values["strides"] == [1, 3]
+    assert values["seed"] == 4
+
+
 def test_files_that_include_each_other_give_a_short_error(capsys):
     Path("a.gin").write_text("include 'b.gin'")
     Path("b.gin").write_text("include 'a.gin'")
@@ -252,9 +261,15 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
         (["--wrokdir=x"], "Unknown command line flag 'wrokdir'. Did you mean: workdir"),
         (["--seed=one"], "flag --seed=one: invalid literal"),
         (["train"], "unexpected argument 'train': flags start with --"),
+        (
+            ["--gin_bindings=train.seed = 1", "train.num_epochs = 2"],
+            "unexpected argument 'train.num_epochs = 2': each --gin_bindings takes one binding",
+        ),
+        (["--gin_config=train.seed=1"], "no Gin file 'train.seed=1': each --gin_bindings takes"),
         (["--gin_config=cifar01.gin"], "no Gin file 'cifar01.gin' in .*mean 'cifar10.gin'.*digits"),
-        (["--gin_bindings=trian.workdir = 'x'"], "No configurable matching 'trian'.*mean 'train'"),
+        (["--gin_bindings=trian.workdir = 'x'"], "matching 'trian'.*mean 'train.train.workdir'"),
         (["--gin_bindings=train.wrokdir = 'x'"], "parameter named 'wrokdir'.*mean 'workdir'"),
+        (["--gin_bindings=budget.seed = 1"], "matching 'budget'.*mean 'train.train.seed'"),
         (["--gin_bindings=train.model = @resnet.resnet81"], "did you mean 'resnet.resnet18'"),
         (
             ["--gin_bindings=train.workdir = runs/x"],
@@ -268,7 +283,23 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
             ["--gin_bindings=train.seed = 1\ntrain.workdir = runs/x"],
             r"runs/x': train\.workdir = runs/x \(line 2\): runs/x is no value",
         ),
-        (["--gin_bindings=DiffStride.edge = 'stopband'"], "Ambiguous selector 'DiffStride'"),
+        (
+            ["--gin_bindings=DiffStride.edge = 'stopband'"],
+            "Ambiguous selector 'DiffStride'.*mean 'pooling.DiffStride.edge' or 'reference.Diff",
+        ),
+        (
+            ["--gin_bindings=num_epochs = 2"],
+            "'num_epochs' names no setting, and nothing refers to %num_epochs; did you mean "
+            r"'train\.train\.num_epochs'\?$",
+        ),
+        (["--gin_bindings=num_epoch = 2"], r"did you mean 'train\.train\.num_epochs'\?$"),
+        (["--gin_bindings=lr = 0.1"], r"did you mean 'torch\.optim\.SGD\.lr'\?$"),
+        (["--gin_bindings=a/seed = 1"], r"'a/seed' names .*mean 'train\.train\.seed'\?$"),
+        (["--gin_bindings=train.seed = 1\nzzz = 1"], "'zzz' names no .*; write the function in"),
+        (
+            ["--gin_bindings=train.seed = %count", "--gin_bindings=cuont = 1"],
+            r"'cuont' names no setting.*; did you mean 'count'\?$",
+        ),
         (["--gin_bindings=OneCycleLR.max_lr = 1.0"], "OneCycleLR.*'max_lr'"),
         (["--gin_bindings=import nothing_of_this_name"], "No module named 'nothing_of_this_name'"),
         (["--gin_bindings=train.callbacks = [3]"], r"list of Lightning callbacks, but got \[3\]"),

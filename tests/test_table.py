@@ -482,6 +482,12 @@ def test_grid_may_set_its_folder_of_results(fake_training):
     assert len(read_rows(Path("results"))) == 4
 
 
+def test_several_bindings_after_one_flag_are_refused_with_how_to_give_them(capsys):
+    with pytest.raises(SystemExit):
+        command("--gin_bindings", "train.threads=1", "train.precision=32")
+    assert "train.precision=32: each --gin_bindings takes one binding" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -495,7 +501,8 @@ def test_grid_may_set_its_folder_of_results(fake_training):
         (["--gin_bindings=table.grid.order = 'x'"], "group 1 of the grid: 'order' must be"),
         (["--gin_bindings=torch.optim.SGD.lr = 9.0"], "SGD.lr = 9.0 changes the training"),
         (["--gin_bindings=train.num_epochs = 2"], "set it in the 'bindings' of a group"),
-        (["--gin_bindings=train.threads = 1\nEPOCHS = 2"], "EPOCHS = 2 changes the"),
+        (["--gin_bindings=train.threads = 1\nEPOCHS = 2"], "'EPOCHS' names no setting; .*Here you"),
+        (["--gin_bindings=threads = 1"], r"mean 'train\.train\.threads'\? Here you can bind table"),
         (["--gin_bindings=include 'tiny.gin'"], "changes the training"),
         (["--gin_bindings=train.threads ="], "Unable to parse value"),
     ],

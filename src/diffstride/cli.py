@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from diffstride import __version__
+from diffstride._flag_advice import advise_bindings
 
 USAGE_ERROR = 2
 STOPPED = 130  # the exit code of a program that Ctrl+C has ended, as in shells
@@ -59,7 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     >>> main(["report", "torchvision/resnet19"])
     2
     """
-    given = _parser().parse_args(arguments)
+    parser = _parser()
+    given, rest = parser.parse_known_args(arguments)
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}{advise_bindings(rest)}")
     try:
         code = given.run(given)
         sys.stdout.flush()  # here, where a closed pipe can be handled

@@ -16,10 +16,11 @@ from typing import Any, NoReturn
 import gin
 from absl import app, flags
 
+from diffstride._flag_advice import advise_bindings
 from diffstride.training import gin_registry, lightning_compat, trainer
 from diffstride.training.files import expand_home
 from diffstride.training.gin_compat import search_path
-from diffstride.training.gin_errors import BindingError, explain, suggest
+from diffstride.training.gin_errors import BindingError, check_macros, explain, suggest
 from diffstride.training.published_gin import check_published_names
 
 PACKAGED = Path(__file__).parent / "configs"
@@ -58,7 +59,7 @@ def configure(
         FileNotFoundError: a file or ``configs_folder`` does not exist.
         PublishedNamesError: a file or binding has names of the published system.
         ValueError: a bound value has another type than its argument, or files include each other.
-        BindingError: Gin refuses one of ``gin_bindings``.
+        BindingError: Gin refuses one of ``gin_bindings``, or it sets a macro that nothing uses.
         Exception: Gin cannot parse a file or does not know a name; it raises many types.
     """
     # Here, as it takes seconds: it registers the names that files have.
@@ -98,12 +99,16 @@ def _parse_bindings(bindings: Sequence[str]) -> None:
             raise
         except Exception as error:  # Gin raises many types
             raise BindingError(binding) from error
+    for binding in bindings:  # after all of them, as the next one may use a macro
+        check_macros(binding)
 
 
 def _find_config(name: str, folders: Sequence[Path]) -> str:
     for folder in folders:
         if (path := folder / expand_home(name)).is_file():
             return str(path)
+    if advice := advise_bindings([name]):
+        raise FileNotFoundError(f"there is no Gin file {name!r}{advice}")
     packaged = sorted(path.name for path in PACKAGED.glob("*.gin"))
     raise FileNotFoundError(
         f"there is no Gin file {name!r} in {', '.join(str(folder) for folder in folders)}"
@@ -136,7 +141,8 @@ def _silence_datasets() -> None:
 def main(argv: Sequence[str]) -> int:
     """Train as the flags say, and return the exit code."""
     if len(argv) > 1:
-        return _fail(f"unexpected argument {argv[1]!r}: flags start with --")
+        advice = advise_bindings(argv[1:]) or ": flags start with --"
+        return _fail(f"unexpected argument {argv[1]!r}{advice}")
     try:
         given: dict[str, Any] = {name: FLAGS[name].value for name in OWN_FLAGS}
         configure(**given)

@@ -20,9 +20,13 @@ __all__ = [
     "ImportStatement",
     "ParserDelegate",
     "bound_values",
+    "macros_defined",
+    "macros_used",
     "refuse_overruled_bindings",
     "search_path",
 ]
+
+MACRO = "/gin.macro"  # after the name of a macro, where Gin refers to it
 
 
 @contextmanager
@@ -69,6 +73,19 @@ def _known(value: Any) -> Any:
     if value.evaluate:
         raise LookupError(value)
     return gin.config._REGISTRY[value.selector].wrapper
+
+
+def macros_defined(text: str) -> Iterator[str]:
+    """The names of the macros that a configuration defines, without those of its includes."""
+    for each in ConfigParser(text, ParserDelegate()):
+        if isinstance(each, BindingStatement) and not each.arg_name:
+            yield f"{each.scope}/{each.selector}".lstrip("/")
+
+
+def macros_used() -> set[str]:
+    """The names of the macros that bound values refer to."""
+    found = [each.scoped_selector for each in gin.config.iterate_references(gin.config._CONFIG)]
+    return {each.removesuffix(MACRO) for each in found if each.endswith(MACRO)}
 
 
 def refuse_overruled_bindings(*but: str) -> None:

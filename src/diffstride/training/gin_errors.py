@@ -3,16 +3,18 @@
 import difflib
 import re
 import tokenize
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from diffstride.training import gin_registry
 from diffstride.training.argument_types import shorten
+from diffstride.training.gin_compat import bound_values, macros_defined, macros_used
 from diffstride.training.published_gin import PublishedNamesError
 
 LONGEST = 2000  # characters of an error
 BINDING = re.compile(r"\s*([\w./]+)\s*=\s*(.*?)\s*(?:#.*)?$")
 BINDING_LINE = re.compile(r"\s*In bindings string line \d+\n.*")  # and the line itself
+MOST_MEANT = 4  # settings of one last name that an error suggests
 UNPARSED = ("Failed to parse token", "Unable to parse value")  # of values without quotes or @
 
 
@@ -21,6 +23,38 @@ class BindingError(ValueError):
 
     def __init__(self, binding: str) -> None:
         super().__init__(f"--gin_bindings={shorten(binding)}")
+
+
+def check_macros(binding: str) -> None:
+    """Refuse a binding of the command line that defines a macro to which nothing refers.
+
+    Gin takes a setting without its function, such as ``num_epochs = 1``, for a new macro. Call this
+    after all files and bindings have been parsed.
+
+    Raises:
+        BindingError: there is such a macro.
+    """
+    used = macros_used()
+    for name in macros_defined(binding):
+        if name not in used:
+            why = f"{name!r} names no setting, and nothing refers to %{name}"
+            raise BindingError(binding) from ValueError(why + suggest_setting(name, used))
+
+
+def suggest_setting(name: str, macros: Iterable[str] = ()) -> str:
+    """The end of an error about a name without a function: the macro or setting that is like it.
+
+    >>> suggest_setting("budgte")
+    "; did you mean 'train.train.budget'?"
+    >>> suggest_setting("1")
+    '; write the function in front, as in train.train.num_epochs = 1'
+    """
+    if meant := suggest(name, sorted(macros)):
+        return meant
+    known = {each for arguments in gin_registry.NAMES.values() for each in arguments}
+    for close in difflib.get_close_matches(name.rpartition("/")[2], sorted(known), n=1):
+        return _did_you_mean(_settings(close))
+    return "; write the function in front, as in train.train.num_epochs = 1"
 
 
 def explain(error: BaseException) -> str:
@@ -33,7 +67,7 @@ def explain(error: BaseException) -> str:
     ...     configure([], ["resnet.resnet81.strides = None"])
     ... except ValueError as error:
     ...     print(explain(error))  # doctest: +ELLIPSIS
-    --gin_bindings='resnet.resnet81.strides = None': No configurable matching...'resnet.resnet18'?
+    --gin_bindings='resnet.resnet81.strides = None': No...did you mean 'resnet.resnet18.strides'?
     """
     if isinstance(error, PublishedNamesError):
         return str(error)
@@ -46,7 +80,7 @@ def explain(error: BaseException) -> str:
     # Gin adds the calls that led to the error, with addresses in memory.
     kept = [line for line in lines if line and not line.startswith("In call to configurable")]
     text = _explain_syntax(error) or " ".join(kept or [type(error).__name__])
-    suggestion = _suggest_name(message)
+    suggestion = _suggest_name(str(error))
     text = text.rstrip(".") if suggestion else text
     return (text if len(text) <= LONGEST else f"{text[:LONGEST]}…") + suggestion
 
@@ -92,15 +126,50 @@ def _advise(value: str) -> str:
 
 
 def _suggest_name(message: str) -> str:
+    """The end of an error about an unknown name; ``message`` is that of Gin, with the line."""
     # Names may lack their first words, both in Gin's messages and in what users write.
     if match := re.search(r"matching (?:reference )?'@?([^']+?)(?:\(\))?'", message):
-        names = [*gin_registry.NAMES, *(name.rpartition(".")[2] for name in gin_registry.NAMES)]
-        return suggest(match[1], names) or f"; the names of this program are {', '.join(_own())}"
+        return _suggest_owner(match[1], _argument(match[1], message))
+    if match := re.search(r"Ambiguous selector '([^']+)', matches \[([^]]*)\]", message):
+        bound = _argument(match[1], message)
+        names = sorted(re.findall(r"'([^']+)'", match[2]))
+        return _did_you_mean([f"{name}.{bound}" if bound else name for name in names])
     if match := re.search(r"'([^']+)' doesn't have a parameter named '([^']+)'", message):
         for name, arguments in gin_registry.NAMES.items():
             if f".{name}".endswith(f".{match[1]}"):
                 return _suggest_argument(match[2], arguments)
     return ""
+
+
+def _argument(owner: str, message: str) -> str:
+    """The argument that a line in ``message`` binds of ``owner``; empty where there is none."""
+    bound = re.search(rf"(?<![\w.@]){re.escape(owner)}\.(\w+)\s*=", message)
+    return bound[1] if bound else ""
+
+
+def _suggest_owner(name: str, argument: str) -> str:
+    """For an unknown function or class; ``argument`` is what was bound of it, or empty."""
+    names = {each.rpartition(".")[2]: each for each in gin_registry.NAMES}
+    names |= {each: each for each in gin_registry.NAMES}
+    for close in difflib.get_close_matches(name, names, n=1):
+        if argument in gin_registry.NAMES[names[close]]:
+            return f"; did you mean '{names[close]}.{argument}'?"
+        return f"; did you mean {close!r}?"
+    if argument and (settings := _settings(argument)):
+        return _did_you_mean(settings)
+    return f"; the names of this program are {', '.join(_own())}"
+
+
+def _settings(argument: str) -> list[str]:
+    """The settings of this last name; those of functions that have bindings, if there are any."""
+    owners = [name for name, arguments in gin_registry.NAMES.items() if argument in arguments]
+    bound = {name for name, _, _ in bound_values()}
+    found = [owner for owner in owners if owner in bound] or owners
+    return [f"{owner}.{argument}" for owner in found]
+
+
+def _did_you_mean(settings: Sequence[str]) -> str:
+    return f"; did you mean {' or '.join(map(repr, settings[:MOST_MEANT]))}?"
 
 
 def _own() -> list[str]:

@@ -1,0 +1,18 @@
+"""What to write instead of arguments that no flag of a command takes."""
+
+from collections.abc import Sequence
+
+ONE_EACH = "each --gin_bindings takes one binding, in quotes if it has spaces"
+EXAMPLE = "--gin_bindings='train.seed = 1' --gin_bindings='train.num_epochs = 2'"
+
+
+def advise_bindings(arguments: Sequence[str]) -> str:
+    """The end of an error about arguments without a flag; empty if none of them is of a binding.
+
+    >>> advise_bindings(["digits.gin"])
+    ''
+    >>> print(advise_bindings(["train.seed=1"]))  # doctest: +ELLIPSIS
+    : each --gin_bindings takes one binding, ... as in --gin_bindings='train.seed = 1' ...
+    """
+    is_binding = any("=" in each and not each.startswith("--") for each in arguments)
+    return f": {ONE_EACH}, as in {EXAMPLE}" if is_binding else ""
