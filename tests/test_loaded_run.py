@@ -135,9 +135,23 @@ def test_missing_model_is_named(folder):
         load_run(folder)
 
 
-def test_folder_without_a_finished_run_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"holds no finished run, as it has no summary.json"):
+@pytest.mark.parametrize("inner", ["checkpoints/last.ckpt", "checkpoints", "summary.json"])
+def test_path_inside_of_a_run_folder_is_refused_with_the_run_folder(folder, inner):
+    with pytest.raises(ValueError, match=r"is in the run folder .* expected a run") as error:
+        load_run(folder / inner)
+    assert str(error.value).endswith(f"give {str(folder)!r}")
+
+
+def test_what_is_no_run_folder_is_refused(tmp_path):
+    (tmp_path / "own.ckpt").touch()
+    with pytest.raises(
+        ValueError, match=r"own\.ckpt is a file: expected a run folder, .* give the"
+    ):
+        load_run(tmp_path / "own.ckpt")
+    with pytest.raises(ValueError, match=r"none does not exist: expected a run folder, .* check"):
         load_run(tmp_path / "none")
+    with pytest.raises(ValueError, match=r"holds no finished run, as it has no summary.json"):
+        load_run(tmp_path)
 
 
 def test_checkpoint_of_another_network_is_refused(folder):

@@ -457,6 +457,37 @@ def test_workdir_of_other_settings_is_refused(uninterrupted, workdir, change, me
             train_tiny(folder, **change)
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"num_epochs": 4}, "num_epochs (3 there, 4 asked for)"),
+        ({"batch_size": 32}, "batch_size (64 there, 32 asked for)"),
+        ({"stride_learning_rate": 0.01}, "optimizer ('lr: 0.1' there, 'lr: 0.01' asked for)"),
+    ],
+)
+def test_what_a_schedule_follows_from_is_told_without_the_schedule(uninterrupted, change, told):
+    expected = f"holds a run that differs in {re.escape(told)}: choose another workdir"
+    with pytest.raises(ValueError, match=expected):
+        train_tiny(uninterrupted[0], **change)
+
+
+@pytest.mark.parametrize(
+    ("there", "asked", "told"),
+    [
+        (
+            "_last_lr: [1]\ntotal: 5",
+            "_last_lr: [2]\ntotal: 6",
+            "'total: 5' there, 'total: 6' asked",
+        ),
+        ("_last_lr: [1]\ntotal: 5", "constant", "'total: 5' there, 'constant' asked"),
+        ("_last_lr: [1]\ntotal: 5", "_last_lr: [2]\ntotal: 5", "'_last_lr: [1]' there"),
+    ],
+)
+def test_internals_of_a_schedule_are_told_last(tmp_path, there, asked, told):
+    with pytest.raises(ValueError, match=re.escape(f"schedule ({told}")):
+        check_settings(tmp_path, {"schedule": there}, {"schedule": asked})
+
+
 def test_other_labels_are_refused_if_the_run_has_saved_its_own(tmp_path):
     asked = {"seed": 0, "labels": "b", "mean": [0.5]}
     check_settings(tmp_path, {"seed": 0}, asked)  # of an old run, which did not save them

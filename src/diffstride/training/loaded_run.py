@@ -15,7 +15,7 @@ from diffstride.training.command_line import configure
 from diffstride.training.files import expand_home
 from diffstride.training.gin_compat import bound_values
 from diffstride.training.network import model_arguments
-from diffstride.training.run_summary import read_summary
+from diffstride.training.run_summary import SUMMARY, read_summary
 from diffstride.training.sound import SoundFunction, find_sound_function
 
 Model = Callable[..., nn.Module] | nn.Module
@@ -108,12 +108,9 @@ def load_run(folder: str | Path, model: Model | None = None) -> LoadedRun:
     >>> logits = run.network(run.normalize(images))  # doctest: +SKIP
     """
     folder = expand_home(folder)
-    summary = read_summary(folder)
+    summary = read_summary(folder) if folder.is_dir() else None
     if summary is None:
-        raise ValueError(
-            f"{folder} holds no finished run, as it has no summary.json: give the workdir of a "
-            "run, and let the command that started it finish it"
-        )
+        raise ValueError(_no_run(folder))
     if "class_names" not in summary:
         raise ValueError(
             f"{folder} is of a version that did not save the names of the classes: train it again"
@@ -131,6 +128,22 @@ def load_run(folder: str | Path, model: Model | None = None) -> LoadedRun:
     mean, std = (torch.tensor(facts[name]) for name in ("mean", "std"))
     network = model.eval()
     return LoadedRun(network, classes, image_shape, mean, std, summary, sounds, sound_fn)
+
+
+def _no_run(folder: Path) -> str:
+    """Why there is no finished run in a folder, and what to give instead."""
+    expected = "expected a run folder, the workdir of a training"
+    for outer in folder.parents[:2]:  # of a checkpoint, or of the folder of the checkpoints
+        if (outer / SUMMARY).is_file():
+            return f"{folder} is in the run folder {outer}: {expected}; give {str(outer)!r}"
+    if not folder.exists():
+        return f"{folder} does not exist: {expected}; check the path"
+    if not folder.is_dir():
+        return f"{folder} is a file: {expected}; give the folder, which has a {SUMMARY}"
+    return (
+        f"{folder} holds no finished run, as it has no {SUMMARY}: give the workdir of a run, and "
+        "let the command that started it finish it"
+    )
 
 
 def _configured_model(folder: Path) -> Callable[..., nn.Module]:

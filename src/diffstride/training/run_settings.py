@@ -17,6 +17,10 @@ from diffstride.training.schedules import build_schedule
 OPTIONAL = ("labels", "mean", "std", "strides", "scheduled")
 """Settings that old runs did not save: a run without them is not compared in them."""
 
+OF_SCHEDULE = ("schedule", "scheduled")
+SETS_SCHEDULE = ("num_epochs", "batch_size", "images", "mixup_alpha", "optimizer")
+"""Settings from which those `OF_SCHEDULE` follow: the number of steps and the learning rates."""
+
 
 def describe_run(
     data: Datasets,
@@ -91,7 +95,8 @@ def check_settings(workdir: Path, found: Any, expected: dict[str, Any]) -> None:
         expected: the settings asked for.
 
     Raises:
-        ValueError: the settings differ; the message has both values of each.
+        ValueError: the settings differ; the message has both values of each, without those of the
+            schedule where they follow from another.
 
     >>> check_settings(Path("runs/a"), {"seed": 0, "budget": 0.5}, {"seed": 1})
     Traceback (most recent call last):
@@ -102,25 +107,31 @@ def check_settings(workdir: Path, found: Any, expected: dict[str, Any]) -> None:
     found = found if isinstance(found, dict) else {}
     names = [name for name in [*expected, *found] if name in found or name not in OPTIONAL]
     pairs = {name: (found.get(name), expected.get(name)) for name in names}
-    different = [
-        f"{name} ({_first_difference(there, asked)})"
-        for name, (there, asked) in pairs.items()
-        if there != asked
-    ]
+    different = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    if any(name in different for name in SETS_SCHEDULE):
+        different = {name: pair for name, pair in different.items() if name not in OF_SCHEDULE}
     if different:
+        told = [f"{name} ({_first_difference(*pair)})" for name, pair in different.items()]
         raise ValueError(
-            f"{workdir} holds a run that differs in {', '.join(different)}: "
+            f"{workdir} holds a run that differs in {', '.join(told)}: "
             "choose another workdir, or remove this one"
         )
 
 
 def _first_difference(there: Any, asked: Any) -> str:
-    """Both values as text; for descriptions of many lines, the first lines that differ."""
+    """Both values as text; for descriptions of many lines, the first lines that differ.
+
+    Lines that begin with an underscore are internals of a schedule, and come last.
+    """
     if isinstance(there, str) and isinstance(asked, str):
-        lines = zip_longest(there.splitlines(), asked.splitlines(), fillvalue="")
-        pairs = ((one.strip(), two.strip()) for one, two in lines)
+        pairs = zip_longest(_lines(there), _lines(asked), fillvalue="")
         there, asked = next((pair for pair in pairs if pair[0] != pair[1]), (there, asked))
     return f"{there!r} there, {asked!r} asked for"
+
+
+def _lines(text: str) -> list[str]:
+    lines = [line.strip() for line in text.splitlines()]
+    return sorted(lines, key=lambda line: line.startswith("_"))
 
 
 def _describe_optimization(
