@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from statistics import mean, mode, stdev
 from typing import Any
 
+from diffstride._counts import counted
 from experiments.groups import POOLINGS, format_stride
 from experiments.published import Figure, find_published
 from experiments.results import CHOSEN, Row, identity
@@ -146,9 +147,8 @@ def unique_labels(entries: Sequence[Entry]) -> list[str]:
     for entry in entries:
         notes = [entry["config"]] if entry["config"] != usual else []
         same = [each for each in entries if each["config"] == entry["config"]]
-        for key, text in {"width": "width {}", "epochs": "{} epochs"}.items():
-            if len({each[key] for each in same}) > 1:
-                notes.append(text.format(entry[key]))
+        texts = {"width": f"width {entry['width']}", "epochs": counted(entry["epochs"], "epoch")}
+        notes += [text for key, text in texts.items() if len({each[key] for each in same}) > 1]
         labels.append(f"{entry.label} ({', '.join(notes)})" if notes else entry.label)
     names = [(e.dataset, e.start, label) for e, label in zip(entries, labels, strict=True)]
     for name, count in Counter(names).items():

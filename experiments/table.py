@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from diffstride._counts import counted
 from diffstride._flag_advice import advise_bindings
 from diffstride.training import lightning_compat, trainer
 from diffstride.training.command_line import USAGE_ERROR
@@ -228,7 +229,8 @@ def _finish(
         print(f"error: {explain(error)}", file=sys.stderr)
         return FAILED
     if others := set(missing) - set(failures):
-        print(f"{len(others)} runs are left{'' if killed else ' to other processes'}")
+        are = "are" if len(others) > 1 else "is"
+        print(f"{counted(len(others), 'run')} {are} left{'' if killed else ' to other processes'}")
     print(_count(runs, missing), flush=True)
     return killed or (FAILED if failures else 0)
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from statistics import mean, stdev
 
+from diffstride._counts import counted
 from experiments.averages import Entry, unique_labels
 from experiments.markdown import table
 from experiments.published import Figure
@@ -277,4 +278,5 @@ def _recipe_line(entries: Sequence[Entry]) -> str:
     recipes = [f"`{name}`" for name in dict.fromkeys(entry["config"] for entry in entries)]
     width = f"width {entries[0]['width']}, " if entries[0]["width"] else ""
     plural = "s" if len(recipes) > 1 else ""
-    return f"Recipe{plural} {' and '.join(recipes)}, {width}{entries[0]['epochs']} epochs:"
+    epochs = counted(entries[0]["epochs"], "epoch")
+    return f"Recipe{plural} {' and '.join(recipes)}, {width}{epochs}:"

@@ -68,7 +68,7 @@ def test_published_command_trains(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    assert re.search(r"^test accuracy +\d+\.\d\d % after 1 epochs$", done.stdout, re.MULTILINE)
+    assert re.search(r"^test accuracy +\d+\.\d\d % after 1 epoch$", done.stdout, re.MULTILINE)
     files = {path.name for path in (tmp_path / "runs" / "resnet18").iterdir()}
     assert {"summary.json", "metrics.csv", "tensorboard", "operative_config.gin"} <= files
 

@@ -57,3 +57,12 @@ def test_a_stride_a_little_below_two_is_printed_as_such_everywhere():
     summary = {"test_accuracy": 90.0, "strides": {"pool": [1.9999, 2.0]}, "epochs": 1}
     costs = {"multiply_adds_start": 1e6, "multiply_adds_end": 1e6, "seconds": 1.0}
     assert "1.9999 x 2.000" in format_summary(summary | costs)
+    assert "after 1 epoch\n" in format_summary(summary | costs)
+
+
+def test_a_summary_prints_strides_by_the_sizes_of_their_maps():
+    facts = {"test_accuracy": 90.0, "strides": {"pool": [2.000001, 1.9999]}, "epochs": 2}
+    facts |= {"multiply_adds_start": 1e6, "multiply_adds_end": 1e6, "seconds": 1.0}
+    assert "pool    2.000001 x 1.9999" in format_summary(facts)  # of an older run
+    assert "pool    2.000 x 1.999\n" in format_summary(facts | {"input_sizes": {"pool": [32, 32]}})
+    assert "pool    2.000001 x" in format_summary(facts | {"input_sizes": {"pool": []}})

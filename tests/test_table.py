@@ -437,7 +437,7 @@ def test_run_locked_by_another_process_is_skipped(fake_training, capsys):
     with locked(workdir):
         assert command() == 0
     assert fake_training == NAMES[1:]
-    assert "1 runs are left to other processes" in capsys.readouterr().out
+    assert "1 run is left to other processes" in capsys.readouterr().out
 
 
 def test_bindings_of_a_group_reach_its_runs(fake_training):

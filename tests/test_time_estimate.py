@@ -34,4 +34,4 @@ def test_only_long_trainings_on_a_cpu_are_announced_once(monkeypatch, device, se
 def test_estimate_is_printed_above_a_progress_bar(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(time_estimate, "LONG", 0)
     train_tiny(tmp_path / "run", num_epochs=1, progress_bar=True)
-    assert "hours on this CPU, without tests: 1 steps" in capsys.readouterr().out
+    assert "hours on this CPU, without tests: 1 step " in capsys.readouterr().out

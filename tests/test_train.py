@@ -1,5 +1,6 @@
 """Training with `diffstride.training.run`, without Gin."""
 
+import copy
 import json
 import logging
 import re
@@ -103,6 +104,16 @@ def test_strides_are_those_of_the_last_network_and_all_have_moved(run, trained):
         assert all(abs(stride - 2.0) > 1e-4 for stride in strides)
 
 
+def test_input_sizes_are_those_of_the_maps_that_are_pooled(run, trained):
+    sizes, network = {}, copy.deepcopy(trained)
+    for name, layer in stride_layers(network).items():
+        layer.register_forward_pre_hook(
+            lambda layer, inputs, name=name: sizes.update({name: [*inputs[0].shape[2:]]})
+        )
+    network(torch.zeros(1, 1, 8, 8))
+    assert run[1]["input_sizes"] == sizes
+
+
 def test_multiply_adds_are_those_of_the_first_and_the_last_network(run, trained):
     assert run[1]["multiply_adds_end"] == measure_cost(trained, (1, 8, 8)).multiply_adds
     assert (
@@ -127,8 +138,8 @@ def test_summary_is_printed(tmp_path, capsys):
     height, width = summary["strides"]["stem.pooling"]
     for words in (
         f"epoch   1/1  loss {read_log(tmp_path)[5]['train_loss']:.4f}",
-        f"{summary['test_accuracy']:.2f} % after 1 epochs",
-        f"stride stem.pooling        {strides_text((height, width), form='.3f')}",
+        f"{summary['test_accuracy']:.2f} % after 1 epoch",
+        f"stride stem.pooling        {strides_text((height, width), (8, 8), form='.3f')}",
         f"{summary['multiply_adds_start'] / 1e6:.2f} M at the start",
         f"{summary['multiply_adds_end'] / 1e6:.2f} M at the end",
         "time ",
@@ -309,11 +320,11 @@ def test_test_loss_ignores_label_smoothing(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"model": partial(tiny_network, pooling_cls=None)}, "training loss is nan after 1 steps"),
-        ({}, "training loss is nan after 1 steps"),  # the weights have diverged, not the strides
+        ({"model": partial(tiny_network, pooling_cls=None)}, "training loss is nan after 1 step"),
+        ({}, "training loss is nan after 1 step"),  # the weights have diverged, not the strides
         (
             {"datasets": tiny_datasets(train_examples=64, batch_size=64)},
-            "test loss is nan after 1 steps",
+            "test loss is nan after 1 step",
         ),
     ],
     ids=["fixed strides", "learned strides", "test loss"],

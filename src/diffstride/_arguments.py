@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from diffstride._counts import counted
 from diffstride._torch_compat import is_jit_tracing, outside_jit_trace
 from diffstride.spectral.axis_plan import check_edge
 
@@ -150,8 +151,8 @@ def pooled_sizes(x: Tensor, num_axes: int) -> tuple[int, ...]:
         raise TypeError(f"pooling needs a floating-point tensor, but got {x.dtype}")
     if len(sizes) < num_axes or 0 in sizes:
         raise ValueError(
-            f"pooling {num_axes} axes needs an input whose last {num_axes} axes are not empty, "
-            f"but got shape {tuple(x.shape)}"
+            f"pooling {counted(num_axes, 'axis', 'axes')} needs an input with as many axes at its "
+            f"end that are not empty, but got shape {tuple(x.shape)}"
         )
     return sizes
 
@@ -186,8 +187,9 @@ def check_input(layer: Any, x: Tensor) -> None:
     check_tensor(x)
     if x.dim() != layer.num_axes + 2:
         raise ValueError(
-            f"{type(layer).__name__} with {layer.num_axes} strides expects an input of shape "
-            f"(batch, channels, {layer.num_axes} spatial axes), but got {tuple(x.shape)}"
+            f"{type(layer).__name__} with {counted(layer.num_axes, 'stride')} expects an input of "
+            f"shape (batch, channels, {counted(layer.num_axes, 'spatial axis', 'spatial axes')}), "
+            f"but got {tuple(x.shape)}"
         )
 
 

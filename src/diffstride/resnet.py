@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from diffstride._arguments import as_strides, as_whole_numbers
+from diffstride._counts import counted
 
 Stride = float | Sequence[float]
 Activation = Callable[[Tensor], Tensor]
@@ -178,8 +179,8 @@ class ResidualLayer(nn.Module):
         check_num_axes(num_axes)
         if not project and in_channels != filters:
             raise ValueError(
-                f"a layer without projection cannot turn {in_channels} channels into {filters}; "
-                "set project=True"
+                f"a layer without projection cannot turn {counted(in_channels, 'channel')} into "
+                f"{filters}; set project=True"
             )
         self.order = order
         if not project:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
+from diffstride._counts import counted
 from diffstride._torch_compat import Conv, ConvTranspose
 from diffstride.conversion.kernel_resampling import CoarseTaps, coarse_taps
 from diffstride.conversion.pooled_module import CropPad, Pooled, set_stride
@@ -271,7 +272,8 @@ def _reason_to_skip(
     sizes = maps[0].shape[2:]
     kernels, strides = per_axis(module, "kernel_size", len(sizes)), stride_of(module, len(sizes))
     if not len(kernels) == len(strides) == len(sizes):
-        return f"strides along {len(strides)} axes, but its maps have {len(sizes)}"
+        along = counted(len(strides), "axis", "axes")
+        return f"strides along {along}, but its maps have {len(sizes)}"
     if not isinstance(module, Conv):
         return "pools the whole map" if takes_whole_maps(trace, node) else None
     if not patchify and patchifies(kernels, strides):

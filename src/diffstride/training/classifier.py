@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
+from diffstride._counts import counted
 from diffstride.strides import stride_penalty, stride_scalars
 from diffstride.training.augment import seeded_generator
 from diffstride.training.lightning_compat import pl
@@ -70,17 +71,17 @@ class Classifier(pl.LightningModule):
         return [self.optimizer], [{"scheduler": schedule, "interval": "step"}]
 
     def _check_steps(self, total_steps: int) -> None:
-        processes = self.trainer.world_size
+        processes = counted(self.trainer.world_size, "process", "processes")
         if not total_steps:
             raise ValueError(
-                f"there are too few images for one step of {processes} "
-                f"process{'es' * (processes > 1)}: use a smaller batch_size or fewer devices"
+                f"there are too few images for one step of {processes}: use a smaller batch_size "
+                "or fewer devices"
             )
         if self.record.setdefault("steps", total_steps) != total_steps:
             raise ValueError(
-                f"this run was started with {self.record['steps']} steps, but {processes} "
-                f"process{'es' * (processes > 1)} would make it {total_steps}: resume it with the "
-                "same number of devices"
+                f"this run was started with {counted(self.record['steps'], 'step')}, but "
+                f"{processes} would make it {total_steps}: resume it with the same number of "
+                "devices"
             )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -119,8 +120,8 @@ class Classifier(pl.LightningModule):
         """
         if not math.isfinite(value):
             raise ValueError(
-                f"{what} is {value} after {self.global_step} steps: training has diverged; choose "
-                "lower learning rates, and another workdir for them"
+                f"{what} is {value} after {counted(self.global_step, 'step')}: training has "
+                "diverged; choose lower learning rates, and another workdir for them"
             )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, distributed
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from diffstride._counts import counted
 from diffstride.training.argument_types import check_arguments
 from diffstride.training.augment import (
     Augmentation,
@@ -164,7 +165,8 @@ def load_datasets(
     if step_size > len(train.rows):
         raise DataError(
             f"batch_size={batch_size} with mixup_alpha={mixup_alpha} needs {step_size} images per "
-            f"step, but {name!r} has {len(train.rows)} training images: use a smaller batch_size"
+            f"step, but {name!r} has {counted(len(train.rows), 'training image')}: use a smaller "
+            "batch_size"
         )
     stored = store_examples(train, test, decode, memory_limit, num_workers)
     train_set = ExampleSet(stored.train, train.labels)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from diffstride._counts import counted
 from diffstride.training.class_folders import DataError
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def split_by_group(
     known = sorted(set(groups))
     if len(known) < fold.count:
         raise DataError(
-            f"{name!r} has {len(known)} groups in column {fold.column!r}, too few for "
+            f"{name!r} has {counted(len(known), 'group')} in column {fold.column!r}, too few for "
             f"folds={fold.count}: use fewer folds"
         )
     tested = set(known[fold.index :: fold.count])

@@ -14,10 +14,17 @@ from diffstride.strides import AXES, stride_layers
 
 @dataclass(frozen=True)
 class NetworkCost:
-    """Multiply-adds of one image, and the output size of each layer with learnable strides."""
+    """Multiply-adds of one image, and the map sizes of each layer with learnable strides.
+
+    Args:
+        multiply_adds: their number.
+        map_sizes: the size of the output.
+        input_sizes: the size of the input; empty if it has several.
+    """
 
     multiply_adds: int
     map_sizes: dict[str, tuple[int, ...]]
+    input_sizes: dict[str, tuple[int, ...]]
 
     def scalars(self) -> dict[str, float]:
         """The same as named numbers for a logger."""
@@ -41,9 +48,12 @@ def measure_cost(network: nn.Module, image_shape: tuple[int, ...]) -> NetworkCos
     """
     image = next(network.parameters()).new_zeros(1, *image_shape)
     sizes: dict[str, tuple[int, ...]] = {}
+    given: dict[str, tuple[int, ...]] = {}
 
     def note_size(name: str, layer: nn.Module, inputs: Any, output: Any) -> None:
         sizes[name] = tuple(output.shape[2:])
+        size = tuple(inputs[0].shape[2:])
+        given[name] = size if given.get(name, size) == size else ()
 
     hooks = [
         layer.register_forward_hook(partial(note_size, name))
@@ -55,4 +65,4 @@ def measure_cost(network: nn.Module, image_shape: tuple[int, ...]) -> NetworkCos
             network(image)
     for hook in hooks:
         hook.remove()
-    return NetworkCost(counter.get_total_flops() // 2, sizes)
+    return NetworkCost(counter.get_total_flops() // 2, sizes, given)

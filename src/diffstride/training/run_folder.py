@@ -21,6 +21,7 @@ from diffstride.training.files import (
 )
 from diffstride.training.lightning_compat import print_once, rank_zero_only
 from diffstride.training.network import count_parameters
+from diffstride.training.network_cost import measure_cost
 from diffstride.training.run_settings import as_python, check_settings
 from diffstride.training.run_summary import (
     format_summary,
@@ -128,11 +129,13 @@ def finish(workdir: Path, module: Classifier, facts: dict[str, Any]) -> dict[str
         facts: further entries of the summary.
     """
     record, settings = module.record, module.record["settings"]
+    cost = measure_cost(module.network, module.image_shape)
     measured = ("test_accuracy", "multiply_adds_start", "multiply_adds_end", "epochs")
     summary = {
         **{name: record[name] for name in measured},
         "seconds": round(record["seconds"], 1),
         "strides": layer_strides(module.network),
+        "input_sizes": {name: [*size] for name, size in cost.input_sizes.items()},
         "strides_start": record["strides_start"],
         "dataset": settings["dataset"],
         "seed": settings["seed"],

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from diffstride._counts import counted
 from diffstride._files import atomic_file
 from diffstride._stride_text import strides_text
 from diffstride.plots import plot_stride_trajectories, plot_windows, read_trajectories
@@ -68,9 +69,11 @@ def format_summary(summary: Mapping[str, Any]) -> str:
     """
     start, end = (summary[f"multiply_adds_{moment}"] / 1e6 for moment in ("start", "end"))
     minutes, seconds = divmod(round(summary["seconds"]), 60)
-    lines = {"test accuracy": f"{summary['test_accuracy']:.2f} % after {summary['epochs']} epochs"}
+    epochs = counted(summary["epochs"], "epoch")
+    lines = {"test accuracy": f"{summary['test_accuracy']:.2f} % after {epochs}"}
+    sizes = summary.get("input_sizes", {})  # older summaries have none
     for name, strides in summary["strides"].items():
-        lines[f"stride {name}"] = strides_text(strides, form=".3f")
+        lines[f"stride {name}"] = strides_text(strides, sizes.get(name, ()), form=".3f")
     lines["multiply-adds"] = f"{start:.2f} M at the start, {end:.2f} M at the end, per image"
     lines["time"] = f"{minutes} min {seconds} s"
     width = max(map(len, lines)) + 2

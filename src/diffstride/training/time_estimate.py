@@ -4,6 +4,7 @@ import sys
 import time
 from typing import Any
 
+from diffstride._counts import counted
 from diffstride.training.lightning_compat import pl
 
 STEPS = 3  # that are timed, after the first, which also prepares memory and matrices
@@ -41,6 +42,6 @@ def describe(seconds: float, steps: float) -> str:
     """
     hours = seconds * steps / 3600
     return (
-        f"estimate: {hours:.0f} hours on this CPU, without tests: {steps:,.0f} steps of "
-        f"{seconds:.1f} s, the mean of steps 2 to {STEPS + 1};\n{ADVICE}"
+        f"estimate: {hours:.0f} hours on this CPU, without tests: {counted(round(steps), 'step')} "
+        f"of {seconds:.1f} s, the mean of steps 2 to {STEPS + 1};\n{ADVICE}"
     )
