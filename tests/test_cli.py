@@ -5,6 +5,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -51,8 +52,9 @@ class Windows(Patches):
 
 @pytest.fixture
 def own_networks(monkeypatch):
-    """Names of small networks, ``own/Patches`` and ``own/Windows``."""
-    kinds = {"Patches": Patches, "Windows": Windows}
+    """Names of small networks, ``own/Patches``, ``own/Windows`` and ``own/Volume``."""
+    volume = partial(nn.Sequential, nn.Conv3d(8, 8, 3, stride=2))
+    kinds = {"Patches": Patches, "Windows": Windows, "Volume": volume}
     monkeypatch.setitem(_named_networks.BUILDERS, "own", lambda name, channels: kinds[name]())
 
 
@@ -99,6 +101,23 @@ def test_help_of_the_published_command_comes_before_heavy_imports(flag):
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "diffstride.cli" in loaded
     assert not loaded & {"torch", "numpy", "gin", "absl", "lightning"}
+
+
+@pytest.mark.parametrize(
+    ("network", "sizes", "message"),
+    [
+        (
+            "own/Volume",
+            ["64", "64"],
+            "3 spatial axes, but --size makes 2 of them: give 3 sizes",
+        ),
+        ("own/Volume", ["64"], "3 spatial axes, but --size makes 2 of them"),
+        ("own/Patches", ["8", "64", "64"], "2 spatial axes, but --size makes 3 of them: give 2"),
+    ],
+)
+def test_sizes_of_another_number_of_axes_are_refused(own_networks, capsys, network, sizes, message):
+    assert cli.main(["report", network, "--size", *sizes]) == cli.USAGE_ERROR
+    assert f"error: {network} takes images with {message}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

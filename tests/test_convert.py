@@ -206,6 +206,10 @@ def test_a_map_of_fixed_size_is_refused_where_no_stride_could_learn():
             torch.rand(IMAGE[1:]),
             r"needs a batch axis: stem .* of shape \(3, 32, 32\); pass example",
         ),
+        (
+            torch.rand(2, 3, 32),
+            r"needs 2 spatial axes: stem .* of shape \(2, 3, 32\), which have 1 behind batch and",
+        ),
     ],
 )
 def test_wrong_examples_are_refused(example, message):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from diffstride import __version__
+from diffstride._counts import counted
 from diffstride._flag_advice import advise_bindings
 
 USAGE_ERROR = 2
@@ -191,6 +192,7 @@ def _report(given: argparse.Namespace) -> int:
 
     sizes = given.size * 2 if len(given.size) == 1 else given.size
     model = build_network(given.network, given.channels)
+    _check_axes(given.network, model, sizes)
     image = torch.zeros(1, given.channels, *sizes)
     converted = convert(model, image, order=given.order, patchify=given.patchify)
     print(f"{given.network}, an image of {' x '.join(map(str, (given.channels, *sizes)))}")
@@ -198,6 +200,21 @@ def _report(given: argparse.Namespace) -> int:
     print("\n".join(_costs(found)), end="\n\n")
     print(found)
     return 0
+
+
+def _check_axes(name: str, model: Any, sizes: Sequence[int]) -> None:
+    """Refuse sizes for another number of axes than the convolutions of a network have."""
+    from diffstride._torch_compat import Conv
+
+    axes = {len(each.kernel_size) for each in model.modules() if isinstance(each, Conv)}
+    if axes and len(sizes) not in axes:
+        most = max(axes)
+        example = " ".join(["16", "112", "112"][-most:])
+        raise ValueError(
+            f"{name} takes images with {counted(most, 'spatial axis', 'spatial axes')}, but "
+            f"--size makes {len(sizes)} of them: give {counted(most, 'size')}, as in "
+            f"--size {example}"
+        )
 
 
 def _costs(found: Any) -> tuple[str, str]:

@@ -243,8 +243,14 @@ def _dtypes(model: nn.Module) -> list[torch.dtype]:
 def check_batch_axis(module: nn.Module | None, node: fx.Node, args: tuple) -> None:
     """Refuse single images, which convolutions take but whose channels would pass for a batch."""
     if isinstance(module, Conv) and args and isinstance(args[0], Tensor):
-        shape = tuple(args[0].shape)
-        if len(shape) == len(module.kernel_size) + 1:
+        shape, axes = tuple(args[0].shape), len(module.kernel_size)
+        if len(shape) == axes + 1 and shape[0] != module.in_channels == shape[1]:
+            raise ExampleError(
+                f"the example needs {axes} spatial axes: {node.target} ({type(module).__name__}) "
+                f"gets maps of shape {shape}, which have {axes - 1} behind batch and channels: "
+                "pass one with as many as the network takes"
+            )
+        if len(shape) == axes + 1:
             raise ExampleError(
                 f"the example needs a batch axis: {node.target} ({type(module).__name__}) gets "
                 f"maps of shape {shape}; pass example[None]"
