@@ -233,8 +233,14 @@ def test_another_head_is_refused_by_its_shape(tmp_path):
 
     converted = move(convert(build(10), EXAMPLE))
     save(converted, tmp_path / "net.pt")
-    with pytest.raises(RuntimeError, match=r"size mismatch for 2\.weight"):
+    message = r"2\.weight is \(10, 128\) there and \(5, 128\) in this one, 2\.bias.*same number of"
+    with pytest.raises(RuntimeError, match=message):
         load(build(5), tmp_path / "net.pt")
+    with pytest.raises(RuntimeError, match=r"Missing key.* \"3\.weight"):  # as torch tells
+        load(nn.Sequential(*build(10), nn.Linear(10, 5)), tmp_path / "net.pt")
+    loaded = load(build(10), tmp_path / "net.pt")
+    loaded[2] = nn.Linear(8 * 16, 5)
+    assert loaded(EXAMPLE).shape[1] == 5
 
 
 @pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel])

@@ -80,14 +80,38 @@ def load(
         TypeError: if ``model`` is no network, or ``path`` no path.
         ValueError: if the file has no recipe, or the network differs from the saved one; as of
             `rebuild`.
-        RuntimeError: if weights are missing, unknown or of another shape, as of
-            ``load_state_dict``.
+        RuntimeError: if weights are missing or unknown, as of ``load_state_dict``, or of another
+            shape, as in a last layer for another number of classes.
     """
     _check_order("load", model, path)
     made, state = _read(Path(path))
     network = rebuild(model, made)
-    network.load_state_dict(state, strict=strict)
+    try:
+        network.load_state_dict(state, strict=strict)
+    except RuntimeError as error:
+        if different := _other_shapes(state, network.state_dict()):
+            raise RuntimeError(
+                f"{str(path)!r} holds weights of another shape: {', '.join(different)}. Build the "
+                "network as it was saved, with the same number of classes, and replace layers, "
+                "such as the last one, after load"
+            ) from error
+        raise
     return network
+
+
+def _other_shapes(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
+    """Texts on the tensors of two networks that have one name and different shapes."""
+    pairs = {name: (found[name], each) for name, each in expected.items() if name in found}
+    shapes = {
+        name: [tuple(each.shape) for each in pair]
+        for name, pair in pairs.items()
+        if all(isinstance(each, torch.Tensor) for each in pair)
+    }
+    return [
+        f"{name} is {there} there and {here} in this one"
+        for name, (there, here) in shapes.items()
+        if there != here
+    ]
 
 
 def _check_order(function: str, model: Any, path: Any) -> None:
