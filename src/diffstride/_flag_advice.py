@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 ONE_EACH = "each --gin_bindings takes one binding, in quotes if it has spaces"
-EXAMPLE = "--gin_bindings='train.seed = 1' --gin_bindings='train.num_epochs = 2'"
+EXAMPLE = "--gin_bindings='train.threads = 1' --gin_bindings='train.progress_bar = False'"
 
 
 def advise_bindings(arguments: Sequence[str]) -> str:
@@ -12,7 +12,7 @@ def advise_bindings(arguments: Sequence[str]) -> str:
     >>> advise_bindings(["digits.gin"])
     ''
     >>> print(advise_bindings(["train.seed=1"]))  # doctest: +ELLIPSIS
-    : each --gin_bindings takes one binding, ... as in --gin_bindings='train.seed = 1' ...
+    : each --gin_bindings takes one binding, ... as in --gin_bindings='train.threads = 1' ...
     """
     is_binding = any("=" in each and not each.startswith("--") for each in arguments)
     return f": {ONE_EACH}, as in {EXAMPLE}" if is_binding else ""
