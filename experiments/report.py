@@ -2,7 +2,7 @@
 
 A table stands between the marks ``<!-- table KIND RECIPES: begin -->`` and ``end``. Where KIND is
 ``pictures`` or ``strip``, links to pictures stand there. Semicolons separate recipes; without any,
-all are shown.
+all are shown. Where KIND is ``question``, the name of a question stands in place of recipes.
 """
 
 import os
@@ -20,11 +20,12 @@ from diffstride.plots import (
 from experiments.averages import average_seeds, unique_labels
 from experiments.grid import Paths
 from experiments.markdown import replace_tables, table_names
+from experiments.questions import QUESTIONS, plot_question, select
 from experiments.results import Row
 from experiments.strip_plot import plot_strips, strips
 from experiments.tables import DETAILS, TABLES, tables_with_legend
 
-PICTURES, STRIP = "pictures", "strip"
+PICTURES, STRIP, QUESTION = "pictures", "strip", "question"
 IMAGES = "images"
 COSTS, STRIDES, GUESSED = "accuracy_against_cost.png", "learned_strides.png", "guesses.png"
 NO_RESULTS = "No results yet: `python3 -m experiments.table` makes them."
@@ -46,26 +47,34 @@ def write_report(rows: Sequence[Row], recipes: Collection[str], paths: Paths) ->
             with atomic_file(page) as file:
                 file.write(filled[page].encode())
         yield f"wrote {page}" if page in filled else f"there is no page {page} to write to"
-    if all(named is None for named in pictured.values()):
+    questions = [each for page in filled.values() for each in questions_of(page)]
+    if not questions and all(named is None for named in pictured.values()):
         yield "no pictures: no page has the mark <!-- table pictures RECIPE: begin -->"
     for kind, named in pictured.items():
         if named is not None:
             drawn = DRAWN[kind](_of_recipes(rows, named), paths.pictures)
             yield from (f"wrote {picture}" for picture in drawn)
+    for question in questions:
+        yield f"wrote {draw_question(question, rows, paths.pictures)}"
 
 
 def parse_name(name: str) -> tuple[str, list[str]]:
-    """The kind of a table and its recipes, from its name in a page.
+    """The kind of a table and its recipes, from its name in a page; a question has none.
 
     Raises:
-        ValueError: there is no such kind.
+        ValueError: there is no such kind or question.
 
     >>> parse_name("details small; small, slow strides")
     ('details', ['small', 'small, slow strides'])
     """
     kind, _, recipes = name.partition(" ")
+    if kind == QUESTION:
+        if recipes not in QUESTIONS:
+            known = ", ".join(QUESTIONS)
+            raise ValueError(f"there is no question {recipes!r}: expected one of {known}")
+        return kind, []
     if kind not in (*TABLES, *DRAWN):
-        known = ", ".join((*TABLES, *DRAWN))
+        known = ", ".join((*TABLES, *DRAWN, QUESTION))
         raise ValueError(f"there is no table {name!r}: expected one of {known}, and a recipe")
     return kind, [recipe.strip() for recipe in recipes.split(";") if recipe.strip()]
 
@@ -85,6 +94,10 @@ def table_text(name: str, rows: Iterable[Row], pictures: str = IMAGES) -> str:
         return NO_RESULTS
     if kind in TABLES:
         return tables_with_legend(kind, entries, together=bool(recipes))
+    if kind == QUESTION:
+        question = name.partition(" ")[2]
+        select(QUESTIONS[question], entries)
+        return f"![{QUESTIONS[question].title}]({pictures}/{_file_of(question)})"
     if kind == STRIP:
         return f"![Accuracy of guessed and of learned strides]({pictures}/{GUESSED})"
     shown = {"Accuracy against cost": COSTS}
@@ -176,6 +189,23 @@ def recipes_in_pictures(pages: Iterable[str], kind: str = PICTURES) -> list[str]
             "--pictures"
         )
     return parse_name(shown[0])[1] if shown else None
+
+
+def questions_of(page: str) -> list[str]:
+    """The questions of which a page shows the picture."""
+    names = map(str.split, table_names(page))
+    return [words[1] for words in names if words[0] == QUESTION]
+
+
+def draw_question(question: str, rows: Iterable[Row], folder: Path) -> Path:
+    """Plot the trials that answer a question; returns the file written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plot_question(QUESTIONS[question], average_seeds(rows), folder / _file_of(question))
+    return folder / _file_of(question)
+
+
+def _file_of(question: str) -> str:
+    return f"question_{question}.png"
 
 
 def draw_pictures(rows: Iterable[Row], folder: Path) -> list[Path]:
