@@ -6,7 +6,8 @@ number of parameters and from the same weights, except for the strides:
 - ``strided``: as its library builds it.
 - ``blur``: `BlurPooling` before each strided convolution, which runs at stride 1 behind it.
 - ``fixed``: converted, with equal strides that cost what the strided network costs, fixed.
-- ``learned``: converted, the strides learned within that cost.
+- ``learned``: converted, the strides learned within that cost by their gradients.
+- ``measured``: converted, the strides moved within that cost by measured losses.
 - ``learned, equal time``: likewise, for as many epochs as fit into the time of the strided network.
 - ``fixed, 0.7 of the cost`` and ``fixed, 0.5 of the cost``: as ``fixed``, at less.
 - ``fixed, stem before`` and ``fixed, stem after``: as ``fixed``, but the first convolution strides
@@ -46,7 +47,7 @@ PAGE = ROOT / "docs" / "conversion_gain.md"
 README = ROOT / "README.md"
 EPOCHS = 10
 DEFAULT_NETWORKS = [name for name in NETWORKS if "stem" not in name]
-METHODS = ("strided", "blur", "fixed", "learned", "learned, equal time")
+METHODS = ("strided", "blur", "fixed", "learned", "measured", "learned, equal time")
 FRACTIONS = {"fixed": 1.0, "fixed, 0.7 of the cost": 0.7, "fixed, 0.5 of the cost": 0.5}
 STEMS = {"fixed, stem before": "before", "fixed, stem after": "after"}
 STEM = "conv1"
@@ -95,13 +96,15 @@ def run(
     """Train one network, and return its row."""
     data: Datasets = gin_registry.load_datasets(seed=seed)
     model, before = build(network, method, data, seed)
+    learns = method.startswith(("learned", "measured"))
     summary = gin_registry.train(
         workdir=workdir / f"{network} {method} {seed}".replace(", ", " ").replace(" ", "_"),
         model=model,
         num_epochs=epochs,
         seed=seed,
         weight_decay=2.5e-4,
-        budget=before if method.startswith("learned") else None,
+        budget=before if learns else None,
+        stride_rule="measured" if method == "measured" else "gradient",
     )
     example = torch.zeros(1, *data.image_shape)
     layers: dict[str, Any] = stride_layers(model)
