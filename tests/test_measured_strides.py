@@ -398,7 +398,7 @@ def test_a_budget_that_moves_strides_by_gradients_is_refused():
 
 def strided(**options):
     model = partial(tiny_network, pooling_cls=DiffStride, strides=(2, 3))
-    return train_tiny(**{"model": model, "budget": 0.9, "stride_rule": "measured", **options})
+    return train_tiny(**{"model": model, "budget": 0.9, **options})
 
 
 def test_a_training_moves_its_strides_by_measured_losses(tmp_path):
@@ -407,6 +407,19 @@ def test_a_training_moves_its_strides_by_measured_losses(tmp_path):
     assert summary["strides"] != summary["strides_start"]
     with pytest.raises(ValueError, match="differs in stride_rule"):
         strided(workdir=tmp_path / "whole", stride_rule="gradient")
+    assert strided(workdir=tmp_path / "whole", stride_rule="measured") == summary
+
+
+@pytest.mark.parametrize(
+    "options", [{"stride_phase": (0.0, 0.9)}, {"stride_penalty": 1e-6}, {"budget": None}]
+)
+def test_options_for_gradients_choose_their_rule(tmp_path, options):
+    options |= {"stride_learning_rate": 0.1}
+    summary = strided(workdir=tmp_path, **options)
+    assert strided(workdir=tmp_path, stride_rule="gradient", **options) == summary
+
+
+MEASURED = {"stride_rule": "measured", "budget": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -414,6 +427,8 @@ def test_a_training_moves_its_strides_by_measured_losses(tmp_path):
     [
         ({"stride_rule": "measured"}, "shares out a budget, but there is none"),
         ({"stride_rule": "loss", "budget": 0.5}, "stride_rule"),
+        ({**MEASURED, "stride_phase": (0.0, 0.5)}, "stride_phase=.* learn by their gradients, but"),
+        ({**MEASURED, "stride_penalty": 0.1}, "stride_penalty=0.1 is for strides that learn by"),
     ],
 )
 def test_a_training_refuses_rules_it_cannot_follow(tmp_path, options, message):

@@ -374,7 +374,8 @@ SHAPE = (1, 64, 64)
 
 def budget_run(workdir, budget, *callbacks, **options):
     """A run on 64 x 64 pixels, where one row is a small part of the cost."""
-    options |= {"stride_learning_rate": 0.1, "callbacks": callbacks, "budget": budget}
+    rule = {"stride_rule": "gradient", "stride_learning_rate": 0.1}
+    options |= {**rule, "callbacks": callbacks, "budget": budget}
     data = partial(
         load_datasets, batch_size=64, train_examples=320, test_examples=20, image_size=64
     )

@@ -54,6 +54,12 @@ def model_arguments(classes: int, image_shape: Sequence[int]) -> dict[str, int]:
     return {"num_output_classes": classes, "in_channels": channels, **axes}
 
 
+def count_strides(network: nn.Module) -> int:
+    """The number of strides that a budget can move: those of learning layers that crop."""
+    layers: list[Any] = [*stride_layers(network).values()]
+    return sum(len(each.strides) for each in layers if getattr(each, "learns_size", False))
+
+
 def check_strides(network: nn.Module, **options: Any) -> None:
     """Refuse options for learnable strides if the network has none.
 

@@ -30,6 +30,7 @@ from diffstride.training.network import (
     build_network,
     check_strides,
     count_parameters,
+    count_strides,
     resolve_budget,
 )
 from diffstride.training.run_folder import (
@@ -71,7 +72,7 @@ def train(
     label_smoothing: float = 0.0,
     stride_penalty: float = 0.0,
     budget: float | str | None = None,
-    stride_rule: StrideRule = "gradient",
+    stride_rule: StrideRule | None = None,
     weight_averaging: float | None = None,
     precision: str | int = "32-true",
     channels_last: bool = True,
@@ -116,10 +117,11 @@ def train(
             the start, above 100 their number. ``"strided"`` stands for those of the same network
             with strided convolutions: ``model`` is called with ``pooling_cls=None``. None for no
             budget.
-        stride_rule: how strides learn under a budget: by their ``"gradient"`` with the optimiser,
-            or ``"measured"``, by the losses with one sample less, see `diffstride.MeasuredStrides`.
-            Measured strides move in the first four tenths of the steps, and their learning rate and
-            phase have no effect.
+        stride_rule: how strides learn under a budget: ``"measured"``, by the losses with one sample
+            less, see `diffstride.MeasuredStrides`, or by their ``"gradient"`` with the optimiser.
+            Measured strides move in the first four tenths of the steps, and their learning rate has
+            no effect. None for ``"measured"`` where there is a budget of two strides or more, and
+            neither a ``stride_phase`` nor a ``stride_penalty``, which are for gradients.
         weight_averaging: decay per step, from 0 to below 1, of a moving average of weights,
             statistics of norms and strides. The network is tested with the average and ends with
             it. The strides in training keep a budget, their average about keeps it. None for no
@@ -153,7 +155,7 @@ def train(
     _check_range("seed", seed, 0, 2**63 - 1, Integral)
     _check_range("label_smoothing", label_smoothing, 0, 1)
     _check_range("stride_penalty", stride_penalty, 0, math.inf)
-    _check_rule(stride_rule, budget)
+    _check_rule(stride_rule, budget, stride_phase, stride_penalty)
     StridePhase(*stride_phase)  # raises if a share is out of its range
     check_strategy(strategy)
     _check_optimizer(optimizer)
@@ -171,6 +173,9 @@ def train(
         network = build_network(model, data, seed)
     check_strides(network, stride_penalty=stride_penalty, budget=budget)
     allowed = None if budget is None else resolve_budget(budget, network, model, data)
+    for_gradients = tuple(stride_phase) != (0, 1) or stride_penalty > 0
+    shares = budget is not None and count_strides(network) > 1
+    rule = stride_rule or ("measured" if shares and not for_gradients else "gradient")
     decay = getattr(network, "weight_decay", 0.0) if weight_decay is None else weight_decay
     _check_range("weight_decay", decay, 0, math.inf)
     rates = stride_learning_rate, bias_learning_rate
@@ -188,7 +193,7 @@ def train(
             stride_penalty=stride_penalty,
             weight_averaging=weight_averaging,
             stride_phase=stride_phase,
-            stride_rule=stride_rule,
+            stride_rule=rule,
         )
     refuse_overruled_bindings("train.train")  # now, as all else that can be bound has been called
     given = network if isinstance(model, nn.Module) else None
@@ -196,7 +201,7 @@ def train(
     if finished is not None:
         return finished
     precision = choose_precision(precision, accelerator)
-    own = _build_callbacks(data.image_shape, stride_phase, allowed, stride_rule)
+    own = _build_callbacks(data.image_shape, stride_phase, allowed, rule)
     own.append(BoardPictures(every=math.ceil(num_epochs / BOARD_PICTURES)))
     average = [] if weight_averaging is None else [MovingAverage(weight_averaging)]
     with quiet_lightning(), hold_folder(workdir):
@@ -281,11 +286,22 @@ def _check_range(
     raise ValueError(f"{name} must be {what} {limits}, but got {value!r}")
 
 
-def _check_rule(rule: StrideRule, budget: Any) -> None:
-    if rule == "measured" and budget is None:
+def _check_rule(
+    rule: StrideRule | None, budget: Any, phase: tuple[float, float], penalty: float
+) -> None:
+    if rule != "measured":
+        return
+    if budget is None:
         raise ValueError(
             "stride_rule='measured' shares out a budget, but there is none: set budget='strided' "
             "or a number of multiply-adds, or leave stride_rule out"
+        )
+    for_gradients = {"stride_phase": phase} if tuple(phase) != (0, 1) else {}
+    for_gradients |= {"stride_penalty": penalty} if penalty else {}
+    for name, value in for_gradients.items():
+        raise ValueError(
+            f"{name}={value!r} is for strides that learn by their gradients, but stride_rule is "
+            "'measured': leave one of them out"
         )
 
 
