@@ -124,6 +124,11 @@ def _format_budget(budget: float | str) -> str:
     return f"within {number / 1e6:g} M" if number > 100 else f"at {number:g} of its cost"
 
 
+def is_guess(entry: Entry) -> bool:
+    """Whether the strides were guessed: those of fixed spectral pooling."""
+    return entry["pooling"] == "spectral"
+
+
 def average_seeds(rows: Iterable[Row]) -> list[Entry]:
     """One entry for all rows that differ only in seed and fold, in the order of a table."""
     groups: dict[str, list[Row]] = {}

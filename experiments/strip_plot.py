@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 
 from diffstride._picture_style import COLOURS, DPI, INK, WIDTH, label_right, styled
-from experiments.averages import Entry
+from experiments.averages import Entry, is_guess
 from experiments.groups import POOLINGS
 
 GOLDEN_RATIO = 0.618  # spreads points that follow each other
@@ -56,11 +56,6 @@ def strips(entries: Iterable[Entry]) -> list[Strip]:
         if guesses:
             found.append(Strip(dataset, [guess.accuracy for guess in guesses], learned))
     return found
-
-
-def is_guess(entry: Entry) -> bool:
-    """Whether the strides were guessed: those of fixed spectral pooling."""
-    return entry["pooling"] == "spectral"
 
 
 def name_start(entry: Entry, guesses: Sequence[Entry]) -> str:

@@ -5,7 +5,7 @@ from itertools import groupby
 from statistics import mean, stdev
 
 from diffstride._counts import counted
-from experiments.averages import Entry, unique_labels
+from experiments.averages import Entry, is_guess, unique_labels
 from experiments.markdown import table
 from experiments.published import Figure
 
@@ -14,7 +14,7 @@ STEADY = 0.05  # standard deviations of learned strides up to this are not shown
 MISSING = "–"
 PUBLISHED = "published, width 64, 400 epochs"
 SUMMARY, EQUAL_COST, DETAILS, TRIALS = "summary", "equal-cost", "details", "trials"
-GUESSES, FOLDS = "guesses", "folds"
+GUESSES, STARTS, FOLDS = "guesses", "starts", "folds"
 
 
 # Cells
@@ -178,6 +178,22 @@ def guesses_table(entries: Sequence[Entry]) -> str:
     return table(header, lines)
 
 
+def starts_table(entries: Sequence[Entry]) -> str:
+    """What strides give fixed, and what they give learned from there; the largest gain first."""
+    fixed = {(entry.dataset, entry.start): entry for entry in entries if is_guess(entry)}
+    gains = {}
+    for entry in entries:
+        start = entry.dataset, entry.start
+        if entry.learned and start in fixed:
+            gain = entry.accuracy - fixed[start].accuracy
+            gains[start] = gain, figure_cell(fixed[start]), figure_cell(entry)
+    lines = [
+        [*start, before, after, f"{gain:+.2f}"]
+        for start, (gain, before, after) in sorted(gains.items(), key=lambda each: -each[1][0])
+    ]
+    return table(["data set", "strides", "fixed", "learned from there", "gain"], lines)
+
+
 def folds_table(entries: Sequence[Entry]) -> str:
     """Entries of cross-validation, the most accurate first, with a column for each fold."""
     folded = [(e, label) for e, label in _labelled(entries) if e["fold"] is not None]
@@ -221,6 +237,7 @@ TABLES: dict[str, Callable[[Sequence[Entry]], str]] = {
     DETAILS: details_table,
     TRIALS: trials_table,
     GUESSES: guesses_table,
+    STARTS: starts_table,
     FOLDS: folds_table,
 }
 
@@ -250,7 +267,7 @@ def tables_with_legend(kind: str, entries: Iterable[Entry], together: bool) -> s
 def _legend(kind: str, entries: Sequence[Entry]) -> str:
     # Recipes are chosen by held-out images, so that the choice does not depend on the test images.
     what = "Accuracy on held-out training images" if kind == TRIALS else "Test accuracy"
-    count = " (number of runs)" if kind == SUMMARY else ""
+    count = " (number of runs)" if kind in (SUMMARY, STARTS) else ""
     if kind == FOLDS:
         return (
             "Test accuracy after the last epoch in percent, in each fold the mean over the seeds. "

@@ -13,6 +13,7 @@ from experiments.report import fill_page
 from experiments.results import append_row
 from experiments.runner import GridRunner
 from experiments.strip_plot import plot_strips, strips
+from experiments.tables import starts_table
 
 GUESSES = 16
 PAGE = Path(__file__).parents[1] / "docs" / "guesses.md"
@@ -72,6 +73,15 @@ def test_picture_has_a_dot_for_each_guess_and_a_label_for_each_start(rows, tmp_p
         assert "75th percentile,\nof 16 guesses" in labels
         assert len(labels) == 1 + count
     assert "learned,\nfrom the best guess" in {text.get_text() for text in figure.axes[0].texts}
+
+
+def test_starts_are_compared_with_their_guess(rows):
+    lines = starts_table(average_seeds([*rows, learned(99, 84.0)])).splitlines()[2:]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert [each[-1] for each in cells] == ["+7.50", "+3.50", "+2.50", "+1.00"]
+    assert cells[0][:2] == ["CIFAR-10", "1,1,2,2,2"]
+    assert cells[0][2].startswith("80.00 % (1), ")
+    assert cells[0][3].startswith("87.50 ± 0.71 % (2), ")
 
 
 def test_report_writes_picture_and_table(rows, tmp_path, monkeypatch, capsys):
