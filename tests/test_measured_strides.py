@@ -78,9 +78,10 @@ def test_the_budget_is_kept_and_used_up_after_each_step():
     sizes = []
     for _ in range(24):
         strides.step(known_loss(budget, {FIRST: 0.1, LAST: 0.9}))
-        assert 0.95 * budget.multiply_adds <= budget.cost.value() <= budget.multiply_adds
+        assert 0.85 * budget.multiply_adds <= budget.cost.value() <= budget.multiply_adds
         sizes.append(str(output_sizes(budget)))
     assert len(set(sizes)) > 3
+    assert budget.cost.value() >= 0.95 * budget.multiply_adds
 
 
 def test_axes_learn_apart():
@@ -198,9 +199,72 @@ def test_a_loss_that_fails_leaves_the_strides():
     budget = CostBudget(chain(), IMAGES)
     strides, before = MeasuredStrides(budget, steps=2), output_sizes(budget)
     losses = iter([1.0, 1.0, math.nan])
-    with pytest.raises(ValueError, match="the loss is nan: training has diverged"):
+    less = "measured with one sample less on axis 1 of '1', is nan: training has diverged"
+    with pytest.raises(ValueError, match=less):
         strides.step(lambda: torch.tensor(next(losses)))
     assert output_sizes(budget) == before
+
+
+@pytest.mark.parametrize("failing", [1, 7, 15, 16])
+def test_training_goes_on_after_a_loss_that_fails(failing):
+    budget = CostBudget(chain((1.6, 2.6)), IMAGES, multiply_adds=3.1e6)
+    first, calls, failed = output_sizes(budget), [], []
+    strides = MeasuredStrides(budget, steps=24, decisions=6, batches=2)
+
+    def loss():
+        calls.append(1)
+        if len(calls) == failing:
+            raise RuntimeError("out of memory")
+        return known_loss(budget, {FIRST: 0.2, LAST: 0.8})()
+
+    for step in range(24):
+        try:
+            strides.step(loss)
+        except RuntimeError:
+            failed.append(step)
+        assert all(len(rises) <= 2 for rises in strides._rises.values())
+    assert len(failed) == 1
+    assert output_sizes(budget) != first
+
+
+def test_buffers_that_forward_replaces_are_put_back():
+    class Count(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("count", torch.zeros(1))
+
+        def forward(self, x):
+            self.count = self.count + 1
+            return x
+
+    count = Count()
+    net = nn.Sequential(*chain()[:-1], count)
+    budget, x = CostBudget(net, IMAGES), torch.rand(2, 3, 64, 64)
+    before, buffer = count.count.clone(), count.count
+    MeasuredStrides(budget, steps=2).step(lambda: net(x).square().mean())
+    assert count.count is buffer
+    assert torch.equal(buffer, before)
+
+
+def flat_sizes(budget):
+    return {(name, i): n for name, ns in output_sizes(budget).items() for i, n in enumerate(ns)}
+
+
+@pytest.mark.parametrize("share", [0.001, 0.999])
+@pytest.mark.parametrize("start", [(1.2, 4.0), (4.0, 1.2)])
+def test_a_decision_does_not_make_maps_much_larger(start, share):
+    budget = CostBudget(chain(start), IMAGES)
+    strides = MeasuredStrides(budget, steps=24, decisions=12, batches=2)
+    loss = known_loss(budget, {FIRST: share, LAST: 1 - share})
+    before, moved = flat_sizes(budget), 0
+    for _ in range(22):  # the last decision is free
+        strides.step(loss)
+        after = flat_sizes(budget)
+        assert all(n - before[key] <= max(2, before[key] / 4) for key, n in after.items())
+        assert budget.cost.value() <= budget.multiply_adds
+        moved += after != before
+        before = after
+    assert moved > 3
 
 
 @pytest.mark.parametrize("stop", [5, 12, 13, 30])
@@ -293,8 +357,9 @@ def test_a_residual_network_keeps_the_maps_behind_one_that_moves():
     [
         ({"steps": 1}, "steps must be the number of training steps in which strides move"),
         ({"steps": math.inf}, "steps must be"),
-        ({"steps": 10, "decisions": 0}, "decisions must be at least 1"),
-        ({"steps": 10, "batches": 1}, "batches must be at least 2"),
+        ({"steps": 10, "decisions": 0}, "decisions must be a whole number of at least 1"),
+        ({"steps": 10, "decisions": 2.0}, "decisions must be a whole number of at least 1"),
+        ({"steps": 10, "batches": 1}, "batches must be a whole number of at least 2"),
     ],
 )
 def test_numbers_that_are_too_small_are_refused(options, message):
@@ -338,20 +403,33 @@ def test_a_single_stride_has_nothing_to_share():
         MeasuredStrides(CostBudget(net, IMAGES), steps=10)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"steps": 20}, r"\(10, 4, 2\), but these are now \(5, 4, 2\)"),
-        ({"decisions": 8}, "resume with the steps, decisions and batches"),
-        ({"net": nn.Sequential(nn.Identity(), chain())}, "network with the layers 1, 3, but"),
-    ],
-)
-def test_a_state_of_another_training_is_refused(change, message):
-    net = change.pop("net", None) or chain()
-    options = {"steps": 40, "decisions": 4}
-    state = MeasuredStrides(CostBudget(chain(), IMAGES), **options).state_dict()
-    with pytest.raises(ValueError, match=message):
-        MeasuredStrides(CostBudget(net, IMAGES), **(options | change)).load_state_dict(state)
+def test_a_state_of_another_network_is_refused():
+    state = MeasuredStrides(CostBudget(chain(), IMAGES), steps=40).state_dict()
+    other = CostBudget(nn.Sequential(nn.Identity(), chain()), IMAGES)
+    with pytest.raises(ValueError, match="network with the layers 1, 3, but"):
+        MeasuredStrides(other, steps=40).load_state_dict(state)
+
+
+def test_states_of_budget_and_strides_are_told_apart():
+    budget = CostBudget(chain(), IMAGES)
+    strides = MeasuredStrides(budget, steps=40)
+    with pytest.raises(ValueError, match=r"the state has multiply_adds, .* not of MeasuredStrides"):
+        strides.load_state_dict(budget.state_dict())
+    with pytest.raises(ValueError, match=r"the state has budget, schedule, .* not of a CostBudget"):
+        budget.load_state_dict(strides.state_dict())
+
+
+def test_a_resumed_training_keeps_the_steps_with_which_it_began():
+    budget = CostBudget(chain((1.6, 2.6)), IMAGES)
+    loss = known_loss(budget, {FIRST: 0.2, LAST: 0.8})
+    started = learn(budget, loss, steps=8, decisions=4)
+    resumed = MeasuredStrides(CostBudget(chain(), IMAGES), steps=80)
+    resumed.load_state_dict(started.state_dict())
+    before = stride_values(resumed.budget.model)
+    assert before == stride_values(started.budget.model)
+    for _ in range(80):
+        resumed.step(lambda: pytest.fail("all decisions are made"))
+    assert stride_values(resumed.budget.model) == before
 
 
 def test_it_prints_how_far_it_is():

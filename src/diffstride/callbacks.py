@@ -204,8 +204,10 @@ class BudgetCallback(_NetworkCallback):
         loss: moves the strides by measured losses instead of by their gradients: a function of the
             `LightningModule` and a batch that returns the loss, as in ``training_step``.
         moving: share of the training steps in which strides move by ``loss``, above 0 to 1.
+            Training that resumes continues with the steps of the first start.
 
     Raises:
+        TypeError: ``loss`` is no function.
         ValueError: ``budget`` or ``moving`` is out of its range, several budgets of a trainer have
             the same ``log``, or the module has no such network; with ``loss``, if the training has
             no end.
@@ -226,6 +228,11 @@ class BudgetCallback(_NetworkCallback):
         check_amount("budget", budget)
         if not (isinstance(moving, Real) and 0 < moving <= 1):
             raise ValueError(f"moving must be a share above 0, up to 1, but got {moving!r}")
+        if not (loss is None or callable(loss)):
+            raise TypeError(
+                f"loss must be a function of the LightningModule and a batch, but got {loss!r}: "
+                "pass one such as lambda module, batch: module.loss(batch)"
+            )
         self.loss, self.moving = loss, moving
         self.example, self.fraction, self.network, self.name = example, budget, network, log
         self.leaf_modules = as_leaves(leaf_modules)
@@ -250,7 +257,8 @@ class BudgetCallback(_NetworkCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         network = self._find_network(pl_module)
-        budget = self._saved.get("multiply_adds", self._earlier_budget(network))
+        earlier = self._saved or self._state_of_earlier_fit(network)
+        budget = earlier.get("multiply_adds", self.fraction)
         try:
             self.budget = CostBudget(network, self.example, budget, self.leaf_modules)
         except ValueError as error:
@@ -266,17 +274,17 @@ class BudgetCallback(_NetworkCallback):
         if self.loss is not None:
             steps = self.moving * _training_steps(trainer, "BudgetCallback(loss=...)")
             self.measured = MeasuredStrides(self.budget, max(2, steps))
-            if "measured" in self._saved:
-                self.measured.load_state_dict(self._saved["measured"])
+            if "measured" in earlier:
+                self.measured.continue_(earlier["measured"])
             self._step = trainer.global_step
         self._saved = {}
 
-    def _earlier_budget(self, network: nn.Module) -> Any:
-        """The budget of an earlier ``fit`` of this network, or else the fraction."""
+    def _state_of_earlier_fit(self, network: nn.Module) -> dict[str, Any]:
+        """The state after an earlier ``fit`` of this network; empty if there was none."""
         if self.budget is None:
-            return self.fraction
+            return {}
         known, present = self.budget.cost.layers.values(), stride_layers(network).values()
-        return self.budget.multiply_adds if set(known) == set(present) else self.fraction
+        return self.state_dict() if set(known) == set(present) else {}
 
     def on_train_batch_end(
         self,

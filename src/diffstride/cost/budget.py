@@ -335,8 +335,13 @@ class CostBudget:
         """Continue from a saved state, strides included.
 
         Raises:
-            ValueError: if it is that of a network with other layers.
+            ValueError: if it is that of a network with other layers, or not of a budget.
         """
+        if "written" not in state:
+            raise ValueError(
+                f"the state has {', '.join(state)}, and is not of a CostBudget: pass what its "
+                "state_dict() returned; that of MeasuredStrides belongs into MeasuredStrides"
+            )
         if state["written"].keys() != self._layers.keys():
             raise ValueError(
                 f"the state is of a network with the layers {', '.join(state['written'])}, but "

@@ -8,8 +8,8 @@ sample less.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from math import inf, isfinite, log
-from numbers import Real
+from math import floor, inf, isfinite, log
+from numbers import Integral, Real
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
@@ -56,16 +56,20 @@ class MeasuredStrides:
         log m  <-  log m + a * clip(log(q / p) / log 5 + log(v / c / q) / log 5, -1, 1)
 
     Each of the two terms counts where the difference, of ``q`` and ``p`` or of ``v / c`` and ``q``,
-    is above three standard errors. The factor ``a`` is 0.5 times the root of the share of decisions
-    that are left. All sizes then move together until the cost is that of the budget. No map changes
-    by more than a quarter at once, or by 1.5 samples if that is more. So samples go from maps where
-    a multiply-add is worth little to maps where it is worth much, and the strides rest where it is
+    is above three standard errors, with ratios of 1/5 at least. In prices, the ``p`` and ``q`` that
+    are compared with, negative ``v`` count as 0. The factor ``a`` is 0.5 times the root of the
+    share of decisions that are left. All sizes then move together until the cost is that of the
+    budget. Before the last decision no map grows by more than a quarter at once, or by two samples
+    if that is more; a part of the budget may stay unused between decisions for that. No move
+    makes a map smaller that has grown at one of the last two decisions, since the weights first
+    have to learn to use it; what brings all to the budget may. So samples go from maps where a
+    multiply-add is worth little to maps where it is worth much, and the strides rest where it is
     worth the same everywhere. The axes of a layer stay alike where their worth differs by noise. A
-    map that has grown is not made smaller at the next two decisions, since the weights first have
-    to learn to use it. A map of one sample gets a second one, to be measured.
+    map of one sample gets a second one, to be measured.
 
     Gradients of the strides are not used, and not computed, so that optimisers leave the strides
-    alone. Several processes have to compute them; there `step` undoes what an optimiser did.
+    alone, until another `CostBudget` of the network or `CostBudget.attach` has them computed again.
+    Several processes have to compute them; there `step` undoes what an optimiser did.
 
     Args:
         budget: of the network, not attached to an optimiser. It is never exceeded, but by the runs
@@ -148,7 +152,10 @@ class MeasuredStrides:
         if self._done > self.decisions * self._period:
             return
         decision, phase = divmod(self._done - 1, self._period)
-        if phase >= self._period - self.batches:
+        first = self._period - self.batches
+        if phase == first:
+            self._rises = {}  # those of a decision that an error in the loss prevented
+        if phase >= first:
             self._measure(loss)
         if phase == self._period - 1:
             self._decide(decision)
@@ -164,19 +171,22 @@ class MeasuredStrides:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a saved state, strides included.
+        """Continue from a saved state, strides included, by the steps with which it began.
 
         Raises:
-            ValueError: it is that of another network, or ``steps``, ``decisions`` or ``batches``
-                were others.
+            ValueError: it is that of another network, or of a budget alone.
         """
-        if state["schedule"] != self._schedule:
+        if "schedule" not in state:
             raise ValueError(
-                "the state was saved with (steps between decisions, decisions, batches) = "
-                f"{state['schedule']}, but these are now {self._schedule}: resume with the steps, "
-                "decisions and batches that the training began with"
+                f"the state has {', '.join(state)}, and is not of MeasuredStrides: pass what its "
+                "state_dict() returned, or load that of a budget into the CostBudget"
             )
         self.budget.load_state_dict(state["budget"])
+        self.continue_(state)
+
+    def continue_(self, state: dict[str, Any]) -> None:
+        """Continue from a saved state with the strides as they are."""
+        self._period, self.decisions, self.batches = state["schedule"]
         self._done, self._grown = state["done"], dict(state["grown"])
         self._rises = {key: list(values) for key, values in state["rises"].items()}
         self._smaller = self._smaller_maps() if self._rises else {}
@@ -190,15 +200,18 @@ class MeasuredStrides:
         if not self._rises:
             self._smaller = self._smaller_maps()
             self._rises = {key: [] for key in self._smaller}
-        present = self.budget.in_use
+        present, found = self.budget.in_use, {}
         try:
             with _as_before(self.budget.model) as seed:
                 now = _run(loss, seed)
-                for key, smaller in self._smaller.items():
+                for (name, i), smaller in self._smaller.items():
                     self.budget.use_(smaller.logs)
-                    self._rises[key].append(_run(loss, seed) - now)
+                    less = f", measured with one sample less on axis {i} of {name!r},"
+                    found[name, i] = _run(loss, seed, less) - now
         finally:
             self.budget.use_(present)
+        for key, rise in found.items():
+            self._rises[key].append(rise)
 
     def _smaller_maps(self) -> dict[Key, Smaller]:
         """The network with one sample less, for each axis of each layer where that saves cost."""
@@ -213,7 +226,9 @@ class MeasuredStrides:
         return found
 
     def _decide(self, decision: int) -> None:
-        """Move the strides by what was measured."""
+        """Move the strides by what was measured, unless errors in the loss prevented that."""
+        if any(len(rises) < 2 for rises in self._rises.values()):
+            return
         rises = _of_all_processes(self._rises, next(self.budget.model.parameters()).device)
         if decision == 0 and rises and not any(map(any, rises.values())):
             raise ValueError(
@@ -228,6 +243,8 @@ class MeasuredStrides:
         moves = at_constant_cost(wanted_moves(self.worth, held, scale), self.worth, held)
         tried = self._tried_moves(before) if 2 * decision < self.decisions else {}
         self._move(moves | tried)
+        if decision + 1 < self.decisions:
+            self._limit_growth(before)
         for key, size in self._sizes().items():
             if size > before[key]:
                 self._grown[key] = decision
@@ -272,6 +289,18 @@ class MeasuredStrides:
             }
         )
 
+    def _limit_growth(self, before: OutputSizes) -> None:
+        """Make maps smaller that the budget has made far larger, as where pooling became free.
+
+        A part of the budget then stays unused until the next decision, so the last has no limit.
+        """
+        most = {key: size + max(2, floor(SHARE * size)) for key, size in before.items()}
+        far = {key: most[key] for key, size in self._sizes().items() if size > most[key]}
+        if far:
+            fit = self._space.at_sizes(self.budget.in_use, self._sizes() | far)
+            if fit and fit.cost <= self.budget.multiply_adds:
+                self.budget.use_(fit.logs)
+
 
 def _within_reach(step: float, size: int) -> float:
     """A step of the logarithm of a map size, within what one decision may change.
@@ -298,11 +327,12 @@ def _check(budget: Any, steps: Any, decisions: Any, batches: Any) -> None:
             "CostBudget(model, images, 'before')"
         )
     _check_not_attached(budget)
-    if not (isinstance(batches, int) and batches >= 2):
-        raise ValueError(f"batches must be at least 2, for a standard error, but got {batches!r}")
-    if not (isinstance(decisions, int) and decisions >= 1):
-        raise ValueError(f"decisions must be at least 1, but got {decisions!r}")
-    if not (isinstance(steps, int | float) and 2 <= steps < inf):
+    for name, number, least in (("batches", batches, 2), ("decisions", decisions, 1)):
+        if not (isinstance(number, Integral) and int(number) >= least):
+            raise ValueError(
+                f"{name} must be a whole number of at least {least}, but got {number!r}"
+            )
+    if not (isinstance(steps, Real) and 2 <= float(steps) < inf):
         raise ValueError(
             "steps must be the number of training steps in which strides move, at least 2, but got "
             f"{steps!r}"
@@ -331,7 +361,7 @@ def _sizes(fit: Fit, logs: Logs) -> OutputSizes:
     }
 
 
-def _run(loss: Callable[[], Any], seed: int) -> float:
+def _run(loss: Callable[[], Any], seed: int, where: str = "") -> float:
     torch.manual_seed(seed)  # the same dropout for all
     found: Any = loss()
     if isinstance(found, dict) and "loss" in found:  # as from a `training_step` of Lightning
@@ -342,7 +372,9 @@ def _run(loss: Callable[[], Any], seed: int) -> float:
         raise TypeError(f"the loss must return one number or a tensor with one, but returned {got}")
     value = float(found)  # pyright: ignore[reportArgumentType]
     if not isfinite(value):
-        raise ValueError(f"the loss is {value}: training has diverged, or the loss is not a number")
+        raise ValueError(
+            f"the loss{where} is {value}: training has diverged, or the loss is not a number"
+        )
     return value
 
 
@@ -357,14 +389,19 @@ def _as_before(model: nn.Module) -> Iterator[int]:
 
     Yields a seed for the runs.
     """
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    buffers = [
+        (module._buffers, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
     devices = {each.device.index for each in model.parameters() if each.is_cuda}
     with torch.no_grad(), torch.random.fork_rng(devices):
         try:
             yield int(torch.randint(1 << 31, ()))
         finally:
-            for buffer, value in buffers:
+            for holder, name, buffer, value in buffers:
                 buffer.copy_(value)
+                holder[name] = buffer  # where `forward` has put another one
 
 
 def _of_all_processes(
