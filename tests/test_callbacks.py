@@ -269,6 +269,34 @@ def test_a_budget_fraction_is_applied_once_over_several_fits(pl):
     assert callback.budget.multiply_adds == spent[0]
 
 
+def measured_budget():
+    def loss(module, batch):
+        return loss_of(module.body, batch)
+
+    return BudgetCallback(torch.zeros(1, 1, 16, 12), 0.9, "body", loss=loss, moving=1.0)
+
+
+def test_a_longer_training_continues_with_the_steps_of_its_start(pl, tmp_path):
+    if not issubclass(BudgetCallback, pl.Callback):
+        pytest.skip("the callbacks subclass those of the other package")
+    network, callback = build_network(), measured_budget()
+    train(pl, network, False, callbacks=[callback])
+    made = callback.measured.state_dict()
+    assert made["done"] == STEPS
+    strides = [layer.stride_values() for layer in stride_layers(network).values()]
+    longer = measured_budget()
+    longer.load_state_dict(callback.state_dict())
+    for again in (longer, callback):  # from a checkpoint, and by another fit
+        train(pl, network, False, callbacks=[again], max_epochs=4)
+        assert again.measured.state_dict()["schedule"] == made["schedule"]
+        assert [layer.stride_values() for layer in stride_layers(network).values()] == strides
+
+
+def test_a_loss_that_is_no_function_is_refused_before_the_training():
+    with pytest.raises(TypeError, match=r"loss must be a function .* but got 'ce'"):
+        BudgetCallback(torch.zeros(1, 1, 16, 12), loss="ce")
+
+
 def test_a_network_without_strides_is_left_alone(pl):
     logger = recorder(pl)
     network = build_network()
