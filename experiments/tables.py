@@ -181,17 +181,20 @@ def guesses_table(entries: Sequence[Entry]) -> str:
 def starts_table(entries: Sequence[Entry]) -> str:
     """What strides give fixed, and what they give learned from there; the largest gain first."""
     fixed = {(entry.dataset, entry.start): entry for entry in entries if is_guess(entry)}
-    gains = {}
-    for entry in entries:
-        start = entry.dataset, entry.start
-        if entry.learned and start in fixed:
-            gain = entry.accuracy - fixed[start].accuracy
-            gains[start] = gain, figure_cell(fixed[start]), figure_cell(entry)
+    learned = [e for e in entries if e.learned and (e.dataset, e.start) in fixed]
+    gains = [e.accuracy - fixed[e.dataset, e.start].accuracy for e in learned]
     lines = [
-        [*start, before, after, f"{gain:+.2f}"]
-        for start, (gain, before, after) in sorted(gains.items(), key=lambda each: -each[1][0])
+        [
+            entry.dataset,
+            entry.start,
+            entry["config"],
+            *map(figure_cell, (fixed[entry.dataset, entry.start], entry)),
+            f"{gain:+.2f}",
+        ]
+        for gain, entry in sorted(zip(gains, learned, strict=True), key=lambda each: -each[0])
     ]
-    return table(["data set", "strides", "fixed", "learned from there", "gain"], lines)
+    header = ["data set", "strides", "recipe", "fixed", "learned from there", "gain"]
+    return table(header, lines)
 
 
 def folds_table(entries: Sequence[Entry]) -> str:

@@ -759,7 +759,7 @@ def test_a_set_without_images_is_refused(monkeypatch):
         ({"augment_fn": "rotate"}, "augment_fn must be None.*'crop_flip'.*but got 'rotate'"),
         (
             {"batch_size": 1438},
-            "needs 1438 images per step, but 'digits' has 1437 .*smaller batch_size",
+            "needs 1438 images per step, but 'digits' has 1,437 .*smaller batch_size",
         ),
         ({"batch_size": 720, "mixup_alpha": 0.2}, "needs 1440 images per step"),
         ({"holdout": 5}, "has no images of class .* to test on: choose another holdout"),

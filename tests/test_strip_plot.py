@@ -79,9 +79,9 @@ def test_starts_are_compared_with_their_guess(rows):
     lines = starts_table(average_seeds([*rows, learned(99, 84.0)])).splitlines()[2:]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert [each[-1] for each in cells] == ["+7.50", "+3.50", "+2.50", "+1.00"]
-    assert cells[0][:2] == ["CIFAR-10", "1,1,2,2,2"]
-    assert cells[0][2].startswith("80.00 % (1), ")
-    assert cells[0][3].startswith("87.50 ± 0.71 % (2), ")
+    assert cells[0][:3] == ["CIFAR-10", "1,1,2,2,2", "guesses"]
+    assert cells[0][3].startswith("80.00 % (1), ")
+    assert cells[0][4].startswith("87.50 ± 0.71 % (2), ")
 
 
 def test_report_writes_picture_and_table(rows, tmp_path, monkeypatch, capsys):
@@ -95,7 +95,9 @@ def test_report_writes_picture_and_table(rows, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "images" / "guesses.png").exists()
     text = page.read_text()
     assert "(images/guesses.png)" in text
-    lines = re.findall(r"^\| CIFAR-10 .*$", text, re.MULTILINE)
+    starts, every = text.split("## All guesses")
+    assert len(re.findall(r"^\| CIFAR-10 .* \| \+", starts, re.MULTILINE)) == 4
+    lines = re.findall(r"^\| CIFAR-10 .*$", every, re.MULTILINE)
     assert len(lines) == GUESSES + 4
     accuracies = [float(re.findall(r"([\d.]+)(?: ±| %)", line)[0]) for line in lines]
     assert accuracies == sorted(accuracies, reverse=True)
