@@ -155,7 +155,8 @@ def train(
     _check_range("seed", seed, 0, 2**63 - 1, Integral)
     _check_range("label_smoothing", label_smoothing, 0, 1)
     _check_range("stride_penalty", stride_penalty, 0, math.inf)
-    _check_rule(stride_rule, budget, stride_phase, stride_penalty)
+    for_gradients = _options_for_gradients(stride_phase, stride_penalty)
+    _check_rule(stride_rule, budget, for_gradients)
     StridePhase(*stride_phase)  # raises if a share is out of its range
     check_strategy(strategy)
     _check_optimizer(optimizer)
@@ -173,7 +174,6 @@ def train(
         network = build_network(model, data, seed)
     check_strides(network, stride_penalty=stride_penalty, budget=budget)
     allowed = None if budget is None else resolve_budget(budget, network, model, data)
-    for_gradients = tuple(stride_phase) != (0, 1) or stride_penalty > 0
     shares = budget is not None and count_strides(network) > 1
     rule = stride_rule or ("measured" if shares and not for_gradients else "gradient")
     decay = getattr(network, "weight_decay", 0.0) if weight_decay is None else weight_decay
@@ -286,9 +286,13 @@ def _check_range(
     raise ValueError(f"{name} must be {what} {limits}, but got {value!r}")
 
 
-def _check_rule(
-    rule: StrideRule | None, budget: Any, phase: tuple[float, float], penalty: float
-) -> None:
+def _options_for_gradients(phase: tuple[float, float], penalty: float) -> dict[str, Any]:
+    """The options that are set and act on the gradients of the strides alone."""
+    set_phase = {"stride_phase": phase} if tuple(phase) != (0, 1) else {}
+    return set_phase | ({"stride_penalty": penalty} if penalty else {})
+
+
+def _check_rule(rule: StrideRule | None, budget: Any, for_gradients: dict[str, Any]) -> None:
     if rule != "measured":
         return
     if budget is None:
@@ -296,9 +300,8 @@ def _check_rule(
             "stride_rule='measured' shares out a budget, but there is none: set budget='strided' "
             "or a number of multiply-adds, or leave stride_rule out"
         )
-    for_gradients = {"stride_phase": phase} if tuple(phase) != (0, 1) else {}
-    for_gradients |= {"stride_penalty": penalty} if penalty else {}
-    for name, value in for_gradients.items():
+    if for_gradients:
+        name, value = next(iter(for_gradients.items()))
         raise ValueError(
             f"{name}={value!r} is for strides that learn by their gradients, but stride_rule is "
             "'measured': leave one of them out"
