@@ -1,8 +1,9 @@
 """Reports: the tables of pages, and the pictures that they link to.
 
-A table stands between the marks ``<!-- table KIND RECIPES: begin -->`` and ``end``. Where KIND is
-``pictures`` or ``strip``, links to pictures stand there. Semicolons separate recipes; without any,
-all are shown. Where KIND is ``question``, the name of a question stands in place of recipes.
+A table stands between the marks ``<!-- table KIND RECIPES: begin -->`` and ``end``. Semicolons
+separate recipes; without any, all are shown. Where KIND is ``pictures`` or ``strip``, links to
+pictures stand there, and where it is ``strides-of-folds``, one to a picture of its own. Where KIND
+is ``question``, the name of a question stands in place of recipes.
 """
 
 import os
@@ -18,14 +19,16 @@ from diffstride.plots import (
     plot_learned_strides,
 )
 from experiments.averages import average_seeds, unique_labels
+from experiments.fold_picture import plot_strides_of_folds
 from experiments.grid import Paths
 from experiments.markdown import replace_tables, table_names
 from experiments.questions import QUESTIONS, plot_question, select
-from experiments.results import Row
+from experiments.results import Row, initial_strides
 from experiments.strip_plot import plot_strips, strips
 from experiments.tables import DETAILS, TABLES, tables_with_legend
 
 PICTURES, STRIP, QUESTION = "pictures", "strip", "question"
+STRIDES_OF_FOLDS = "strides-of-folds"
 IMAGES = "images"
 COSTS, STRIDES, GUESSED = "accuracy_against_cost.png", "learned_strides.png", "guesses.png"
 NO_RESULTS = "No results yet: `python3 -m experiments.table` makes them."
@@ -47,15 +50,15 @@ def write_report(rows: Sequence[Row], recipes: Collection[str], paths: Paths) ->
             with atomic_file(page) as file:
                 file.write(filled[page].encode())
         yield f"wrote {page}" if page in filled else f"there is no page {page} to write to"
-    questions = [each for page in filled.values() for each in questions_of(page)]
-    if not questions and all(named is None for named in pictured.values()):
+    own = [name for page in filled.values() for name in own_pictures(page)]
+    if not own and all(named is None for named in pictured.values()):
         yield "no pictures: no page has the mark <!-- table pictures RECIPE: begin -->"
     for kind, named in pictured.items():
         if named is not None:
             drawn = DRAWN[kind](_of_recipes(rows, named), paths.pictures)
             yield from (f"wrote {picture}" for picture in drawn)
-    for question in questions:
-        yield f"wrote {draw_question(question, rows, paths.pictures)}"
+    for name in own:
+        yield f"wrote {draw_own_picture(name, rows, paths.pictures)}"
 
 
 def parse_name(name: str) -> tuple[str, list[str]]:
@@ -73,8 +76,8 @@ def parse_name(name: str) -> tuple[str, list[str]]:
             known = ", ".join(QUESTIONS)
             raise ValueError(f"there is no question {recipes!r}: expected one of {known}")
         return kind, []
-    if kind not in (*TABLES, *DRAWN):
-        known = ", ".join((*TABLES, *DRAWN, QUESTION))
+    if kind not in (*TABLES, *DRAWN, STRIDES_OF_FOLDS):
+        known = ", ".join((*TABLES, *DRAWN, QUESTION, STRIDES_OF_FOLDS))
         raise ValueError(f"there is no table {name!r}: expected one of {known}, and a recipe")
     return kind, [recipe.strip() for recipe in recipes.split(";") if recipe.strip()]
 
@@ -97,7 +100,9 @@ def table_text(name: str, rows: Iterable[Row], pictures: str = IMAGES) -> str:
     if kind == QUESTION:
         question = name.partition(" ")[2]
         select(QUESTIONS[question], entries)
-        return f"![{QUESTIONS[question].title}]({pictures}/{_file_of(question)})"
+        return f"![{QUESTIONS[question].title}]({pictures}/{_file_of(name)})"
+    if kind == STRIDES_OF_FOLDS:
+        return f"![Strides learned in each fold]({pictures}/{_file_of(name)})"
     if kind == STRIP:
         return f"![Accuracy of guessed and of learned strides]({pictures}/{GUESSED})"
     shown = {"Accuracy against cost": COSTS}
@@ -191,21 +196,32 @@ def recipes_in_pictures(pages: Iterable[str], kind: str = PICTURES) -> list[str]
     return parse_name(shown[0])[1] if shown else None
 
 
-def questions_of(page: str) -> list[str]:
-    """The questions of which a page shows the picture."""
-    names = map(str.split, table_names(page))
-    return [words[1] for words in names if words[0] == QUESTION]
+def own_pictures(page: str) -> list[str]:
+    """The marks of a page that have a picture of their own."""
+    kinds = QUESTION, STRIDES_OF_FOLDS
+    return [name for name in table_names(page) if name.partition(" ")[0] in kinds]
 
 
-def draw_question(question: str, rows: Iterable[Row], folder: Path) -> Path:
-    """Plot the trials that answer a question; returns the file written."""
+def draw_own_picture(name: str, rows: Iterable[Row], folder: Path) -> Path:
+    """Draw the picture of a mark, ``"question window"`` for example; returns the file written."""
     folder.mkdir(parents=True, exist_ok=True)
-    plot_question(QUESTIONS[question], average_seeds(rows), folder / _file_of(question))
-    return folder / _file_of(question)
+    path = folder / _file_of(name)
+    kind, recipes = parse_name(name)
+    if kind == QUESTION:
+        plot_question(QUESTIONS[name.partition(" ")[2]], average_seeds(rows), path)
+    else:
+        entries = average_seeds(_of_recipes(rows, recipes))
+        plot_strides_of_folds([e for e in entries if e.learned and e["fold"] is not None], path)
+    return path
 
 
-def _file_of(question: str) -> str:
-    return f"question_{question}.png"
+def _file_of(name: str) -> str:
+    """The file of a mark's picture.
+
+    >>> _file_of("question window"), _file_of("strides-of-folds fsdd_mel, measured strides")
+    ('question_window.png', 'strides_of_folds_fsdd_mel_measured_strides.png')
+    """
+    return "_".join(re.findall(r"\w+", name)) + ".png"
 
 
 def draw_pictures(rows: Iterable[Row], folder: Path) -> list[Path]:
@@ -248,28 +264,6 @@ def draw_strip(rows: Iterable[Row], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     plot_strips(found, folder / GUESSED)
     return [folder / GUESSED]
-
-
-def initial_strides(row: Row) -> dict[str, tuple[float, ...]]:
-    """The initial strides of the layers that learn, one for each axis.
-
-    A row has them by stage: the stem and its blocks, or the blocks alone.
-
-    >>> end = {"blocks.1.0.pooling": [1.9, 1.9], "blocks.2.0.pooling": [1.8, 2.0]}
-    >>> initial_strides({"strides_start": [1, 1, 2, [3, 2]], "strides_end": end})
-    {'blocks.1.0.pooling': (2, 2), 'blocks.2.0.pooling': (3, 2)}
-    """
-    stages = row["strides_start"]
-    has_stem = any(
-        re.fullmatch(r"stem\..*|blocks\.\d+\.\d+\..*", name) for name in row["strides_end"]
-    )
-    found = {}
-    for name in row["strides_end"]:
-        block = re.match(r"blocks\.(\d+)\.|stem\.", name)
-        if block:
-            stride = stages[int(block[1]) + has_stem if block[1] else 0]
-            found[name] = tuple(stride) if isinstance(stride, list | tuple) else (stride, stride)
-    return found
 
 
 DRAWN: dict[str, Callable[[Iterable[Row], Path], list[Path]]] = {

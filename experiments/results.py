@@ -1,6 +1,7 @@
 """The files of results: one JSON line (a row) for each finished run."""
 
 import json
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -206,3 +207,25 @@ def check_holdout(folder: Path, run: str, holdout: int) -> None:
             f"accuracies on {kind} images: set --results or table.grid.results to a folder "
             f"{other} {HOLDOUT!r}"
         )
+
+
+def initial_strides(row: Row) -> dict[str, tuple[float, ...]]:
+    """The initial strides of the layers that learn, one for each axis.
+
+    A row has them by stage: the stem and its blocks, or the blocks alone.
+
+    >>> end = {"blocks.1.0.pooling": [1.9, 1.9], "blocks.2.0.pooling": [1.8, 2.0]}
+    >>> initial_strides({"strides_start": [1, 1, 2, [3, 2]], "strides_end": end})
+    {'blocks.1.0.pooling': (2, 2), 'blocks.2.0.pooling': (3, 2)}
+    """
+    stages = row["strides_start"]
+    has_stem = any(
+        re.fullmatch(r"stem\..*|blocks\.\d+\.\d+\..*", name) for name in row["strides_end"]
+    )
+    found = {}
+    for name in row["strides_end"]:
+        block = re.match(r"blocks\.(\d+)\.|stem\.", name)
+        if block:
+            stride = stages[int(block[1]) + has_stem if block[1] else 0]
+            found[name] = tuple(stride) if isinstance(stride, list | tuple) else (stride, stride)
+    return found

@@ -17,7 +17,7 @@ from experiments.averages import average_seeds
 from experiments.grid import DEFAULT_PATHS
 from experiments.markdown import table_names
 from experiments.report import COSTS, NO_RESULTS, STRIDES, draw_pictures, fill_page, table_text
-from experiments.results import append_row, read_rows
+from experiments.results import append_row, initial_strides, read_rows
 
 ROOT = Path(__file__).parents[1]
 PAGES = {ROOT / page: ROOT / "results" for page in DEFAULT_PATHS.pages}
@@ -602,7 +602,7 @@ def test_strides_are_drawn_from_their_start(tmp_path, drawn):
 )
 def test_initial_strides_of_a_resnet_and_of_a_plain_network(start, names, found):
     each = {"strides_start": start, "strides_end": {name: [2.0, 2.0] for name in names}}
-    assert list(report.initial_strides(each).values()) == found
+    assert list(initial_strides(each).values()) == found
 
 
 def test_no_rows_give_no_pictures(tmp_path):
