@@ -297,6 +297,18 @@ def test_a_loss_that_is_no_function_is_refused_before_the_training():
         BudgetCallback(torch.zeros(1, 1, 16, 12), loss="ce")
 
 
+def test_a_phase_for_gradients_is_refused_beside_measured_losses(pl):
+    if not issubclass(BudgetCallback, pl.Callback):
+        pytest.skip("the callbacks subclass those of the other package")
+    for other in (StridePhase(0.2, 0.8, "body"), StridePhase(0.2, 0.8, "other")):
+        both = [other, measured_budget()]
+        if other.network == "body":
+            with pytest.raises(ValueError, match="StridePhase is for .* by measured losses: leave"):
+                train(pl, build_network(), False, callbacks=both)
+        else:
+            both[1].setup(pl.Trainer(callbacks=both, logger=False), None)
+
+
 def test_a_network_without_strides_is_left_alone(pl):
     logger = recorder(pl)
     network = build_network()

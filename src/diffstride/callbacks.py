@@ -210,7 +210,7 @@ class BudgetCallback(_NetworkCallback):
         TypeError: ``loss`` is no function.
         ValueError: ``budget`` or ``moving`` is out of its range, several budgets of a trainer have
             the same ``log``, or the module has no such network; with ``loss``, if the training has
-            no end.
+            no end or a `StridePhase` of the network.
 
     >>> trainer = Trainer(callbacks=[BudgetCallback(images, 0.5)])  # doctest: +SKIP
     """
@@ -253,6 +253,13 @@ class BudgetCallback(_NetworkCallback):
             raise ValueError(
                 f"several budgets log their cost as {self.name!r}: give each BudgetCallback "
                 "another log="
+            )
+        phases = [each for each in callbacks if isinstance(each, StridePhase)]
+        if self.loss is not None and any(each.network == self.network for each in phases):
+            raise ValueError(
+                "StridePhase is for strides that learn by their gradients, but "
+                "BudgetCallback(loss=...) moves them by measured losses: leave StridePhase out, and "
+                "set moving, the share of the steps in which strides move"
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
