@@ -303,7 +303,9 @@ def test_a_phase_for_gradients_is_refused_beside_measured_losses(pl):
     for other in (StridePhase(0.2, 0.8, "body"), StridePhase(0.2, 0.8, "other")):
         both = [other, measured_budget()]
         if other.network == "body":
-            with pytest.raises(ValueError, match="StridePhase is for .* by measured losses: leave"):
+            with pytest.raises(
+                ValueError, match=r"StridePhase is for .* by measured losses: leave"
+            ):
                 train(pl, build_network(), False, callbacks=both)
         else:
             both[1].setup(pl.Trainer(callbacks=both, logger=False), None)

@@ -48,7 +48,7 @@ def test_budgets_that_are_held_do_not_warn():
             net(X).square().mean().backward()
             optimizer.step()
         net = network()
-        strides = MeasuredStrides(CostBudget(net, X, 0.9), steps=100)
+        strides = MeasuredStrides(CostBudget(net, X, 0.9), steps=10_000)
         train(net, after=lambda: strides.step(lambda: torch.zeros(())))
 
 

@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from functools import partial
+from random import Random
 
 import pytest
 import torch
@@ -166,9 +167,35 @@ def test_losses_are_measured_before_decisions_only():
     strides = MeasuredStrides(budget, steps=40, decisions=2, batches=3)
     for step in range(50):
         strides.step(lambda step=step: calls.append(step) or torch.tensor(1.0 / len(calls)))
-    assert sorted(set(calls)) == [17, 18, 19, 37, 38, 39]
+    assert sorted(set(calls)) == [11, 12, 13, 37, 38, 39]
     assert [calls.count(step) for step in sorted(set(calls))] == [5] * 6  # as it is, and four axes
     assert len(strides.worth) == 4
+
+
+def test_decisions_are_close_to_each_other_at_first():
+    budget, calls = CostBudget(chain(), IMAGES), []
+    strides = MeasuredStrides(budget, steps=4000)
+    for step in range(4000):
+        strides.step(lambda step=step: calls.append(step) or torch.tensor(1.0 / len(calls)))
+    found = sorted(set(calls))
+    due = [a + 1 for a, b in zip(found, [*found[1:], 9999], strict=True) if b != a + 1]
+    assert due == [round(4000 * (k / 16) ** 1.5) for k in range(1, 17)]
+    assert len(found) == 16 * 10
+
+
+@pytest.mark.parametrize("noise", [False, True])
+def test_measurements_count_until_a_map_changes(noise):
+    """Where losses are noise no map changes, and those of four decisions are kept at most."""
+    budget = CostBudget(chain((1.6, 2.6)), IMAGES, multiply_adds=3.1e6)
+    clear, source = known_loss(budget, {FIRST: 0.1, LAST: 0.9}), Random(0)
+    strides, counts = MeasuredStrides(budget, steps=400, decisions=8, batches=3), []
+    for _ in range(400):
+        before = output_sizes(budget)
+        strides.step(lambda: torch.tensor(source.gauss()) if noise else clear())
+        counts.append(max((len(each) for each in strides._rises.values()), default=0))
+        if output_sizes(budget) != before:
+            assert counts[-1] == 0
+    assert max(counts) == 12 if noise else max(counts) < 12
 
 
 def test_measuring_leaves_statistics_and_random_numbers():
@@ -327,7 +354,7 @@ def test_axes_of_a_layer_move_together_unless_they_clearly_differ():
         assert min(moves[a["0"]], moves[a["1"]]) > 0 > max(moves[b["0"]], moves[b["1"]])
     layer = 5.4 / 2  # a multiply-add is worth so much in layer a, and 5.9 / 4 in all
     together, apart = math.log(layer / (5.9 / 4), 5), math.log(3.0 / layer, 5)
-    assert moves[a["1"]] == pytest.approx(together + apart)
+    assert moves[a["1"]] == pytest.approx(together + 0.3 * apart)
 
 
 def test_moves_at_constant_cost_keep_their_differences():
@@ -437,8 +464,7 @@ def test_it_prints_how_far_it_is():
     for _ in range(5):
         strides.step(lambda: torch.rand(()) * strides.budget.cost.value())
     assert repr(strides).startswith(
-        "MeasuredStrides(step 5 of 8 in which strides move, decision 1 of 2, each on 2 batches; "
-        "CostBudget("
+        "MeasuredStrides(step 5 of 8 in which strides move, decision 1 of 2; CostBudget("
     )
 
 

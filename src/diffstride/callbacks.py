@@ -258,8 +258,8 @@ class BudgetCallback(_NetworkCallback):
         if self.loss is not None and any(each.network == self.network for each in phases):
             raise ValueError(
                 "StridePhase is for strides that learn by their gradients, but "
-                "BudgetCallback(loss=...) moves them by measured losses: leave StridePhase out, and "
-                "set moving, the share of the steps in which strides move"
+                "BudgetCallback(loss=...) moves them by measured losses: leave StridePhase out, "
+                "and set moving, the share of the steps in which strides move"
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

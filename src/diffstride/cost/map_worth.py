@@ -8,6 +8,7 @@ from diffstride.cost.stride_space import Key
 
 CLEAR = 3.0  # standard errors beyond which a difference counts
 FACTOR = 5.0  # a map worth so many times more or less than the others moves furthest
+APART = 0.3  # how far the axes of a layer move apart, as a share of how far they move together
 
 
 class Worth(NamedTuple):
@@ -51,7 +52,7 @@ def wanted_moves(
     moves = {}
     for key, each in worth.items():
         layer = layers[key[0]]
-        share = _share(_together(layer), price) + _share(each, _price(layer))
+        share = _share(_together(layer), price) + APART * _share(each, _price(layer))
         moves[key] = largest * min(max(share, -1.0), 1.0)
     return {key: 0.0 if move < 0 and key in held else move for key, move in moves.items()}
 

@@ -6,6 +6,7 @@ network loses without that frequency is not: it is measured here, by running the
 sample less.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import floor, inf, isfinite, log
@@ -27,6 +28,8 @@ LARGEST = 0.5  # of the first move, of the logarithm of a map size
 SAMPLES, SHARE = 1.5, 0.25  # of its map: what is measured near by holds no further
 HOLD = 2  # decisions after its growth in which a map is not made smaller
 MEASURED = 4  # every such step is measured at most
+DENSE = 1.5  # power of the share of the decisions by which the share of the steps grows
+REMEMBERED = 4  # decisions whose measurements count, where no map has changed since
 
 
 class Smaller(NamedTuple):
@@ -53,7 +56,7 @@ class MeasuredStrides:
     ``q = sum(v) / sum(c)`` in its layer and ``p = sum(v) / sum(c)`` in the network. The size moves
     by::
 
-        log m  <-  log m + a * clip(log(q / p) / log 5 + log(v / c / q) / log 5, -1, 1)
+        log m  <-  log m + a * clip(log(q / p) / log 5 + 0.3 * log(v / c / q) / log 5, -1, 1)
 
     Each of the two terms counts where the difference, of ``q`` and ``p`` or of ``v / c`` and ``q``,
     is above three standard errors, with ratios of 1/5 at least. In prices, the ``p`` and ``q`` that
@@ -67,6 +70,10 @@ class MeasuredStrides:
     worth the same everywhere. The axes of a layer stay alike where their worth differs by noise. A
     map of one sample gets a second one, to be measured.
 
+    Decision ``k`` of ``n`` comes after ``(k / n)^1.5`` of the steps: poor strides become good ones
+    early, as weights learn little at them. What a decision measured counts at the next three, too,
+    as long as no map changes.
+
     Gradients of the strides are not used, and not computed, so that optimisers leave the strides
     alone, until another `CostBudget` of the network or `CostBudget.attach` has them computed again.
     Several processes have to compute them; there `step` undoes what an optimiser did.
@@ -76,10 +83,10 @@ class MeasuredStrides:
             with one sample less, where pooling that sample costs more than it saves.
         steps: the number of training steps in which strides move, at least 2. Four tenths of the
             training leave the weights time to settle.
-        decisions: how many times the strides move, at equal distances of two steps or more.
-        batches: on how many batches before a decision losses are measured, at least 2; in short
-            trainings on a quarter of all. Each costs a forward pass for each axis of each layer,
-            and one more.
+        decisions: how many times the strides move, at most; two steps or more lie between them.
+        batches: on how many batches before a decision losses are measured, at least 2; before the
+            first ones and in short trainings on a quarter of the steps between them. Each costs a
+            forward pass for each axis of each layer, and one more.
 
     Raises:
         TypeError: the budget is not a `CostBudget`.
@@ -98,14 +105,12 @@ class MeasuredStrides:
     """
 
     def __init__(
-        self, budget: CostBudget, steps: float, decisions: int = 10, batches: int = 16
+        self, budget: CostBudget, steps: float, decisions: int = 16, batches: int = 10
     ) -> None:
         _check(budget, steps, decisions, batches)
         budget.compute_gradients(_runs_in_processes())
-        self.budget, steps = budget, int(steps)
-        self.decisions = min(decisions, steps // 2)
-        self._period = steps // self.decisions
-        self.batches = max(2, min(batches, self._period // MEASURED))
+        self.budget, self.batches = budget, batches
+        self._due = _steps_of_decisions(int(steps), decisions)
         self.worth: dict[Key, Worth] = {}
         """What was measured for the last decision, by layer and axis."""
         self._space: StrideSpace = budget.space
@@ -116,11 +121,10 @@ class MeasuredStrides:
         self._grown: dict[Key, int] = {}
 
     def __repr__(self) -> str:
-        made, moving = self._done // self._period, self.decisions * self._period
+        made = bisect_right(self._due, self._done)
         return (
-            f"MeasuredStrides(step {self._done:,} of {moving:,} in which strides move, decision "
-            f"{min(made, self.decisions)} of {self.decisions}, each on {self.batches} batches; "
-            f"{self.budget!r})"
+            f"MeasuredStrides(step {self._done:,} of {self._due[-1]:,} in which strides move, "
+            f"decision {made} of {len(self._due)}; {self.budget!r})"
         )
 
     def step(self, loss: Callable[[], Tensor]) -> None:
@@ -149,22 +153,23 @@ class MeasuredStrides:
         self.budget.use_(self.budget.in_use)  # whatever an optimiser did to the strides
         self.budget.check_processes()
         self._done += 1
-        if self._done > self.decisions * self._period:
+        if self._done > self._due[-1]:
             return
-        decision, phase = divmod(self._done - 1, self._period)
-        first = self._period - self.batches
-        if phase == first:
-            self._rises = {}  # those of a decision that an error in the loss prevented
-        if phase >= first:
+        decision = bisect_left(self._due, self._done)
+        before, due = [0, *self._due][decision : decision + 2]
+        first = due + 1 - max(2, min(self.batches, (due - before) // MEASURED))
+        if self._done == first:
+            self._prepare()
+        if self._done >= first:
             self._measure(loss)
-        if phase == self._period - 1:
+        if self._done == due:
             self._decide(decision)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed training needs, the state of the budget included."""
         return {
             "budget": self.budget.state_dict(),
-            "schedule": self._schedule,
+            "schedule": (self._due, self.batches),
             "done": self._done,
             "rises": dict(self._rises),
             "grown": dict(self._grown),
@@ -186,20 +191,19 @@ class MeasuredStrides:
 
     def continue_(self, state: dict[str, Any]) -> None:
         """Continue from a saved state with the strides as they are."""
-        self._period, self.decisions, self.batches = state["schedule"]
+        self._due, self.batches = state["schedule"]
         self._done, self._grown = state["done"], dict(state["grown"])
         self._rises = {key: list(values) for key, values in state["rises"].items()}
         self._smaller = self._smaller_maps() if self._rises else {}
 
-    @property
-    def _schedule(self) -> tuple[int, int, int]:
-        return self._period, self.decisions, self.batches
+    def _prepare(self) -> None:
+        """Find the smaller maps; what was measured of the same ones stays."""
+        self._smaller = self._smaller_maps()
+        if self._rises.keys() != self._smaller.keys():
+            self._rises = {key: [] for key in self._smaller}
 
     def _measure(self, loss: Callable[[], Tensor]) -> None:
         """Run the network as it is and with each of the smaller maps."""
-        if not self._rises:
-            self._smaller = self._smaller_maps()
-            self._rises = {key: [] for key in self._smaller}
         present, found = self.budget.in_use, {}
         try:
             with _as_before(self.budget.model) as seed:
@@ -211,7 +215,7 @@ class MeasuredStrides:
         finally:
             self.budget.use_(present)
         for key, rise in found.items():
-            self._rises[key].append(rise)
+            self._rises[key] = [*self._rises[key], rise][-REMEMBERED * self.batches :]
 
     def _smaller_maps(self) -> dict[Key, Smaller]:
         """The network with one sample less, for each axis of each layer where that saves cost."""
@@ -236,18 +240,18 @@ class MeasuredStrides:
                 "a loss of the network that the budget was made for, on the same device"
             )
         self.worth = {key: _worth(values, self._smaller[key]) for key, values in rises.items()}
-        self._rises = {}
         held = {key for key, grown in self._grown.items() if decision - grown <= HOLD}
         before = self._sizes()
-        scale = LARGEST * (1 - decision / self.decisions) ** 0.5
+        scale = LARGEST * (1 - decision / len(self._due)) ** 0.5
         moves = at_constant_cost(wanted_moves(self.worth, held, scale), self.worth, held)
-        tried = self._tried_moves(before) if 2 * decision < self.decisions else {}
+        tried = self._tried_moves(before) if 2 * decision < len(self._due) else {}
         self._move(moves | tried)
-        if decision + 1 < self.decisions:
+        if decision + 1 < len(self._due):
             self._limit_growth(before)
-        for key, size in self._sizes().items():
-            if size > before[key]:
-                self._grown[key] = decision
+        sizes = self._sizes()
+        self._grown |= {key: decision for key, size in sizes.items() if size > before[key]}
+        if sizes != before:
+            self._rises = {}
 
     def _tried_moves(self, sizes: OutputSizes) -> dict[Key, float]:
         """Twice the size, once, for maps of one sample: what that is worth cannot be measured."""
@@ -300,6 +304,22 @@ class MeasuredStrides:
             fit = self._space.at_sizes(self.budget.in_use, self._sizes() | far)
             if fit and fit.cost <= self.budget.multiply_adds:
                 self.budget.use_(fit.logs)
+            elif fit:  # pooling one sample costs more than it saves
+                self.budget.aim_(fit.logs)
+
+
+def _steps_of_decisions(steps: int, decisions: int) -> list[int]:
+    """After which steps strides move: often at first, the last time after the last step.
+
+    >>> _steps_of_decisions(100, 4), _steps_of_decisions(5, 4)
+    ([12, 35, 65, 100], [2, 5])
+    """
+    due: list[int] = []
+    for number in range(1, decisions + 1):
+        at = round(steps * (number / decisions) ** DENSE)
+        if at - (due[-1] if due else 0) >= 2:
+            due.append(at)
+    return [*due[:-1], steps]
 
 
 def _within_reach(step: float, size: int) -> float:
