@@ -321,6 +321,24 @@ def test_transformer_layers_cost_the_same_in_both_modes():
     check_costs(converted, X)
 
 
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize(
+    "options", [{}, {"bidirectional": True}, {"num_layers": 2, "dropout": 0.1}]
+)
+def test_recurrent_layers_cost_two_products_a_gate_and_step(kind, options):
+    def forward(m, x):
+        return m.recur(m.a(x).mean(2).transpose(1, 2))[0]
+
+    recur = kind(4, 6, batch_first=True, **options)
+    converted = convert(Net(forward, a=strided(), recur=recur), X)
+    gates = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1}[kind]
+    products = gates * 6 * (4 + 6) * (2 if "bidirectional" in options else 1)
+    products += gates * 6 * (6 + 6) * ("num_layers" in options)
+    assert MultiplyAdds(converted, X).by_module()["recur"] == 16 * products
+    check_costs(converted, X)
+    CostBudget(converted, X, 0.95)
+
+
 @pytest.mark.parametrize("contiguous", [True, False])
 def test_attention_costs_the_same_however_its_operands_lie_in_memory(contiguous):
     def forward(m, x):

@@ -5,6 +5,7 @@ Tried on PyTorch 2.8.0, the oldest release that the package declares, and on 2.1
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from math import prod
 from typing import Any
 
 import torch
@@ -210,16 +211,23 @@ ATTENTION = (
 )
 
 
+# Fused recurrent layers that torch's counter takes to be free, by devices. Behind the sequences
+# they take two matrices, or a list of matrices and biases.
+RECURRENT = ("mkldnn_rnn_layer", "_cudnn_rnn", "miopen_rnn")
+
+
 class OperationCounter(FlopCounterMode):
-    """Counts as torch's ``FlopCounterMode`` does, and attention of any kernel alike.
+    """Counts as torch's ``FlopCounterMode``, with attention and recurrent layers of any kernel.
 
     ``multiply_adds`` lists the counted operations in order of execution. ``foreign`` is the number
     of operators that ran and are not PyTorch's own: on shapes alone, they may check nothing.
     """
 
     def __init__(self) -> None:
-        found = [getattr(torch.ops.aten, name, None) for name in ATTENTION]
-        super().__init__(display=False, custom_mapping=dict.fromkeys(filter(None, found), _attend))
+        formulas = dict.fromkeys(ATTENTION, _attend) | dict.fromkeys(RECURRENT, _recur)
+        found = {getattr(torch.ops.aten, name, None): each for name, each in formulas.items()}
+        found.pop(None, None)
+        super().__init__(display=False, custom_mapping=found)
         self.multiply_adds: list[int] = []
         self.foreign = 0
 
@@ -233,3 +241,9 @@ class OperationCounter(FlopCounterMode):
 
 def _attend(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
     return sdpa_flop_count(query, key, value)
+
+
+def _recur(sequences: Any, first: Any, second: Any, *args: Any, **kwargs: Any) -> int:
+    """Each matrix multiplies a vector at each step of each sequence."""
+    weights = [first, second] if isinstance(first, torch.Size) else first
+    return 2 * prod(sequences[:-1]) * sum(prod(each) for each in weights if len(each) == 2)

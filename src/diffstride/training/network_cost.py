@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from diffstride._torch_compat import OperationCounter
 from diffstride.graph.fake_run import evaluating
 from diffstride.strides import AXES, stride_layers
 
@@ -40,7 +40,7 @@ class NetworkCost:
 def measure_cost(network: nn.Module, image_shape: tuple[int, ...]) -> NetworkCost:
     """Count multiply-adds and map sizes with one blank image.
 
-    torch's `FlopCounterMode` counts matrix products and convolutions, but not the FFTs of
+    Matrix products, convolutions and what is made of them count, but not the FFTs of
     `diffstride.reference`. The network runs in evaluation mode.
 
     >>> measure_cost(nn.Conv2d(3, 8, 3, padding=1), (3, 32, 32)).multiply_adds
@@ -61,8 +61,8 @@ def measure_cost(network: nn.Module, image_shape: tuple[int, ...]) -> NetworkCos
     ]
     with evaluating(network):
         network(image)  # builds the pooling matrices, which are cached: not part of the cost
-        with FlopCounterMode(display=False) as counter:
+        with OperationCounter() as counter:
             network(image)
     for hook in hooks:
         hook.remove()
-    return NetworkCost(counter.get_total_flops() // 2, sizes, given)
+    return NetworkCost(sum(counter.multiply_adds), sizes, given)
