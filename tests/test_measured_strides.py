@@ -13,7 +13,7 @@ from tiny_runs import tiny_network, train_tiny
 from torch import nn
 
 from diffstride import CostBudget, DiffStride, MeasuredStrides, stride_layers
-from diffstride.cost.map_worth import Worth, at_constant_cost, wanted_moves
+from diffstride.cost.map_worth import CLEAR, Worth, at_constant_cost, few_samples, wanted_moves
 from diffstride.resnet import resnet18
 
 IMAGES = torch.zeros(2, 3, 64, 64)
@@ -330,14 +330,22 @@ def test_worth_the_same_everywhere_does_not_move():
 
 def test_moves_are_largest_where_the_worth_is_clear():
     a, b, c = (("a", 0), ("b", 0), ("c", 0))
-    worth = {a: Worth(8.0, 0.01, 1.0), b: Worth(0.1, 0.01, 1.0), c: Worth(0.1, 0.9, 1.0)}
+    worth = {a: Worth(8.0, 0.01, 1.0), b: Worth(0.1, 0.01, 1.0), c: Worth(0.1, 1.2, 1.0)}
     moves = wanted_moves(worth, [], 0.2)
     assert 0 < moves[a] <= 0.2
     assert moves[b] == -0.2
-    assert moves[c] == 0  # within three standard errors of the price
+    assert moves[c] == 0  # its distance from the price is not clear
     assert wanted_moves({a: Worth(1.0, 0.1, 1.0), b: Worth(1.1, 0.1, 1.0)}, [], 0.2) == {a: 0, b: 0}
     assert wanted_moves(worth, [b], 0.2)[b] == 0
     assert wanted_moves({a: Worth(-1.0, 0.1, 1.0)}, [], 0.2) == {a: 0.0}
+
+
+@pytest.mark.parametrize("count", [3, 4, 6, 10, 16, 40])
+def test_few_samples_need_clearer_differences(count):
+    stats = pytest.importorskip("scipy.stats")
+    exact = stats.t.ppf(stats.norm.cdf(CLEAR), count - 1) / CLEAR
+    assert few_samples(count) == pytest.approx(exact, rel=0.06)
+    assert few_samples(2) > 4
 
 
 def test_axes_of_a_layer_move_together_unless_they_clearly_differ():

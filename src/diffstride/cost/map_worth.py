@@ -1,12 +1,12 @@
 """What the last sample of a map is worth for its cost, and how map sizes should move for that."""
 
 from collections.abc import Container, Iterable, Mapping
-from math import hypot, log
+from math import expm1, hypot, log
 from typing import NamedTuple
 
 from diffstride.cost.stride_space import Key
 
-CLEAR = 3.0  # standard errors beyond which a difference counts
+CLEAR = 2.4  # standard errors, of many samples, beyond which a difference counts
 FACTOR = 5.0  # a map worth so many times more or less than the others moves furthest
 APART = 0.3  # how far the axes of a layer move apart, as a share of how far they move together
 
@@ -16,13 +16,27 @@ class Worth(NamedTuple):
 
     Args:
         mean: mean over the batches measured, for a change of 1 of the logarithm of the map size.
-        error: its standard error.
+        error: its standard error, with few batches larger by `few_samples`.
         cost: the multiply-adds that the same change saves, the maps behind as they are.
     """
 
     mean: float
     error: float
     cost: float
+
+
+def few_samples(count: int) -> float:
+    """How many times further chance leads with a standard error of so few samples.
+
+    The quantile of Student's t at the level of `CLEAR`, over `CLEAR`. That of t with ``n`` degrees
+    of freedom is about ``sqrt(n * expm1(CLEAR^2 * (n - 5/6) / (n - 2/3 + 1 / (10 n))^2))``.
+
+    >>> [round(few_samples(count), 2) for count in (3, 5, 10, 40)]
+    [3.39, 1.67, 1.23, 1.05]
+    """
+    free = count - 1
+    power = CLEAR**2 * (free - 5 / 6) / (free - 2 / 3 + 1 / (10 * free)) ** 2
+    return (free * expm1(power)) ** 0.5 / CLEAR
 
 
 def wanted_moves(

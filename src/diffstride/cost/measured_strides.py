@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from diffstride.cost.budget import CostBudget, trains_in_processes
 from diffstride.cost.map_costs import map_costs, maps_before
-from diffstride.cost.map_worth import Worth, at_constant_cost, wanted_moves
+from diffstride.cost.map_worth import Worth, at_constant_cost, few_samples, wanted_moves
 from diffstride.cost.size_search import OutputSizes
 from diffstride.cost.stride_space import Fit, Key, Logs, StrideSpace
 
@@ -59,8 +59,9 @@ class MeasuredStrides:
         log m  <-  log m + a * clip(log(q / p) / log 5 + 0.3 * log(v / c / q) / log 5, -1, 1)
 
     Each of the two terms counts where the difference, of ``q`` and ``p`` or of ``v / c`` and ``q``,
-    is above three standard errors, with ratios of 1/5 at least. In prices, the ``p`` and ``q`` that
-    are compared with, negative ``v`` count as 0. The factor ``a`` is 0.5 times the root of the
+    is clear, with ratios of 1/5 at least: larger than chance makes it in 98 of 100 cases, by
+    Student's t of the batches. In prices, the ``p`` and ``q`` that are compared with, negative
+    ``v`` count as 0. The factor ``a`` is 0.5 times the root of the
     share of decisions that are left. All sizes then move together until the cost is that of the
     budget. Before the last decision no map grows by more than a quarter at once, or by two samples
     if that is more; a part of the budget may stay unused between decisions for that. No move
@@ -336,7 +337,7 @@ def _within_reach(step: float, size: int) -> float:
 
 
 def _worth(rises: Sequence[float], smaller: Smaller) -> Worth:
-    error = stdev(rises) / len(rises) ** 0.5
+    error = few_samples(len(rises)) * stdev(rises) / len(rises) ** 0.5
     return Worth(mean(rises) / smaller.step, error / smaller.step, smaller.cost)
 
 
