@@ -155,5 +155,5 @@ def test_what_is_no_run_folder_is_refused(tmp_path):
 
 
 def test_checkpoint_of_another_network_is_refused(folder):
-    with pytest.raises(ValueError, match="holds another network"):
+    with pytest.raises(ValueError, match=r"holds another network .*: pass the network of that"):
         load_run(folder, tiny_network(11, 1))

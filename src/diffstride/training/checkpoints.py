@@ -171,6 +171,16 @@ def stopped(folder: Path) -> str:
     )
 
 
+TO_LOAD = (
+    "pass the network of that training, as its operative_config.gin or your program builds it, or "
+    "train again into another workdir"
+)
+TO_RESUME_AGAIN = (
+    "resume with the settings of its operative_config.gin, choose another workdir, or remove the "
+    "folder to train again from the start"
+)
+
+
 def newest_checkpoint(
     folder: Path, network: torch.nn.Module, content: Content = WEIGHTS
 ) -> tuple[Path, dict[str, Any]] | None:
@@ -202,10 +212,7 @@ def newest_checkpoint(
             _set_aside(path, problems)
             return path, checkpoint
     if problems:
-        advice = (
-            "resume with the settings of its operative_config.gin, choose another workdir, or "
-            "remove the folder to train again from the start"
-        )
+        advice = TO_LOAD if content is WEIGHTS else TO_RESUME_AGAIN
         raise ValueError(f"{'; '.join(problems)}; there is no other checkpoint: {advice}")
     return None
 
