@@ -33,7 +33,12 @@ def plot_strides_of_folds(entries: Sequence[Entry], path: Path) -> Figure:
     """Draw a line for each run, a row of panels for each start and a column for each axis.
 
     ``entries`` are those of strides that learned, in folds; ``path`` is the file to write.
+
+    Raises:
+        ValueError: there are none.
     """
+    if not entries:
+        raise ValueError("no run of these recipes has learned strides in folds: train one first")
     starts = {entry.start: list(initial_strides(entry.rows[0]).values()) for entry in entries}
     count = len(next(iter(entries[0].learned.values())))
     folds = sorted({row["fold"] for entry in entries for row in entry.rows})
@@ -47,7 +52,7 @@ def plot_strides_of_folds(entries: Sequence[Entry], path: Path) -> Figure:
     figure.supxlabel("block that pools", fontsize=8, color=INK)
     figure.supylabel("input samples for each one left", fontsize=8, color=INK)
     handles: list[Any] = [
-        Line2D([], [], color=COLOURS[number], label=f"fold {fold}")
+        Line2D([], [], color=COLOURS[number % len(COLOURS)], label=f"fold {fold}")
         for number, fold in enumerate(folds)
     ]
     handles.append(Line2D([], [], color=INK, ls="--", label="at the start"))
@@ -62,7 +67,7 @@ def _draw(
     places = range(1, len(start) + 1)
     panel.plot(places, list(accumulate(map(float, start), mul)), "--", color=INK, lw=1)
     for row in rows:
-        colour = COLOURS[folds.index(row["fold"])]
+        colour = COLOURS[folds.index(row["fold"]) % len(COLOURS)]
         panel.plot(places, samples_left(row, axis), "o-", color=colour, lw=1, ms=3, alpha=0.8)
     panel.set_yscale("log", base=2)
     panel.yaxis.set_major_formatter("{x:g}")

@@ -300,9 +300,9 @@ def test_a_loss_that_is_no_function_is_refused_before_the_training():
 def test_a_phase_for_gradients_is_refused_beside_measured_losses(pl):
     if not issubclass(BudgetCallback, pl.Callback):
         pytest.skip("the callbacks subclass those of the other package")
-    for other in (StridePhase(0.2, 0.8, "body"), StridePhase(0.2, 0.8, "other")):
+    for other in (StridePhase(0.2, 0.8, name) for name in ("body", "", "other")):
         both = [other, measured_budget()]
-        if other.network == "body":
+        if other.network != "other":
             with pytest.raises(
                 ValueError, match=r"StridePhase is for .* by measured losses: leave"
             ):

@@ -66,3 +66,8 @@ def test_a_page_links_to_the_picture_of_its_recipe(rows, tmp_path):
     path = draw_own_picture(NAME, [*rows, other], tmp_path / "images")
     assert path == tmp_path / "images" / "strides_of_folds_mel.png"
     assert path.exists()
+
+
+def test_a_recipe_without_folds_is_refused(rows, tmp_path):
+    with pytest.raises(ValueError, match="no run of these recipes has learned strides in folds"):
+        draw_own_picture(NAME, rows[-1:], tmp_path)

@@ -7,6 +7,7 @@ import sys
 from functools import partial
 from random import Random
 
+import numpy as np
 import pytest
 import torch
 from tiny_runs import tiny_network, train_tiny
@@ -465,6 +466,40 @@ def test_a_resumed_training_keeps_the_steps_with_which_it_began():
     for _ in range(80):
         resumed.step(lambda: pytest.fail("all decisions are made"))
     assert stride_values(resumed.budget.model) == before
+
+
+def test_measurements_at_other_strides_are_left_out():
+    def start():
+        return MeasuredStrides(CostBudget(chain((1.6, 2.6)), IMAGES), steps=40, decisions=2)
+
+    noise, first = Random(0), start()
+    for _ in range(12):
+        first.step(lambda: torch.tensor(noise.gauss()))
+    state = first.state_dict()
+    assert any(state["rises"].values())
+    same, other = start(), start()
+    same.continue_(state)
+    assert same.state_dict()["rises"] == state["rises"]
+    other.budget.aim_({FIRST: [0.9, 0.9], LAST: [0.5, 0.5]})
+    other.continue_(state)
+    assert not any(other.state_dict()["rises"].values())
+    for _ in range(28):
+        other.step(lambda: torch.tensor(noise.gauss()))
+
+
+def test_a_state_of_another_network_is_not_continued():
+    state = MeasuredStrides(CostBudget(chain(), IMAGES), steps=40).state_dict()
+    net = nn.Sequential(nn.Identity(), chain())
+    with pytest.raises(ValueError, match=r"strides {'1.*': 2, .*this one has .*'1.1': 2"):
+        MeasuredStrides(CostBudget(net, IMAGES), steps=40).continue_(state)
+
+
+def test_numpy_numbers_can_be_saved(tmp_path):
+    budget = CostBudget(chain(), IMAGES)
+    numbers = {"decisions": np.int64(4), "batches": np.int64(3)}
+    strides = MeasuredStrides(budget, np.float64(40), **numbers)
+    torch.save(strides.state_dict(), tmp_path / "state.pt")
+    assert torch.load(tmp_path / "state.pt")["schedule"] == strides.state_dict()["schedule"]
 
 
 def test_it_prints_how_far_it_is():

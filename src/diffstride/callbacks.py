@@ -77,6 +77,17 @@ def _part_with_strides(module: nn.Module) -> str:
     return names.pop() if len(names) == 1 else ""
 
 
+def _overlap(network: str, other: str) -> bool:
+    """Whether one of two parts of a module, by their names, contains the other.
+
+    >>> _overlap("", "body"), _overlap("net.body", "net"), _overlap("body", "bodywork")
+    (True, True, False)
+    """
+    parts, others = (name.split(".") if name else [] for name in (network, other))
+    shared = min(len(parts), len(others))
+    return parts[:shared] == others[:shared]
+
+
 class StrideMonitor(_NetworkCallback):
     """Projects learnable strides onto their limits after each step, and logs them.
 
@@ -254,8 +265,8 @@ class BudgetCallback(_NetworkCallback):
                 f"several budgets log their cost as {self.name!r}: give each BudgetCallback "
                 "another log="
             )
-        phases = [each for each in callbacks if isinstance(each, StridePhase)]
-        if self.loss is not None and any(each.network == self.network for each in phases):
+        phases = [each.network for each in callbacks if isinstance(each, StridePhase)]
+        if self.loss is not None and any(_overlap(self.network, each) for each in phases):
             raise ValueError(
                 "StridePhase is for strides that learn by their gradients, but "
                 "BudgetCallback(loss=...) moves them by measured losses: leave StridePhase out, "

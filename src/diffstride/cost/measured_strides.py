@@ -29,7 +29,7 @@ SAMPLES, SHARE = 1.5, 0.25  # of its map: what is measured near by holds no furt
 HOLD = 2  # decisions after its growth in which a map is not made smaller
 MEASURED = 4  # every such step is measured at most
 DENSE = 1.5  # power of the share of the decisions by which the share of the steps grows
-REMEMBERED = 4  # decisions whose measurements count, where no map has changed since
+REMEMBERED = 4  # times ``batches``: measurements that count, where no map has changed since
 
 
 class Smaller(NamedTuple):
@@ -60,8 +60,8 @@ class MeasuredStrides:
 
     Each of the two terms counts where the difference, of ``q`` and ``p`` or of ``v / c`` and ``q``,
     is clear, with ratios of 1/5 at least: larger than chance makes it in 98 of 100 cases, by
-    Student's t of the batches. In prices, the ``p`` and ``q`` that are compared with, negative
-    ``v`` count as 0. The factor ``a`` is 0.5 times the root of the
+    Student's t of the batches (with two batches, in 95 of 100). In prices, the ``p`` and ``q`` that
+    are compared with, negative ``v`` count as 0. The factor ``a`` is 0.5 times the root of the
     share of decisions that are left. All sizes then move together until the cost is that of the
     budget. Before the last decision no map grows by more than a quarter at once, or by two samples
     if that is more; a part of the budget may stay unused between decisions for that. No move
@@ -72,8 +72,8 @@ class MeasuredStrides:
     map of one sample gets a second one, to be measured.
 
     Decision ``k`` of ``n`` comes after ``(k / n)^1.5`` of the steps: poor strides become good ones
-    early, as weights learn little at them. What a decision measured counts at the next three, too,
-    as long as no map changes.
+    early, as weights learn little at them. What was measured counts at later decisions, too, as
+    long as no map changes, for the last ``4 * batches`` batches.
 
     Gradients of the strides are not used, and not computed, so that optimisers leave the strides
     alone, until another `CostBudget` of the network or `CostBudget.attach` has them computed again.
@@ -110,8 +110,8 @@ class MeasuredStrides:
     ) -> None:
         _check(budget, steps, decisions, batches)
         budget.compute_gradients(_runs_in_processes())
-        self.budget, self.batches = budget, batches
-        self._due = _steps_of_decisions(int(steps), decisions)
+        self.budget, self.batches = budget, int(batches)
+        self._due = _steps_of_decisions(int(steps), int(decisions))
         self.worth: dict[Key, Worth] = {}
         """What was measured for the last decision, by layer and axis."""
         self._space: StrideSpace = budget.space
@@ -191,11 +191,26 @@ class MeasuredStrides:
         self.continue_(state)
 
     def continue_(self, state: dict[str, Any]) -> None:
-        """Continue from a saved state with the strides as they are."""
+        """Continue from a saved state with the strides as they are.
+
+        What was measured at other strides is left out.
+
+        Raises:
+            ValueError: it is that of another network.
+        """
+        written, present = state["budget"]["written"], self.budget.in_use
+        there, here = ({name: len(each) for name, each in x.items()} for x in (written, present))
+        if there != here:
+            raise ValueError(
+                f"the state is of a network with the strides {there}, by layer, but this one has "
+                f"{here}: continue with that of the same network"
+            )
         self._due, self.batches = state["schedule"]
         self._done, self._grown = state["done"], dict(state["grown"])
         self._rises = {key: list(values) for key, values in state["rises"].items()}
         self._smaller = self._smaller_maps() if self._rises else {}
+        if {name: [*each] for name, each in written.items()} != present:
+            self._rises = {key: [] for key in self._smaller}
 
     def _prepare(self) -> None:
         """Find the smaller maps; what was measured of the same ones stays."""
@@ -235,7 +250,7 @@ class MeasuredStrides:
         if any(len(rises) < 2 for rises in self._rises.values()):
             return
         rises = _of_all_processes(self._rises, next(self.budget.model.parameters()).device)
-        if decision == 0 and rises and not any(map(any, rises.values())):
+        if not self.worth and rises and not any(map(any, rises.values())):
             raise ValueError(
                 f"the loss stays the same with any of {len(rises)} maps made smaller: pass step() "
                 "a loss of the network that the budget was made for, on the same device"
