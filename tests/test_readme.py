@@ -61,7 +61,7 @@ def test_gain_table_refuses_methods_of_different_seeds() -> None:
 def test_tables_are_short_and_the_first_screen_has_none_of_many_rows() -> None:
     tables = re.findall(r"(?:^\|.*\n)+", README, re.MULTILINE)
     assert max(len(table.splitlines()) - 2 for table in tables) <= 6
-    assert len(README.splitlines()) <= 225
+    assert len(README.splitlines()) <= 230
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\((docs/[^)]+)\)", README))
