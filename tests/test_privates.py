@@ -42,6 +42,7 @@ TORCH: dict[str, Callable[[], Any]] = {
     "_autograd": lambda: torch._C._autograd,
     "_cdata": lambda: torch.empty(1).untyped_storage()._cdata,
     "_count_flops": lambda: FlopCounterMode._count_flops,
+    "_cudnn_rnn": lambda: torch.ops.aten._cudnn_rnn,
     "_current_level": lambda: forward_ad._current_level == -1,
     "_dynamo_marked_constant": constant_mark,
     "_forward_hooks": lambda: CONV._forward_hooks == {},

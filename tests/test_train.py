@@ -577,6 +577,7 @@ def test_number_of_threads_is_set(tmp_path):
         ({"stride_penalty": -1.0}, "stride_penalty must be a number of at least 0, but got -1.0"),
         ({"budget": 0}, "budget must be a number above 0, or 'strided'.*got 0"),
         ({"budget": "all"}, "budget must be a number above 0, or 'strided'.*got 'all'"),
+        ({"budget": "before"}, "budget must be a number above 0, .*is a word of CostBudget"),
         ({"budget": "strided", "model": tiny_network(10, 1)}, "a model that takes pooling_cls"),
         ({"budget": "strided", "model": small_network_of}, "needs a model that takes pooling_cls"),
         (

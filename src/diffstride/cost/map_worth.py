@@ -32,7 +32,7 @@ def few_samples(count: int) -> float:
     of freedom is about ``sqrt(n * expm1(CLEAR^2 * (n - 5/6) / (n - 2/3 + 1 / (10 n))^2))``.
 
     >>> [round(few_samples(count), 2) for count in (3, 5, 10, 40)]
-    [3.39, 1.67, 1.23, 1.05]
+    [3.36, 1.67, 1.23, 1.05]
     """
     free = count - 1
     power = CLEAR**2 * (free - 5 / 6) / (free - 2 / 3 + 1 / (10 * free)) ** 2

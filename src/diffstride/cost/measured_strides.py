@@ -193,7 +193,8 @@ class MeasuredStrides:
     def continue_(self, state: dict[str, Any]) -> None:
         """Continue from a saved state with the strides as they are.
 
-        What was measured at other strides is left out.
+        What was measured at other strides is left out, and all that was with several processes: a
+        checkpoint has the measurements of one of them.
 
         Raises:
             ValueError: it is that of another network.
@@ -209,7 +210,8 @@ class MeasuredStrides:
         self._done, self._grown = state["done"], dict(state["grown"])
         self._rises = {key: list(values) for key, values in state["rises"].items()}
         self._smaller = self._smaller_maps() if self._rises else {}
-        if {name: [*each] for name, each in written.items()} != present:
+        same_strides = {name: [*each] for name, each in written.items()} == present
+        if trains_in_processes() or not same_strides:
             self._rises = {key: [] for key in self._smaller}
 
     def _prepare(self) -> None:

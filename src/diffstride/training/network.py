@@ -99,9 +99,10 @@ def resolve_budget(
             return budget
         return budget * measure_cost(network, data.image_shape).multiply_adds
     if budget != STRIDED or isinstance(model, nn.Module):
+        known = " ('before' is a word of CostBudget)" if budget == "before" else ""
         raise ValueError(
             "budget must be a number above 0, or 'strided' with a model that takes pooling_cls, "
-            f"but got {budget!r}"
+            f"but got {budget!r}{known}"
         )
     try:
         strided = build_network(partial(model, pooling_cls=None), data, seed=0)
