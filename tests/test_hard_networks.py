@@ -321,22 +321,28 @@ def test_transformer_layers_cost_the_same_in_both_modes():
     check_costs(converted, X)
 
 
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 @pytest.mark.parametrize(
-    "options", [{}, {"bidirectional": True}, {"num_layers": 2, "dropout": 0.1}]
+    ("kind", "options"),
+    [
+        (nn.LSTM, {}),
+        (nn.LSTM, {"bidirectional": True}),
+        (nn.LSTM, {"num_layers": 2, "dropout": 0.1}),
+        (nn.GRU, {}),
+        (nn.RNN, {}),
+    ],
 )
 def test_recurrent_layers_cost_two_products_a_gate_and_step(kind, options):
     def forward(m, x):
         return m.recur(m.a(x).mean(2).transpose(1, 2))[0]
 
-    recur = kind(4, 6, batch_first=True, **options)
-    converted = convert(Net(forward, a=strided(), recur=recur), X)
+    recur, x = kind(4, 6, batch_first=True, **options), X[..., :12, :12]  # all but LSTM are slow
+    converted = convert(Net(forward, a=strided(), recur=recur), x)
     gates = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1}[kind]
     products = gates * 6 * (4 + 6) * (2 if "bidirectional" in options else 1)
     products += gates * 6 * (6 + 6) * ("num_layers" in options)
-    assert MultiplyAdds(converted, X).by_module()["recur"] == 16 * products
-    check_costs(converted, X)
-    CostBudget(converted, X, 0.95)
+    assert MultiplyAdds(converted, x).by_module()["recur"] == 6 * products
+    check_costs(converted, x)
+    CostBudget(converted, x)
 
 
 @pytest.mark.parametrize("contiguous", [True, False])
