@@ -6,13 +6,13 @@ python3 -m experiments.kinds_table
 import argparse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from statistics import mean, stdev
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from diffstride._files import atomic_file
 from experiments.averages import Entry, average_seeds
 from experiments.markdown import replace_tables, table
 from experiments.results import read_rows
+from experiments.tables import mean_of_folds, seed_spread
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -110,14 +110,9 @@ def _only(entries: Iterable[Entry], kind: Kind, start: str, **values: str) -> En
 
 
 def _cell(entry: Entry) -> str:
-    """The mean over the seeds, of folds that over the folds, and the spread over the seeds."""
-    by_seed: dict[Any, list[float]] = {}
-    for row in entry.rows:
-        by_seed.setdefault(row["seed"], []).append(row["test_accuracy"])
-    most = max(map(len, by_seed.values()))
-    means = [mean(values) for values in by_seed.values() if len(values) == most]
-    spread = f" ± {stdev(means):.1f}" if len(means) > 1 else ""
-    return f"{mean(means):.1f}{spread} %"
+    """The mean over the folds, if there are any, and the spread over the seeds."""
+    folds = list({row["fold"] for row in entry.rows})
+    return f"{mean_of_folds(entry, folds):.1f}{seed_spread(entry)} %"
 
 
 def _cost(entries: Iterable[Entry]) -> str:

@@ -206,7 +206,7 @@ def folds_table(entries: Sequence[Entry]) -> str:
         by_fold = [_accuracies(entry, fold=fold) for fold in folds]
         cells = [f"{mean(each):.1f}" if each else MISSING for each in by_fold]
         overall = mean_of_folds(entry, folds)
-        shown = MISSING if overall is None else f"{overall:.1f}{_seed_spread(entry)} %"
+        shown = MISSING if overall is None else f"{overall:.1f}{seed_spread(entry)} %"
         strides = strides_cell(entry)
         lines.append(
             [entry.start, label, cost_cell(entry), *cells, shown, str(entry.count), strides]
@@ -221,7 +221,7 @@ def mean_of_folds(entry: Entry, folds: Sequence[int]) -> float | None:
     return mean(map(mean, each)) if all(each) else None
 
 
-def _seed_spread(entry: Entry) -> str:
+def seed_spread(entry: Entry) -> str:
     """The standard deviation over the seeds of the mean over the folds."""
     folds = {row["fold"] for row in entry.rows}
     seeds = {row["seed"] for row in entry.rows}
