@@ -32,7 +32,7 @@ from benchmarks.common import append_row, read_rows, select, write_table
 from benchmarks.machine import ROOT, environment
 from benchmarks.tables import table
 from diffstride import CostBudget, MultiplyAdds, stride_layers
-from diffstride.cost.map_costs import map_costs, maps_before
+from diffstride.cost.map_costs import map_costs
 from diffstride.spectral.axis_plan import Axis
 from diffstride.training import gin_registry, lightning_compat
 from diffstride.training.command_line import configure
@@ -223,7 +223,7 @@ def cost_shares(start: str) -> dict[str, float]:
     """What the map of each layer costs by itself, for one axis, in hundredths of the network."""
     search = SEARCHES["cifar"]
     budget = CostBudget(search.build(STARTS[start]), search.example)
-    costs = map_costs(budget, maps_before(budget.space))
+    costs = map_costs(budget)
     total = budget.cost.value()
     return {name: 100 * costs[name, 0] / total for name in budget.in_use}
 

@@ -13,7 +13,8 @@ from torch import nn
 
 from diffstride import CostBudget, DiffStride, MultiplyAdds, convert, stride_layers
 from diffstride.cost.projection import project_step
-from diffstride.cost.size_search import TRIES, Change, combinations
+from diffstride.cost.single_changes import Change, SingleChanges
+from diffstride.cost.size_search import TRIES, SizeSearch, combinations
 from diffstride.cost.stride_space import StrideSpace, first_log, scale_to_budget, threshold
 from diffstride.resnet import resnet18
 from diffstride.spectral.axis_plan import plan_axis
@@ -155,6 +156,65 @@ def test_combinations_are_the_nearest_of_all(numbers, least):
         for sizes in combinations(options, least, least + 1)
     ]
     assert found == pytest.approx(expected[:TRIES])
+
+
+def searches():
+    """Networks with strides on one axis, two and three, shared ones, and limits at 1."""
+    chain, x = network({"strides": 2.0, **WINDOWED}, {"strides": 1.5, **PUBLISHED}), (1, 40, 37)
+    chain[2] = nn.Identity()
+    shared = nn.Sequential(
+        DiffStride(1.5, shared_stride=True), nn.Conv2d(1, 4, 3, padding=1),
+        DiffStride(1.0), nn.Conv2d(4, 4, 3, padding=1),
+        DiffStride(2.0, lower_limit_stride=1.7), nn.Conv2d(4, 8, 3, padding=1),
+    )  # fmt: skip
+    video = nn.Sequential(
+        DiffStride((2.0, 1.5, 1.0)), nn.Conv3d(1, 4, 3, padding=1),
+        DiffStride((1.0, 2.5, 2.0)), nn.Conv3d(4, 8, 3, padding=1),
+    )  # fmt: skip
+    return {"chain": (chain, x), "shared": (shared, x), "video": (video, (1, 8, 20, 22))}
+
+
+@pytest.mark.parametrize("name", searches())
+def test_the_effect_of_one_sample_is_that_on_the_cost_of_the_network(name):
+    """Exactly, but where one stride changes two axes, or the order in which axes are pooled."""
+    model, size = searches()[name]
+    space = CostBudget(model, torch.zeros(1, *size)).space
+    generator, compared = torch.Generator().manual_seed(0), 0
+    for _ in range(10):
+        above, search = random_logs(space, generator, 1.0), SizeSearch(space)
+        wanted = {
+            name: [low + more for low, more in zip(lows, above[name], strict=True)]
+            for name, lows in space.smallest().items()
+        }
+        start = search._choice(wanted, {})
+        assert start is not None
+        single = SingleChanges(space, search._nearest_each, wanted, start)
+        for key, by in itertools.product(start.sizes, (-1, 1)):
+            change = single.change(key, by)
+            choice = search._choice(wanted, start.sizes | {key: start.sizes[key] + by})
+            assert (change is None) == (choice is None)
+            if change and choice:
+                effect = choice.cost - start.cost
+                assert change.sizes == {key: choice.sizes[key]}
+                assert change.effect == pytest.approx(effect, abs=2e-3 * start.cost)
+                assert change.distance == pytest.approx(choice.distance - start.distance)
+                compared += effect != 0
+    assert compared > 40
+
+
+def test_a_step_computes_the_cost_of_the_network_few_times(monkeypatch):
+    """With 18 strides there are 36 changes of one sample, which need no evaluation."""
+    layers = [(DiffStride((1.6,) * 3), nn.Conv3d(4 if i else 1, 4, 3, padding=1)) for i in range(6)]
+    model = nn.Sequential(*itertools.chain.from_iterable(layers))
+    budget = CostBudget(model, torch.zeros(1, 1, 50, 60, 70), fraction=0.8)
+    evaluate, calls = budget.cost.evaluate, []
+    monkeypatch.setattr(budget.cost, "evaluate", lambda *a: (calls.append(1), evaluate(*a))[1])
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        for layer in stride_layers(model).values():
+            layer.strides.data += 0.03 * torch.randn(3, generator=generator)
+        budget.project_()
+    assert len(calls) / 20 < 20
 
 
 def test_the_projection_of_strides_that_stand_still():

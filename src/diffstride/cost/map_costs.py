@@ -1,33 +1,12 @@
 """What each map of a network costs by itself."""
 
-from collections.abc import Mapping
-from math import exp, log
+from math import exp
 
 from diffstride.cost.budget import CostBudget
-from diffstride.cost.stride_space import Key, StrideSpace
-
-PROBE = log(2.0)
+from diffstride.cost.stride_space import Key
 
 
-def maps_before(space: StrideSpace) -> dict[Key, Key]:
-    """For each axis of a layer, that of the layer before it whose map it pools."""
-    start = space.smallest()
-    base = space.fit(start).maps
-    before: dict[Key, Key] = {}
-    for name in filter(start.__contains__, space.cost.order):
-        for i in range(len(start[name])):
-            moved = {each: list(logs) for each, logs in start.items()}
-            low, high = space.limits[name][i]
-            moved[name][i] = min(low + PROBE, high)
-            maps = space.running(moved).maps
-            for other, logs in start.items():
-                for k in range(len(logs)):
-                    if other != name and maps[other][k].size != base[other][k].size:
-                        before[other, k] = name, i  # later layers come last and stay
-    return before
-
-
-def map_costs(budget: CostBudget, before: Mapping[Key, Key]) -> dict[Key, float]:
+def map_costs(budget: CostBudget) -> dict[Key, float]:
     """What each map costs by itself: the derivative of the cost by the logarithm of its size.
 
     That of a stride contains the maps behind, which shrink with the map. Where they keep their
@@ -35,7 +14,6 @@ def map_costs(budget: CostBudget, before: Mapping[Key, Key]) -> dict[Key, float]
 
     Args:
         budget: of the network, at the strides in use.
-        before: as from `maps_before`.
     """
     _, slopes = budget.cost.slopes()
     costs = {
@@ -44,6 +22,6 @@ def map_costs(budget: CostBudget, before: Mapping[Key, Key]) -> dict[Key, float]
         for i, at in enumerate(logs)
     }
     own = dict(costs)
-    for key, first in before.items():
-        own[first] -= costs[key]
+    for key, first in budget.space.maps_before.items():
+        own[first] -= costs.get(key, 0.0)  # a shared stride has the cost of all its axes
     return own

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from diffstride.cost.budget import CostBudget, trains_in_processes
-from diffstride.cost.map_costs import map_costs, maps_before
+from diffstride.cost.map_costs import map_costs
 from diffstride.cost.map_worth import Worth, at_constant_cost, few_samples, wanted_moves
 from diffstride.cost.size_search import OutputSizes
 from diffstride.cost.stride_space import Fit, Key, Logs, StrideSpace
@@ -115,7 +115,6 @@ class MeasuredStrides:
         self.worth: dict[Key, Worth] = {}
         """What was measured for the last decision, by layer and axis."""
         self._space: StrideSpace = budget.space
-        self._before = maps_before(self._space)
         self._done = 0
         self._smaller: dict[Key, Smaller] = {}
         self._rises: dict[Key, list[float]] = {}
@@ -238,7 +237,7 @@ class MeasuredStrides:
     def _smaller_maps(self) -> dict[Key, Smaller]:
         """The network with one sample less, for each axis of each layer where that saves cost."""
         present = self.budget.in_use
-        sizes, costs, found = self._sizes(), map_costs(self.budget, self._before), {}
+        sizes, costs, found = self._sizes(), map_costs(self.budget), {}
         for key, size in sizes.items():
             if size == 1 or costs[key] <= 0:
                 continue
@@ -291,7 +290,7 @@ class MeasuredStrides:
 
         def ahead(key: Key) -> float:
             """How far the size wanted lies above the present one, which is a whole number."""
-            before = self._before.get(key)
+            before = self._space.maps_before.get(key)
             own = in_use[key[0]][key[1]] - wanted[key[0]][key[1]]
             return own + (ahead(before) if before else 0.0)
 
@@ -301,7 +300,7 @@ class MeasuredStrides:
         }
 
         def moved(key: Key, at: float) -> float:
-            before = self._before.get(key)
+            before = self._space.maps_before.get(key)
             return max(0.0, at - steps[key] + (steps[before] if before else 0.0))
 
         self.budget.aim_(

@@ -101,6 +101,7 @@ class MultiplyAdds:
         groups = [*found.members(), *([node] for node in calls if node not in found.leaders)]
         groups.sort(key=lambda group: calls.index(group[0]))
         self._pooling = [PooledMaps(found, sizes, calls) for calls in groups]
+        self._first_calls = {layer.name: layer for layer in reversed(self._pooling)}
         self._minimum_sizes = MinimumSizes(found, sizes)
         self._terms = _terms(found, sizes)
         self._costs: dict[tuple[float, ...], float] = {}
@@ -208,9 +209,7 @@ class MultiplyAdds:
         """
         given = self._complete(strides)
         known, pooled = self._pool(given)
-        slopes: Slopes = defaultdict(float)
-        for factors, count in self._totals.items():
-            SizeExpression(factors, count).add_slopes(known, 1.0, slopes)
+        slopes = self._size_slopes(known)
         for layer, axes in zip(self._pooling, pooled, strict=True):
             layer.add_cost_slopes(known, axes, slopes)
         found = {name: [0.0] * len(values) for name, values in given.items()}
@@ -219,6 +218,26 @@ class MultiplyAdds:
             for i, slope in enumerate(by_axis if layer.name in found else ()):
                 found[layer.name][i % len(found[layer.name])] += slope  # one for all, if shared
         return self._cost(known, pooled), found
+
+    def size_slopes(self, strides: Mapping[str, Any]) -> dict[str, list[float]]:
+        """The derivatives of the cost without pooling layers by the output sizes of each layer.
+
+        Args:
+            strides: as for `maps`.
+        """
+        known, _ = self._pool(self._complete(strides))
+        slopes, calls = self._size_slopes(known), self._first_calls.items()
+        return {name: [slopes[key] for key in layer.outputs] for name, layer in calls}
+
+    def _size_slopes(self, known: Sizes) -> Slopes:
+        slopes: Slopes = defaultdict(float)
+        for factors, count in self._totals.items():
+            SizeExpression(factors, count).add_slopes(known, 1.0, slopes)
+        return slopes
+
+    def pooling_cost(self, name: str, axes: Sequence[Axis]) -> float:
+        """The MACs of the layer itself in its first call, where it pools its axes like this."""
+        return self._first_calls[name].own_cost(axes)
 
     @property
     def order(self) -> list[str]:

@@ -84,6 +84,10 @@ class PooledMaps:
         """Multiply-adds of the layer for one sample, given its axes from `pool`."""
         return self._cost_of_map(axes) * self._maps_at(known)
 
+    def own_cost(self, axes: Sequence[Axis]) -> float:
+        """As `cost`, without maps whose number depends on strides."""
+        return self._cost_of_map(axes) * self._maps / self._batch
+
     def add_cost_slopes(self, known: Sizes, axes: Sequence[Axis], slopes: Slopes) -> None:
         """Add the derivatives of `cost` by all known sizes."""
         maps = self._maps_at(known)

@@ -1,46 +1,30 @@
 """Find whole map sizes that use up a budget, with strides as near as possible to those wanted.
 
 Maps have whole numbers of samples, so the cost of a network moves in steps, and on small maps one
-sample is several hundredths of it. The effect of one sample more or less on the cost hardly depends
-on the other maps, once the strides of the layers behind keep their maps as they were. So the
-effects of single samples are measured one by one, and added up to see which of them fill a gap.
+sample is several hundredths of it. Where the strides of the layers behind keep their maps as they
+were, the cost is linear in the size of each map, but for the pooling layers' own products. So the
+effects of single samples are computed one by one, and added up to see which of them fill a gap.
 """
 
+from bisect import insort
 from collections.abc import Iterator, Sequence
-from functools import reduce
+from functools import partial, reduce
 from math import inf
-from typing import Any, NamedTuple
+from operator import itemgetter
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from diffstride.cost.single_changes import Change, Choice, OutputSizes, SingleChanges, distance
 from diffstride.cost.stride_space import Key, Logs, StrideSpace
 from diffstride.graph.minimum_sizes import EmptyMapError
 from diffstride.spectral.axis_plan import CPU, Axis
-
-OutputSizes = dict[Key, int]
 
 AXES = 9  # how many axes take part in changes that are made together
 TRIES = 30
 IDLE = 1e-6  # logarithm up to which a stride counts as 1
 STAY = 2.0  # map sizes stay until other strides are nearer by this factor
-
-
-class Choice(NamedTuple):
-    """Strides, the map sizes and the MACs they lead to, and their distance from those wanted."""
-
-    logs: Logs
-    sizes: OutputSizes
-    cost: int
-    distance: float
-
-
-class Change(NamedTuple):
-    """One map of another size, its effect on the MACs, and how far the strides have to move."""
-
-    sizes: OutputSizes
-    effect: float
-    distance: float
 
 
 class SizeSearch:
@@ -89,42 +73,50 @@ class SizeSearch:
         self, wanted: Logs, start: Choice, least: float, most: float
     ) -> Choice | None:
         """Make several maps one sample larger or smaller: the nearest strides within the limits."""
-        options = []
-        for key, size in start.sizes.items():
-            others = [self._choice(wanted, start.sizes | {key: size + by}) for by in (-1, 1)]
-            option = [
-                Change({key: each.sizes[key]}, each.cost - start.cost, each.distance)
-                for each in others
-                if each and each.cost != start.cost
-            ]
-            options += [option] if option else []
+        options = self._nearest_options(wanted, start)
         if not options:
             return None
-        options.sort(key=lambda option: min(change.distance for change in option))
         gap = least - start.cost, most - start.cost
-        for sizes in combinations(options[:AXES], *gap):
+        for sizes in combinations(options, *gap):
             choice = self._choice(wanted, start.sizes | sizes)
             if choice and least <= choice.cost <= most:
                 return choice
         return None
 
+    def _nearest_options(self, wanted: Logs, start: Choice) -> list[list[Change]]:
+        """One sample more and one less, if that changes the cost, for the `AXES` nearest maps."""
+        single = SingleChanges(self._space, self._nearest_each, wanted, start)
+        options: list[tuple[float, list[Change]]] = []  # in order of distance
+        for bound, key in sorted((single.least_move(key), key) for key in start.sizes):
+            if len(options) == AXES and options[-1][0] <= bound:
+                break
+            changes = [c for by in (-1, 1) if (c := single.change(key, by)) and c.effect]
+            if changes:
+                insort(options, (min(c.distance for c in changes), changes), key=itemgetter(0))
+                del options[AXES:]
+        return [changes for _, changes in options]
+
     def _grow(self, wanted: Logs, start: Choice, least: float, most: float) -> Choice:
         """Enlarge one map after the other, always the one of most MACs per distance."""
-        keys = list(start.sizes)
+        worths = dict.fromkeys(start.sizes, inf)  # computed anew where they are the largest
         while start.cost < least:
-            choices = {
-                key: self._choice(wanted, start.sizes | {key: start.sizes[key] + 1}) for key in keys
-            }
-            larger = {key: each for key, each in choices.items() if each and each.cost <= most}
-            keys = list(larger)  # what is too much now is too much once other maps are larger
-            fitting = [each for each in larger.values() if each.cost > start.cost]
-            if not fitting:
+            single = SingleChanges(self._space, self._nearest_each, wanted, start)
+            changes: dict[Key, Change] = {}
+            while worths and (key := max(worths, key=worths.__getitem__)) not in changes:
+                change = single.change(key, 1)
+                if change and change.effect <= most - start.cost:
+                    changes[key] = change
+                    worths[key] = change.effect / max(change.distance, 1e-4)
+                else:  # what is too much now is too much once other maps are larger
+                    del worths[key]
+            if not worths:
                 break
-            worths = [
-                (each.cost - start.cost) / max(each.distance - start.distance, 1e-4)
-                for each in fitting
-            ]
-            start = fitting[worths.index(max(worths))]
+            choice = self._choice(wanted, start.sizes | changes[key].sizes)
+            if choice and start.cost < choice.cost <= most:
+                start = choice
+                worths |= dict.fromkeys(worths.keys() & self._space.maps_beside[key], inf)
+            else:
+                del worths[key]
         return start
 
     def _choice(self, wanted: Logs, sizes: OutputSizes) -> Choice | None:
@@ -132,18 +124,8 @@ class SizeSearch:
 
         None if a map would be empty.
         """
-
-        def choose(
-            name: str, logs: list[float], incoming: list[int]
-        ) -> tuple[list[float], list[Axis]]:
-            # Most choices of a step differ in two layers only.
-            key = name, *incoming, *map(sizes.get, self._keys[name])
-            if key not in self._chosen:
-                self._chosen[key] = self._space.nearest_each(name, logs, incoming, sizes)
-            return self._chosen[key]
-
         try:
-            logs, cost, maps = self._space.fit(wanted, choose)
+            logs, cost, maps = self._space.fit(wanted, partial(self._nearest_each, sizes=sizes))
         except EmptyMapError:
             return None
         reached = {
@@ -151,8 +133,17 @@ class SizeSearch:
             for name, keys in self._keys.items()
             for key, axis in zip(keys, maps[name], strict=False)
         }
-        moved = (abs(a - b) for name in logs for a, b in zip(logs[name], wanted[name], strict=True))
-        return Choice(logs, reached, cost, sum(moved))
+        moved = sum(distance(logs[name], wanted[name]) for name in logs)
+        return Choice(logs, maps, reached, cost, moved)
+
+    def _nearest_each(
+        self, name: str, logs: list[float], incoming: list[int], sizes: OutputSizes
+    ) -> tuple[list[float], list[Axis]]:
+        """As of `StrideSpace`: most choices of a step differ in two layers only."""
+        key = name, *incoming, *map(sizes.get, self._keys[name])
+        if key not in self._chosen:
+            self._chosen[key] = self._space.nearest_each(name, logs, incoming, sizes)
+        return self._chosen[key]
 
 
 def _without_idle(sizes: OutputSizes, wanted: Logs) -> OutputSizes:

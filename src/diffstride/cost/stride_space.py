@@ -23,6 +23,7 @@ BEHIND = 2e-6  # how far a logarithm steps back behind a threshold: strides are 
 FURTHEST = 24.0  # logarithm of the largest factor that is tried
 JUST_ABOVE = (0.0, 1e-3, 0.01, 0.03, 0.1, 0.3)  # in logarithms: on long axes and on short ones
 LARGEST = 30.0  # logarithm of the largest stride that is tried, where there is no limit
+PROBE = log(2.0)  # how far a stride moves to see which maps follow
 STRETCH = 3.0  # largest factor of the logarithms, before strides of 1 are raised too
 
 
@@ -177,6 +178,69 @@ class StrideSpace:
         except EmptyMapError:
             return None
 
+    @cached_property
+    def maps_before(self) -> dict[Key, Key]:
+        """For each axis of a layer, the stride of the layer before it whose map it pools."""
+        start = self.smallest()
+        base = self.fit(start).maps
+        before: dict[Key, Key] = {}
+        for name in self._order:
+            for i in range(len(start[name])):
+                moved = {each: list(logs) for each, logs in start.items()}
+                low, high = self.limits[name][i]
+                moved[name][i] = min(low + PROBE, high)
+                maps = self.running(moved).maps
+                for other in set(self._order) - {name}:
+                    for k, (axis, first) in enumerate(zip(maps[other], base[other], strict=True)):
+                        if axis.size != first.size:
+                            before[other, k] = name, i  # later layers come last and stay
+        return before
+
+    @cached_property
+    def maps_beside(self) -> dict[Key, set[Key]]:
+        """For each axis of a layer, itself, the one before it and those behind it."""
+        beside: dict[Key, set[Key]] = {
+            (name, i): {(name, i)}
+            for name, limits in self.limits.items()
+            for i in range(len(limits))
+        }
+        for key, before in self.maps_before.items():
+            beside[before].add(key)
+            beside.setdefault(key, {key}).add(before)
+        return beside
+
+    @cached_property
+    def layers_behind(self) -> dict[str, list[tuple[str, list[Key | None]]]]:
+        """For each layer, itself and all layers behind it, in the order of the calls.
+
+        Each with the axes of the layers before whose maps it pools, by axis.
+        """
+        maps = self.fit(self.smallest()).maps
+
+        def first(name: str, i: int) -> Key | None:
+            key = self.maps_before.get((name, i))
+            shared = key is not None and len(self.limits[key[0]]) < len(maps[key[0]])
+            return (key[0], i) if key and shared else key
+
+        firsts = {name: [first(name, i) for i in range(len(maps[name]))] for name in self._order}
+        behind = {}
+        for start in self._order:
+            found = {start}
+            for name in self._order:
+                found |= {name} if any(key and key[0] in found for key in firsts[name]) else set()
+            behind[start] = [(name, firsts[name]) for name in self._order if name in found]
+        return behind
+
+    def size_slopes(self, logs: Logs) -> dict[Key, float]:
+        """The derivatives of the cost by the size of each map, all others kept.
+
+        Without the products of pooling layers.
+        """
+        slopes = self.cost.size_slopes(
+            {name: partial(self.axes, name, logs[name]) for name in logs}
+        )
+        return {(name, i): slope for name, each in slopes.items() for i, slope in enumerate(each)}
+
     def _large_enough(
         self, name: str, logs: list[float], incoming: list[int]
     ) -> tuple[list[float], list[Axis]]:
@@ -298,32 +362,38 @@ def _difference(start: float, at: float) -> float:
 
 def _least_amount(path: Path, space: StrideSpace, most: float) -> Fit | None:
     """The strides of the least amount that cost at most ``most``; None if there is none."""
-    low, high, step = -1e-3, 0.0, 1e-3  # steps of optimisers are small
-    found = space.running(path.at(high))
+
+    def run(amount: float) -> Fit:
+        return space.running(path.at(amount))
+
+    low = high = 0.0
+    found = above = run(0.0)
+    step = max(1e-3, 0.5 * abs(log(found.cost / most)))  # about as much as strides of 2 need
     while found.cost > most:
         if high >= path.most:
             return None
-        low, high = high, min(max(4 * high, step), path.most)
-        found = space.running(path.at(high))
-    while low < 0 and (fit := space.running(path.at(low))).cost <= most:
-        found, high = fit, low
+        low, above, high = high, found, min(max(2 * high, step), path.most)
+        found = run(high)
+    while above.cost <= most:
         if low <= -FURTHEST:
-            return found
-        low = max(4 * low, -FURTHEST)
+            return above
+        high, found, low = low, above, max(min(2 * low, -step), -FURTHEST)
+        above = run(low)
     while high - low > 1e-7:
         # Where the map sizes of ``high`` begin, and before: the cost changes nowhere else.
         first, before = _beginning(path, space, found)
-        for amount in (first, before, (low + high) / 2):
-            if low < amount < high:
-                fit = space.running(path.at(amount))
-                if fit.cost <= most:
-                    found, high = fit, amount
-                else:
-                    low = amount
-            if before <= low and high <= first:
-                return found
+        if before <= low:
+            least = run(min(first, high))
+            return least if least.cost <= most else found
+        share = (above.cost - most) / max(above.cost - found.cost, 1)  # if the cost were linear
+        amount = min(low + min(max(share, 0.25), 0.75) * (high - low), before)
+        fit = run(amount)
+        if fit.cost <= most:
+            found, high = fit, amount
+        else:
+            low, above = amount, fit
     # Strides are stored in float32: stay on the side where the budget is met.
-    return space.running(path.at(high + 5e-7))
+    return run(high + 5e-7)
 
 
 def _beginning(path: Path, space: StrideSpace, fit: Fit) -> tuple[float, float]:
