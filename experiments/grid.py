@@ -78,9 +78,10 @@ def grid(
     A group is a dictionary and stands for all combinations of its values. ``dataset``, ``pooling``
     (a key of `POOLINGS`), ``edge``, ``budget``, ``order`` and ``fold`` are one value or a list,
     ``strides`` is a list of strides or a list of such lists, ``seeds`` is a list. Options that a
-    pooling does not have are ignored: only ``diffstride`` has an edge and a budget, and ``strided``
-    has no order. ``bindings`` are Gin bindings of anything else. Such a group needs a ``config`` of
-    its own, which names its recipe in the results.
+    pooling does not have are ignored: only ``diffstride`` has an edge, only it and those of
+    `experiments.learned_resizing` have a budget, and ``strided`` has no order. ``bindings`` are
+    Gin bindings of anything else. Such a group needs a ``config`` of its own, which names its
+    recipe in the results.
 
     Args:
         groups: the groups; each needs ``dataset``, ``pooling`` and ``strides``.
@@ -130,7 +131,7 @@ def _applicable(run: Run) -> Run:
     return replace(
         run,
         edge={"diffstride": run.edge, "reference": "passband"}.get(run.pooling),
-        budget=run.budget if run.pooling == "diffstride" else None,
+        budget=run.budget if POOLINGS[run.pooling].budgeted else None,
         order=None if run.pooling == "strided" else run.order,
     )
 

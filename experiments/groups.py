@@ -22,17 +22,25 @@ from experiments.values import (
 
 
 class Pooling(NamedTuple):
-    """A layer: the value that Gin binds, its name in tables, and whether it learns strides."""
+    """A layer: the value that Gin binds, its name in tables, and whether it learns strides.
+
+    ``budgeted`` says whether a budget can hold these strides.
+    """
 
     binding: str
     label: str
     learned: bool = False
+    budgeted: bool = False
 
 
 POOLINGS = {
     "strided": Pooling("None", "strided convolution"),
     "spectral": Pooling("@pooling.FixedSpectralPooling", "spectral pooling"),
-    "diffstride": Pooling("@pooling.DiffStride", "DiffStride", learned=True),
+    "diffstride": Pooling("@pooling.DiffStride", "DiffStride", learned=True, budgeted=True),
+    "dynopool": Pooling("@resizing.DynOPool", "DynOPool", learned=True, budgeted=True),
+    "shape adaptor": Pooling(
+        "@resizing.ShapeAdaptor", "Shape Adaptor", learned=True, budgeted=True
+    ),
     "reference": Pooling("@reference.DiffStride", "the published layer", learned=True),
     "max": Pooling("@pooling.MaxPooling", "max pooling"),
     "blur": Pooling("@pooling.BlurPooling", "blur pooling"),

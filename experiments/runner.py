@@ -9,6 +9,7 @@ from typing import Any
 import gin
 import torch
 
+import experiments.learned_resizing  # noqa: F401  registers them with Gin
 from diffstride._files import atomic_file
 from diffstride.training import checkpoints, gin_registry, run_summary
 from diffstride.training.command_line import configure
