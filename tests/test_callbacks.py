@@ -295,6 +295,8 @@ def test_a_longer_training_continues_with_the_steps_of_its_start(pl, tmp_path):
 def test_a_loss_that_is_no_function_is_refused_before_the_training():
     with pytest.raises(TypeError, match=r"loss must be a function .* but got 'ce'"):
         BudgetCallback(torch.zeros(1, 1, 16, 12), loss="ce")
+    with pytest.raises(TypeError, match=r"called with .* but takes \(batch\): pass a function"):
+        BudgetCallback(torch.zeros(1, 1, 16, 12), loss=lambda batch: batch)
 
 
 def test_a_phase_for_gradients_is_refused_beside_measured_losses(pl):

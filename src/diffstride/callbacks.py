@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from inspect import signature
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -54,6 +55,21 @@ class _NetworkCallback(Callback):
                 )
             found, place = parts[name], f"{place}.{name}"
         return found
+
+
+def _takes_two(function: Callable[..., Any]) -> bool:
+    """Whether a function can be called with two arguments, as far as Python knows.
+
+    >>> _takes_two(lambda module, batch: 0), _takes_two(lambda batch: 0), _takes_two(max)
+    (True, False, True)
+    """
+    try:
+        signature(function).bind(None, None)
+    except TypeError:
+        return False
+    except ValueError:  # builtins have no signature
+        return True
+    return True
 
 
 def _training_steps(trainer: Trainer, what: str) -> float:
@@ -218,7 +234,7 @@ class BudgetCallback(_NetworkCallback):
             Training that resumes continues with the steps of the first start.
 
     Raises:
-        TypeError: ``loss`` is no function.
+        TypeError: ``loss`` is no function of two arguments.
         ValueError: ``budget`` or ``moving`` is out of its range, several budgets of a trainer have
             the same ``log``, or the module has no such network; with ``loss``, if the training has
             no end or a `StridePhase` of the network.
@@ -243,6 +259,12 @@ class BudgetCallback(_NetworkCallback):
             raise TypeError(
                 f"loss must be a function of the LightningModule and a batch, but got {loss!r}: "
                 "pass one such as lambda module, batch: module.loss(batch)"
+            )
+        if loss is not None and not _takes_two(loss):
+            raise TypeError(
+                f"loss is called with the LightningModule and a batch, but takes "
+                f"{signature(loss)}: pass a function such as lambda module, batch: "
+                "module.loss(batch)"
             )
         self.loss, self.moving = loss, moving
         self.example, self.fraction, self.network, self.name = example, budget, network, log

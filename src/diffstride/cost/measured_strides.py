@@ -135,8 +135,8 @@ class MeasuredStrides:
 
         Args:
             loss: runs the network on this step's batch, as in training, and returns the loss, or a
-                dictionary with it under "loss". It is called without gradients and only near
-                decisions.
+                dictionary with it under "loss". It is called without gradients, once at the first
+                step and then only near decisions.
 
         Raises:
             TypeError: the loss is no function, or does not return one number.
@@ -162,6 +162,9 @@ class MeasuredStrides:
             self._prepare()
         if self._done >= first:
             self._measure(loss)
+        elif self._done == 1:  # a loss that cannot be measured is told at once
+            with _as_before(self.budget.model) as seed:
+                _run(loss, seed)
         if self._done == due:
             self._decide(decision)
 
