@@ -260,6 +260,10 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     [
         (["--wrokdir=x"], "Unknown command line flag 'wrokdir'. Did you mean: workdir"),
         (["--seed=one"], "flag --seed=one: invalid literal"),
+        (
+            ["--epochs=2"],
+            "'epochs': settings are Gin bindings, as in --gin_bindings='train",
+        ),
         (["train"], "unexpected argument 'train': flags start with --"),
         (
             ["--gin_bindings=train.seed = 1", "train.num_epochs = 2"],

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 ONE_EACH = "each --gin_bindings takes one binding, in quotes if it has spaces"
+SETTING = "settings are Gin bindings, as in --gin_bindings='train.num_epochs = 2'"
 EXAMPLE = "--gin_bindings='train.threads = 1' --gin_bindings='train.progress_bar = False'"
 
 
@@ -16,3 +17,13 @@ def advise_bindings(arguments: Sequence[str]) -> str:
     """
     is_binding = any("=" in each and not each.startswith("--") for each in arguments)
     return f": {ONE_EACH}, as in {EXAMPLE}" if is_binding else ""
+
+
+def advise_settings(arguments: Sequence[str]) -> str:
+    """As `advise_bindings`, for a command that trains what its bindings say.
+
+    >>> advise_settings(["--epochs=2"])
+    ": settings are Gin bindings, as in --gin_bindings='train.num_epochs = 2'"
+    """
+    is_flag = bool(arguments) and arguments[0].startswith("--")
+    return f": {SETTING}" if is_flag else advise_bindings(arguments)

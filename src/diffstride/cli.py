@@ -12,7 +12,7 @@ from typing import Any
 
 from diffstride import __version__
 from diffstride._counts import counted
-from diffstride._flag_advice import advise_bindings
+from diffstride._flag_advice import advise_settings
 
 USAGE_ERROR = 2
 STOPPED = 130  # the exit code of a program that Ctrl+C has ended, as in shells
@@ -64,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     given, rest = parser.parse_known_args(arguments)
     if rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}{advise_bindings(rest)}")
+        advice = advise_settings(rest) if given.command == "train" else ""
+        parser.error(f"unrecognized arguments: {' '.join(rest)}{advice}")
     try:
         code = given.run(given)
         sys.stdout.flush()  # here, where a closed pipe can be handled
@@ -84,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     summary = "Downsampling with learnable strides for PyTorch."
     parser = argparse.ArgumentParser("diffstride", **_texts(summary, EXAMPLES))
     parser.add_argument("--version", action="version", version=f"diffstride {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
     _add_train(commands)
     _add_report(commands)
     return parser

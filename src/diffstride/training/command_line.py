@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import gin
 from absl import app, flags
 
-from diffstride._flag_advice import advise_bindings
+from diffstride._flag_advice import advise_bindings, advise_settings
 from diffstride.training import gin_registry, lightning_compat, trainer
 from diffstride.training.files import expand_home
 from diffstride.training.gin_compat import search_path
@@ -124,6 +124,10 @@ def _fail(message: str) -> int:
 def _parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         rest = FLAGS(argv)
+    except flags.UnrecognizedFlagError as error:
+        message = explain(error)
+        advice = "" if "Did you mean" in message else advise_settings([f"--{error.flagname}"])
+        sys.exit(_fail(message + advice))
     except flags.Error as error:
         sys.exit(_fail(explain(error)))
     if FLAGS["verbosity"].using_default_value:
