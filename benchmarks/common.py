@@ -14,7 +14,6 @@ from benchmarks.machine import ROOT, environment, set_allocator
 from benchmarks.tables import goal_table
 from benchmarks.timing import Effort, Timing
 from diffstride._files import atomic_file
-from experiments.markdown import replace_tables, table_names
 
 RESULTS = ROOT / "benchmarks" / "results"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -148,25 +147,6 @@ def write_text(path: Path, text: str) -> None:
     """Write a file as a whole: a reader finds the old text or the new one."""
     with atomic_file(path) as file:
         file.write(text.encode())
-
-
-def write_table(path: Path, name: str, text: str) -> None:
-    """Replace one table of the page at ``path``."""
-    write_text(path, with_table(path.read_text(encoding="utf-8"), name, text))
-
-
-def with_table(page: str, name: str, text: str) -> str:
-    """Replace the text between the marks of one table of a page; returns the new page.
-
-    Raises:
-        ValueError: the page has no table of that name.
-    """
-    if name not in table_names(page):
-        raise ValueError(
-            f"the page has no table {name!r}: expected '<!-- table {name}: begin -->' and below it "
-            f"'<!-- table {name}: end -->'"
-        )
-    return replace_tables(page, lambda other, old: text if other == name else old)
 
 
 def geometric_mean(ratios: Sequence[float]) -> float:

@@ -19,13 +19,14 @@ import torch
 from torch import nn
 
 import diffstride
-from benchmarks.common import Report, only, write_json, write_table
+from benchmarks.common import Report, only, write_json
 from benchmarks.machine import ROOT, environment
 from benchmarks.tables import table
 from diffstride import CostBudget, MultiplyAdds, convert, freeze, stride_layers
 from diffstride.training import gin_registry
 from diffstride.training.command_line import configure
 from diffstride.training.data import Datasets
+from experiments.markdown import write_table
 
 RESULT = ROOT / "results" / "conversion.json"
 PAGE = ROOT / "docs" / "conversion_gain.md"

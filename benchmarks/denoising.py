@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.common import append_row, read_rows, select, write_table
+from benchmarks.common import append_row, read_rows, select
 from benchmarks.machine import ROOT, environment
 from benchmarks.tables import table
 from diffstride import (
@@ -33,6 +33,7 @@ from diffstride import (
     stride_scalars,
 )
 from diffstride.training.data import Datasets, load_datasets
+from experiments.markdown import write_table
 
 RESULT = ROOT / "results" / "denoising.jsonl"
 PAGE = ROOT / "docs" / "conversion_gain.md"

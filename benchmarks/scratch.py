@@ -30,7 +30,7 @@ import torch
 from torch import nn
 
 from benchmarks import gain_picture
-from benchmarks.common import append_row, read_rows, select, write_table
+from benchmarks.common import append_row, read_rows, select
 from benchmarks.gain_table import gain_table
 from benchmarks.machine import ROOT, environment
 from benchmarks.moving_kernels import resample_each_step
@@ -40,6 +40,7 @@ from diffstride import BlurPooling, CostBudget, MultiplyAdds, convert, stride_la
 from diffstride.training import gin_registry
 from diffstride.training.command_line import configure
 from diffstride.training.data import Datasets
+from experiments.markdown import write_table
 
 RESULT = ROOT / "results" / "scratch.jsonl"
 TIMES = ROOT / "benchmarks" / "results" / "conversion_time.json"

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.common import ROOT, Report, finish, new_report, parser_of, start, write_table
+from benchmarks.common import ROOT, Report, finish, new_report, parser_of, start
 from benchmarks.tables import table
 from diffstride import DiffStride
 from diffstride.resnet import Resnet
@@ -36,6 +36,7 @@ from diffstride.training.class_folders import DataError
 from diffstride.training.data import load_datasets
 from diffstride.training.image_decoding import FORMATS, _decode
 from experiments import table as grid_command
+from experiments.markdown import write_table
 from experiments.results import read_rows
 
 PAGE = ROOT / "docs" / "reliability.md"

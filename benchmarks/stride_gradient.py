@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from benchmarks.common import append_row, read_rows, select, write_table
+from benchmarks.common import append_row, read_rows, select
 from benchmarks.machine import ROOT, environment
 from benchmarks.tables import table
 from diffstride import CostBudget, MultiplyAdds, stride_layers
@@ -37,6 +37,7 @@ from diffstride.spectral.axis_plan import Axis
 from diffstride.training import gin_registry, lightning_compat
 from diffstride.training.command_line import configure
 from experiments.guesses import SEARCHES, short
+from experiments.markdown import write_table
 
 RESULT = ROOT / "results" / "stride_gradient.jsonl"
 PAGE = ROOT / "docs" / "stride_gradient.md"

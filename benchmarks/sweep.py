@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import RESULTS, append_row, read_rows, select, write_table
+from benchmarks.common import RESULTS, append_row, read_rows, select
 from benchmarks.machine import ROOT, environment
 from benchmarks.sweep_sources import SOURCES, Kind, installed_kinds
 from benchmarks.sweep_trial import BUILDING, NOT_COUNTED, OUTCOMES, Row, attempt
@@ -181,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     rows = read_rows(out or RESULT) if options.table else run(options, out)
     print(tables(rows))
     if out == RESULT:
-        write_table(PAGE, TABLE, tables(rows))
+        markdown.write_table(PAGE, TABLE, tables(rows))
     return rows
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import walkthrough_picture
-from benchmarks.common import Report, write_json, write_table
+from benchmarks.common import Report, write_json
 from benchmarks.machine import ROOT, environment, multiplies_bfloat16
 from benchmarks.small_networks import resnet18
 from benchmarks.tables import table
@@ -32,6 +32,7 @@ from diffstride import (
 )
 from diffstride.training.data import Datasets, load_datasets
 from diffstride.training.hardware import keep_freed_memory
+from experiments.markdown import write_table
 
 RESULT = ROOT / "results" / "walkthrough.json"
 PAGE = ROOT / "docs" / "walkthrough.md"

@@ -8,9 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from diffstride._files import atomic_file
 from experiments.averages import Entry, average_seeds
-from experiments.markdown import replace_tables, table
+from experiments.markdown import table, write_table
 from experiments.results import read_rows
 from experiments.tables import mean_of_folds, seed_spread
 
@@ -125,11 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     argparse.ArgumentParser("python3 -m experiments.kinds_table", description=summary).parse_args(
         arguments
     )
-    text = kinds_table()
-    page = README.read_text(encoding="utf-8")
-    page = replace_tables(page, lambda name, old: text if name == MARK else old)
-    with atomic_file(README) as file:
-        file.write(page.encode())
+    write_table(README, MARK, kinds_table())
     print(f"wrote {README}")
 
 

@@ -2,7 +2,10 @@
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
+
+from diffstride._files import atomic_file
 
 TABLE = re.compile(
     r"(?P<begin>^<!-- table (?P<name>[^:>]+): begin[^>]*-->\n)(?P<body>.*?)"
@@ -91,6 +94,27 @@ def replace_tables(page: str, write: Callable[[str, str], str]) -> str:
         return f"{found['begin']}\n{write(found['name'], found['body'].strip())}\n\n{found['end']}"
 
     return TABLE.sub(replaced, page)
+
+
+def write_table(path: Path, name: str, text: str) -> None:
+    """Replace one table of the page at ``path``."""
+    page = with_table(path.read_text(encoding="utf-8"), name, text)
+    with atomic_file(path) as file:
+        file.write(page.encode())
+
+
+def with_table(page: str, name: str, text: str) -> str:
+    """Replace the text between the marks of one table of a page; returns the new page.
+
+    Raises:
+        ValueError: the page has no table of that name.
+    """
+    if name not in table_names(page):
+        raise ValueError(
+            f"the page has no table {name!r}: expected '<!-- table {name}: begin -->' and below it "
+            f"'<!-- table {name}: end -->'"
+        )
+    return replace_tables(page, lambda other, old: text if other == name else old)
 
 
 def _check_marks(page: str) -> None:

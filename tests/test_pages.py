@@ -8,7 +8,7 @@ import pytest
 from matplotlib.image import imread
 
 from benchmarks import conversion, scratch, walkthrough
-from benchmarks.common import with_table
+from experiments.markdown import with_table
 
 ROOT = Path(__file__).parents[1]
 

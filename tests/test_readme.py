@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import scratch
-from benchmarks.common import with_table
 from benchmarks.gain_table import gain_table
+from experiments.markdown import with_table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from benchmarks import soak
-from benchmarks.common import RESULTS, with_table
+from benchmarks.common import RESULTS
+from experiments.markdown import with_table
 
 PARTS = ("trainings", "grids", "full_disk", "flips", "images")
 
