@@ -750,6 +750,18 @@ def test_a_budget_above_the_present_cost_is_told():
     assert "at first" not in repr(CostBudget(small_resnet(), x, 1.0))
 
 
+def test_a_budget_names_its_share_of_the_cost_before_conversion():
+    x = torch.zeros(1, 3, 32, 32)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.Conv2d(8, 99, 3, padding=1))
+    converted = convert(network, x)
+    before = MultiplyAdds(network, x).value()
+    budget = CostBudget(converted, x, fraction=0.8)
+    share = f"{budget.multiply_adds / before:.3g}"
+    assert f"%, {share} times the cost before conversion; strides" in repr(budget)
+    other = CostBudget(converted, torch.zeros(1, 3, 64, 64))  # its cost before is not known
+    assert "before conversion" not in repr(other)
+
+
 def test_budget_as_a_number_and_those_that_cannot_be_met():
     x = torch.zeros(1, 3, 64, 64)
     model = small_resnet()

@@ -133,6 +133,7 @@ class CostBudget:
             )
         _check_apart(self._layers)
         self._present = self.cost.value()
+        self._before = _known_cost_before(self.model, example)
         self.multiply_adds = amount(self._present)
         self._found: dict[str, Any] | None = None  # while an optimiser loads its state
         self._hooks: list[StepHooks] = []
@@ -158,6 +159,8 @@ class CostBudget:
         used, limit = self.cost.value(), self.multiply_adds
         times = limit / self._present
         more = f", {times:.3g} times the {self._present:,} at first" * (times > 1)
+        if self._before:
+            more += f", {limit / self._before:.3g} times the cost before conversion"
         now = self._by_layer(on_host(self._parameters).tolist())
         moved = any(values != as_stored(self._in_use[name]) for name, values in now.items())
         advice = "; moved since project_(), which attach(optimizer) calls after each step" * moved
@@ -538,6 +541,14 @@ def cost_before(model: nn.Module, example: Any) -> float:
             "pass one of that size, or multiply_adds="
         )
     return float(costs[""])
+
+
+def _known_cost_before(model: nn.Module, example: Any) -> float | None:
+    """As `cost_before`; None where it does not know that."""
+    try:
+        return cost_before(model, example)
+    except ValueError:
+        return None
 
 
 def _check_apart(layers: Mapping[str, DiffStride]) -> None:
