@@ -35,12 +35,18 @@ def plot_strides_of_folds(entries: Sequence[Entry], path: Path) -> Figure:
     ``entries`` are those of strides that learned, in folds; ``path`` is the file to write.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are none, or they have different numbers of axes.
     """
     if not entries:
         raise ValueError("no run of these recipes has learned strides in folds: train one first")
+    counts = {len(next(iter(entry.learned.values()))) for entry in entries}
+    if len(counts) > 1:
+        raise ValueError(
+            f"these recipes have strides on {' and '.join(map(str, sorted(counts)))} axes: give "
+            "each kind a mark, and a picture, of its own"
+        )
+    (count,) = counts
     starts = {entry.start: list(initial_strides(entry.rows[0]).values()) for entry in entries}
-    count = len(next(iter(entries[0].learned.values())))
     folds = sorted({row["fold"] for entry in entries for row in entry.rows})
     figure = Figure(figsize=(WIDTH, 0.75 + 1.5 * len(starts)), layout="constrained")
     panels = figure.subplots(len(starts), count, sharey=True, squeeze=False)

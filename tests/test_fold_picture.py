@@ -71,3 +71,9 @@ def test_a_page_links_to_the_picture_of_its_recipe(rows, tmp_path):
 def test_a_recipe_without_folds_is_refused(rows, tmp_path):
     with pytest.raises(ValueError, match="no run of these recipes has learned strides in folds"):
         draw_own_picture(NAME, rows[-1:], tmp_path)
+
+
+def test_recipes_of_one_and_two_axes_do_not_share_a_picture(rows, tmp_path):
+    other = learned(0, [4.0], [2.0], start=(4, 1, 4, 2), config="mel")
+    with pytest.raises(ValueError, match="have strides on 1 and 2 axes: give each kind a mark"):
+        draw_own_picture(NAME, [*rows, other], tmp_path)
