@@ -64,6 +64,10 @@ class StrideSpace:
             name: [(log(low), log(high)) for low, high in layer.limits]
             for name, layer in layers.items()
         }
+        # Here, not in the first step of a training that needs them.
+        self.maps_before = self._find_maps_before()
+        self.maps_beside = self._find_maps_beside()
+        self.layers_behind = self._find_layers_behind()
 
     def smallest(self) -> Logs:
         """All strides at their lower limits."""
@@ -178,8 +182,7 @@ class StrideSpace:
         except EmptyMapError:
             return None
 
-    @cached_property
-    def maps_before(self) -> dict[Key, Key]:
+    def _find_maps_before(self) -> dict[Key, Key]:
         """For each axis of a layer, the stride of the layer before it whose map it pools."""
         start = self.smallest()
         base = self.fit(start).maps
@@ -196,8 +199,7 @@ class StrideSpace:
                             before[other, k] = name, i  # later layers come last and stay
         return before
 
-    @cached_property
-    def maps_beside(self) -> dict[Key, set[Key]]:
+    def _find_maps_beside(self) -> dict[Key, set[Key]]:
         """For each axis of a layer, itself, the one before it and those behind it."""
         beside: dict[Key, set[Key]] = {
             (name, i): {(name, i)}
@@ -209,8 +211,7 @@ class StrideSpace:
             beside.setdefault(key, {key}).add(before)
         return beside
 
-    @cached_property
-    def layers_behind(self) -> dict[str, list[tuple[str, list[Key | None]]]]:
+    def _find_layers_behind(self) -> dict[str, list[tuple[str, list[Key | None]]]]:
         """For each layer, itself and all layers behind it, in the order of the calls.
 
         Each with the axes of the layers before whose maps it pools, by axis.
