@@ -74,6 +74,33 @@ def test_each_map_gets_the_share_of_the_cost_that_it_is_worth(start, share):
     assert own[FIRST] / sum(own.values()) == pytest.approx(share, abs=0.08)
 
 
+@pytest.mark.parametrize(("scale", "moves"), [(1.0, True), (0.01, False)])
+def test_rises_that_are_small_for_the_loss_do_not_move_strides(scale, moves):
+    """As early in a training, when some maps seem to be worth nothing."""
+    budget = CostBudget(chain(), IMAGES)
+    before = output_sizes(budget)
+    learn(budget, known_loss(budget, {FIRST: 0.9 * scale, LAST: 0.1 * scale}))
+    assert (output_sizes(budget) != before) is moves
+
+
+def test_worth_is_the_rise_and_a_share_of_the_loss():
+    budget = CostBudget(chain(), IMAGES)
+    weights = {FIRST: 0.7, LAST: 0.2}
+    loss = known_loss(budget, weights)
+    level, total = loss().item(), budget.cost.value()
+    strides = learn(budget, loss, steps=2, decisions=1)
+    for (name, _), worth in strides.worth.items():
+        expected = weights[name] + 0.3 * level * worth.cost / total
+        assert worth.mean == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_negative_loss_counts_as_none():
+    budget = CostBudget(chain(), IMAGES)
+    loss = known_loss(budget, {FIRST: 0.7, LAST: 0.2})
+    strides = learn(budget, lambda: loss() - 100, steps=2, decisions=1)
+    assert strides.worth[FIRST, 0].mean == pytest.approx(0.7, rel=1e-3)
+
+
 def test_the_budget_is_kept_and_used_up_after_each_step():
     budget = CostBudget(chain((1.6, 2.6)), IMAGES, multiply_adds=3.1e6)
     strides = MeasuredStrides(budget, 24)
@@ -485,6 +512,9 @@ def test_measurements_at_other_strides_are_left_out():
     other.budget.aim_({FIRST: [0.9, 0.9], LAST: [0.5, 0.5]})
     other.continue_(state)
     assert not any(other.state_dict()["rises"].values())
+    older = start()
+    older.continue_({key: value for key, value in state.items() if key != "losses"})
+    assert not any(older.state_dict()["rises"].values())
     for _ in range(28):
         other.step(lambda: torch.tensor(noise.gauss()))
 

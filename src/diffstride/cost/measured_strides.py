@@ -29,6 +29,8 @@ SAMPLES, SHARE = 1.5, 0.25  # of its map: what is measured near by holds no furt
 HOLD = 2  # decisions after its growth in which a map is not made smaller
 MEASURED = 4  # every such step is measured at most
 DENSE = 1.5  # power of the share of the decisions by which the share of the steps grows
+LOSS = "loss", 0  # the key of losses beside those of rises
+PRIOR = 0.3  # of the loss: what all multiply-adds are worth in a trained network, about
 REMEMBERED = 4  # times ``batches``: measurements that count, where no map has changed since
 
 
@@ -50,11 +52,13 @@ class MeasuredStrides:
     """Moves the strides of a network under a budget by measured losses instead of by gradients.
 
     At a few decisions during the training, the network runs on some batches as it is and, for each
-    axis of each map, with one sample less, the maps behind unchanged as far as strides allow. With
-    the rise ``v`` of the loss and the multiply-adds ``c`` that are saved, both for a change of 1 of
-    the logarithm of the map size ``m``, a multiply-add is worth ``v / c`` on an axis,
-    ``q = sum(v) / sum(c)`` in its layer and ``p = sum(v) / sum(c)`` in the network. The size moves
-    by::
+    axis of each map, with one sample less, the maps behind unchanged as far as strides allow. That
+    gives the rise ``r`` of the loss ``L`` and the multiply-adds ``c`` that are saved, of ``C`` in
+    all, both for a change of 1 of the logarithm of the map size ``m``. The sample is worth
+    ``v = r + 0.3 L c / C``: early in a training some maps seem to be worth nothing, and the second
+    term, about what multiply-adds are worth in the end, is then the larger one. So a multiply-add
+    is worth ``v / c`` on an axis, ``q = sum(v) / sum(c)`` in its layer and ``p = sum(v) / sum(c)``
+    in the network. The size moves by::
 
         log m  <-  log m + a * clip(log(q / p) / log 5 + 0.3 * log(v / c / q) / log 5, -1, 1)
 
@@ -118,6 +122,7 @@ class MeasuredStrides:
         self._done = 0
         self._smaller: dict[Key, Smaller] = {}
         self._rises: dict[Key, list[float]] = {}
+        self._losses: list[float] = []  # of the network as it is, one for each rise
         self._grown: dict[Key, int] = {}
 
     def __repr__(self) -> str:
@@ -175,6 +180,7 @@ class MeasuredStrides:
             "schedule": (self._due, self.batches),
             "done": self._done,
             "rises": dict(self._rises),
+            "losses": list(self._losses),
             "grown": dict(self._grown),
         }
 
@@ -211,16 +217,20 @@ class MeasuredStrides:
         self._due, self.batches = state["schedule"]
         self._done, self._grown = state["done"], dict(state["grown"])
         self._rises = {key: list(values) for key, values in state["rises"].items()}
+        self._losses = list(state.get("losses", []))
         self._smaller = self._smaller_maps() if self._rises else {}
         same_strides = {name: [*each] for name, each in written.items()} == present
-        if trains_in_processes() or not same_strides:
-            self._rises = {key: [] for key in self._smaller}
+        if trains_in_processes() or not same_strides or not self._losses:
+            self._forget()
 
     def _prepare(self) -> None:
         """Find the smaller maps; what was measured of the same ones stays."""
         self._smaller = self._smaller_maps()
         if self._rises.keys() != self._smaller.keys():
-            self._rises = {key: [] for key in self._smaller}
+            self._forget()
+
+    def _forget(self) -> None:
+        self._rises, self._losses = {key: [] for key in self._smaller}, []
 
     def _measure(self, loss: Callable[[], Tensor]) -> None:
         """Run the network as it is and with each of the smaller maps."""
@@ -236,6 +246,7 @@ class MeasuredStrides:
             self.budget.use_(present)
         for key, rise in found.items():
             self._rises[key] = [*self._rises[key], rise][-REMEMBERED * self.batches :]
+        self._losses = [*self._losses, now][-REMEMBERED * self.batches :]
 
     def _smaller_maps(self) -> dict[Key, Smaller]:
         """The network with one sample less, for each axis of each layer where that saves cost."""
@@ -253,13 +264,18 @@ class MeasuredStrides:
         """Move the strides by what was measured, unless errors in the loss prevented that."""
         if any(len(rises) < 2 for rises in self._rises.values()):
             return
-        rises = _of_all_processes(self._rises, next(self.budget.model.parameters()).device)
+        device = next(self.budget.model.parameters()).device
+        rises = _of_all_processes({**self._rises, LOSS: self._losses}, device)
+        losses = rises.pop(LOSS)
         if not self.worth and rises and not any(map(any, rises.values())):
             raise ValueError(
                 f"the loss stays the same with any of {len(rises)} maps made smaller: pass step() "
                 "a loss of the network that the budget was made for, on the same device"
             )
-        self.worth = {key: _worth(values, self._smaller[key]) for key, values in rises.items()}
+        prior = PRIOR * max(mean(losses), 0.0) / self.budget.cost.value() if losses else 0.0
+        self.worth = {
+            key: _worth(values, self._smaller[key], prior) for key, values in rises.items()
+        }
         held = {key for key, grown in self._grown.items() if decision - grown <= HOLD}
         before = self._sizes()
         scale = LARGEST * (1 - decision / len(self._due)) ** 0.5
@@ -271,7 +287,7 @@ class MeasuredStrides:
         sizes = self._sizes()
         self._grown |= {key: decision for key, size in sizes.items() if size > before[key]}
         if sizes != before:
-            self._rises = {}
+            self._rises, self._losses = {}, []
 
     def _tried_moves(self, sizes: OutputSizes) -> dict[Key, float]:
         """Twice the size, once, for maps of one sample: what that is worth cannot be measured."""
@@ -355,9 +371,10 @@ def _within_reach(step: float, size: int) -> float:
     return min(max(step, log(max(1 - reach, 0.5 / size))), log(1 + reach))
 
 
-def _worth(rises: Sequence[float], smaller: Smaller) -> Worth:
+def _worth(rises: Sequence[float], smaller: Smaller, prior: float) -> Worth:
     error = few_samples(len(rises)) * stdev(rises) / len(rises) ** 0.5
-    return Worth(mean(rises) / smaller.step, error / smaller.step, smaller.cost)
+    measured = mean(rises) / smaller.step
+    return Worth(measured + prior * smaller.cost, error / smaller.step, smaller.cost)
 
 
 def _check(budget: Any, steps: Any, decisions: Any, batches: Any) -> None:
