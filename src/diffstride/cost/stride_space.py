@@ -369,7 +369,7 @@ def _least_amount(path: Path, space: StrideSpace, most: float) -> Fit | None:
 
     low = high = 0.0
     found = above = run(0.0)
-    step = max(1e-3, 0.5 * abs(log(found.cost / most)))  # about as much as strides of 2 need
+    step = max(1e-3, 0.5 * abs(log(max(found.cost, 1) / most)))  # strides of 2 need about as much
     while found.cost > most:
         if high >= path.most:
             return None
