@@ -37,6 +37,9 @@ class LearnedResizing(DiffStride):
     def _resize(self, x: Tensor, axes: Plan, strides: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def frozen(self, round_to: float | None = None) -> Any:
+        raise NotImplementedError(f"{type(self).__name__} cannot be frozen: it is to compare with")
+
 
 class DynOPool(LearnedResizing):
     """The largest of four bilinear samples in each cell of the output.
@@ -88,7 +91,7 @@ class ShapeAdaptor(LearnedResizing):
         for dim, (axis, stride) in enumerate(zip(axes, strides.expand(2), strict=True), start=2):
             if not axis.is_identity:
                 k = max(1, min(int(stride.item()), axis.size - 1))
-                weight = (k * (k + 1) / stride - k).clamp(0, 1)
+                weight = (k * (k + 1) / stride - k).clamp(min=0)  # at most 1, as s >= k
                 larger, smaller = (_shrunk(x, dim, by, axis.output_size) for by in (k, k + 1))
                 x = torch.lerp(smaller, larger, weight)
         return x

@@ -202,6 +202,24 @@ def test_the_effect_of_one_sample_is_that_on_the_cost_of_the_network(name):
     assert compared > 40
 
 
+def test_effects_that_are_not_exact_are_computed_from_the_network(monkeypatch):
+    """As where a layer is called twice. Without that the search finds no sizes here."""
+    change = SingleChanges.change
+
+    def wrong(self, key, by):
+        found = change(self, key, by)
+        return found and found._replace(effect=found.effect / 50)
+
+    monkeypatch.setattr(SingleChanges, "change", wrong)
+    monkeypatch.setattr(SizeSearch, "_grow", lambda self, wanted, start, least, most: start)
+    network = resnet18([1, 1, 2, 2, 2], width=4, num_output_classes=10, pooling_cls=DiffStride)
+    budget = CostBudget(network, torch.zeros(1, 3, 32, 32), fraction=0.9)
+    assert 0.99 <= budget.cost.value() / budget.multiply_adds <= 1
+    monkeypatch.setattr(SizeSearch, "_exactly", lambda self, wanted, start, option: option)
+    budget = CostBudget(network, torch.zeros(1, 3, 32, 32), fraction=0.9)
+    assert budget.cost.value() / budget.multiply_adds < 0.99
+
+
 def test_a_step_computes_the_cost_of_the_network_few_times(monkeypatch):
     """With 18 strides there are 36 changes of one sample, which need no evaluation."""
     layers = [(DiffStride((1.6,) * 3), nn.Conv3d(4 if i else 1, 4, 3, padding=1)) for i in range(6)]

@@ -1,5 +1,6 @@
 """The Lightning callbacks in trainings of plain LightningModules."""
 
+import functools
 import importlib
 from types import SimpleNamespace
 
@@ -297,6 +298,14 @@ def test_a_loss_that_is_no_function_is_refused_before_the_training():
         BudgetCallback(torch.zeros(1, 1, 16, 12), loss="ce")
     with pytest.raises(TypeError, match=r"called with .* but takes \(batch\): pass a function"):
         BudgetCallback(torch.zeros(1, 1, 16, 12), loss=lambda batch: batch)
+
+
+def test_the_loss_may_be_a_function_that_wraps_another():
+    def loss(config, module, batch):
+        return config
+
+    wrapped = functools.wraps(loss)(lambda module, batch: loss(0, module, batch))
+    assert BudgetCallback(torch.zeros(1, 1, 16, 12), loss=wrapped).loss is wrapped
 
 
 def test_a_phase_for_gradients_is_refused_beside_measured_losses(pl):

@@ -132,6 +132,8 @@ def test_words_after_a_binding_are_refused_with_how_to_give_several(bindings, ca
     assert "each --gin_bindings takes one binding, in quotes if" in advice
     assert ended("train", "digits.gin", "--epochs=2") == cli.USAGE_ERROR
     assert "as in --gin_bindings='train.num_epochs = 2'" in capsys.readouterr().err
+    assert ended("train", "digits.gin", "--workdri=x") == cli.USAGE_ERROR
+    assert "did you mean --workdir?" in capsys.readouterr().err
     assert ended("report", "torchvision/resnet18", "timm/resnet18d") == cli.USAGE_ERROR
     assert "gin_bindings" not in capsys.readouterr().err
 

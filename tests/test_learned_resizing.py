@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from diffstride import CostBudget, MultiplyAdds
+from diffstride import CostBudget, MultiplyAdds, freeze
 from diffstride.pooling import DiffStride
 from experiments.learned_resizing import DynOPool, ShapeAdaptor
 
@@ -109,3 +109,17 @@ def test_costs_are_counted():
 def test_one_axis_is_refused(layer):
     with pytest.raises(ValueError, match="pools two axes"):
         layer([2.0])
+
+
+def test_shape_adaptor_learns_from_whole_strides():
+    layer = ShapeAdaptor((2.0, 3.0))
+    layer(torch.rand(1, 2, 12, 12)).square().sum().backward()
+    assert layer.strides.grad is not None
+    assert (layer.strides.grad != 0).all()
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_freezing_is_refused(layer):
+    network = nn.Sequential(layer((2.0, 2.0)), nn.Conv2d(3, 4, 1)).eval()
+    with pytest.raises(NotImplementedError, match="cannot be frozen"):
+        freeze(network, torch.zeros(1, 3, 8, 8))

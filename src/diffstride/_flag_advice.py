@@ -1,6 +1,7 @@
 """What to write instead of arguments that no flag of a command takes."""
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 ONE_EACH = "each --gin_bindings takes one binding, in quotes if it has spaces"
 SETTING = "settings are Gin bindings, as in --gin_bindings='train.num_epochs = 2'"
@@ -19,11 +20,16 @@ def advise_bindings(arguments: Sequence[str]) -> str:
     return f": {ONE_EACH}, as in {EXAMPLE}" if is_binding else ""
 
 
-def advise_settings(arguments: Sequence[str]) -> str:
-    """As `advise_bindings`, for a command that trains what its bindings say.
+def advise_settings(arguments: Sequence[str], flags: Sequence[str] = ()) -> str:
+    """As `advise_bindings`, for a command with these flags that trains what its bindings say.
 
     >>> advise_settings(["--epochs=2"])
     ": settings are Gin bindings, as in --gin_bindings='train.num_epochs = 2'"
+    >>> advise_settings(["--workdri=x"], ["seed", "workdir"])
+    ': did you mean --workdir?'
     """
-    is_flag = bool(arguments) and arguments[0].startswith("--")
-    return f": {SETTING}" if is_flag else advise_bindings(arguments)
+    for each in arguments:
+        if each.startswith("--"):
+            close = get_close_matches(each.strip("-").partition("=")[0], flags, n=1)
+            return f": did you mean --{close[0]}?" if close else f": {SETTING}"
+    return advise_bindings(arguments)

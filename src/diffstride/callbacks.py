@@ -64,7 +64,7 @@ def _takes_two(function: Callable[..., Any]) -> bool:
     (True, False, True)
     """
     try:
-        signature(function).bind(None, None)
+        signature(function, follow_wrapped=False).bind(None, None)
     except TypeError:
         return False
     except ValueError:  # builtins have no signature

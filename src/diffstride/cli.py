@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     given, rest = parser.parse_known_args(arguments)
     if rest:
-        advice = advise_settings(rest) if given.command == "train" else ""
+        advice = advise_settings(rest, [*FLAGS]) if given.command == "train" else ""
         parser.error(f"unrecognized arguments: {' '.join(rest)}{advice}")
     try:
         code = given.run(given)

@@ -56,7 +56,8 @@ class MeasuredStrides:
     gives the rise ``r`` of the loss ``L`` and the multiply-adds ``c`` that are saved, of ``C`` in
     all, both for a change of 1 of the logarithm of the map size ``m``. The sample is worth
     ``v = r + 0.3 L c / C``: early in a training some maps seem to be worth nothing, and the second
-    term, about what multiply-adds are worth in the end, is then the larger one. So a multiply-add
+    term, about what multiply-adds are worth in the end, is then the larger one. (A negative ``L``
+    counts as 0, and large constant parts of a loss keep strides from moving.) So a multiply-add
     is worth ``v / c`` on an axis, ``q = sum(v) / sum(c)`` in its layer and ``p = sum(v) / sum(c)``
     in the network. The size moves by::
 

@@ -73,15 +73,40 @@ class SizeSearch:
         self, wanted: Logs, start: Choice, least: float, most: float
     ) -> Choice | None:
         """Make several maps one sample larger or smaller: the nearest strides within the limits."""
+        limits = least, most
         options = self._nearest_options(wanted, start)
+        chosen = self._combine(wanted, start, options, *limits)
+        if chosen is None:  # the effects are not exact where a layer is called twice, for instance
+            options = [self._exactly(wanted, start, option) for option in options]
+            chosen = self._combine(wanted, start, list(filter(None, options)), *limits)
+        return chosen
+
+    def _combine(
+        self,
+        wanted: Logs,
+        start: Choice,
+        options: Sequence[Sequence[Change]],
+        least: float,
+        most: float,
+    ) -> Choice | None:
+        """The nearest strides within the limits with one change or none of each option."""
         if not options:
             return None
-        gap = least - start.cost, most - start.cost
-        for sizes in combinations(options, *gap):
+        for sizes in combinations(options, least - start.cost, most - start.cost):
             choice = self._choice(wanted, start.sizes | sizes)
             if choice and least <= choice.cost <= most:
                 return choice
         return None
+
+    def _exactly(self, wanted: Logs, start: Choice, option: Sequence[Change]) -> list[Change]:
+        """An option with its effects on the cost of the whole network, if there are any."""
+        exact = []
+        for change in option:
+            choice = self._choice(wanted, start.sizes | change.sizes)
+            if choice and choice.cost != start.cost:
+                moved = choice.distance - start.distance
+                exact.append(Change(change.sizes, choice.cost - start.cost, moved))
+        return exact
 
     def _nearest_options(self, wanted: Logs, start: Choice) -> list[list[Change]]:
         """One sample more and one less, if that changes the cost, for the `AXES` nearest maps."""
