@@ -546,6 +546,22 @@ def test_one_parameter_in_two_layers_is_refused():
         CostBudget(net, torch.zeros(1, 1, 64, 64))
 
 
+def test_shared_strides_make_maps_square_by_chance():
+    """40 x 37 becomes 12 x 12 at strides of 1.5, and 21 x 20 at 1.25."""
+    chain = [
+        (DiffStride(1.5, shared_stride=True), nn.Conv2d(c, 8, 3, padding=1)) for c in (3, 8, 8)
+    ]
+    model, x = (
+        nn.Sequential(*(layer for pair in chain for layer in pair)),
+        torch.zeros(1, 3, 40, 37),
+    )
+    cost = MultiplyAdds(model, x)
+    for stride in (1.5, 1.25, 1.1):
+        for layer in stride_layers(model).values():
+            layer.strides.data.fill_(stride)
+        assert cost.value() == counted(model, x)
+
+
 def test_shared_stride_and_limits():
     pool = DiffStride(2.0, shared_stride=True, upper_limit_stride=2.5, **WINDOWED)
     cost = MultiplyAdds(nn.Sequential(pool), torch.zeros(1, 3, 32, 32))

@@ -80,8 +80,10 @@ class StrideGroups:
         square: bool = False,
     ) -> None:
         self.trace = trace
-        self.pinned, self.mirrors, self.square = pinned, dict(mirrors or {}), square
+        self.pinned, self.mirrors = pinned, dict(mirrors or {})
         self.leaders = {call: call for call in calls}
+        # Maps that are not square may become so by chance, at these strides.
+        self.square = square and all(map(self._pools_square_maps, self.leaders))
         self.restart()
 
     def restart(self, seed: int = 0, remainder: int | None = None) -> None:
@@ -104,6 +106,10 @@ class StrideGroups:
         """The first axis that grows like this one: of a square map with one stride, both do."""
         sizes = self.trace.values[leader].shape[2:]
         return leader, sizes.index(sizes[axis]) if self.square else axis
+
+    def _pools_square_maps(self, call: fx.Node) -> bool:
+        maps = (self.trace.values[node] for node in (call, *call.all_input_nodes))
+        return all(len(set(x.shape[2:])) <= 1 for x in maps if isinstance(x, Tensor))
 
     @property
     def values(self) -> dict[fx.Node, Any]:
