@@ -1,6 +1,8 @@
 """Training steps of networks of torchvision and timm: strided, converted, held to the cost before.
 
 Each step is forward, backward, the optimiser and, held to the cost, the projection of `CostBudget`.
+``measured`` is held to the cost, too, but its strides get no gradient and stay: a step with
+`MeasuredStrides` that measures nothing, as most of them.
 Maps are channels-last. Ratios are of medians of steps that take turns, to the strided network's.
 """
 
@@ -31,7 +33,7 @@ from benchmarks.tables import table
 from benchmarks.timing import measure
 from diffstride import CostBudget, MultiplyAdds, convert
 
-STAGES = ("strided", "converted", "held")
+STAGES = ("strided", "converted", "held", "measured")
 DTYPES = ("float32", "bf16")
 CLASSES = 100
 
@@ -71,15 +73,19 @@ class Step:
         example = self.x[:1]
         before = MultiplyAdds(network, example).value()
         network = network if stage == "strided" else convert(network, example)
+        self.move: Callable[[], None] = lambda: None
         self.after_step: Callable[[], None] = lambda: None
-        if stage == "held":
-            self.after_step = CostBudget(network, example, before).project_
+        if stage in ("held", "measured"):
+            budget = CostBudget(network, example, before)
+            budget.compute_gradients(stage == "held")
+            self.after_step = budget.project_ if stage == "held" else self.after_step
         self.multiply_adds = MultiplyAdds(network, example).value()
         self.network = network.train().to(memory_format=torch.channels_last)  # type: ignore
         self.x = self.x.to(memory_format=torch.channels_last)
         self.labels = torch.arange(setting.batch) % CLASSES
         self.optimiser = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9)
-        self.move = MovingStrides(strides_of(network), setting.size)
+        if stage in ("converted", "held"):
+            self.move = MovingStrides(strides_of(network), setting.size)
         bf16 = partial(torch.autocast, "cpu", torch.bfloat16)
         self.precision = bf16 if dtype == "bf16" else nullcontext
 
@@ -120,7 +126,7 @@ def tables(report: Report) -> str:
         line += [" / ".join(f"{row[stage]:.2f}" for row in rows) for stage in STAGES[1:]]
         lines.append(line)
     header = ["network, images, batch", "as converted: MACs", "time"]
-    header.append("held to the cost before: time")
+    header += ["held to the cost before: time", "the same, without gradient of the strides"]
     return table(header, lines)
 
 

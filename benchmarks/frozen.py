@@ -30,6 +30,7 @@ from diffstride import DiffStride, MultiplyAdds, convert, freeze
 from diffstride.resnet import resnet18
 
 STRIDES = ("strided", "learned", "frozen")
+CONSTANT = ("strided", "frozen")  # what is compiled and exported
 QUICK = {"batches": [1], "formats": ["contiguous"]}
 QUICK_SIZE = 16
 
@@ -80,9 +81,8 @@ def contenders(name: str, formats: Sequence[str], compiler: bool) -> list[Conten
     found = []
     for layout in formats:
         found += [Contender(name, strides, "eager", layout) for strides in STRIDES]
-        found += [Contender(name, "frozen", "compiled", layout)] * compiler
-    exported = ("strided", "frozen")
-    return [*found, *(Contender(name, each, "onnxruntime", "contiguous") for each in exported)]
+        found += [Contender(name, each, "compiled", layout) for each in CONSTANT if compiler]
+    return [*found, *(Contender(name, each, "onnxruntime", "contiguous") for each in CONSTANT)]
 
 
 Prepared = Callable[[], Any]
@@ -171,14 +171,16 @@ def differences(calls: Mapping[Contender, Prepared], batch: int) -> list[dict[st
 
 
 def goals(report: Report) -> list[dict[str, Any]]:
-    """The largest difference of outputs, and times of frozen over learned networks."""
+    """The largest difference of outputs, and times of frozen over learned and strided networks."""
     worst = max(report["differences"], key=lambda found: found["difference"])
     found = [goal("largest difference of outputs, in 1e-4", 1e4 * worst["difference"], at_most=1.0)]
+    compared = {("learned", "eager"), ("strided", "compiled"), ("strided", "onnxruntime")}
     for each in report["measurements"]:
-        if each["strides"] == "learned":
-            where = {key: each[key] for key in ("network", "batch", "format")}
-            frozen = only(report["measurements"], **where, strides="frozen", runner="eager")
-            name = f"frozen / learned, eager: {', '.join(map(str, where.values()))}"
+        if (each["strides"], each["runner"]) in compared:
+            where = {key: each[key] for key in ("network", "batch", "format", "runner")}
+            frozen = only(report["measurements"], **where, strides="frozen")
+            *rest, runner = map(str, where.values())
+            name = f"frozen / {each['strides']}, {runner}: {', '.join(rest)}"
             found.append(goal(name, frozen["median"] / each["median"]))
     return found
 

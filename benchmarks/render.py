@@ -126,16 +126,14 @@ have the sizes of the `strided` network.
 - `learned` has the layers as they are trained, `frozen` has constant matrices.
 - `compiled` is `torch.compile` with its defaults.
 - onnxruntime runs on as many threads as torch, from the file that
-  `torch.onnx.export(dynamo=True)` writes for any batch.
-
-The file was measured when `convert` pooled after every strided 3 x 3 convolution of torchvision's
-ResNet-18, which ran at stride 1. The small ResNet-18 pools before its convolutions.""",
+  `torch.onnx.export(dynamo=True)` writes for any batch.""",
     "conversion_time": """\
 This section times a training step (forward, backward, optimiser) of networks that stride, as they
 are and after `convert`. Held to the cost before, the strides cost at most the MACs of the strided
-network, and `CostBudget.project_` is part of the step. MACs and times are ratios to the strided
-network. Times are those of float32 and of bf16 under autocast, channels-last. "images" is their
-height and width.""",
+network, and `CostBudget.project_` is part of the step. The last column is such a network whose
+strides get no gradient and stay, as in the steps of `MeasuredStrides` that measure nothing. MACs
+and times are ratios to the strided network. Times are those of float32 and of bf16 under autocast,
+channels-last. "images" is their height and width.""",
     "budget": """\
 This section times `CostBudget.project_`, the call after each training step that holds a converted
 network of torchvision to its budget. The strides move by SGD with momentum 0.9 on noisy gradients
