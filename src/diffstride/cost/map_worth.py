@@ -12,10 +12,11 @@ APART = 0.3  # how far the axes of a layer move apart, as a share of how far the
 
 
 class Worth(NamedTuple):
-    """What the last sample of a map is worth: the rise of the loss without it.
+    """What the last sample of a map is worth: the rise of the loss without it, and a prior.
 
     Args:
-        mean: mean over the batches measured, for a change of 1 of the logarithm of the map size.
+        mean: the mean rise over the batches measured, for a change of 1 of the logarithm of the map
+            size, and a share of the loss for the share of the cost that this saves.
         error: its standard error, with few batches larger by `few_samples`.
         cost: the multiply-adds that the same change saves, the maps behind as they are.
     """
