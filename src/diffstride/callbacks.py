@@ -262,9 +262,9 @@ class BudgetCallback(_NetworkCallback):
             )
         if loss is not None and not _takes_two(loss):
             raise TypeError(
-                f"loss is called with the LightningModule and a batch, but takes "
-                f"{signature(loss)}: pass a function such as lambda module, batch: "
-                "module.loss(batch)"
+                "loss is called with the LightningModule and a batch, but takes "
+                f"{signature(loss, follow_wrapped=False)}: pass a function such as lambda module, "
+                "batch: module.loss(batch)"
             )
         self.loss, self.moving = loss, moving
         self.example, self.fraction, self.network, self.name = example, budget, network, log
