@@ -32,7 +32,7 @@ from benchmarks.common import append_row, read_rows, select
 from benchmarks.machine import ROOT, environment
 from benchmarks.tables import table
 from diffstride import CostBudget, MultiplyAdds, stride_layers
-from diffstride.cost.map_costs import map_costs
+from diffstride.cost.smaller_maps import smaller_maps
 from diffstride.spectral.axis_plan import Axis
 from diffstride.training import gin_registry, lightning_compat
 from diffstride.training.command_line import configure
@@ -224,9 +224,9 @@ def cost_shares(start: str) -> dict[str, float]:
     """What the map of each layer costs by itself, for one axis, in hundredths of the network."""
     search = SEARCHES["cifar"]
     budget = CostBudget(search.build(STARTS[start]), search.example)
-    costs = map_costs(budget)
+    maps = smaller_maps(budget.space, budget.in_use)
     total = budget.cost.value()
-    return {name: 100 * costs[name, 0] / total for name in budget.in_use}
+    return {name: 100 * maps[name, 0].cost / total for name in budget.in_use}
 
 
 def summary_table(rows: Sequence[Row]) -> str:

@@ -1,13 +1,13 @@
 """What the last sample of a map is worth for its cost, and how map sizes should move for that."""
 
-from collections.abc import Container, Iterable, Mapping
-from math import expm1, hypot, log
+from collections.abc import Collection, Container, Iterable, Mapping
+from math import expm1, hypot, log, prod
 from typing import NamedTuple
 
 from diffstride.cost.stride_space import Key
 
-CLEAR = 2.4  # standard errors, of many samples, beyond which a difference counts
 FACTOR = 5.0  # a map worth so many times more or less than the others moves furthest
+AHEAD = 10.0  # how many times more a multiply-add may be worth in the end than at a decision
 APART = 0.3  # how far the axes of a layer move apart, as a share of how far they move together
 
 
@@ -18,26 +18,45 @@ class Worth(NamedTuple):
         mean: the mean rise over the batches measured, for a change of 1 of the logarithm of the map
             size, and a share of the loss for the share of the cost that this saves.
         error: its standard error, with few batches larger by `few_samples`.
-        cost: the multiply-adds that the same change saves, the maps behind as they are.
+        cost: the multiply-adds that the same change saves.
+        growth: how many times as much as the last sample the next one costs, at least 1.
     """
 
     mean: float
     error: float
     cost: float
+    growth: float = 1.0
 
 
 def few_samples(count: int) -> float:
     """How many times further chance leads with a standard error of so few samples.
 
-    The quantile of Student's t at the level of `CLEAR`, over `CLEAR`. That of t with ``n`` degrees
-    of freedom is about ``sqrt(n * expm1(CLEAR^2 * (n - 5/6) / (n - 2/3 + 1 / (10 n))^2))``.
+    The quantile of Student's t at one standard error. That of t with ``n`` degrees of freedom is
+    about ``sqrt(n * expm1((n - 5/6) / (n - 2/3 + 1 / (10 n))^2))`` if ``n`` is at least 2.
 
-    >>> [round(few_samples(count), 2) for count in (3, 5, 10, 40)]
-    [3.36, 1.67, 1.23, 1.05]
+    >>> [round(few_samples(count), 2) for count in (2, 3, 5, 10, 40)]
+    [1.84, 1.3, 1.14, 1.06, 1.01]
     """
     free = count - 1
-    power = CLEAR**2 * (free - 5 / 6) / (free - 2 / 3 + 1 / (10 * free)) ** 2
-    return (free * expm1(power)) ** 0.5 / CLEAR
+    if free == 1:
+        return 1.84
+    return (free * expm1((free - 5 / 6) / (free - 2 / 3 + 1 / (10 * free)) ** 2)) ** 0.5
+
+
+def with_prior(worth: Mapping[Key, Worth], in_the_end: float) -> dict[Key, Worth]:
+    """What samples are worth with a prior: all multiply-adds are worth the same.
+
+    Args:
+        worth: as measured, of each axis.
+        in_the_end: what a multiply-add is worth in a trained network, about; at most `AHEAD` times
+            what it was measured to be worth counts.
+
+    >>> worth = {("a", 0): Worth(0.4, 0.01, 100.0), ("b", 0): Worth(0.0, 0.01, 100.0)}
+    >>> [round(each.mean, 2) for each in with_prior(worth, 0.005).values()]
+    [0.9, 0.5]
+    """
+    prior = min(in_the_end, AHEAD * _price(worth.values()))
+    return {key: each._replace(mean=each.mean + prior * each.cost) for key, each in worth.items()}
 
 
 def wanted_moves(
@@ -58,37 +77,52 @@ def wanted_moves(
     >>> {key: round(move, 2) for key, move in wanted_moves(worth, [], 0.2).items()}
     {('a', 0): 0.06, ('b', 0): -0.11}
     """
-    price = _price(worth.values()) if worth else 0.0
-    if price == 0:
-        return dict.fromkeys(worth, 0.0)
-    layers: dict[str, list[Worth]] = {}
+    axes: dict[str, list[Worth]] = {}
     for (name, _), each in worth.items():
-        layers.setdefault(name, []).append(each)
+        axes.setdefault(name, []).append(each)
+    layers = {name: _together(each) for name, each in axes.items()}
     moves = {}
     for key, each in worth.items():
-        layer = layers[key[0]]
-        share = _share(_together(layer), price) + APART * _share(each, _price(layer))
+        share = _share(layers[key[0]], layers.values()) + APART * _share(each, axes[key[0]])
         moves[key] = largest * min(max(share, -1.0), 1.0)
     return {key: 0.0 if move < 0 and key in held else move for key, move in moves.items()}
 
 
-def _price(worth: Iterable[Worth]) -> float:
+def _price(worth: Collection[Worth]) -> float:
     """What a multiply-add is worth on average; a map that is better smaller is worth nothing."""
-    worth = list(worth)
     return sum(max(each.mean, 0.0) for each in worth) / sum(each.cost for each in worth)
 
 
 def _together(worth: Iterable[Worth]) -> Worth:
-    means, errors, costs = zip(*worth, strict=True)
-    return Worth(sum(means), hypot(*errors), sum(costs))
+    means, errors, costs, growths = zip(*worth, strict=True)
+    return Worth(sum(means), hypot(*errors), sum(costs), prod(growths))
 
 
-def _share(worth: Worth, price: float) -> float:
-    """From -1: how far what a multiply-add is worth lies above or below a price, if clearly."""
-    value = worth.mean / worth.cost
-    if price == 0 or abs(value - price) <= CLEAR * worth.error / worth.cost:
+def _share(worth: Worth, all_of_them: Collection[Worth]) -> float:
+    """From -1: how far what a multiply-add is worth lies above or below the price.
+
+    A map grows for its next sample, of which a multiply-add is worth less than of its last one. It
+    becomes smaller for the next samples of the others.
+    """
+    price = _price(all_of_them)
+    if price == 0:
+        return 0.0
+    value = _shrunk(worth.mean / worth.cost, price, worth.error / worth.cost)
+    of_next = [each._replace(mean=each.mean / each.growth) for each in all_of_them]
+    if _price(of_next) <= value <= price * worth.growth:
         return 0.0
     return log(max(value / price, 1 / FACTOR)) / log(FACTOR)
+
+
+def _shrunk(value: float, towards: float, error: float) -> float:
+    """An uncertain value, moved to another one by the share of chance in the square of both.
+
+    >>> _shrunk(3.0, 1.0, error=1.0), _shrunk(3.0, 1.0, error=2.0)
+    (2.5, 1.0)
+    """
+    difference = value - towards
+    share = (error / difference) ** 2 if difference else 1.0
+    return towards + difference * max(0.0, 1 - share)
 
 
 def at_constant_cost(

@@ -12,17 +12,17 @@ from contextlib import contextmanager
 from math import floor, inf, isfinite, log
 from numbers import Integral, Real
 from statistics import mean, stdev
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from diffstride.cost.budget import CostBudget, trains_in_processes
-from diffstride.cost.map_costs import map_costs
-from diffstride.cost.map_worth import Worth, at_constant_cost, few_samples, wanted_moves
+from diffstride.cost.map_worth import Worth, at_constant_cost, few_samples, wanted_moves, with_prior
 from diffstride.cost.size_search import OutputSizes
-from diffstride.cost.stride_space import Fit, Key, Logs, StrideSpace
+from diffstride.cost.smaller_maps import Smaller, output_sizes, smaller_maps
+from diffstride.cost.stride_space import Key, StrideSpace
 
 LARGEST = 0.5  # of the first move, of the logarithm of a map size
 SAMPLES, SHARE = 1.5, 0.25  # of its map: what is measured near by holds no further
@@ -34,20 +34,6 @@ PRIOR = 0.3  # of the loss: what all multiply-adds are worth in a trained networ
 REMEMBERED = 4  # times ``batches``: measurements that count, where no map has changed since
 
 
-class Smaller(NamedTuple):
-    """The network with one sample less on one axis of one map.
-
-    Args:
-        logs: the logarithms of the strides that lead there.
-        step: the change of the logarithm of the map size, above 0.
-        cost: the multiply-adds that a change of 1 would save, the maps behind as they are.
-    """
-
-    logs: Logs
-    step: float
-    cost: float
-
-
 class MeasuredStrides:
     """Moves the strides of a network under a budget by measured losses instead of by gradients.
 
@@ -55,18 +41,19 @@ class MeasuredStrides:
     axis of each map, with one sample less, the maps behind unchanged as far as strides allow. That
     gives the rise ``r`` of the loss ``L`` and the multiply-adds ``c`` that are saved, of ``C`` in
     all, both for a change of 1 of the logarithm of the map size ``m``. The sample is worth
-    ``v = r + 0.3 L c / C``: early in a training some maps seem to be worth nothing, and the second
-    term, about what multiply-adds are worth in the end, is then the larger one. (A negative ``L``
-    counts as 0, and large constant parts of a loss keep strides from moving.) So a multiply-add
-    is worth ``v / c`` on an axis, ``q = sum(v) / sum(c)`` in its layer and ``p = sum(v) / sum(c)``
-    in the network. The size moves by::
+    ``v = r + c * min(0.3 * L / C, 10 * sum(r) / sum(c))``: early in a training some maps seem to be
+    worth nothing, and the second term is then the larger one. It is the same for all multiply-adds,
+    about what they are worth in the end, but at most ten times what they are worth now on average,
+    so that strides far from good ones move at once. (A negative ``L`` counts as 0.) So a
+    multiply-add is worth ``v / c`` on an axis, ``q = sum(v) / sum(c)`` in its layer and
+    ``p = sum(v) / sum(c)`` in the network. The size moves by::
 
         log m  <-  log m + a * clip(log(q / p) / log 5 + 0.3 * log(v / c / q) / log 5, -1, 1)
 
     Each of the two terms counts where the difference, of ``q`` and ``p`` or of ``v / c`` and ``q``,
     is clear, with ratios of 1/5 at least: larger than chance makes it in 98 of 100 cases, by
-    Student's t of the batches (with two batches, in 95 of 100). In prices, the ``p`` and ``q`` that
-    are compared with, negative ``v`` count as 0. The factor ``a`` is 0.5 times the root of the
+    Student's t of the batches (with two batches, in 95 of 100). In sums that give prices, negative
+    ``r`` and ``v`` count as 0. The factor ``a`` is 0.5 times the root of the
     share of decisions that are left. All sizes then move together until the cost is that of the
     budget. Before the last decision no map grows by more than a quarter at once, or by two samples
     if that is more; a part of the budget may stay unused between decisions for that. No move
@@ -219,14 +206,14 @@ class MeasuredStrides:
         self._done, self._grown = state["done"], dict(state["grown"])
         self._rises = {key: list(values) for key, values in state["rises"].items()}
         self._losses = list(state.get("losses", []))
-        self._smaller = self._smaller_maps() if self._rises else {}
+        self._smaller = smaller_maps(self._space, self.budget.in_use) if self._rises else {}
         same_strides = {name: [*each] for name, each in written.items()} == present
         if trains_in_processes() or not same_strides or not self._losses:
             self._forget()
 
     def _prepare(self) -> None:
         """Find the smaller maps; what was measured of the same ones stays."""
-        self._smaller = self._smaller_maps()
+        self._smaller = smaller_maps(self._space, self.budget.in_use)
         if self._rises.keys() != self._smaller.keys():
             self._forget()
 
@@ -249,18 +236,6 @@ class MeasuredStrides:
             self._rises[key] = [*self._rises[key], rise][-REMEMBERED * self.batches :]
         self._losses = [*self._losses, now][-REMEMBERED * self.batches :]
 
-    def _smaller_maps(self) -> dict[Key, Smaller]:
-        """The network with one sample less, for each axis of each layer where that saves cost."""
-        present = self.budget.in_use
-        sizes, costs, found = self._sizes(), map_costs(self.budget), {}
-        for key, size in sizes.items():
-            if size == 1 or costs[key] <= 0:
-                continue
-            smaller = self._space.at_sizes(present, {**sizes, key: size - 1})
-            if smaller and _sizes(smaller, present)[key] < size:
-                found[key] = Smaller(smaller.logs, log(size / (size - 1)), costs[key])
-        return found
-
     def _decide(self, decision: int) -> None:
         """Move the strides by what was measured, unless errors in the loss prevented that."""
         if any(len(rises) < 2 for rises in self._rises.values()):
@@ -273,10 +248,10 @@ class MeasuredStrides:
                 f"the loss stays the same with any of {len(rises)} maps made smaller: pass step() "
                 "a loss of the network that the budget was made for, on the same device"
             )
-        prior = PRIOR * max(mean(losses), 0.0) / self.budget.cost.value() if losses else 0.0
-        self.worth = {
-            key: _worth(values, self._smaller[key], prior) for key, values in rises.items()
-        }
+        self.worth = {key: _worth(values, self._smaller[key]) for key, values in rises.items()}
+        if self.worth:
+            in_the_end = PRIOR * max(mean(losses), 0.0) / self.budget.cost.value()
+            self.worth = with_prior(self.worth, in_the_end)
         held = {key for key, grown in self._grown.items() if decision - grown <= HOLD}
         before = self._sizes()
         scale = LARGEST * (1 - decision / len(self._due)) ** 0.5
@@ -302,7 +277,7 @@ class MeasuredStrides:
 
     def _sizes(self) -> OutputSizes:
         present = self.budget.in_use
-        return _sizes(self._space.fit(present), present)
+        return output_sizes(self._space.fit(present), present)
 
     def _move(self, moves: Mapping[Key, float]) -> None:
         """Move the logarithms of the map sizes, and meet the budget."""
@@ -372,10 +347,10 @@ def _within_reach(step: float, size: int) -> float:
     return min(max(step, log(max(1 - reach, 0.5 / size))), log(1 + reach))
 
 
-def _worth(rises: Sequence[float], smaller: Smaller, prior: float) -> Worth:
+def _worth(rises: Sequence[float], smaller: Smaller) -> Worth:
     error = few_samples(len(rises)) * stdev(rises) / len(rises) ** 0.5
     measured = mean(rises) / smaller.step
-    return Worth(measured + prior * smaller.cost, error / smaller.step, smaller.cost)
+    return Worth(measured, error / smaller.step, smaller.cost, smaller.growth)
 
 
 def _check(budget: Any, steps: Any, decisions: Any, batches: Any) -> None:
@@ -409,14 +384,6 @@ def _check_not_attached(budget: CostBudget) -> None:
             "the budget is attached to an optimizer, which moves the strides by their gradients: "
             "use a CostBudget without attach, or call remove() of what it returned"
         )
-
-
-def _sizes(fit: Fit, logs: Logs) -> OutputSizes:
-    return {
-        (name, i): fit.maps[name][i].output_size
-        for name, values in logs.items()
-        for i in range(len(values))
-    }
 
 
 def _run(loss: Callable[[], Any], seed: int, where: str = "") -> float:

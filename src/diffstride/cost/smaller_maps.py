@@ -1,0 +1,58 @@
+"""The network with one sample less on one axis of one map, and what that saves."""
+
+from math import log
+from typing import NamedTuple
+
+from diffstride.cost.size_search import OutputSizes
+from diffstride.cost.stride_space import Fit, Key, Logs, StrideSpace
+
+
+class Smaller(NamedTuple):
+    """The network with one sample less on one axis of one map.
+
+    Args:
+        logs: the logarithms of the strides that lead there.
+        step: the change of the logarithm of the map size, above 0.
+        cost: the multiply-adds that a change of 1 would save.
+        growth: how many times as much as the last sample the next one costs, about.
+    """
+
+    logs: Logs
+    step: float
+    cost: float
+    growth: float
+
+
+def smaller_maps(space: StrideSpace, present: Logs) -> dict[Key, Smaller]:
+    """The network with one sample less, for each axis of each layer where that saves cost.
+
+    Maps behind keep their sizes as far as strides allow. Where a layer would start to pool, its own
+    multiply-adds are left out: they come all at once, with the first sample.
+    """
+    fit = space.fit(present)
+    sizes, slopes = output_sizes(fit, present), space.size_slopes(present)
+    found = {}
+    for key, size in sizes.items():
+        smaller = space.at_sizes(present, {**sizes, key: size - 1}) if size > 1 else None
+        if not smaller:
+            continue
+        step = log(size) - log(output_sizes(smaller, present)[key])
+        without_pooling = sum(
+            slope * (fit.maps[name][i].output_size - smaller.maps[name][i].output_size)
+            for (name, i), slope in slopes.items()
+        )
+        saved = max(fit.cost - smaller.cost, without_pooling)
+        if step > 0 and saved > 0:
+            axes = len(fit.maps[key[0]]) / len(present[key[0]])  # a shared stride has them all
+            growth = ((size + 0.5) / (size - 0.5)) ** axes
+            found[key] = Smaller(smaller.logs, step, saved / step, growth)
+    return found
+
+
+def output_sizes(fit: Fit, logs: Logs) -> OutputSizes:
+    """The sizes of all maps, by layer and stride: a shared stride has that of its first axis."""
+    return {
+        (name, i): fit.maps[name][i].output_size
+        for name, values in logs.items()
+        for i in range(len(values))
+    }
