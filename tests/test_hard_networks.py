@@ -1,6 +1,7 @@
 """Networks that are hard to trace: what is analysed is what runs, at all strides."""
 
 import functools
+import math
 
 import numpy as np
 import pytest
@@ -51,6 +52,40 @@ def check(net, *inputs, names=("a", "b")):
 def two(forward, **modules):
     """A network of two strided convolutions, and others."""
     return Net(forward, a=strided(), b=strided(), **modules).eval()
+
+
+# Products that torch's counter takes to be free
+
+
+def test_bilinear_layers_count_as_the_sums_of_products_they_are():
+    def forward(m, x):
+        pixels = m.b(m.a(x)).movedim(1, -1)
+        return m.bilinear(pixels, pixels)
+
+    converted = check(two(forward, bilinear=nn.Bilinear(4, 4, 5)), X)
+    cost = MultiplyAdds(converted, X)
+    pixels = math.prod(axis.output_size for axis in cost.maps()["b.pooling"])
+    assert cost.by_module()["bilinear"] == pixels * 4 * 4 * 5
+
+
+VECTOR = torch.rand(8)
+
+
+@pytest.mark.parametrize(
+    ("product", "expected"),
+    [
+        (lambda x: x @ VECTOR, 2 * 3 * 8),
+        (lambda x: x[0, 0] @ VECTOR, 8),
+        (lambda x: torch.addmv(torch.zeros(3), x[0], VECTOR), 3 * 8),
+        (lambda x: torch.addbmm(torch.zeros(3, 3), x, x.mT), 2 * 3 * 3 * 8),
+        (lambda x: F.bilinear(x, x, torch.ones(5, 8, 8)), 2 * 3 * 5 * 8 * 8),
+    ],
+    ids=["matrix times vector", "dot", "addmv", "addbmm", "bilinear"],
+)
+def test_products_count_as_often_as_numbers_are_multiplied(product, expected):
+    with OperationCounter() as counter:
+        product(torch.rand(2, 3, 8))
+    assert sum(counter.multiply_adds) == expected
 
 
 # Parametrized modules

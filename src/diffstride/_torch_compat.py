@@ -217,7 +217,10 @@ RECURRENT = ("mkldnn_rnn_layer", "_cudnn_rnn", "miopen_rnn")
 
 
 class OperationCounter(FlopCounterMode):
-    """Counts as torch's ``FlopCounterMode``, with attention and recurrent layers of any kernel.
+    """Counts as torch's ``FlopCounterMode``, and products that it takes to be free.
+
+    Those are attention and recurrent layers of any kernel, products with vectors, sums of products
+    of matrices, and bilinear layers.
 
     ``multiply_adds`` lists the counted operations in order of execution. ``foreign`` is the number
     of operators that ran and are not PyTorch's own: on shapes alone, they may check nothing.
@@ -225,6 +228,8 @@ class OperationCounter(FlopCounterMode):
 
     def __init__(self) -> None:
         formulas = dict.fromkeys(ATTENTION, _attend) | dict.fromkeys(RECURRENT, _recur)
+        formulas |= {"mv": _times_vector, "dot": _times_vector, "addmv": _add_times_vector}
+        formulas |= {"addbmm": _add_products, "_trilinear": _multiply_three}
         found = {getattr(torch.ops.aten, name, None): each for name, each in formulas.items()}
         found.pop(None, None)
         super().__init__(display=False, custom_mapping=found)
@@ -247,3 +252,24 @@ def _recur(sequences: Any, first: Any, second: Any, *args: Any, **kwargs: Any) -
     """Each matrix multiplies a vector at each step of each sequence."""
     weights = [first, second] if isinstance(first, torch.Size) else first
     return 2 * prod(sequences[:-1]) * sum(prod(each) for each in weights if len(each) == 2)
+
+
+def _times_vector(matrix: Any, vector: Any, **kwargs: Any) -> int:
+    return 2 * prod(matrix)
+
+
+def _add_times_vector(added: Any, matrix: Any, vector: Any, **kwargs: Any) -> int:
+    return 2 * prod(matrix)
+
+
+def _add_products(added: Any, first: Any, second: Any, **kwargs: Any) -> int:
+    return 2 * prod(first) * second[-1]
+
+
+def _multiply_three(*args: Any, **kwargs: Any) -> int:
+    """Each number of the product of three tensors, which are made alike by axes of one sample."""
+    shapes = [list(shape) for shape in args[:3]]
+    for shape, axes in zip(shapes, args[3:6], strict=True):
+        for axis in sorted(axes):
+            shape.insert(axis, 1)
+    return 2 * prod(map(max, *shapes))

@@ -41,27 +41,31 @@ class MeasuredStrides:
     axis of each map, with one sample less, the maps behind unchanged as far as strides allow. That
     gives the rise ``r`` of the loss ``L`` and the multiply-adds ``c`` that are saved, of ``C`` in
     all, both for a change of 1 of the logarithm of the map size ``m``. The sample is worth
-    ``v = r + c * min(0.3 * L / C, 10 * sum(r) / sum(c))``: early in a training some maps seem to be
-    worth nothing, and the second term is then the larger one. It is the same for all multiply-adds,
-    about what they are worth in the end, but at most ten times what they are worth now on average,
-    so that strides far from good ones move at once. (A negative ``L`` counts as 0.) So a
-    multiply-add is worth ``v / c`` on an axis, ``q = sum(v) / sum(c)`` in its layer and
-    ``p = sum(v) / sum(c)`` in the network. The size moves by::
+    ``v = r + c * min(0.3 * L / C, 10 * sum(r) / sum(c))``. The second term is the same for all
+    multiply-adds: about what they are worth in the end, as early in a training some maps seem to be
+    worth nothing, but at most ten times what they are worth now, so that strides far from good ones
+    move at once. (A negative ``L`` counts as 0, and so do negative ``r`` and ``v`` in sums over
+    axes or layers.) So a multiply-add is worth ``v / c`` on an axis, ``q = sum(v) / sum(c)`` in its
+    layer and ``p = sum(v) / sum(c)`` in the network. The size moves by::
 
         log m  <-  log m + a * clip(log(q / p) / log 5 + 0.3 * log(v / c / q) / log 5, -1, 1)
 
-    Each of the two terms counts where the difference, of ``q`` and ``p`` or of ``v / c`` and ``q``,
-    is clear, with ratios of 1/5 at least: larger than chance makes it in 98 of 100 cases, by
-    Student's t of the batches (with two batches, in 95 of 100). In sums that give prices, negative
-    ``r`` and ``v`` count as 0. The factor ``a`` is 0.5 times the root of the
-    share of decisions that are left. All sizes then move together until the cost is that of the
-    budget. Before the last decision no map grows by more than a quarter at once, or by two samples
-    if that is more; a part of the budget may stay unused between decisions for that. No move
-    makes a map smaller that has grown at one of the last two decisions, since the weights first
-    have to learn to use it; what brings all to the budget may. So samples go from maps where a
-    multiply-add is worth little to maps where it is worth much, and the strides rest where it is
-    worth the same everywhere. The axes of a layer stay alike where their worth differs by noise. A
-    map of one sample gets a second one, to be measured.
+    with ``a`` 0.5 times the root of the share of decisions that are left, and ratios of 1/5 at
+    least. Two things keep maps as they are in each of the two terms:
+
+    - Chance. A difference, of ``q`` and ``p`` or of ``v / c`` and ``q``, counts less by the share
+      that the square of its standard error has in its square, and not at all if it is smaller.
+    - Whole samples. A map grows if a multiply-add of its next sample is worth more than ``p``. That
+      one costs ``(m + 1/2) / (m - 1/2)`` times as much as the last, for each axis. It becomes
+      smaller if a multiply-add of its last one is worth less than those of all next ones.
+
+    All sizes then move together until the cost is that of the budget. Before the last decision no
+    map grows by more than a quarter at once, or by two samples if that is more; a part of the
+    budget may stay unused between decisions for that. No move makes a map smaller that has grown at
+    one of the last two decisions, since the weights first have to learn to use it; what brings all
+    to the budget may. So samples go from maps where a multiply-add is worth little to maps where it
+    is worth much, and the strides rest where it is worth about the same everywhere. A map of one
+    sample gets a second one, to be measured.
 
     Decision ``k`` of ``n`` comes after ``(k / n)^1.5`` of the steps: poor strides become good ones
     early, as weights learn little at them. What was measured counts at later decisions, too, as

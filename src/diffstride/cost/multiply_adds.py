@@ -45,11 +45,12 @@ class MultiplyAdds:
     """Multiply-adds (MACs) of a network for one sample, as a function of its strides.
 
     ``sum over operations of c * product of the sizes of their maps``. Convolutions, linear layers
-    and matrix products count as in torch's ``FlopCounterMode``, whose count is twice as high, and
-    recurrent layers as the products in them, on every device. The pooling layers count one matrix
-    product per axis: axes of 320 samples and more take about half of that, and axes of 1,024 and
-    more are transformed and count nothing (`diffstride.spectral.axis_product`). The value counts
-    whole samples; its gradient is that of the sizes before rounding.
+    and matrix products count as in torch's ``FlopCounterMode``, whose count is twice as high;
+    recurrent and bilinear layers and products with vectors as the products in them, on every
+    device. The pooling layers count one matrix product per axis: axes of 320 samples and more take
+    about half of that, and axes of 1,024 and more are transformed and count nothing
+    (`diffstride.spectral.axis_product`). The value counts whole samples; its gradient is that of
+    the sizes before rounding.
 
     The first input with spatial axes says how many samples there are. What several samples share,
     or each has many of (the frames of a video), counts as often as it is computed.
