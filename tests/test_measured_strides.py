@@ -520,6 +520,18 @@ def test_a_loss_that_is_none_is_refused(loss, message):
         MeasuredStrides(CostBudget(chain(), IMAGES), steps=1000).step(loss)
 
 
+def test_a_loss_that_calls_backward_is_told():
+    budget = CostBudget(chain(), IMAGES)
+
+    def loss():
+        found = budget.model(IMAGES).square().mean()
+        found.backward()
+        return found
+
+    with pytest.raises(ValueError, match=r"with backward\(\) perhaps.*call backward\(\) outside"):
+        MeasuredStrides(budget, steps=8).step(loss)
+
+
 def test_a_loss_of_another_network_is_refused():
     net, other, x = chain(), chain(), torch.rand(2, 3, 64, 64)
     budget = CostBudget(net, IMAGES)
@@ -614,7 +626,12 @@ def test_it_prints_how_far_it_is():
     for _ in range(5):
         strides.step(lambda: torch.rand(()) * strides.budget.cost.value())
     assert repr(strides).startswith(
-        "MeasuredStrides(step 5 of 8 in which strides move, decision 1 of 2; CostBudget("
+        "MeasuredStrides(step 5 of 8 in which strides move, after 1 of 2 decisions; CostBudget("
+    )
+    for _ in range(5):
+        strides.step(lambda: torch.rand(()) * strides.budget.cost.value())
+    assert repr(strides).startswith(
+        "MeasuredStrides(step 10, strides stay since step 8, after all 2 decisions; CostBudget("
     )
 
 

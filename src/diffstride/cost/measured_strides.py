@@ -118,11 +118,11 @@ class MeasuredStrides:
         self._grown: dict[Key, int] = {}
 
     def __repr__(self) -> str:
-        made = bisect_right(self._due, self._done)
-        return (
-            f"MeasuredStrides(step {self._done:,} of {self._due[-1]:,} in which strides move, "
-            f"decision {made} of {len(self._due)}; {self.budget!r})"
-        )
+        made, last = bisect_right(self._due, self._done), self._due[-1]
+        where = f"step {self._done:,} of {last:,} in which strides move, after {made} of"
+        if self._done > last:
+            where = f"step {self._done:,}, strides stay since step {last:,}, after all"
+        return f"MeasuredStrides({where} {len(self._due)} decisions; {self.budget!r})"
 
     def step(self, loss: Callable[[], Tensor]) -> None:
         """Count a training step, measure if a decision is near, and move the strides if it is due.
@@ -137,8 +137,8 @@ class MeasuredStrides:
 
         Raises:
             TypeError: the loss is no function, or does not return one number.
-            ValueError: the loss is not finite, no map changes it, or the budgets of several
-                processes differ.
+            ValueError: the loss is not finite, asks for gradients, or is the same for all maps, or
+                the budgets of several processes differ.
         """
         if not callable(loss):
             raise TypeError(
@@ -392,7 +392,15 @@ def _check_not_attached(budget: CostBudget) -> None:
 
 def _run(loss: Callable[[], Any], seed: int, where: str = "") -> float:
     torch.manual_seed(seed)  # the same dropout for all
-    found: Any = loss()
+    try:
+        found: Any = loss()
+    except RuntimeError as error:
+        if "does not require grad" not in str(error):
+            raise
+        raise ValueError(
+            "the loss asks for gradients, with backward() perhaps, but runs without them: pass a "
+            "function that returns the loss alone, and call backward() outside of it"
+        ) from error
     if isinstance(found, dict) and "loss" in found:  # as from a `training_step` of Lightning
         found = found["loss"]
     is_tensor = isinstance(found, Tensor)
