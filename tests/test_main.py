@@ -224,6 +224,18 @@ def test_values_that_fit_are_taken():
     command_line.configure(["digits.gin"], bindings)
 
 
+def test_a_setting_of_a_file_without_its_function_is_refused():
+    Path("short.gin").write_text("include 'digits.gin'\nnum_epochs = 1\n")
+    expected = r"^short.gin: 'num_epochs' names no setting.*; did you mean 'train.train.num_epochs'"
+    with pytest.raises(ValueError, match=expected):
+        command_line.configure(["short.gin"])
+
+
+def test_other_macros_of_a_file_may_stay_unused():
+    Path("more.gin").write_text("include 'digits.gin'\nEPOCHS = 1\n")
+    command_line.configure(["more.gin"])
+
+
 def test_a_macro_that_something_refers_to_may_be_bound():
     Path("macro.gin").write_text("resnet.resnet18.strides = [1, %inner/first]\ninner/first = 1")
     bindings = ["inner/first = %second", "second = 3", "train.seed = %seed", "seed = 4"]

@@ -20,7 +20,13 @@ from diffstride._flag_advice import advise_bindings, advise_settings
 from diffstride.training import gin_registry, lightning_compat, trainer
 from diffstride.training.files import expand_home
 from diffstride.training.gin_compat import search_path
-from diffstride.training.gin_errors import BindingError, check_macros, explain, suggest
+from diffstride.training.gin_errors import (
+    BindingError,
+    check_macros,
+    check_macros_of_file,
+    explain,
+    suggest,
+)
 from diffstride.training.published_gin import check_published_names
 
 PACKAGED = Path(__file__).parent / "configs"
@@ -58,7 +64,8 @@ def configure(
     Raises:
         FileNotFoundError: a file or ``configs_folder`` does not exist.
         PublishedNamesError: a file or binding has names of the published system.
-        ValueError: a bound value has another type than its argument, or files include each other.
+        ValueError: a bound value has another type than its argument, files include each other, or
+            a file sets an argument without its function.
         BindingError: Gin refuses one of ``gin_bindings``, or it sets a macro that nothing uses.
         Exception: Gin cannot parse a file or does not know a name; it raises many types.
     """
@@ -78,6 +85,8 @@ def configure(
         with search_path(folders):
             gin.parse_config_files_and_bindings(files, [], finalize_config=False)
             _parse_bindings(gin_bindings)
+        for path in files:
+            check_macros_of_file(path)
     except RecursionError as error:
         among = dict.fromkeys(re.findall(r'In file "([^"]+)"', str(error))) or files
         raise ValueError(

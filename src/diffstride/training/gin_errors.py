@@ -4,6 +4,7 @@ import difflib
 import re
 import tokenize
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from diffstride.training import gin_registry
@@ -41,6 +42,27 @@ def check_macros(binding: str) -> None:
             raise BindingError(binding) from ValueError(why + suggest_setting(name, used))
 
 
+def check_macros_of_file(path: str) -> None:
+    """Refuse a file with a setting without its function, such as ``num_epochs = 1``.
+
+    That is a macro to which nothing refers, with the name of an argument. Other macros may wait for
+    a file that includes this one. Call this after all files and bindings have been parsed.
+
+    Raises:
+        ValueError: there is such a macro.
+    """
+    used, arguments = macros_used(), _arguments()
+    for name in macros_defined(Path(path).read_text(encoding="utf-8")):
+        if name not in used and name.rpartition("/")[2] in arguments:
+            why = f"{path}: {name!r} names no setting, and nothing refers to %{name}"
+            raise ValueError(why + suggest_setting(name))
+
+
+def _arguments() -> set[str]:
+    """The names of the arguments of all functions that Gin knows."""
+    return {each for arguments in gin_registry.NAMES.values() for each in arguments}
+
+
 def suggest_setting(name: str, macros: Iterable[str] = ()) -> str:
     """The end of an error about a name without a function: the macro or setting that is like it.
 
@@ -51,8 +73,7 @@ def suggest_setting(name: str, macros: Iterable[str] = ()) -> str:
     """
     if meant := suggest(name, sorted(macros)):
         return meant
-    known = {each for arguments in gin_registry.NAMES.values() for each in arguments}
-    for close in difflib.get_close_matches(name.rpartition("/")[2], sorted(known), n=1):
+    for close in difflib.get_close_matches(name.rpartition("/")[2], sorted(_arguments()), n=1):
         return _did_you_mean(_settings(close))
     return "; write the function in front, as in train.train.num_epochs = 1"
 
