@@ -75,7 +75,8 @@ def test_each_map_gets_the_share_of_the_cost_that_it_is_worth(start, share):
     learn(budget, lambda: loss() - 10.0, decisions=24)  # without a prior
     saved = smaller_maps(budget.space, budget.in_use)
     own = {name: saved[name, 0].cost + saved[name, 1].cost for name in (FIRST, LAST)}
-    assert own[FIRST] / sum(own.values()) == pytest.approx(share, abs=0.08)
+    # Maps rest where no exchange of samples brings a tenth more.
+    assert own[FIRST] / sum(own.values()) == pytest.approx(share, abs=0.1)
 
 
 @pytest.mark.parametrize(("scale", "moves"), [(1.0, True), (0.01, False)])
@@ -456,9 +457,10 @@ def test_a_map_grows_for_its_next_sample_and_shrinks_for_those_of_others():
         worth = {a: Worth(value, 0.0, 1.0, growth), b: Worth(1.0, 0.0, 1.0, growth)}
         return wanted_moves(worth, [], 1.0)
 
-    assert moves(1.2, 1.0)[a] > 0 > moves(1.2, 1.0)[b]
-    assert moves(1.2, 1.2) == {a: 0.0, b: 0.0}  # the next sample of a costs more than it is worth
-    assert moves(2.0, 1.2)[a] > 0 > moves(2.0, 1.2)[b]
+    assert moves(1.5, 1.0)[a] > 0 > moves(1.5, 1.0)[b]
+    assert moves(1.1, 1.0) == {a: 0.0, b: 0.0}  # too little to disturb the weights
+    assert moves(1.5, 1.3) == {a: 0.0, b: 0.0}  # the next sample of a costs more than it is worth
+    assert moves(3.0, 1.3)[a] > 0 > moves(3.0, 1.3)[b]
 
 
 def test_the_next_sample_of_a_map_costs_more():
@@ -470,14 +472,20 @@ def test_the_next_sample_of_a_map_costs_more():
     assert found["2", 1].growth == pytest.approx(8.5 / 7.5)
 
 
-def test_moves_at_constant_cost_keep_their_differences():
-    a, b = (("a", 0), ("b", 0))
-    worth = {a: Worth(1.0, 0.1, 3.0), b: Worth(1.0, 0.1, 1.0)}
-    moves = at_constant_cost({a: 0.0, b: 0.1}, worth, [])
-    assert 3 * moves[a] + moves[b] == pytest.approx(0.0, abs=1e-12)
-    assert moves[b] - moves[a] == pytest.approx(0.1)
-    assert at_constant_cost({a: 0.0, b: 0.1}, worth, [b]) == pytest.approx({a: -0.1 / 3, b: 0.1})
+def test_all_that_are_worth_less_than_the_price_pay_for_those_that_grow():
+    a, b, c = (("a", 0), ("b", 0), ("c", 0))
+    worth = {a: Worth(1.0, 0.1, 3.0), b: Worth(3.0, 0.1, 1.0), c: Worth(1.0, 0.1, 2.0)}
+    moves = at_constant_cost({a: 0.0, b: 0.1, c: -0.02}, worth, [])
+    assert 3 * moves[a] + moves[b] + 2 * moves[c] == pytest.approx(0.0, abs=1e-12)
+    assert moves[b] == 0.1
+    assert moves[a] - moves[c] == pytest.approx(0.02)
+    held = at_constant_cost({a: 0.0, b: 0.1, c: 0.0}, worth, [c])
+    assert held == pytest.approx({a: -0.1 / 3, b: 0.1, c: 0.0})
     assert at_constant_cost({b: 0.1}, worth, [b]) == {b: 0.1}
+    dear = worth | {c: Worth(5.0, 0.1, 2.0)}
+    assert at_constant_cost({a: 0.0, b: 0.1, c: 0.0}, dear, []) == held
+    freed = at_constant_cost({a: -0.1, b: 0.0}, worth, [b])
+    assert 3 * freed[a] + freed[b] == pytest.approx(0.0, abs=1e-12)
 
 
 def test_a_residual_network_keeps_the_maps_behind_one_that_moves():

@@ -298,7 +298,10 @@ class CostBudget:
         return self._in_use
 
     def aim_(self, wanted: Logs) -> None:
-        """Scale other `wanted` strides to the budget, and write those at which it is used up."""
+        """Scale other `wanted` strides to the budget, and write those at which it is used up.
+
+        Unlike in `project_`, map sizes do not stay until others are much nearer.
+        """
         limits = self._least, self.multiply_adds
         try:
             self._target = scale_to_budget(wanted, self.space, *limits)
@@ -306,6 +309,7 @@ class CostBudget:
             if self.space.value(self._in_use) > self.multiply_adds:
                 raise
             self._target = self._in_use
+        self._size_search.forget()
         self.use_(self._size_search.use_up(self._target, *limits))
 
     @torch.no_grad()

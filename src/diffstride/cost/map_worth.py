@@ -1,13 +1,14 @@
 """What the last sample of a map is worth for its cost, and how map sizes should move for that."""
 
 from collections.abc import Collection, Container, Iterable, Mapping
-from math import expm1, hypot, log, prod
+from math import expm1, hypot, log
 from typing import NamedTuple
 
 from diffstride.cost.stride_space import Key
 
 FACTOR = 5.0  # a map worth so many times more or less than the others moves furthest
 AHEAD = 10.0  # how many times more a multiply-add may be worth in the end than at a decision
+MARGIN = 1.1  # how many times more an exchange of samples has to bring, as it disturbs the weights
 APART = 0.3  # how far the axes of a layer move apart, as a share of how far they move together
 
 
@@ -95,7 +96,7 @@ def _price(worth: Collection[Worth]) -> float:
 
 def _together(worth: Iterable[Worth]) -> Worth:
     means, errors, costs, growths = zip(*worth, strict=True)
-    return Worth(sum(means), hypot(*errors), sum(costs), prod(growths))
+    return Worth(sum(means), hypot(*errors), sum(costs), max(growths))
 
 
 def _share(worth: Worth, all_of_them: Collection[Worth]) -> float:
@@ -109,7 +110,7 @@ def _share(worth: Worth, all_of_them: Collection[Worth]) -> float:
         return 0.0
     value = _shrunk(worth.mean / worth.cost, price, worth.error / worth.cost)
     of_next = [each._replace(mean=each.mean / each.growth) for each in all_of_them]
-    if _price(of_next) <= value <= price * worth.growth:
+    if _price(of_next) <= MARGIN * value and value <= MARGIN * worth.growth * price:
         return 0.0
     return log(max(value / price, 1 / FACTOR)) / log(FACTOR)
 
@@ -128,7 +129,7 @@ def _shrunk(value: float, towards: float, error: float) -> float:
 def at_constant_cost(
     moves: Mapping[Key, float], worth: Mapping[Key, Worth], held: Container[Key]
 ) -> dict[Key, float]:
-    """Moves at which the cost stays: all that may pay move together by what the others gain.
+    """Moves at which the cost stays: all that are worth less than the price pay for the others.
 
     Args:
         moves: as from `wanted_moves`.
@@ -140,6 +141,12 @@ def at_constant_cost(
     {('a', 0): 0.1, ('b', 0): -0.05}
     """
     spent = sum(worth[key].cost * move for key, move in moves.items())
-    paying = [key for key in moves if key not in held or spent < 0]
+    price = _price(worth.values()) if worth else 0.0
+    paying = [
+        key
+        for key, move in moves.items()
+        if spent < 0
+        or (key not in held and move <= 0 and worth[key].mean <= price * worth[key].cost)
+    ]
     shift = -spent / sum(worth[key].cost for key in paying) if paying else 0.0
     return {key: move + shift if key in paying else move for key, move in moves.items()}

@@ -284,7 +284,10 @@ class MeasuredStrides:
         return output_sizes(self._space.fit(present), present)
 
     def _move(self, moves: Mapping[Key, float]) -> None:
-        """Move the logarithms of the map sizes, and meet the budget."""
+        """Move the logarithms of the map sizes, and meet the budget.
+
+        What strides moved before without a change of the size counts if it points the same way.
+        """
         sizes, in_use, wanted = self._sizes(), self.budget.in_use, self.budget.wanted
 
         def ahead(key: Key) -> float:
@@ -293,10 +296,11 @@ class MeasuredStrides:
             own = in_use[key[0]][key[1]] - wanted[key[0]][key[1]]
             return own + (ahead(before) if before else 0.0)
 
-        steps = {
-            key: _within_reach(ahead(key) + moves.get(key, 0.0), size)
-            for key, size in sizes.items()
-        }
+        steps = {}
+        for key, size in sizes.items():
+            move = moves.get(key, 0.0)
+            earlier = ahead(key) if ahead(key) * move > 0 else 0.0
+            steps[key] = _within_reach(earlier + move, size)
 
         def moved(key: Key, at: float) -> float:
             before = self._space.maps_before.get(key)

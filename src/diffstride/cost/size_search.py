@@ -41,6 +41,10 @@ class SizeSearch:
         # The sizes at the strides wanted, and those chosen, in the last step.
         self.last: tuple[OutputSizes, OutputSizes] = {}, {}
 
+    def forget(self) -> None:
+        """Let the next step choose its sizes without regard to those of the last one."""
+        self.last = {}, {}
+
     def use_up(self, wanted: Logs, least: float, most: float) -> Logs:
         """The strides nearest to ``wanted`` that cost from ``least`` to ``most``.
 
