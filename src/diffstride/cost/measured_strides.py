@@ -55,17 +55,20 @@ class MeasuredStrides:
 
     - Chance. A difference, of ``q`` and ``p`` or of ``v / c`` and ``q``, counts less by the share
       that the square of its standard error has in its square, and not at all if it is smaller.
-    - Whole samples. A map grows if a multiply-add of its next sample is worth more than ``p``. That
-      one costs ``(m + 1/2) / (m - 1/2)`` times as much as the last, for each axis. It becomes
-      smaller if a multiply-add of its last one is worth less than those of all next ones.
+    - Whole samples. A map grows if a multiply-add of its next sample is worth a tenth more than
+      ``p``. That sample costs ``(m + 1/2) / (m - 1/2)`` times as much as the last one, or the
+      square of that where a stride is shared. A map becomes smaller if a multiply-add of its last
+      sample is worth a tenth less than those of all next ones.
 
-    All sizes then move together until the cost is that of the budget. Before the last decision no
-    map grows by more than a quarter at once, or by two samples if that is more; a part of the
-    budget may stay unused between decisions for that. No move makes a map smaller that has grown at
-    one of the last two decisions, since the weights first have to learn to use it; what brings all
-    to the budget may. So samples go from maps where a multiply-add is worth little to maps where it
-    is worth much, and the strides rest where it is worth about the same everywhere. A map of one
-    sample gets a second one, to be measured.
+    What maps gain is paid by those that do not grow and are worth less than ``p``, by the same move
+    of all. Then all sizes move together until the cost is that of the budget. Moves too small for a
+    whole sample add up while they point the same way. Before the last decision no map grows by more
+    than a quarter at once, or by two samples if that is more; a part of the budget may stay unused
+    between decisions for that. No move makes a map smaller that has grown at one of the last two
+    decisions, since the weights first have to learn to use it; what brings all to the budget may.
+    So samples go from maps where a multiply-add is worth little to maps where it is worth much, and
+    the strides rest where it is worth about the same everywhere. A map of one sample gets a second
+    one, to be measured.
 
     Decision ``k`` of ``n`` comes after ``(k / n)^1.5`` of the steps: poor strides become good ones
     early, as weights learn little at them. What was measured counts at later decisions, too, as
