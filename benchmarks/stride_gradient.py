@@ -277,13 +277,14 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     add("--workdir", type=Path, default=Path("runs/stride_gradient"), help="folder of run folders")
     add("--quick", action="store_true", help="tiny sizes, only to check that it runs")
     add("--out", type=Path, default=RESULT, help="file of the rows")
+    add("--table", action="store_true", help="only write the table of the page")
     options = parser.parse_args(arguments)
     bindings: dict[str, Any] = {"data.load_datasets.name": options.dataset}
     if options.quick:
         bindings |= QUICK | {"train.train.num_epochs": 1}
     effort = ((1,), 2, 4) if options.quick else (MEASURED, BATCHES, ADAPTING_STEPS)
     contract = environment()
-    for start in STARTS:
+    for start in () if options.table else STARTS:
         labels = {"dataset": bindings["data.load_datasets.name"], "start": start}
         measurement = Measure(*effort, labels, contract, options.out)
         run(start, options.workdir / start.replace(", ", "-"), bindings, measurement)
