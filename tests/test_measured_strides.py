@@ -16,6 +16,7 @@ from torch import nn
 from diffstride import CostBudget, DiffStride, MeasuredStrides, stride_layers
 from diffstride.cost.map_worth import (
     AHEAD,
+    CHANCE,
     Worth,
     at_constant_cost,
     few_samples,
@@ -121,6 +122,21 @@ def test_at_most_ten_times_the_measured_worth_is_added():
         assert worth.mean == pytest.approx(expected, rel=0.01)
 
 
+def test_a_state_that_measured_other_maps_starts_measuring_anew():
+    strides = MeasuredStrides(CostBudget(chain(), IMAGES), steps=40, decisions=4)
+    loss = known_loss(strides.budget, {FIRST: 0.2, LAST: 0.8})
+    while not strides.state_dict()["losses"]:
+        strides.step(loss)
+    state = strides.state_dict()
+    del state["rises"][FIRST, 0]
+    resumed = MeasuredStrides(CostBudget(chain(), IMAGES), steps=40)
+    resumed.load_state_dict(state)
+    loss = known_loss(resumed.budget, {FIRST: 0.2, LAST: 0.8})
+    for _ in range(40):
+        resumed.step(loss)
+    assert resumed.worth.keys() == {(name, i) for name in (FIRST, LAST) for i in (0, 1)}
+
+
 def test_without_any_worth_there_is_no_prior():
     worth = {("a", 0): Worth(-0.1, 0.01, 3.0), ("b", 0): Worth(0.0, 0.01, 1.0)}
     assert with_prior(worth, 0.5) == worth
@@ -190,14 +206,15 @@ def test_a_shared_stride_stays_one():
     assert output_sizes(budget)["0"][0] > 32
 
 
-def test_noise_alone_hardly_moves_a_map():
+@pytest.mark.parametrize(("noise", "most"), [(0.03, 0.1), (0.3, 0.6)])
+def test_noise_alone_hardly_moves_a_map(noise, most):
     budget = CostBudget(chain(), IMAGES)
     before = output_sizes(budget)
     generator = torch.Generator().manual_seed(0)
     worth = known_loss(budget, {FIRST: 0.46, LAST: 0.54})  # about as the cost is shared
-    learn(budget, lambda: worth() + 0.03 * torch.randn((), generator=generator), steps=240)
+    learn(budget, lambda: worth() + noise * torch.randn((), generator=generator), steps=240)
     for name, sizes in output_sizes(budget).items():
-        assert math.prod(sizes) == pytest.approx(math.prod(before[name]), rel=0.2)
+        assert math.prod(sizes) == pytest.approx(math.prod(before[name]), rel=most)
 
 
 def stride_values(net):
@@ -429,8 +446,8 @@ def test_moves_are_largest_where_the_worth_is_clear():
 @pytest.mark.parametrize("count", [2, 3, 4, 6, 10, 16, 40])
 def test_chance_leads_further_with_few_samples(count):
     stats = pytest.importorskip("scipy.stats")
-    exact = stats.t.ppf(stats.norm.cdf(1.0), count - 1)
-    assert few_samples(count) == pytest.approx(exact, rel=0.02)
+    exact = stats.t.ppf(stats.norm.cdf(CHANCE), count - 1) / CHANCE
+    assert few_samples(count) == pytest.approx(exact, rel=0.03)
 
 
 def test_axes_of_a_layer_move_together_unless_they_clearly_differ():
@@ -470,6 +487,11 @@ def test_the_next_sample_of_a_map_costs_more():
     found = smaller_maps(budget.space, budget.in_use)
     assert found["0", 0].growth == pytest.approx((16.5 / 15.5) ** 2)  # both axes
     assert found["2", 1].growth == pytest.approx(8.5 / 7.5)
+    net = nn.Sequential(DiffStride(2.0, edge="passband"), nn.Conv2d(3, 8, 3, padding=1))
+    net.append(DiffStride(2.0, edge="passband")).append(nn.Conv2d(8, 8, 3, padding=1))
+    (first, *_) = smaller_maps((budget := CostBudget(net, IMAGES)).space, budget.in_use).values()
+    size = output_sizes(budget)["0"][0]
+    assert first.growth == pytest.approx((size + 1) / (size - 1))  # such maps lose two samples
 
 
 def test_all_that_are_worth_less_than_the_price_pay_for_those_that_grow():

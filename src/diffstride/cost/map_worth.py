@@ -1,13 +1,15 @@
 """What the last sample of a map is worth for its cost, and how map sizes should move for that."""
 
 from collections.abc import Collection, Container, Iterable, Mapping
-from math import expm1, hypot, log
+from math import expm1, hypot, log, pi, tan
+from statistics import NormalDist
 from typing import NamedTuple
 
 from diffstride.cost.stride_space import Key
 
 FACTOR = 5.0  # a map worth so many times more or less than the others moves furthest
 AHEAD = 10.0  # how many times more a multiply-add may be worth in the end than at a decision
+CHANCE = 1.5  # standard errors, of many samples, up to which a difference does not count
 MARGIN = 1.1  # how many times more an exchange of samples has to bring, as it disturbs the weights
 APART = 0.3  # how far the axes of a layer move apart, as a share of how far they move together
 
@@ -32,16 +34,18 @@ class Worth(NamedTuple):
 def few_samples(count: int) -> float:
     """How many times further chance leads with a standard error of so few samples.
 
-    The quantile of Student's t at one standard error. That of t with ``n`` degrees of freedom is
-    about ``sqrt(n * expm1((n - 5/6) / (n - 2/3 + 1 / (10 n))^2))`` if ``n`` is at least 2.
+    The quantile of Student's t at `CHANCE` standard errors of many samples, over `CHANCE`. That of
+    t with ``n`` degrees of freedom is about
+    ``sqrt(n * expm1(CHANCE^2 * (n - 5/6) / (n - 2/3 + 1 / (10 n))^2))`` if ``n`` is at least 2.
 
     >>> [round(few_samples(count), 2) for count in (2, 3, 5, 10, 40)]
-    [1.84, 1.3, 1.14, 1.06, 1.01]
+    [3.13, 1.62, 1.25, 1.1, 1.02]
     """
     free = count - 1
     if free == 1:
-        return 1.84
-    return (free * expm1((free - 5 / 6) / (free - 2 / 3 + 1 / (10 * free)) ** 2)) ** 0.5
+        return tan(pi * (NormalDist().cdf(CHANCE) - 0.5)) / CHANCE
+    power = CHANCE**2 * (free - 5 / 6) / (free - 2 / 3 + 1 / (10 * free)) ** 2
+    return (free * expm1(power)) ** 0.5 / CHANCE
 
 
 def with_prior(worth: Mapping[Key, Worth], in_the_end: float) -> dict[Key, Worth]:
@@ -116,13 +120,15 @@ def _share(worth: Worth, all_of_them: Collection[Worth]) -> float:
 
 
 def _shrunk(value: float, towards: float, error: float) -> float:
-    """An uncertain value, moved to another one by the share of chance in the square of both.
+    """An uncertain value, nearer to another one: the difference times ``1 - (noise / it)^2``.
 
-    >>> _shrunk(3.0, 1.0, error=1.0), _shrunk(3.0, 1.0, error=2.0)
-    (2.5, 1.0)
+    The noise is `CHANCE` standard errors. A smaller difference is none.
+
+    >>> _shrunk(4.0, 1.0, error=1.0), _shrunk(4.0, 1.0, error=2.0)
+    (3.25, 1.0)
     """
     difference = value - towards
-    share = (error / difference) ** 2 if difference else 1.0
+    share = (CHANCE * error / difference) ** 2 if difference else 1.0
     return towards + difference * max(0.0, 1 - share)
 
 

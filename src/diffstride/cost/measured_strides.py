@@ -215,7 +215,8 @@ class MeasuredStrides:
         self._losses = list(state.get("losses", []))
         self._smaller = smaller_maps(self._space, self.budget.in_use) if self._rises else {}
         same_strides = {name: [*each] for name, each in written.items()} == present
-        if trains_in_processes() or not same_strides or not self._losses:
+        known = self._losses and self._rises.keys() == self._smaller.keys()
+        if trains_in_processes() or not same_strides or not known:
             self._forget()
 
     def _prepare(self) -> None:

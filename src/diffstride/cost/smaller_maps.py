@@ -1,4 +1,4 @@
-"""The network with one sample less on one axis of one map, and what that saves."""
+"""The network with a sample less on one axis of one map, and what that saves."""
 
 from math import log
 from typing import NamedTuple
@@ -8,13 +8,14 @@ from diffstride.cost.stride_space import Fit, Key, Logs, StrideSpace
 
 
 class Smaller(NamedTuple):
-    """The network with one sample less on one axis of one map.
+    """The network with one sample less on one axis of one map, or two with ``edge="passband"``.
 
     Args:
         logs: the logarithms of the strides that lead there.
         step: the change of the logarithm of the map size, above 0.
         cost: the multiply-adds that a change of 1 would save.
-        growth: how many times as much as the last sample the next one costs, about.
+        growth: how many times as much as the last sample the next one costs, about: the ratio of
+            the sizes in the middle of both.
     """
 
     logs: Logs
@@ -36,15 +37,16 @@ def smaller_maps(space: StrideSpace, present: Logs) -> dict[Key, Smaller]:
         smaller = space.at_sizes(present, {**sizes, key: size - 1}) if size > 1 else None
         if not smaller:
             continue
-        step = log(size) - log(output_sizes(smaller, present)[key])
+        less = output_sizes(smaller, present)[key]
         without_pooling = sum(
             slope * (fit.maps[name][i].output_size - smaller.maps[name][i].output_size)
             for (name, i), slope in slopes.items()
         )
         saved = max(fit.cost - smaller.cost, without_pooling)
-        if step > 0 and saved > 0:
+        if less < size and saved > 0:
             axes = len(fit.maps[key[0]]) / len(present[key[0]])  # a shared stride has them all
-            growth = ((size + 0.5) / (size - 0.5)) ** axes
+            growth = ((size + (size - less) / 2) / ((size + less) / 2)) ** axes
+            step = log(size / less)
             found[key] = Smaller(smaller.logs, step, saved / step, growth)
     return found
 
