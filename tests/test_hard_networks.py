@@ -79,8 +79,24 @@ VECTOR = torch.rand(8)
         (lambda x: torch.addmv(torch.zeros(3), x[0], VECTOR), 3 * 8),
         (lambda x: torch.addbmm(torch.zeros(3, 3), x, x.mT), 2 * 3 * 3 * 8),
         (lambda x: F.bilinear(x, x, torch.ones(5, 8, 8)), 2 * 3 * 5 * 8 * 8),
+        (lambda x: torch.vdot(x[0, 0], VECTOR), 8),
+        (lambda x: torch.zeros(3).addmv_(x[0], VECTOR), 3 * 8),
+        (lambda x: torch.zeros(3, 3).addbmm_(x, x.mT), 2 * 3 * 3 * 8),
+        (lambda x: torch.zeros(3, 3).addmm_(x[0], x[0].mT), 3 * 3 * 8),
+        (lambda x: torch.zeros(2, 3, 3).baddbmm_(x, x.mT), 2 * 3 * 3 * 8),
     ],
-    ids=["matrix times vector", "dot", "addmv", "addbmm", "bilinear"],
+    ids=[
+        "matrix·vector",
+        "dot",
+        "addmv",
+        "addbmm",
+        "bilinear",
+        "vdot",
+        "addmv_",
+        "addbmm_",
+        "addmm_",
+        "baddbmm_",
+    ],
 )
 def test_products_count_as_often_as_numbers_are_multiplied(product, expected):
     with OperationCounter() as counter:

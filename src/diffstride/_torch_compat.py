@@ -220,7 +220,7 @@ class OperationCounter(FlopCounterMode):
     """Counts as torch's ``FlopCounterMode``, and products that it takes to be free.
 
     Those are attention and recurrent layers of any kernel, products with vectors, sums of products
-    of matrices, and bilinear layers.
+    of matrices, products in place, and bilinear layers.
 
     ``multiply_adds`` lists the counted operations in order of execution. ``foreign`` is the number
     of operators that ran and are not PyTorch's own: on shapes alone, they may check nothing.
@@ -228,8 +228,10 @@ class OperationCounter(FlopCounterMode):
 
     def __init__(self) -> None:
         formulas = dict.fromkeys(ATTENTION, _attend) | dict.fromkeys(RECURRENT, _recur)
-        formulas |= {"mv": _times_vector, "dot": _times_vector, "addmv": _add_times_vector}
-        formulas |= {"addbmm": _add_products, "_trilinear": _multiply_three}
+        formulas |= dict.fromkeys(("mv", "dot", "vdot"), _times_vector)
+        formulas |= dict.fromkeys(("addmv", "addmv_"), _add_times_vector)
+        formulas |= dict.fromkeys(("addbmm", "addbmm_", "addmm_", "baddbmm_"), _add_products)
+        formulas |= {"_trilinear": _multiply_three}
         found = {getattr(torch.ops.aten, name, None): each for name, each in formulas.items()}
         found.pop(None, None)
         super().__init__(display=False, custom_mapping=found)

@@ -8,18 +8,18 @@ from typing import NamedTuple
 from diffstride.cost.stride_space import Key
 
 FACTOR = 5.0  # a map worth so many times more or less than the others moves furthest
-AHEAD = 10.0  # how many times more a multiply-add may be worth in the end than at a decision
+AHEAD = 10.0  # how many times more a multiply-add may be worth once the network is trained
 CHANCE = 1.5  # standard errors, of many samples, up to which a difference does not count
 MARGIN = 1.1  # how many times more an exchange of samples has to bring, as it disturbs the weights
 APART = 0.3  # how far the axes of a layer move apart, as a share of how far they move together
 
 
 class Worth(NamedTuple):
-    """What the last sample of a map is worth: the rise of the loss without it, and a prior.
+    """What the last sample of a map is worth.
 
     Args:
-        mean: the mean rise over the batches measured, for a change of 1 of the logarithm of the map
-            size, and a share of the loss for the share of the cost that this saves.
+        mean: the mean rise of the loss without it over the batches measured, for a change of 1 of
+            the logarithm of the map size; after `with_prior` also what that adds.
         error: its standard error, with few batches larger by `few_samples`.
         cost: the multiply-adds that the same change saves.
         growth: how many times as much as the last sample the next one costs, at least 1.
@@ -48,19 +48,19 @@ def few_samples(count: int) -> float:
     return (free * expm1(power)) ** 0.5 / CHANCE
 
 
-def with_prior(worth: Mapping[Key, Worth], in_the_end: float) -> dict[Key, Worth]:
+def with_prior(worth: Mapping[Key, Worth], trained: float) -> dict[Key, Worth]:
     """What samples are worth with a prior: all multiply-adds are worth the same.
 
     Args:
         worth: as measured, of each axis.
-        in_the_end: what a multiply-add is worth in a trained network, about; at most `AHEAD` times
+        trained: what a multiply-add is worth in a trained network, about; at most `AHEAD` times
             what it was measured to be worth counts.
 
     >>> worth = {("a", 0): Worth(0.4, 0.01, 100.0), ("b", 0): Worth(0.0, 0.01, 100.0)}
     >>> [round(each.mean, 2) for each in with_prior(worth, 0.005).values()]
     [0.9, 0.5]
     """
-    prior = min(in_the_end, AHEAD * _price(worth.values()))
+    prior = min(trained, AHEAD * _price(worth.values()))
     return {key: each._replace(mean=each.mean + prior * each.cost) for key, each in worth.items()}
 
 

@@ -38,27 +38,29 @@ class MeasuredStrides:
     """Moves the strides of a network under a budget by measured losses instead of by gradients.
 
     At a few decisions during the training, the network runs on some batches as it is and, for each
-    axis of each map, with one sample less, the maps behind unchanged as far as strides allow. That
-    gives the rise ``r`` of the loss ``L`` and the multiply-adds ``c`` that are saved, of ``C`` in
-    all, both for a change of 1 of the logarithm of the map size ``m``. The sample is worth
-    ``v = r + c * min(0.3 * L / C, 10 * sum(r) / sum(c))``. The second term is the same for all
-    multiply-adds: about what they are worth in the end, as early in a training some maps seem to be
-    worth nothing, but at most ten times what they are worth now, so that strides far from good ones
-    move at once. (A negative ``L`` counts as 0, and so do negative ``r`` and ``v`` in sums over
-    axes or layers.) So a multiply-add is worth ``v / c`` on an axis, ``q = sum(v) / sum(c)`` in its
-    layer and ``p = sum(v) / sum(c)`` in the network. The size moves by::
+    axis of each map, with one sample less (two with ``edge="passband"``), the maps behind unchanged
+    as far as strides allow. That gives the rise ``r`` of the loss ``L`` and the multiply-adds ``c``
+    that are saved, of ``C`` in all, both for a change of 1 of the logarithm of the map size ``m``.
+    The sample is worth ``v = r + c * min(0.3 * L / C, 10 * sum(r) / sum(c))``. The second term is
+    the same for all multiply-adds. It is about what they are worth in a trained network, as early
+    in a training some maps seem to be worth nothing, but at most ten times what they are worth now,
+    so that strides far from good ones move at once. (A negative ``L`` counts as 0. A large constant
+    part of a loss makes strides move less.) So a multiply-add is worth ``v / c`` on an axis, ``q =
+    sum(v) / sum(c)`` in its layer, and ``p`` in the network, likewise. The size moves by::
 
         log m  <-  log m + a * clip(log(q / p) / log 5 + 0.3 * log(v / c / q) / log 5, -1, 1)
 
     with ``a`` 0.5 times the root of the share of decisions that are left, and ratios of 1/5 at
-    least. Two things keep maps as they are in each of the two terms:
+    least. In ``p``, in the last ``q`` and in the sum of ``r``, terms below 0 count as 0. Two things
+    keep maps as they are, in each of the two terms by itself:
 
-    - Chance. A difference, of ``q`` and ``p`` or of ``v / c`` and ``q``, counts less by the share
-      that the square of its standard error has in its square, and not at all if it is smaller.
+    - Chance. A difference ``d`` of ``q`` and ``p``, or of ``v / c`` and ``q``, counts ``max(0, 1 -
+      (1.5 e / d)^2)`` times, with the standard error ``e`` of the first of the two over the
+      batches, which counts more where batches are few, by Student's t.
     - Whole samples. A map grows if a multiply-add of its next sample is worth a tenth more than
-      ``p``. That sample costs ``(m + 1/2) / (m - 1/2)`` times as much as the last one, or the
-      square of that where a stride is shared. A map becomes smaller if a multiply-add of its last
-      sample is worth a tenth less than those of all next ones.
+      ``p``, or an axis than ``q``. That sample costs ``(m + 1/2) / (m - 1/2)`` times as much as the
+      last one, or the square of that where a stride is shared. A map becomes smaller if a
+      multiply-add of its last sample is worth a tenth less than that of a next one on average.
 
     What maps gain is paid by those that do not grow and are worth less than ``p``, by the same move
     of all. Then all sizes move together until the cost is that of the budget. Moves too small for a
@@ -112,7 +114,7 @@ class MeasuredStrides:
         self.budget, self.batches = budget, int(batches)
         self._due = _steps_of_decisions(int(steps), int(decisions))
         self.worth: dict[Key, Worth] = {}
-        """What was measured for the last decision, by layer and axis."""
+        """What samples were worth at the last decision, by layer and axis: ``v``, and its error."""
         self._space: StrideSpace = budget.space
         self._done = 0
         self._smaller: dict[Key, Smaller] = {}
@@ -258,8 +260,8 @@ class MeasuredStrides:
             )
         self.worth = {key: _worth(values, self._smaller[key]) for key, values in rises.items()}
         if self.worth:
-            in_the_end = PRIOR * max(mean(losses), 0.0) / self.budget.cost.value()
-            self.worth = with_prior(self.worth, in_the_end)
+            trained = PRIOR * max(mean(losses), 0.0) / self.budget.cost.value()
+            self.worth = with_prior(self.worth, trained)
         held = {key for key, grown in self._grown.items() if decision - grown <= HOLD}
         before = self._sizes()
         scale = LARGEST * (1 - decision / len(self._due)) ** 0.5
