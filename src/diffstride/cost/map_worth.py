@@ -9,8 +9,9 @@ from diffstride.cost.stride_space import Key
 
 FACTOR = 5.0  # a map worth so many times more or less than the others moves furthest
 AHEAD = 10.0  # how many times more a multiply-add may be worth once the network is trained
-CHANCE = 1.5  # standard errors, of many samples, up to which a difference does not count
+CHANCE = 1.5  # standard errors of many samples that stand for chance where there are few
 MARGIN = 1.1  # how many times more an exchange of samples has to bring, as it disturbs the weights
+ALIKE = 2.0  # how many times chance counts between the axes of a layer, which are mostly alike
 APART = 0.3  # how far the axes of a layer move apart, as a share of how far they move together
 
 
@@ -88,7 +89,8 @@ def wanted_moves(
     layers = {name: _together(each) for name, each in axes.items()}
     moves = {}
     for key, each in worth.items():
-        share = _share(layers[key[0]], layers.values()) + APART * _share(each, axes[key[0]])
+        unsure = each._replace(error=ALIKE * each.error)
+        share = _share(layers[key[0]], layers.values()) + APART * _share(unsure, axes[key[0]])
         moves[key] = largest * min(max(share, -1.0), 1.0)
     return {key: 0.0 if move < 0 and key in held else move for key, move in moves.items()}
 
@@ -120,15 +122,15 @@ def _share(worth: Worth, all_of_them: Collection[Worth]) -> float:
 
 
 def _shrunk(value: float, towards: float, error: float) -> float:
-    """An uncertain value, nearer to another one: the difference times ``1 - (noise / it)^2``.
+    """An uncertain value, nearer to another one: the difference times ``1 - (error / it)^2``.
 
-    The noise is `CHANCE` standard errors. A smaller difference is none.
+    A difference smaller than the error is none.
 
-    >>> _shrunk(4.0, 1.0, error=1.0), _shrunk(4.0, 1.0, error=2.0)
-    (3.25, 1.0)
+    >>> _shrunk(3.0, 1.0, error=1.0), _shrunk(3.0, 1.0, error=2.0)
+    (2.5, 1.0)
     """
     difference = value - towards
-    share = (CHANCE * error / difference) ** 2 if difference else 1.0
+    share = (error / difference) ** 2 if difference else 1.0
     return towards + difference * max(0.0, 1 - share)
 
 

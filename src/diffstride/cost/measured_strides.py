@@ -55,8 +55,9 @@ class MeasuredStrides:
     keep maps as they are, in each of the two terms by itself:
 
     - Chance. A difference ``d`` of ``q`` and ``p``, or of ``v / c`` and ``q``, counts ``max(0, 1 -
-      (1.5 e / d)^2)`` times, with the standard error ``e`` of the first of the two over the
-      batches, which counts more where batches are few, by Student's t.
+      (e / d)^2)`` times, with the standard error ``e`` of the first of the two over the
+      batches, larger where batches are few, by Student's t. Between axes it counts twice, as they
+      are mostly alike.
     - Whole samples. A map grows if a multiply-add of its next sample is worth a tenth more than
       ``p``, or an axis than ``q``. That sample costs ``(m + 1/2) / (m - 1/2)`` times as much as the
       last one, or the square of that where a stride is shared. A map becomes smaller if a
