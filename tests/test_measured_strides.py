@@ -255,12 +255,40 @@ def test_strides_learn_by_gradients_again(again):
     assert all(layer.strides.grad is not None for layer in stride_layers(net).values())
 
 
-def test_step_undoes_what_moved_the_strides():
+def test_step_undoes_what_an_optimiser_did_to_the_strides():
+    """As in several processes, or after another budget has their gradients computed."""
     net = chain()
-    strides, before = MeasuredStrides(CostBudget(net, IMAGES), 1000), stride_values(net)
+    strides, before = MeasuredStrides(budget := CostBudget(net, IMAGES), 1000), stride_values(net)
+    budget.compute_gradients(True)
     net[1].strides.data += 0.5
     strides.step(lambda: torch.zeros(()))
     assert stride_values(net) == before
+
+
+@pytest.mark.parametrize("steps", [1, 12])
+def test_strides_that_are_loaded_stay_and_meet_the_budget(steps):
+    loaded = chain((4.0, 1.2)).state_dict()
+    net = chain()
+    budget = CostBudget(net, IMAGES)
+    strides = MeasuredStrides(budget, steps=24, decisions=2)
+    loss = known_loss(budget, {FIRST: 0.5, LAST: 0.5})
+    for _ in range(steps - 1):
+        strides.step(loss)
+    net.load_state_dict(loaded)
+    strides.step(loss)
+    first, last = (values[0] for values in stride_values(net))
+    assert first > 2.3
+    assert last < 1.5
+    assert 0.99 * budget.multiply_adds <= budget.cost.value() <= budget.multiply_adds
+    for _ in range(24 - steps):
+        strides.step(loss)
+
+
+def test_the_mode_stays_where_a_loss_changes_it():
+    budget = CostBudget(chain(), IMAGES)
+    loss = known_loss(budget, {FIRST: 0.5, LAST: 0.5})
+    MeasuredStrides(budget, steps=8).step(lambda: (budget.model.eval(), loss())[1])
+    assert all(module.training for module in budget.model.modules())
 
 
 def test_losses_are_measured_before_decisions_only():

@@ -64,6 +64,7 @@ TORCH: dict[str, Callable[[], Any]] = {
     "_qualified_op_name": lambda: torch.ops.aten.add._qualified_op_name == "aten::add",
     "_reversed_padding_repeated_twice": lambda: CONV._reversed_padding_repeated_twice,
     "_set_tracing_state": lambda: torch._C._set_tracing_state,
+    "_trilinear": lambda: torch.ops.aten._trilinear.default,
     "_top_saved_tensors_default_hooks": (
         lambda: torch._C._autograd._top_saved_tensors_default_hooks(False) is None
     ),

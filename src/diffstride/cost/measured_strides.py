@@ -79,7 +79,8 @@ class MeasuredStrides:
 
     Gradients of the strides are not used, and not computed, so that optimisers leave the strides
     alone, until another `CostBudget` of the network or `CostBudget.attach` has them computed again.
-    Several processes have to compute them; there `step` undoes what an optimiser did.
+    Several processes have to compute them; there `step` undoes what an optimiser did. Strides that
+    are loaded or set otherwise count as a move, and are scaled to the budget.
 
     Args:
         budget: of the network, not attached to an optimiser. It is never exceeded, but by the runs
@@ -153,7 +154,7 @@ class MeasuredStrides:
             )
         _check_not_attached(self.budget)
         self.budget.watch.stop()
-        self.budget.use_(self.budget.in_use)  # whatever an optimiser did to the strides
+        self._hold_strides()
         self.budget.check_processes()
         self._done += 1
         if self._done > self._due[-1]:
@@ -220,6 +221,20 @@ class MeasuredStrides:
         same_strides = {name: [*each] for name, each in written.items()} == present
         known = self._losses and self._rises.keys() == self._smaller.keys()
         if trains_in_processes() or not same_strides or not known:
+            self._forget()
+
+    def _hold_strides(self) -> None:
+        """Undo what an optimiser did to the strides, or follow those that were loaded or set."""
+        layers = {name: self.budget.cost.layers[name] for name in self.budget.in_use}
+        if any(layer.has_stride_gradient for layer in layers.values()):
+            self.budget.use_(self.budget.in_use)
+        elif any(
+            log(max(stride, 1.0)) != at
+            for name, layer in layers.items()
+            for stride, at in zip(layer.stride_values(), self.budget.in_use[name], strict=False)
+        ):
+            self.budget.project_()
+            self._smaller = smaller_maps(self._space, self.budget.in_use)
             self._forget()
 
     def _prepare(self) -> None:
@@ -433,7 +448,7 @@ def _runs_in_processes() -> bool:
 
 @contextmanager
 def _as_before(model: nn.Module) -> Iterator[int]:
-    """Run a model without gradients, and leave its buffers and the random numbers as they were.
+    """Run a model without gradients; buffers, modes and random numbers are then as they were.
 
     Yields a seed for the runs.
     """
@@ -442,6 +457,7 @@ def _as_before(model: nn.Module) -> Iterator[int]:
         for module in model.modules()
         for name, buffer in module.named_buffers(recurse=False)
     ]
+    modes = [(module, module.training) for module in model.modules()]
     devices = {each.device.index for each in model.parameters() if each.is_cuda}
     with torch.no_grad(), torch.random.fork_rng(devices):
         try:
@@ -450,6 +466,8 @@ def _as_before(model: nn.Module) -> Iterator[int]:
             for holder, name, buffer, value in buffers:
                 buffer.copy_(value)
                 holder[name] = buffer  # where `forward` has put another one
+            for module, mode in modes:
+                module.training = mode
 
 
 def _of_all_processes(
