@@ -297,10 +297,12 @@ class CostBudget:
         """The logarithms of the strides that the layers have."""
         return self._in_use
 
-    def aim_(self, wanted: Logs) -> None:
+    def aim_(self, wanted: Logs, stay: bool = True) -> None:
         """Scale other `wanted` strides to the budget, and write those at which it is used up.
 
-        Unlike in `project_`, map sizes do not stay until others are much nearer.
+        Args:
+            wanted: the logarithms of the strides.
+            stay: whether map sizes stay until others are much nearer.
         """
         limits = self._least, self.multiply_adds
         try:
@@ -309,7 +311,8 @@ class CostBudget:
             if self.space.value(self._in_use) > self.multiply_adds:
                 raise
             self._target = self._in_use
-        self._size_search.forget()
+        if not stay:
+            self._size_search.forget()
         self.use_(self._size_search.use_up(self._target, *limits))
 
     @torch.no_grad()

@@ -328,12 +328,11 @@ class MeasuredStrides:
             before = self._space.maps_before.get(key)
             return max(0.0, at - steps[key] + (steps[before] if before else 0.0))
 
-        self.budget.aim_(
-            {
-                name: [moved((name, i), at) for i, at in enumerate(logs)]
-                for name, logs in in_use.items()
-            }
-        )
+        target = {
+            name: [moved((name, i), at) for i, at in enumerate(logs)]
+            for name, logs in in_use.items()
+        }
+        self.budget.aim_(target, stay=False)
 
     def _limit_growth(self, before: OutputSizes) -> None:
         """Make maps smaller that the budget has made far larger, as where pooling became free.
@@ -347,7 +346,7 @@ class MeasuredStrides:
             if fit and fit.cost <= self.budget.multiply_adds:
                 self.budget.use_(fit.logs)
             elif fit:  # pooling one sample costs more than it saves
-                self.budget.aim_(fit.logs)
+                self.budget.aim_(fit.logs, stay=False)
 
 
 def _steps_of_decisions(steps: int, decisions: int) -> list[int]:
