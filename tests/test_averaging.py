@@ -125,4 +125,5 @@ def test_the_average_keeps_about_the_budget(tmp_path):
     summary = train_tiny(tmp_path, budget=0.8, callbacks=[average], **OPTIONS)
     for name, layer in stride_layers(network_of(average.state)).items():
         assert summary["strides"][name] == pytest.approx(layer.stride_values(), abs=1e-5)
-    assert summary["multiply_adds_end"] <= 1.1 * summary["budget"]
+    # Strides move until shortly before the end here, and the average is behind.
+    assert summary["multiply_adds_end"] <= 1.15 * summary["budget"]
