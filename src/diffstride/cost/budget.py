@@ -297,6 +297,27 @@ class CostBudget:
         """The logarithms of the strides that the layers have."""
         return self._in_use
 
+    def hold_(self) -> bool:
+        """Undo what an optimiser did to the strides, or project those that were loaded or set.
+
+        Where no gradients of the strides are computed, an optimiser leaves them alone. Nothing is
+        read from an accelerator then, unless strides have changed.
+
+        Returns:
+            Whether they were projected.
+        """
+        if any(layer.has_stride_gradient for layer in self._layers.values()):
+            self.use_(self._in_use)
+            return False
+        now = {
+            name: [*layer.stride_values()][: len(self._in_use[name])]  # once, if shared
+            for name, layer in self._layers.items()
+        }
+        if _logs(now) == self._in_use:
+            return False
+        self.project_()
+        return True
+
     def aim_(self, wanted: Logs, stay: bool = True) -> None:
         """Scale other `wanted` strides to the budget, and write those at which it is used up.
 

@@ -154,7 +154,9 @@ class MeasuredStrides:
             )
         _check_not_attached(self.budget)
         self.budget.watch.stop()
-        self._hold_strides()
+        if self.budget.hold_():
+            self._smaller = smaller_maps(self._space, self.budget.in_use)
+            self._forget()
         self.budget.check_processes()
         self._done += 1
         if self._done > self._due[-1]:
@@ -217,24 +219,11 @@ class MeasuredStrides:
         self._done, self._grown = state["done"], dict(state["grown"])
         self._rises = {key: list(values) for key, values in state["rises"].items()}
         self._losses = list(state.get("losses", []))
-        self._smaller = smaller_maps(self._space, self.budget.in_use) if self._rises else {}
+        self._smaller = {}
+        if self._rises:
+            self._prepare()
         same_strides = {name: [*each] for name, each in written.items()} == present
-        known = self._losses and self._rises.keys() == self._smaller.keys()
-        if trains_in_processes() or not same_strides or not known:
-            self._forget()
-
-    def _hold_strides(self) -> None:
-        """Undo what an optimiser did to the strides, or follow those that were loaded or set."""
-        layers = {name: self.budget.cost.layers[name] for name in self.budget.in_use}
-        if any(layer.has_stride_gradient for layer in layers.values()):
-            self.budget.use_(self.budget.in_use)
-        elif any(
-            log(max(stride, 1.0)) != at
-            for name, layer in layers.items()
-            for stride, at in zip(layer.stride_values(), self.budget.in_use[name], strict=False)
-        ):
-            self.budget.project_()
-            self._smaller = smaller_maps(self._space, self.budget.in_use)
+        if trains_in_processes() or not same_strides or not self._losses:
             self._forget()
 
     def _prepare(self) -> None:
@@ -320,9 +309,9 @@ class MeasuredStrides:
 
         steps = {}
         for key, size in sizes.items():
-            move = moves.get(key, 0.0)
-            earlier = ahead(key) if ahead(key) * move > 0 else 0.0
-            steps[key] = _within_reach(earlier + move, size)
+            move, earlier = moves.get(key, 0.0), ahead(key)
+            along = earlier if earlier * move > 0 else 0.0
+            steps[key] = _within_reach(along + move, size)
 
         def moved(key: Key, at: float) -> float:
             before = self._space.maps_before.get(key)

@@ -38,8 +38,7 @@ def check_macros(binding: str) -> None:
     used = macros_used()
     for name in macros_defined(binding):
         if name not in used:
-            why = f"{name!r} names no setting, and nothing refers to %{name}"
-            raise BindingError(binding) from ValueError(why + suggest_setting(name, used))
+            raise BindingError(binding) from ValueError(_sets_nothing(name, used))
 
 
 def check_macros_of_file(path: str) -> None:
@@ -54,8 +53,13 @@ def check_macros_of_file(path: str) -> None:
     used, arguments = macros_used(), _arguments()
     for name in macros_defined(Path(path).read_text(encoding="utf-8")):
         if name not in used and name.rpartition("/")[2] in arguments:
-            why = f"{path}: {name!r} names no setting, and nothing refers to %{name}"
-            raise ValueError(why + suggest_setting(name))
+            raise ValueError(f"{path}: {_sets_nothing(name)}")
+
+
+def _sets_nothing(name: str, macros: Iterable[str] = ()) -> str:
+    """The error of a macro that nothing uses, with the macro or setting that is like it."""
+    why = f"{name!r} names no setting, and nothing refers to %{name}"
+    return why + suggest_setting(name, macros)
 
 
 def _arguments() -> set[str]:
