@@ -18,7 +18,10 @@ STEPS = EPOCHS * STEPS_PER_EPOCH
 
 
 class Average(pl.Callback):
-    """Computes the moving average of a network, with statistics, in plain float64."""
+    """Computes the moving average of a network, with statistics, in plain float64.
+
+    Strides are not averaged.
+    """
 
     def __init__(self):
         self.state = None
@@ -27,7 +30,10 @@ class Average(pl.Callback):
         self.last = pl_module.network.state_dict()
         new = {name: value.double() for name, value in self.last.items()}
         old = new if self.state is None else self.state
-        self.state = {n: DECAY * old[n] + (1 - DECAY) * value for n, value in new.items()}
+        self.state = {
+            name: value if "strides" in name else DECAY * old[name] + (1 - DECAY) * value
+            for name, value in new.items()
+        }
         self.last = {name: value.clone() for name, value in self.last.items()}
 
 
@@ -66,11 +72,10 @@ def test_accuracy_is_that_of_the_average(run):
     assert run[1]["test_accuracy"] == pytest.approx(100 * correct / 101, abs=1e-3)
 
 
-def test_strides_and_cost_are_those_of_the_average(run):
+def test_strides_and_cost_are_those_of_the_network(run):
     workdir, summary, average = run
     network = network_of(average.state)
-    cost = measure_cost(network, (1, 8, 8)).multiply_adds
-    assert cost != measure_cost(network_of(average.last), (1, 8, 8)).multiply_adds
+    cost = measure_cost(network_of(average.last), (1, 8, 8)).multiply_adds
     assert summary["multiply_adds_end"] == cost
     row = read_log(workdir)[STEPS]
     assert row["multiply_adds"] == cost
@@ -120,10 +125,9 @@ def test_a_run_without_summary_ends_with_the_average(tmp_path):
     assert_same(train_tiny(tmp_path, **OPTIONS), expected)
 
 
-def test_the_average_keeps_about_the_budget(tmp_path):
+def test_the_average_keeps_the_budget(tmp_path):
     average = Average()
     summary = train_tiny(tmp_path, budget=0.8, callbacks=[average], **OPTIONS)
     for name, layer in stride_layers(network_of(average.state)).items():
         assert summary["strides"][name] == pytest.approx(layer.stride_values(), abs=1e-5)
-    # Strides move until shortly before the end here, and the average is behind.
-    assert summary["multiply_adds_end"] <= 1.15 * summary["budget"]
+    assert summary["multiply_adds_end"] <= summary["budget"]

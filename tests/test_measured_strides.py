@@ -117,8 +117,9 @@ def test_at_most_ten_times_the_measured_worth_is_added():
     strides = learn(budget, known_loss(budget, weights), steps=2, decisions=1)
     measured = sum(each.cost for each in strides.worth.values())
     average = 2 * weights[FIRST] / measured
+    mean = measured / len(strides.worth)
     for (name, _), worth in strides.worth.items():
-        expected = weights[name] + AHEAD * average * worth.cost
+        expected = weights[name] + AHEAD * average * max(worth.cost, mean / 2)
         assert worth.mean == pytest.approx(expected, rel=0.01)
 
 
@@ -135,6 +136,17 @@ def test_a_state_that_measured_other_maps_starts_measuring_anew():
     for _ in range(40):
         resumed.step(loss)
     assert resumed.worth.keys() == {(name, i) for name in (FIRST, LAST) for i in (0, 1)}
+
+
+def test_a_map_of_few_multiply_adds_counts_half_of_the_mean():
+    """So it grows, as those of equal cost stay, though nothing tells its worth yet."""
+    costs = {"a": 1.0, "b": 3.0, "c": 5.0}
+    equal = with_prior({(name, 0): Worth(0.3, 1.0, cost) for name, cost in costs.items()}, 0.1)
+    added = [each.mean - 0.3 for each in equal.values()]
+    assert added == pytest.approx([0.15, 0.3, 0.5])
+    alike = {(name, 0): Worth(cost, 0.0, cost) for name, cost in costs.items()}
+    moves = wanted_moves(with_prior(alike, 0.5), [], 1.0)
+    assert moves["a", 0] > 0 == moves["b", 0] == moves["c", 0]
 
 
 def test_without_any_worth_there_is_no_prior():
@@ -447,7 +459,7 @@ def test_a_resumed_training_continues_alike(stop, tmp_path):
 
 
 def test_a_map_of_one_sample_grows_and_stays_if_that_is_worth_it():
-    for share, least, most in ((0.5, 8, 64), (0.001, 1, 7)):
+    for share, least, most in ((0.5, 16, 64), (0.001, 1, 8)):
         budget = CostBudget(chain((1.5, 60.0)), IMAGES)
         assert output_sizes(budget)[LAST] == [1, 1]
         learn(budget, known_loss(budget, {FIRST: 1 - share, LAST: share}))

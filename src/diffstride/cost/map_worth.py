@@ -9,6 +9,7 @@ from diffstride.cost.stride_space import Key
 
 FACTOR = 5.0  # a map worth so many times more or less than the others moves furthest
 AHEAD = 10.0  # how many times more a multiply-add may be worth once the network is trained
+LEAST = 0.5  # of the mean of all: what each map size is worth in a trained network, about
 CHANCE = 1.5  # standard errors of many samples that stand for chance where there are few
 MARGIN = 1.1  # how many times more an exchange of samples has to bring, as it disturbs the weights
 ALIKE = 2.0  # how many times chance counts between the axes of a layer, which are mostly alike
@@ -50,19 +51,26 @@ def few_samples(count: int) -> float:
 
 
 def with_prior(worth: Mapping[Key, Worth], trained: float) -> dict[Key, Worth]:
-    """What samples are worth with a prior: all multiply-adds are worth the same.
+    """What samples are worth with a prior: that of all multiply-adds is the same.
+
+    A map whose multiply-adds are few may matter as much as the others. So it counts at least
+    `LEAST` of the mean of all, as if it had that many.
 
     Args:
         worth: as measured, of each axis.
         trained: what a multiply-add is worth in a trained network, about; at most `AHEAD` times
             what it was measured to be worth counts.
 
-    >>> worth = {("a", 0): Worth(0.4, 0.01, 100.0), ("b", 0): Worth(0.0, 0.01, 100.0)}
+    >>> worth = {("a", 0): Worth(0.4, 0.01, 100.0), ("b", 0): Worth(0.0, 0.01, 20.0)}
     >>> [round(each.mean, 2) for each in with_prior(worth, 0.005).values()]
-    [0.9, 0.5]
+    [0.9, 0.15]
     """
     prior = min(trained, AHEAD * _price(worth.values()))
-    return {key: each._replace(mean=each.mean + prior * each.cost) for key, each in worth.items()}
+    least = LEAST * sum(each.cost for each in worth.values()) / len(worth)
+    return {
+        key: each._replace(mean=each.mean + prior * max(each.cost, least))
+        for key, each in worth.items()
+    }
 
 
 def wanted_moves(

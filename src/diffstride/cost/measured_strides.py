@@ -41,12 +41,15 @@ class MeasuredStrides:
     axis of each map, with one sample less (two with ``edge="passband"``), the maps behind unchanged
     as far as strides allow. That gives the rise ``r`` of the loss ``L`` and the multiply-adds ``c``
     that are saved, of ``C`` in all, both for a change of 1 of the logarithm of the map size ``m``.
-    The sample is worth ``v = r + c * min(0.3 * L / C, 10 * sum(r) / sum(c))``. The second term is
-    the same for all multiply-adds. It is about what they are worth in a trained network, as early
-    in a training some maps seem to be worth nothing, but at most ten times what they are worth now,
-    so that strides far from good ones move at once. (A negative ``L`` counts as 0. A large constant
-    part of a loss makes strides move less.) So a multiply-add is worth ``v / c`` on an axis, ``q =
-    sum(v) / sum(c)`` in its layer, and ``p`` in the network, likewise. The size moves by::
+    The sample is worth ``v = r + max(c, mean(c) / 2) * min(0.3 * L / C, 10 * sum(r) / sum(c))``.
+    The second term is about what it is worth in a trained network, as early in a training some maps
+    seem to be worth nothing. There all multiply-adds count the same, and a map that has few of them
+    counts as if it had half of the mean: stages of a ResNet cost about the same by design (arXiv
+    1512.03385, 3.3), and a map size whose cost is far below the others is mostly too small. It is
+    at most ten times what was measured, so that clear differences move strides at once. (A negative
+    ``L`` counts as 0. A large constant part of a loss makes strides move less.) So a multiply-add
+    is worth ``v / c`` on an axis, ``q = sum(v) / sum(c)`` in its layer, and ``p`` in the network,
+    likewise. The size moves by::
 
         log m  <-  log m + a * clip(log(q / p) / log 5 + 0.3 * log(v / c / q) / log 5, -1, 1)
 

@@ -122,10 +122,9 @@ def train(
             Measured strides move in the first four tenths of the steps, and their learning rate has
             no effect. None for ``"measured"`` where there is a budget of two strides or more, and
             neither a ``stride_phase`` nor a ``stride_penalty``, which are for gradients.
-        weight_averaging: decay per step, from 0 to below 1, of a moving average of weights,
-            statistics of norms and strides. The network is tested with the average and ends with
-            it. The strides in training keep a budget, their average about keeps it. None for no
-            average.
+        weight_averaging: decay per step, from 0 to below 1, of a moving average of weights and
+            statistics of norms. The network is tested with the average and ends with it. Strides
+            are not averaged. None for no average.
         precision: precision of Lightning's `Trainer`, or ``"auto"`` for the fast one of the
             machine.
         channels_last: whether feature maps of images use the memory format `torch.channels_last`.

@@ -2,17 +2,19 @@
 
 from typing import Any
 
+import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from diffstride.strides import project_strides
+from diffstride.strides import project_strides, stride_layers
 from diffstride.training.lightning_compat import WeightAveraging
 
 
 class MovingAverage(WeightAveraging):
-    """Averages weights, statistics of norms and strides: ``w <- decay w + (1 - decay) w'``.
+    """Averages weights and the statistics of norms: ``w <- decay w + (1 - decay) w'``.
 
-    The average is updated after every step. The network is tested with it and has it when training
-    ends; checkpoints hold it as ``state_dict``.
+    The average is updated after every step. Its strides are those of the network: the map sizes to
+    which its latest weights belong, at a cost within the budget. The network is tested with it and
+    has it when training ends; checkpoints hold it as ``state_dict``.
 
     Args:
         decay: from 0 to below 1.
@@ -20,6 +22,15 @@ class MovingAverage(WeightAveraging):
 
     def __init__(self, decay: float) -> None:
         super().__init__(multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any, **kwargs: Any) -> None:
+        super().on_train_batch_end(trainer, pl_module, *args, **kwargs)
+        average = self._average_model
+        assert average is not None
+        layers = stride_layers(pl_module)
+        with torch.no_grad():
+            for name, averaged in stride_layers(average.module).items():
+                averaged.strides.copy_(layers[name].strides)
 
     # Weights are exchanged through `.data`, which a layer on an accelerator does not notice: it
     # would keep the map sizes of the other network's strides. Projecting reads the strides again.
