@@ -387,11 +387,11 @@ def _check(budget: Any, steps: Any, decisions: Any, batches: Any) -> None:
                 f"{name} must be a whole number of at least {least}, but got {number!r}"
             )
     if not (isinstance(steps, Real) and 2 <= float(steps) < inf):
+        got = f"{steps}" if isinstance(steps, Real) else f"a {type(steps).__name__}"
         raise ValueError(
             "steps must be the number of training steps in which strides move, at least 2, but got "
-            f"{steps!r}"
+            f"{got}: four tenths of all are usual, as in 0.4 * epochs * len(loader)"
         )
-
     if sum(map(len, budget.wanted.values())) < 2:
         raise ValueError(
             f"the budget holds {next(iter(budget.wanted))!r} alone, with one stride, which the "
