@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from diffstride._arguments import map_size
 from diffstride._torch_compat import saves_by_hooks, shares_memory
+from diffstride.conversion.dense_max_pooling import dense_axes, pool_densely
 from diffstride.conversion.kernel_resampling import CoarseTaps, resampled_kernel
 from diffstride.conversion.mixed_classes import Mixin, mix_in
 from diffstride.spectral.memory_format import full_precision
@@ -62,6 +63,7 @@ class Pooled(Mixin):
     call_index: int
     layers: tuple[tuple[str, tuple[CropPad, ...]], ...]
     coarse_taps: Tensor
+    dense_axes: int = 0
 
     @property
     def layer_names(self) -> list[str]:
@@ -76,7 +78,11 @@ class Pooled(Mixin):
         pooling = getattr(self, name)
         if self.pool_first:
             return super().forward(self._pooled_input(x, pooling, pads), *args, **kwargs)  # type: ignore
-        return pooling(crop_or_pad(super().forward(x, *args, **kwargs), pads))  # type: ignore
+        if self.dense_axes:
+            y = pool_densely(self, self.dense_axes, super().forward, x)  # type: ignore
+        else:
+            y = super().forward(x, *args, **kwargs)  # type: ignore
+        return pooling(crop_or_pad(y, pads))
 
     def _pooled_input(self, x: Tensor, pooling: Any, pads: tuple[CropPad, ...]) -> Tensor:
         """The pooled input, computed once for the modules that pool the same map."""
@@ -198,7 +204,9 @@ def attach_pooling(
     """
     if placement != "on top":
         set_stride(module, 1)
+    axes = dense_axes(module) if placement == "after" else 0
     mix_in(module, Pooled)
+    module.dense_axes = axes  # type: ignore[assignment]
     module.pooling = pooling
     module.crop_pads = tuple(crop_pads)  # type: ignore[assignment]
     module.pool_first = placement == "before"  # type: ignore[assignment]

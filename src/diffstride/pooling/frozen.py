@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from diffstride._arguments import check_tensor
-from diffstride._torch_compat import is_jit_tracing
+from diffstride._torch_compat import is_exporting, is_jit_tracing
 from diffstride.pooling.base import Lengths, SizedPooling
 from diffstride.spectral.axis_plan import Axis, Edge, plan_axis, plan_resized_axis, whole
 from diffstride.spectral.axis_product import multiply
 from diffstride.spectral.map_product import axis_order, multiply_adds
 from diffstride.spectral.matrix import axis_matrix
 from diffstride.spectral.memory_format import FIRST_DIM, full_precision, layout_of
-from diffstride.spectral.portable import multiply_portably
+from diffstride.spectral.portable import multiply_compiled, multiply_portably
 
 
 class FrozenPooling(SizedPooling):
@@ -104,8 +104,9 @@ class FrozenPooling(SizedPooling):
 
     def _pool(self, x: Tensor, matrices: dict[int, Tensor]) -> Tensor:
         if torch.compiler.is_compiling() or is_jit_tracing():
+            product = multiply_portably if is_exporting() else multiply_compiled
             for i, matrix in matrices.items():
-                x = multiply_portably(matrix.to(x.dtype), x, 2 + i)
+                x = product(matrix.to(x.dtype), x, 2 + i)
             return x
         layout = layout_of(x, self.num_axes)
         dense = layout.enter(x).to(layout.compute_dtype)

@@ -1,4 +1,4 @@
-"""Pooling in plain operations that every exporter and tracer supports."""
+"""Pooling in plain operations that every exporter, tracer and compiler supports."""
 
 from torch import Tensor
 
@@ -25,3 +25,14 @@ def multiply_portably(matrix: Tensor, x: Tensor, dim: int) -> Tensor:
     if dim == x.dim() - 2:
         return matrix @ x
     return (matrix @ x.flatten(dim + 1)).unflatten(-1, x.shape[dim + 1 :])
+
+
+def multiply_compiled(matrix: Tensor, x: Tensor, dim: int) -> Tensor:
+    """As `multiply_portably`, as a product of two matrices.
+
+    A compiler that has laid ``x`` out channels-last copies it for that. Of a batched product it
+    leaves the layout to the library, which then multiplies map by map.
+    """
+    lines = x.transpose(dim, -1)
+    y = lines.reshape(-1, x.shape[dim]) @ matrix.T
+    return y.view(*lines.shape[:-1], len(matrix)).transpose(dim, -1)

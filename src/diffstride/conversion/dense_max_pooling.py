@@ -1,0 +1,94 @@
+"""Max pooling of stride 1 on a CPU, where torch's kernels for contiguous maps are slow.
+
+Converted max pooling runs at stride 1, with four times the windows of stride 2 in two dimensions.
+Torch takes the samples of contiguous maps one by one there, and those of channels-last maps many at
+a time, as elementwise maxima do.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffstride._torch_compat import has_tangent, is_jit_tracing, is_transformed
+
+FORWARDS: dict[Any, int] = {
+    nn.MaxPool1d.forward: 1,
+    nn.MaxPool2d.forward: 2,
+    nn.MaxPool3d.forward: 3,
+}
+FORMATS = {2: torch.channels_last, 3: torch.channels_last_3d}
+
+
+def dense_axes(module: Any) -> int:
+    """The number of axes of a max pooling of stride 1, or 0 for all other modules.
+
+    >>> dense_axes(nn.MaxPool2d(3, stride=1)), dense_axes(nn.MaxPool2d(3)), dense_axes(nn.ReLU())
+    (2, 0, 0)
+    """
+    axes = FORWARDS.get(type(module).forward, 0)
+    if not axes or getattr(module, "return_indices", False):
+        return 0
+    return axes if set(_per_axis(module.stride, axes)) == {1} else 0
+
+
+def pool_densely(module: Any, axes: int, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """What ``forward`` of a max pooling of so many `dense_axes` returns, in the same format."""
+    if not _is_plain(x) or x.dim() != axes + 2:
+        return forward(x)
+    learns = torch.is_grad_enabled() and x.requires_grad
+    if not learns and _holds_a_window(module, x, axes):
+        return _largest(module, x, axes)
+    if axes not in FORMATS or not x.is_contiguous():
+        return forward(x)
+    return forward(_ChannelsLast.apply(x)).contiguous()
+
+
+class _ChannelsLast(torch.autograd.Function):
+    """A contiguous tensor in the channels-last format, with a contiguous gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.contiguous(memory_format=FORMATS[x.dim() - 2])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return grad.contiguous()
+
+
+def _is_plain(x: Any) -> bool:
+    """Whether a floating-point tensor on a CPU is being computed, and no program is recorded."""
+    return (
+        type(x) is Tensor
+        and x.device.type == "cpu"
+        and x.is_floating_point()
+        and not (is_jit_tracing() or is_transformed(x) or has_tangent(x))
+    )
+
+
+def _largest(module: Any, x: Tensor, axes: int) -> Tensor:
+    """The largest sample of each window, along one axis after the other."""
+    settings = module.kernel_size, module.padding, module.dilation
+    kernel, padding, dilation = (_per_axis(each, axes) for each in settings)
+    if any(padding):
+        x = F.pad(x, [pad for each in reversed(padding) for pad in (each, each)], value=-torch.inf)
+    for dim, taps, distance in zip(range(2, x.dim()), kernel, dilation, strict=True):
+        length = x.shape[dim] - (taps - 1) * distance
+        first, *others = (x.narrow(dim, tap * distance, length) for tap in range(taps))
+        x = torch.maximum(first, others[0]) if others else first
+        for other in others[1:]:
+            torch.maximum(x, other, out=x)  # new memory would take longer than the maxima
+    return x
+
+
+def _holds_a_window(module: Any, x: Tensor, axes: int) -> bool:
+    """Whether the padded map is at least as long as a window, on each axis; torch tells if not."""
+    settings = module.kernel_size, module.padding, module.dilation
+    per_axis = zip(x.shape[2:], *(_per_axis(each, axes) for each in settings), strict=True)
+    return all(size + 2 * pad > (taps - 1) * gap for size, taps, pad, gap in per_axis)
+
+
+def _per_axis(value: Sequence[int] | int, axes: int) -> tuple[int, ...]:
+    return (value,) * axes if isinstance(value, int) else tuple(value)
