@@ -7,8 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import PUBLISHED, WINDOWED
+from functorch.compile import make_boxed_func
 from networks import IMAGE, Block
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
 
 from diffstride import DiffStride, FixedSpectralPooling
 from diffstride.conversion.converter import convert
@@ -259,6 +261,24 @@ def test_compiles_to_one_graph():
     frozen = freeze(model, x)
     compiled = torch.compile(frozen, fullgraph=True, backend="aot_eager")
     assert_same(compiled(x), model(x), 1e-6)
+
+
+@pytest.mark.parametrize("strides", [(1.5,), (1.5, 1.5), (1.5, 2.0), (2.0, 1.0), (1.0, 2.0)])
+def test_compiled_products_are_of_two_matrices(strides):
+    """Batched ones become a product a map where the compiler lays maps out channels-last."""
+    x = torch.rand(2, 3, 12, 10) if len(strides) == 2 else torch.rand(2, 3, 12)
+    frozen = freeze(DiffStride(strides), x)
+    called = []
+
+    def note(graph, inputs):
+        called.extend(node.target for node in graph.graph.nodes if node.op == "call_function")
+        return make_boxed_func(graph.forward)
+
+    compiled = torch.compile(frozen, fullgraph=True, backend=aot_autograd(fw_compiler=note))
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), frozen(x), check_stride=True)
+    assert called.count(torch.ops.aten.mm.default) == sum(stride > 1 for stride in strides)
+    assert torch.ops.aten.bmm.default not in called
 
 
 # Deprecations inside the exporter.

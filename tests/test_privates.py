@@ -39,6 +39,9 @@ TORCH: dict[str, Callable[[], Any]] = {
     "_DisableFuncTorch": lambda: torch._C._DisableFuncTorch,
     "_InstanceNorm": lambda: nn.modules.instancenorm._InstanceNorm,
     "_ReflectionPadNd": lambda: nn.modules.padding._ReflectionPadNd,
+    "_are_functorch_transforms_active": (
+        lambda: torch._C._are_functorch_transforms_active() is False
+    ),
     "_autograd": lambda: torch._C._autograd,
     "_cdata": lambda: torch.empty(1).untyped_storage()._cdata,
     "_count_flops": lambda: FlopCounterMode._count_flops,

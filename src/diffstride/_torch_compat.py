@@ -87,6 +87,11 @@ def is_wrapped(x: Tensor) -> bool:
     return torch._C._functorch.is_functorch_wrapped_tensor(x)  # pyright: ignore
 
 
+def is_transforming() -> bool:
+    """Whether a transform of `torch.func` is running, whatever tensors it has wrapped."""
+    return torch._C._are_functorch_transforms_active()  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def numbers_of(x: Tensor) -> list[float]:
     """The values of a vector, also inside transforms of `torch.func`, where PyTorch 2.8 reads none.
 

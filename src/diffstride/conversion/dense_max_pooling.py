@@ -12,36 +12,47 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffstride._torch_compat import has_tangent, is_jit_tracing, is_transformed
+from diffstride._torch_compat import (
+    has_function_mode,
+    has_tangent,
+    is_jit_tracing,
+    is_transformed,
+    is_transforming,
+)
 
-FORWARDS: dict[Any, int] = {
-    nn.MaxPool1d.forward: 1,
-    nn.MaxPool2d.forward: 2,
-    nn.MaxPool3d.forward: 3,
-}
+FORWARDS: dict[Any, int] = {nn.MaxPool2d.forward: 2, nn.MaxPool3d.forward: 3}
 FORMATS = {2: torch.channels_last, 3: torch.channels_last_3d}
+LEAST_SAMPLES = 1 << 12  # smaller maps are as fast in torch
+LEAST_CHANNELS = 4  # of channels-last maps, likewise
+SETTINGS = "stride", "kernel_size", "padding", "dilation"
 
 
 def dense_axes(module: Any) -> int:
     """The number of axes of a max pooling of stride 1, or 0 for all other modules.
 
+    One-dimensional maps are no faster here.
+
     >>> dense_axes(nn.MaxPool2d(3, stride=1)), dense_axes(nn.MaxPool2d(3)), dense_axes(nn.ReLU())
     (2, 0, 0)
     """
     axes = FORWARDS.get(type(module).forward, 0)
-    if not axes or getattr(module, "return_indices", False):
+    if not axes or module.return_indices:
         return 0
-    return axes if set(_per_axis(module.stride, axes)) == {1} else 0
+    settings = [_per_axis(getattr(module, name), axes) for name in SETTINGS]
+    plain = all(len(each) == axes and all(type(i) is int for i in each) for each in settings)
+    return axes if plain and set(settings[0]) == {1} else 0
 
 
 def pool_densely(module: Any, axes: int, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """What ``forward`` of a max pooling of so many `dense_axes` returns, in the same format."""
-    if not _is_plain(x) or x.dim() != axes + 2:
+    if not _is_plain(x) or x.dim() != axes + 2 or x.numel() < LEAST_SAMPLES:
         return forward(x)
+    if axes == 3 and torch.is_autocast_enabled("cpu"):
+        return forward(x)  # torch pools volumes in float32 there
     learns = torch.is_grad_enabled() and x.requires_grad
     if not learns and _holds_a_window(module, x, axes):
         return _largest(module, x, axes)
-    if axes not in FORMATS or not x.is_contiguous():
+    if not x.is_contiguous() or x.shape[1] < LEAST_CHANNELS:
         return forward(x)
     return forward(_ChannelsLast.apply(x)).contiguous()
 
@@ -59,12 +70,16 @@ class _ChannelsLast(torch.autograd.Function):
 
 
 def _is_plain(x: Any) -> bool:
-    """Whether a floating-point tensor on a CPU is being computed, and no program is recorded."""
+    """Whether a floating-point tensor on a CPU is being computed, and nothing follows how.
+
+    Function modes count calls of torch's own pooling (`diffstride.conversion.function_modules`).
+    """
     return (
         type(x) is Tensor
         and x.device.type == "cpu"
         and x.is_floating_point()
         and not (is_jit_tracing() or is_transformed(x) or has_tangent(x))
+        and not (is_transforming() or has_function_mode())
     )
 
 

@@ -45,11 +45,11 @@ class MeasuredStrides:
     The second term is about what it is worth in a trained network, as early in a training some maps
     seem to be worth nothing. There all multiply-adds count the same, and a map that has few of them
     counts as if it had half of the mean: stages of a ResNet cost about the same by design (arXiv
-    1512.03385, 3.3), and a map size whose cost is far below the others is mostly too small. It is
-    at most ten times what was measured, so that clear differences move strides at once. (A negative
-    ``L`` counts as 0. A large constant part of a loss makes strides move less.) So a multiply-add
-    is worth ``v / c`` on an axis, ``q = sum(v) / sum(c)`` in its layer, and ``p`` in the network,
-    likewise. The size moves by::
+    1512.03385, 3.3), and a map size whose cost is far below the others is mostly too small. A
+    multiply-add counts there at most ten times what it was measured to be worth on average, so that
+    clear differences move strides at once. (A negative ``L`` counts as 0. A large constant part of
+    a loss makes strides move less.) So a multiply-add is worth ``v / c`` on an axis, ``q = sum(v) /
+    sum(c)`` in its layer, and ``p`` in the network, likewise. The size moves by::
 
         log m  <-  log m + a * clip(log(q / p) / log 5 + 0.3 * log(v / c / q) / log 5, -1, 1)
 

@@ -104,7 +104,8 @@ class FrozenPooling(SizedPooling):
 
     def _pool(self, x: Tensor, matrices: dict[int, Tensor]) -> Tensor:
         if torch.compiler.is_compiling() or is_jit_tracing():
-            product = multiply_portably if is_exporting() else multiply_compiled
+            compiles_two = self.num_axes == 2 and not is_exporting()
+            product = multiply_compiled if compiles_two else multiply_portably
             for i, matrix in matrices.items():
                 x = product(matrix.to(x.dtype), x, 2 + i)
             return x

@@ -28,11 +28,11 @@ def multiply_portably(matrix: Tensor, x: Tensor, dim: int) -> Tensor:
 
 
 def multiply_compiled(matrix: Tensor, x: Tensor, dim: int) -> Tensor:
-    """As `multiply_portably`, as a product of two matrices.
+    """As `multiply_portably`, as a product of two matrices, for maps of two axes.
 
     A compiler that has laid ``x`` out channels-last copies it for that. Of a batched product it
     leaves the layout to the library, which then multiplies map by map.
     """
     lines = x.transpose(dim, -1)
     y = lines.reshape(-1, x.shape[dim]) @ matrix.T
-    return y.view(*lines.shape[:-1], len(matrix)).transpose(dim, -1)
+    return y.view(*lines.shape[:-1], len(matrix)).transpose(dim, -1).contiguous()
