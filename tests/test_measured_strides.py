@@ -13,7 +13,7 @@ import torch
 from tiny_runs import tiny_network, train_tiny
 from torch import nn
 
-from diffstride import CostBudget, DiffStride, MeasuredStrides, stride_layers
+from diffstride import CostBudget, DiffStride, MeasuredStrides, convert, stride_layers
 from diffstride.cost.map_worth import (
     AHEAD,
     CHANCE,
@@ -165,6 +165,28 @@ def test_a_smaller_map_saves_what_the_network_costs_less():
         assert smaller.step == pytest.approx(math.log(sizes[key] / found[key]))
         saved = budget.cost.value() - budget.cost.value(strides)
         assert smaller.cost * smaller.step == pytest.approx(saved)
+
+
+def before_a_linear_layer():
+    blocks = [[nn.Conv2d(c, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)] for c in (3, 8, 8)]
+    layers = [module for block in blocks for module in block]
+    network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(8 * 4 * 4, 10))
+    return convert(network, torch.rand(2, 3, 32, 32))  # the last pooling keeps its output size
+
+
+def before_a_fixed_stride():
+    pools = [DiffStride(2.0), DiffStride(1.6), DiffStride(1.5, trainable=False)]
+    return nn.Sequential(*pools, nn.Conv2d(3, 4, 3))
+
+
+@pytest.mark.parametrize("build", [before_a_linear_layer, before_a_fixed_stride])
+def test_strides_in_front_of_what_is_fixed_move(build):
+    network, images = build(), torch.rand(2, 3, 32, 32)
+    strides = MeasuredStrides(CostBudget(network, images), steps=2, decisions=1)
+    for _ in range(2):
+        strides.step(lambda: network(torch.rand_like(images)).square().mean())
+    assert len(strides.worth) == 4
+    assert strides.budget.cost.value() <= strides.budget.multiply_adds
 
 
 def test_maps_that_shrink_along_count_with_what_they_save():

@@ -41,6 +41,7 @@ def smaller_maps(space: StrideSpace, present: Logs) -> dict[Key, Smaller]:
         without_pooling = sum(
             slope * (fit.maps[name][i].output_size - smaller.maps[name][i].output_size)
             for (name, i), slope in slopes.items()
+            if name in fit.maps  # all but layers whose output size is fixed
         )
         saved = max(fit.cost - smaller.cost, without_pooling)
         if less < size and saved > 0:
