@@ -117,6 +117,15 @@ def test_names_that_the_forward_does_not_have_are_shown_with_its_own():
     assert len(report(convert(Net(*small_network()), {"image": X}))) == 2
 
 
+def test_a_batch_of_a_loader_as_example_is_named():
+    batch = [torch.rand(2, 3, 32, 32), torch.tensor([0, 1])]
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2))
+    with pytest.raises(ValueError, match=r"a list of 2, .* images alone, as in example\[0\]"):
+        convert(network, batch)
+    with pytest.raises(ValueError, match=r"images alone, as in example\[0\]"):
+        convert(network, tuple(batch))
+
+
 @pytest.mark.parametrize("call", [report, CostBudget])
 def test_a_single_layer_is_refused_with_a_network_around_it(call):
     with pytest.raises(ValueError, match=r"a single DiffStride.*nn\.Sequential\(DiffStride\("):

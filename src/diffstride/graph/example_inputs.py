@@ -286,7 +286,8 @@ def name_inputs(forward: Any, kind: str, inputs: tuple) -> dict[str, Any]:
     except TypeError as error:
         raise ExampleError(
             f"the example holds {len(inputs)} input(s), which {kind}.forward{signature} does not "
-            f"take ({error}): pass a tuple with one for each argument"
+            f"take ({error}): pass a tuple with one for each argument, or of a batch with labels "
+            "the images alone, as in example[0]"
         ) from error
     names = []
     for name, value in bound.arguments.items():

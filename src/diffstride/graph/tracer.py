@@ -196,17 +196,23 @@ def trace(model: nn.Module, example: Any, leaf_modules: Iterable[Leaf] = ()) -> 
         except ExampleError:
             raise
         except Exception as error:
-            raise ValueError(tracer.describe_error(error) + _wrong_names(model, inputs)) from error
+            raise ValueError(tracer.describe_error(error) + _taken_as_one(model, inputs)) from error
     return traced
 
 
-def _wrong_names(model: nn.Module, inputs: tuple) -> str:
-    """What to say more where a dictionary was taken as one input, as no name of it is known."""
-    if len(inputs) != 1 or not isinstance(inputs[0], Mapping):
+def _taken_as_one(model: nn.Module, inputs: tuple) -> str:
+    """What to say more where a dictionary or a list was taken as one input."""
+    (given, *others) = inputs
+    if others or not isinstance(given, Mapping | list):
         return ""
-    given = ", ".join(map(repr, inputs[0]))
+    if isinstance(given, list):
+        return (
+            f". The example is a list of {len(given)}, as a batch of a DataLoader, and was passed "
+            "as one input: pass the images alone, as in example[0], or a tuple of several inputs"
+        )
+    names = ", ".join(map(repr, given))
     return (
-        f". The example is a dictionary of {given}, which are no arguments of "
+        f". The example is a dictionary of {names}, which are no arguments of "
         f"{type(model).__name__}.forward{inspect.signature(model.forward)}, so that it was passed "
         "as one input: use their names, or pass a tensor"
     )
