@@ -16,7 +16,7 @@ LINES = {
     "strided": ("as built, strided", COLOURS[0]),
     "blur": ("blur pooling", INK),
     "fixed": ("converted, equal strides", COLOURS[1]),
-    "learned": ("converted, learned strides", COLOURS[2]),
+    "measured": ("converted, learned strides", COLOURS[2]),
 }
 
 
