@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from diffstride import convert, freeze
-from diffstride.conversion.dense_max_pooling import FORMATS, dense_axes, pool_densely
+from diffstride.conversion.dense_max_pooling import dense_axes, pool_densely
+from diffstride.spectral.memory_format import CHANNELS_LAST
 
 MODULES = {
     "2-D": nn.MaxPool2d(3, 1, padding=1),
@@ -35,7 +36,7 @@ def maps(module, dtype=torch.float32):
 @pytest.mark.parametrize("name", MODULES)
 def test_values_and_formats_are_those_of_torch(name, channels_last, dtype):
     module, x = MODULES[name], maps(MODULES[name], dtype)
-    x = x.contiguous(memory_format=FORMATS[dense_axes(module)]) if channels_last else x
+    x = x.contiguous(memory_format=CHANNELS_LAST[dense_axes(module)]) if channels_last else x
     found = dense(module, x, forward=lambda x: pytest.fail("pooled by torch"))
     torch.testing.assert_close(found, module(x), rtol=0, atol=0, check_stride=True)
 
@@ -45,7 +46,7 @@ def test_values_and_formats_are_those_of_torch(name, channels_last, dtype):
 @pytest.mark.parametrize("name", MODULES)
 def test_gradients_are_those_of_torch_which_pools_channels_last(name, channels_last, dtype):
     module, x = MODULES[name], maps(MODULES[name], dtype)
-    memory_format = FORMATS[dense_axes(module)]
+    memory_format = CHANNELS_LAST[dense_axes(module)]
     x = x.contiguous(memory_format=memory_format) if channels_last else x
 
     def forward(x):

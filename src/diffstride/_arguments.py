@@ -88,6 +88,14 @@ def refuse_data_format(data_format: Any) -> None:
         )
 
 
+def per_axis(module: nn.Module, name: str, axes: int) -> tuple[int, ...]:
+    """An attribute of a module of torch, such as ``"kernel_size"``, for each spatial axis."""
+    value: Any = getattr(module, name, 1)
+    if value is None:  # pooling layers stride by their window
+        value = getattr(module, "kernel_size", None) or 1
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,) * axes
+
+
 def each_limit(limit: Limit, axes: int) -> tuple[float | None, ...]:
     """A limit for each axis, from one for all or from one for each."""
     return tuple(limit) if isinstance(limit, Sequence) else (limit,) * axes

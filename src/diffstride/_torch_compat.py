@@ -53,12 +53,6 @@ def is_jit_tracing() -> bool:
     return torch._C._get_tracing_state() is not None
 
 
-def is_exporting() -> bool:
-    """Whether a program is traced or exported, or compiled by PyTorch 2.6, which does not tell."""
-    exporting = getattr(torch.compiler, "is_exporting", None)
-    return is_jit_tracing() or exporting is None or exporting()
-
-
 @contextmanager
 def outside_jit_trace() -> Iterator[None]:
     """A context outside `torch.jit.trace`: what is computed there is a constant of the trace."""

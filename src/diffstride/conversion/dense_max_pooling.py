@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffstride._arguments import per_axis
 from diffstride._torch_compat import (
     has_function_mode,
     has_tangent,
@@ -19,12 +20,13 @@ from diffstride._torch_compat import (
     is_transformed,
     is_transforming,
 )
+from diffstride.spectral.memory_format import CHANNELS_LAST
 
 FORWARDS: dict[Any, int] = {nn.MaxPool2d.forward: 2, nn.MaxPool3d.forward: 3}
-FORMATS = {2: torch.channels_last, 3: torch.channels_last_3d}
 LEAST_SAMPLES = 1 << 12  # smaller maps are as fast in torch
 LEAST_CHANNELS = 4  # of channels-last maps, likewise
-SETTINGS = "stride", "kernel_size", "padding", "dilation"
+WINDOW = "kernel_size", "padding", "dilation"
+Window = tuple[int, int, int]  # these, of one axis
 
 
 def dense_axes(module: Any) -> int:
@@ -38,7 +40,7 @@ def dense_axes(module: Any) -> int:
     axes = FORWARDS.get(type(module).forward, 0)
     if not axes or module.return_indices:
         return 0
-    settings = [_per_axis(getattr(module, name), axes) for name in SETTINGS]
+    settings = [per_axis(module, name, axes) for name in ("stride", *WINDOW)]
     plain = all(len(each) == axes and all(type(i) is int for i in each) for each in settings)
     return axes if plain and set(settings[0]) == {1} else 0
 
@@ -49,9 +51,9 @@ def pool_densely(module: Any, axes: int, forward: Callable[[Tensor], Tensor], x:
         return forward(x)
     if axes == 3 and torch.is_autocast_enabled("cpu"):
         return forward(x)  # torch pools volumes in float32 there
-    learns = torch.is_grad_enabled() and x.requires_grad
-    if not learns and _holds_a_window(module, x, axes):
-        return _largest(module, x, axes)
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        windows = list(zip(*(per_axis(module, name, axes) for name in WINDOW), strict=True))
+        return _largest(x, windows) if _holds_a_window(x, windows) else forward(x)
     if not x.is_contiguous() or x.shape[1] < LEAST_CHANNELS:
         return forward(x)
     return forward(_ChannelsLast.apply(x)).contiguous()
@@ -62,7 +64,7 @@ class _ChannelsLast(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.contiguous(memory_format=FORMATS[x.dim() - 2])
+        return x.contiguous(memory_format=CHANNELS_LAST[x.dim() - 2])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -83,13 +85,12 @@ def _is_plain(x: Any) -> bool:
     )
 
 
-def _largest(module: Any, x: Tensor, axes: int) -> Tensor:
+def _largest(x: Tensor, windows: Sequence[Window]) -> Tensor:
     """The largest sample of each window, along one axis after the other."""
-    settings = module.kernel_size, module.padding, module.dilation
-    kernel, padding, dilation = (_per_axis(each, axes) for each in settings)
-    if any(padding):
-        x = F.pad(x, [pad for each in reversed(padding) for pad in (each, each)], value=-torch.inf)
-    for dim, taps, distance in zip(range(2, x.dim()), kernel, dilation, strict=True):
+    paddings = [pad for _, pad, _ in reversed(windows) for _ in range(2)]
+    if any(paddings):
+        x = F.pad(x, paddings, value=-torch.inf)
+    for dim, (taps, _, distance) in enumerate(windows, start=2):
         length = x.shape[dim] - (taps - 1) * distance
         first, *others = (x.narrow(dim, tap * distance, length) for tap in range(taps))
         x = torch.maximum(first, others[0]) if others else first
@@ -98,12 +99,9 @@ def _largest(module: Any, x: Tensor, axes: int) -> Tensor:
     return x
 
 
-def _holds_a_window(module: Any, x: Tensor, axes: int) -> bool:
+def _holds_a_window(x: Tensor, windows: Sequence[Window]) -> bool:
     """Whether the padded map is at least as long as a window, on each axis; torch tells if not."""
-    settings = module.kernel_size, module.padding, module.dilation
-    per_axis = zip(x.shape[2:], *(_per_axis(each, axes) for each in settings), strict=True)
-    return all(size + 2 * pad > (taps - 1) * gap for size, taps, pad, gap in per_axis)
-
-
-def _per_axis(value: Sequence[int] | int, axes: int) -> tuple[int, ...]:
-    return (value,) * axes if isinstance(value, int) else tuple(value)
+    return all(
+        size + 2 * pad > (taps - 1) * distance
+        for size, (taps, pad, distance) in zip(x.shape[2:], windows, strict=True)
+    )

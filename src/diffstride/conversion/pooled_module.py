@@ -204,7 +204,7 @@ def attach_pooling(
     """
     if placement != "on top":
         set_stride(module, 1)
-    axes = dense_axes(module) if placement == "after" else 0
+    axes = dense_axes(module)  # found by the class, which changes now
     mix_in(module, Pooled)
     module.dense_axes = axes  # type: ignore[assignment]
     module.pooling = pooling

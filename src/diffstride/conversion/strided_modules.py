@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
+from diffstride._arguments import per_axis
 from diffstride._counts import counted
 from diffstride._torch_compat import Conv, ConvTranspose
 from diffstride.conversion.kernel_resampling import CoarseTaps, coarse_taps
@@ -150,14 +151,6 @@ def stride_of(module: nn.Module, axes: int = 1) -> tuple[int, ...]:
 def patchifies(kernels: Sequence[int], strides: Sequence[int]) -> bool:
     """Whether the windows of a module do not overlap along some axis."""
     return any(1 < k <= s for k, s in zip(kernels, strides, strict=True))
-
-
-def per_axis(module: nn.Module, name: str, axes: int) -> tuple[int, ...]:
-    """An attribute of a module, ``"stride"`` or ``"kernel_size"``, for each spatial axis."""
-    value: Any = getattr(module, name, 1)
-    if value is None:  # pooling layers stride by their window
-        value = getattr(module, "kernel_size", None) or 1
-    return tuple(value) if isinstance(value, (tuple, list)) else (value,) * axes
 
 
 def maps_of(trace: Trace, node: fx.Node) -> tuple[Tensor, Tensor] | None:

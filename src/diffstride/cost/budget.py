@@ -160,8 +160,8 @@ class CostBudget:
         times = limit / self._present
         more = f", {times:.3g} times the {self._present:,} at first" * (times > 1)
         if self._before:
-            share = f"{limit / self._before:.3g} times "
-            more += f", {share if share != '1 times ' else ''}the cost before conversion"
+            share = f"{limit / self._before:.3g}"
+            more += f",{f' {share} times' * (share != '1')} the cost before conversion"
         now = self._by_layer(on_host(self._parameters).tolist())
         moved = any(values != as_stored(self._in_use[name]) for name, values in now.items())
         advice = "; moved since project_(), which attach(optimizer) calls after each step" * moved

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from diffstride._arguments import check_tensor
-from diffstride._torch_compat import is_exporting, is_jit_tracing
+from diffstride._torch_compat import is_jit_tracing
 from diffstride.pooling.base import Lengths, SizedPooling
 from diffstride.spectral.axis_plan import Axis, Edge, plan_axis, plan_resized_axis, whole
 from diffstride.spectral.axis_product import multiply
@@ -104,8 +104,8 @@ class FrozenPooling(SizedPooling):
 
     def _pool(self, x: Tensor, matrices: dict[int, Tensor]) -> Tensor:
         if torch.compiler.is_compiling() or is_jit_tracing():
-            compiles_two = self.num_axes == 2 and not is_exporting()
-            product = multiply_compiled if compiles_two else multiply_portably
+            portable = is_jit_tracing() or torch.compiler.is_exporting() or self.num_axes != 2
+            product = multiply_portably if portable else multiply_compiled
             for i, matrix in matrices.items():
                 x = product(matrix.to(x.dtype), x, 2 + i)
             return x

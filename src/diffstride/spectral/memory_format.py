@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffstride._torch_compat import is_wrapped, multiplies_fast
 
-_CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
+CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 FULL_PRECISION = (torch.float32, torch.float64)
 _FAST_ON_CPU = {*FULL_PRECISION, *filter(multiplies_fast, (torch.bfloat16, torch.float16))}
 FIRST_DIM = 1  # the first dimension of a dense view that is pooled
@@ -42,7 +42,7 @@ class Layout(NamedTuple):
 
 def layout_of(x: Tensor, num_axes: int) -> Layout:
     """The layout of ``x``, whose last ``num_axes`` logical axes are spatial."""
-    memory_format = _CHANNELS_LAST.get(num_axes)
+    memory_format = CHANNELS_LAST.get(num_axes)
     channels_last = (
         memory_format is not None
         and x.dim() == num_axes + 2
