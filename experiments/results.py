@@ -46,6 +46,7 @@ KEYS = (
     "multiply_adds_start",
     "multiply_adds_end",
     "seconds",
+    "precision",
     "threads",
     "commit",
     "torch",
@@ -53,7 +54,7 @@ KEYS = (
 MEASURED = ("strides_end", *KEYS[KEYS.index("test_accuracy") :])
 CHOSEN = tuple(key for key in KEYS if key not in MEASURED)
 """Keys of what the grid asks for. Two rows with the same values here are the same run."""
-OPTIONAL = ("fold",)
+OPTIONAL = ("fold", "precision")
 """Keys that a line of a file lacks where they are None."""
 HOLDOUT = "holdout"
 
@@ -80,6 +81,7 @@ RULES = {
     "multiply_adds_start": Rule(lambda value: is_number(value) and value > 0, "a number above 0"),
     "multiply_adds_end": Rule(lambda value: is_number(value) and value > 0, "a number above 0"),
     "seconds": Rule(lambda value: is_number(value) and value >= 0, "a number of at least 0"),
+    "precision": Rule(lambda value: value is None or is_name(value), "None or a precision"),
     "threads": Rule(is_count, "a whole number above 0"),
     "commit": Rule(lambda value: value is None or is_name(value), "None or a commit"),
     "torch": Rule(is_name, "a version"),

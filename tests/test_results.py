@@ -43,6 +43,7 @@ MEASURED = {
     "multiply_adds_start": 35_000_000,
     "multiply_adds_end": 35_000_000,
     "seconds": 600.0,
+    "precision": "32-true",
     "threads": 1,
     "commit": None,
     "torch": "2.9.0",

@@ -281,7 +281,8 @@ def test_rows_agree_with_the_summaries_of_the_runs(capsys):
     for name, row in zip(NAMES[:4], found, strict=True):
         summary = json.loads(Path("runs/table", name, "summary.json").read_text())
         assert list(row) == list(KEYS)
-        for key in ("dataset", "seed", "epochs", "test_accuracy", "threads", "torch", "seconds"):
+        measured = ("test_accuracy", "seconds", "precision", "threads", "torch")
+        for key in ("dataset", "seed", "epochs", *measured):
             assert row[key] == summary[key]
         learned = summary["strides"] if row["pooling"] == "diffstride" else None
         assert row["strides_end"] == learned != {}
@@ -774,13 +775,16 @@ ROW = {
     "multiply_adds_start": 1,
     "multiply_adds_end": 1,
     "seconds": 1.0,
+    "precision": "bf16-mixed",
     "threads": 1,
     "commit": None,
     "torch": "2",
 }
 
 
-NEVER_NONE = [key for key in KEYS if ROW[key] is not None and key not in ("order", "width")]
+NEVER_NONE = [
+    key for key in KEYS if ROW[key] is not None and key not in ("order", "width", "precision")
+]
 
 
 def row_of(**changes):
