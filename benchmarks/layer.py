@@ -51,7 +51,7 @@ LABELS = ("batch", "channels", "size", "direction")
 class Costs(NamedTuple):
     """MACs of a pooling, and bytes of its input and output."""
 
-    multiply_adds: int
+    multiply_adds: float
     moved_bytes: int
 
 

@@ -18,7 +18,7 @@ import diffstride
 from benchmarks.machine import ROOT
 from benchmarks.network_checks import counted, move_strides, outputs_of, step
 from diffstride import CostBudget, MultiplyAdds, convert, freeze, stride_layers
-from diffstride.cost.stride_space import UnreachableBudgetError
+from diffstride.cost.budget_scaling import UnreachableBudgetError
 
 OUTCOMES = ("passed", "refused", "partly", "wrong", "error", "timeout")
 NOT_COUNTED = ("no stride", "not built")

@@ -326,6 +326,38 @@ def test_an_optimiser_keeps_the_states_of_several_budgets():
     assert budgets[0].multiply_adds != budgets[1].multiply_adds
 
 
+def test_a_budget_that_is_attached_again_has_the_state_of_one_attached_once():
+    def build(times):
+        model = network()
+        optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+        budget = CostBudget(model, X, fraction=0.9 - 0.1 * times)
+        for _ in range(times):
+            budget.attach(optimiser).remove()
+        budget.attach(optimiser)
+        return optimiser, budget
+
+    (optimiser, saved), (other, resumed) = build(2), build(0)
+    other.load_state_dict(optimiser.state_dict())
+    assert resumed.multiply_adds == saved.multiply_adds
+
+
+def test_an_attach_that_fails_leaves_gradients_and_warnings_as_they_were():
+    model, images = network(), torch.rand_like(X)
+    budget = CostBudget(model, X)
+    budget.compute_gradients(False)
+    with pytest.raises(ValueError, match="holds none of the network's strides"):
+        budget.attach(torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1))
+    model(images).square().mean().backward()
+    assert all(layer.strides.grad is None for layer in stride_layers(model).values())
+
+
+def test_a_budget_prints_where_its_cost_is_unknown():
+    model = network()
+    budget = CostBudget(model, X, fraction=0.9)
+    next(iter(stride_layers(model).values())).strides.data.fill_(float("nan"))
+    assert repr(budget).startswith(f"CostBudget({budget.multiply_adds:,.0f} multiply-adds; cost")
+
+
 def test_an_optimiser_around_another_is_refused():
     timm_optim = pytest.importorskip("timm.optim")
     model = network()

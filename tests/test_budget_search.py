@@ -12,12 +12,14 @@ from networks import counted
 from torch import nn
 
 from diffstride import CostBudget, DiffStride, MultiplyAdds, convert, stride_layers
+from diffstride.cost.budget_scaling import scale_to_budget
 from diffstride.cost.projection import project_step
 from diffstride.cost.single_changes import Change, SingleChanges
 from diffstride.cost.size_search import TRIES, SizeSearch, combinations
-from diffstride.cost.stride_space import StrideSpace, first_log, scale_to_budget, threshold
+from diffstride.cost.size_thresholds import first_log, threshold
+from diffstride.cost.stride_space import StrideSpace
 from diffstride.resnet import resnet18
-from diffstride.spectral.axis_plan import plan_axis
+from diffstride.spectral.axis_plan import WindowSettings
 from diffstride.spectral.map_product import multiply_adds
 
 SIZE = 40, 37
@@ -113,10 +115,10 @@ def test_scalar_tensors_and_numbers_may_be_mixed():
 @settings(deadline=None)
 @given(size=st.integers(1, 300), part=st.floats(0, 1))
 def test_strides_at_which_a_size_changes(edge, size, part):
-    window = 4.0, edge, True, True
+    window = WindowSettings(edge=edge)
 
     def output_size(at):
-        return plan_axis(size, exp(at), *window).output_size
+        return window.plan(size, exp(at)).output_size
 
     most = round(part * size)
     slow = threshold(lambda at: output_size(at) <= most, 0.0, log(2 * size))
@@ -283,7 +285,7 @@ def test_the_factor_that_meets_a_budget_is_the_least(name):
         if space.value(path(amount)) > most or amount <= -5.0:
             continue
         found = scale_to_budget(logs, space, inf, most)
-        slow = space.runnable(path(amount))
+        slow = space.runnable(path(amount)).logs
         assert space.value(found) == space.value(slow) <= most
         # Both stop a little behind the change of a size, by 6e-7 of a logarithm or of the amount.
         for key, values in found.items():
@@ -297,7 +299,7 @@ def test_the_least_sizes_lead_to_the_strides_that_a_search_finds():
     differ = 0
     for _ in range(20):
         logs = random_logs(space, generator, 1.6)
-        found, slow = space.runnable(logs), space._largest_runnable(logs)
+        found, slow = space.runnable(logs).logs, space._largest_runnable(logs)
         for key, values in slow.items():
             assert found[key] == pytest.approx(values, abs=1e-6)
         differ += found != logs

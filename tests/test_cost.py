@@ -3,6 +3,7 @@
 import copy
 import functools
 import itertools
+import warnings
 from math import ceil, floor, trunc
 
 import networks
@@ -793,7 +794,7 @@ def test_budget_as_a_number_and_those_that_cannot_be_met():
         CostBudget(small_resnet(), x, 1000)
     with pytest.raises(ValueError, match="budget must be a positive number or 'before', but got 0"):
         CostBudget(model, x, 0)
-    with pytest.raises(ValueError, match="no DiffStride layer whose strides learn"):
+    with pytest.raises(ValueError, match="no stride of the model learns"):
         CostBudget(nn.Sequential(DiffStride(2.0, trainable=False, **PUBLISHED)), x)
 
 
@@ -1071,3 +1072,24 @@ def test_tokens_of_a_volume_are_a_product_of_three_sizes():
     for strides in ((2.0, 2.0, 2.0), (1.5, 2.0, 3.0)):
         pool.strides.data = torch.tensor(strides)
         assert cost.value() == counted(model, x)
+
+
+def test_a_budget_at_which_pooling_takes_all_is_told():
+    """A signal of many samples: to pool it costs more than to convolve it with a stride."""
+    net = nn.Sequential(nn.Conv1d(1, 16, 9, 4, 4), nn.ReLU(), nn.Conv1d(16, 16, 3, 2, 1))
+    signal = torch.zeros(1, 1, 3000)
+    converted = convert(net, signal)
+    with pytest.warns(
+        UserWarning, match=r"a stride of '\d.pooling' rises from .* leave it out with"
+    ):
+        CostBudget(converted, signal, "before")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        CostBudget(converted, signal, fraction=0.5)  # fewer samples are what was asked for
+
+
+def test_strides_that_need_no_gradient_are_named():
+    converted = convert(nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1)), torch.zeros(1, 8, 32, 32))
+    converted.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"no stride .*get_submodule\('0.pooling'\).strides.req"):
+        CostBudget(converted, torch.zeros(1, 8, 32, 32))

@@ -52,6 +52,15 @@ def test_budgets_that_are_held_do_not_warn():
         train(net, after=lambda: strides.step(lambda: torch.zeros(())))
 
 
+def test_a_budget_whose_place_another_took_does_not_warn():
+    net = network()
+    budget = CostBudget(net, X, 0.9)
+    budget = CostBudget(net, X, 0.8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(net, after=budget.project_)
+
+
 def test_strides_that_stay_or_are_loaded_do_not_warn():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -1,10 +1,14 @@
 """Strides that move by measured losses."""
 
+import copy
 import json
 import math
+import pickle
 import subprocess
 import sys
+import warnings
 from functools import partial
+from itertools import count
 from random import Random
 
 import numpy as np
@@ -15,8 +19,8 @@ from torch import nn
 
 from diffstride import CostBudget, DiffStride, MeasuredStrides, convert, stride_layers
 from diffstride.cost.map_worth import (
-    AHEAD,
     CHANCE,
+    MOST_TIMES_MEASURED,
     Worth,
     at_constant_cost,
     few_samples,
@@ -25,6 +29,8 @@ from diffstride.cost.map_worth import (
 )
 from diffstride.cost.smaller_maps import smaller_maps
 from diffstride.resnet import resnet18
+
+pytestmark = pytest.mark.filterwarnings("ignore:no weight of this")  # few tests train
 
 IMAGES = torch.zeros(2, 3, 64, 64)
 FIRST, LAST = "1", "3"
@@ -119,7 +125,7 @@ def test_at_most_ten_times_the_measured_worth_is_added():
     average = 2 * weights[FIRST] / measured
     mean = measured / len(strides.worth)
     for (name, _), worth in strides.worth.items():
-        expected = weights[name] + AHEAD * average * max(worth.cost, mean / 2)
+        expected = weights[name] + MOST_TIMES_MEASURED * average * max(worth.cost, mean / 2)
         assert worth.mean == pytest.approx(expected, rel=0.01)
 
 
@@ -289,6 +295,17 @@ def test_strides_learn_by_gradients_again(again):
     assert all(layer.strides.grad is not None for layer in stride_layers(net).values())
 
 
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_strides_of_a_copy_learn_by_gradients(copied):
+    net = chain()
+    MeasuredStrides(CostBudget(net, IMAGES), steps=10)
+    other = copied(net)
+    for each in (net, other):
+        each(torch.rand_like(IMAGES)).square().mean().backward()
+    assert net[1].strides.grad is None
+    assert other[1].strides.grad is not None
+
+
 def test_step_undoes_what_an_optimiser_did_to_the_strides():
     """As in several processes, or after another budget has their gradients computed."""
     net = chain()
@@ -316,6 +333,19 @@ def test_strides_that_are_loaded_stay_and_meet_the_budget(steps):
     assert 0.99 * budget.multiply_adds <= budget.cost.value() <= budget.multiply_adds
     for _ in range(24 - steps):
         strides.step(loss)
+
+
+@pytest.mark.parametrize("limit", [1.3, 2.2])
+def test_strides_at_a_limit_that_float32_rounds_do_not_count_as_moved(limit):
+    torch.manual_seed(0)
+    pools = [DiffStride(limit, lower_limit_stride=limit), DiffStride(2.0)]
+    net = nn.Sequential(pools[0], nn.Conv2d(3, 8, 3, padding=1), pools[1], nn.Conv2d(8, 16, 1))
+    budget = CostBudget(net, IMAGES)
+    strides = MeasuredStrides(budget, steps=12, decisions=2, batches=2)
+    images = torch.rand_like(IMAGES)
+    for _ in range(12):
+        strides.step(lambda: net(images).square().mean())
+    assert strides.worth
 
 
 def test_the_mode_stays_where_a_loss_changes_it():
@@ -390,8 +420,9 @@ def test_measuring_leaves_statistics_and_random_numbers():
 def test_a_loss_that_fails_leaves_the_strides():
     budget = CostBudget(chain(), IMAGES)
     strides, before = MeasuredStrides(budget, steps=2), output_sizes(budget)
-    losses = iter([1.0, 1.0, math.nan])
+    losses = iter([1.0, 1.0, math.nan] * 2)
     less = "measured with one sample less on axis 1 of '1', is nan: training has diverged"
+    strides.step(lambda: torch.tensor(next(losses)))
     with pytest.raises(ValueError, match=less):
         strides.step(lambda: torch.tensor(next(losses)))
     assert output_sizes(budget) == before
@@ -629,6 +660,50 @@ def test_a_loss_of_another_network_is_refused():
     budget = CostBudget(net, IMAGES)
     with pytest.raises(ValueError, match="stays the same with any of 4 maps made smaller"):
         learn(budget, lambda: other(x).square().mean(), steps=4)
+
+
+def test_a_loss_of_zero_decides_nothing():
+    """As of hinge losses, once all samples are on their side of the margin."""
+    budget = CostBudget(chain(), IMAGES)
+    before = stride_values(budget.model)
+    learn(budget, lambda: torch.zeros(()), steps=8)
+    assert stride_values(budget.model) == before
+
+
+@pytest.mark.parametrize("every", [1, 15])
+def test_batches_with_a_loss_that_is_not_finite_are_left_out(every):
+    """As in half precision, where a scaler skips the step."""
+    budget, number = CostBudget(chain(), IMAGES), count()
+    loss = known_loss(budget, {FIRST: 0.9, LAST: 0.1})
+
+    def sometimes():
+        return loss() if next(number) % every else torch.tensor(math.inf)
+
+    if every == 1:
+        with pytest.raises(ValueError, match="training has diverged"):
+            learn(budget, sometimes)
+    else:
+        learn(budget, sometimes)
+        assert output_sizes(budget)[FIRST] > [32, 32]
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_weights_that_do_not_change_are_told(trained):
+    """An optimiser made before `convert` trains the network that is left behind."""
+    plain = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1), nn.Flatten())
+    net = convert(plain, IMAGES)
+    optimizer = torch.optim.SGD((net if trained else plain).parameters(), lr=0.1)
+    strides = MeasuredStrides(CostBudget(net, IMAGES, "before"), steps=8, decisions=2)
+    images = torch.rand_like(IMAGES)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        for _ in range(8):
+            net(images).square().mean().backward()
+            optimizer.step()
+            strides.step(lambda: net(images).square().mean())
+    assert ["make the optimizer of its parameters" in str(each.message) for each in found] == [
+        True
+    ] * (not trained)
 
 
 def test_the_dictionary_of_a_training_step_is_a_loss():

@@ -12,7 +12,7 @@ from networks import counted
 from torch import nn
 
 from diffstride import CostBudget, DiffStride, MultiplyAdds, convert, stride_layers
-from diffstride.cost.stride_space import UnreachableBudgetError
+from diffstride.cost.budget_scaling import UnreachableBudgetError
 from diffstride.graph.minimum_sizes import EmptyMapError
 
 

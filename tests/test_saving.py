@@ -1,5 +1,6 @@
 """A converted or frozen network is saved with its recipe, and loaded into a plain one."""
 
+import copy
 import errno
 import json
 import subprocess
@@ -179,6 +180,22 @@ def test_a_part_of_a_converted_network_was_converted_first(tmp_path):
     network = convolutions()
     network[1] = convert(network[1], torch.zeros(1, 8, 32, 32), order="after")
     network = move(convert(network, EXAMPLE))
+    save(network, tmp_path / "net.pt")
+    check_equal(load(convolutions(), tmp_path / "net.pt"), network)
+
+
+def test_a_part_that_meets_the_rest_of_the_network_was_converted_first(tmp_path):
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), Block(16, 2))
+    plain = copy.deepcopy(network)
+    network[1].conv = convert(nn.Sequential(network[1].conv), torch.zeros(1, 8, 32, 32))
+    plain[1].conv = nn.Sequential(plain[1].conv)
+    network = move(convert(network, EXAMPLE))
+    save(network, tmp_path / "net.pt")
+    check_equal(load(plain, tmp_path / "net.pt"), network)
+
+
+def test_classes_of_leaf_modules_that_the_network_lacks_are_no_part_of_it(tmp_path):
+    network = move(convert(convolutions(), EXAMPLE, leaf_modules=[nn.LSTM, Leaf]))
     save(network, tmp_path / "net.pt")
     check_equal(load(convolutions(), tmp_path / "net.pt"), network)
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor, nn
 
 from diffstride._extras import require
-from diffstride.cost.budget import CostBudget, check_amount
+from diffstride.cost.budget import CostBudget
+from diffstride.cost.budget_amount import check_amount
 from diffstride.cost.measured_strides import MeasuredStrides
 from diffstride.graph.leaf_modules import as_leaves
 from diffstride.strides import project_strides, stride_layers, stride_scalars

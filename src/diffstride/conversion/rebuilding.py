@@ -9,11 +9,12 @@ from torch import nn
 from diffstride._arguments import check_network
 from diffstride.conversion.converter import convert
 from diffstride.conversion.example_shapes import example_from
-from diffstride.conversion.recipes import FORMAT, Recipe, converted_modules, leaf_name
+from diffstride.conversion.recipes import CLASS, FORMAT, Recipe, converted_modules, leaf_name
 from diffstride.conversion.record import records
 from diffstride.graph.example_inputs import Model, deep_copy
 from diffstride.graph.leaf_modules import Leaf
 from diffstride.pooling.frozen import FrozenPooling, is_frozen
+from diffstride.spectral.axis_plan import WindowSettings
 
 DIFFERS = "the network differs from the one that was converted"
 ADVICE = "build it by the same code and versions"
@@ -58,7 +59,7 @@ def _rebuild(model: Model, recipe: Recipe) -> Model:
     _check(model, recipe)
     root = nn.Sequential(deep_copy(model))  # so that the network has a parent, too
     # Parts first: they were converted before the networks that contain them.
-    for step in sorted(recipe["conversions"], key=lambda step: -len(step["part"].split("."))):
+    for step in sorted(recipe["conversions"], key=lambda step: _depth(step["part"]), reverse=True):
         part = _submodule(root, step["part"])
         _replace(root, part, _convert_again(part, step))
     frozen: dict[nn.Module, FrozenPooling] = {}
@@ -72,6 +73,15 @@ def _rebuild(model: Model, recipe: Recipe) -> Model:
     return root[0]  # type: ignore[return-value]
 
 
+def _depth(name: str) -> int:
+    """How deep in a network the module of this name lies.
+
+    >>> _depth(""), _depth("body"), _depth("body.0")
+    (0, 1, 2)
+    """
+    return name.count(".") + 1 if name else 0
+
+
 def _submodule(root: nn.Module, name: str) -> nn.Module:
     """The part of this name of the network in ``root``."""
     try:
@@ -80,10 +90,12 @@ def _submodule(root: nn.Module, name: str) -> nn.Module:
         raise ValueError(f"{DIFFERS} (it has no {name!r}): {ADVICE}") from error
 
 
-def _leaf(name: str, model: nn.Module) -> Leaf:
-    """The name of a module, or the class of this name, of a module in ``model``."""
+def _leaf(name: str, model: nn.Module) -> Leaf | None:
+    """The name of a module, or the class of this name; None if no module of ``model`` is one."""
+    if not name.startswith(CLASS):
+        return name
     classes = {cls for module in model.modules() for cls in type(module).__mro__}
-    return next((cls for cls in classes if leaf_name(cls) == name), name)
+    return next((cls for cls in classes if leaf_name(cls) == name), None)
 
 
 def _check(model: nn.Module, recipe: Recipe) -> None:
@@ -105,7 +117,7 @@ def _convert_again(model: nn.Module, step: dict[str, Any]) -> nn.Module:
     """Convert the same modules as a step of a recipe did."""
     wanted: dict[str, Any] = step["modules"]
     options = step["options"]
-    leaves = [_leaf(name, model) for name in options["leaf_modules"]]
+    leaves = [leaf for name in options["leaf_modules"] if (leaf := _leaf(name, model))]
     try:
         converted = convert(
             model,
@@ -134,7 +146,7 @@ def _convert_again(model: nn.Module, step: dict[str, Any]) -> nn.Module:
 def _frozen_again(description: dict[str, Any]) -> FrozenPooling:
     layer = FrozenPooling(
         description["strides"],
-        tuple(description["settings"]),
+        WindowSettings(*description["settings"]),
         description["round_to"],
         description["fixed_size"] and tuple(description["fixed_size"]),
     )

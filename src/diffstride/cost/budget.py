@@ -1,43 +1,40 @@
 """Hold a network to a budget of multiply-adds while its strides learn."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
-from itertools import islice
+from itertools import count, islice
 from math import exp, isfinite, log, log1p
-from numbers import Real
 from typing import Any, Literal
-from warnings import warn
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from diffstride._arguments import clamp_strides
 from diffstride._stride_text import strides_text
-from diffstride._torch_compat import tree_leaves, uncompiled
+from diffstride._torch_compat import uncompiled
+from diffstride.cost.budget_amount import (
+    MOST_TIMES,
+    asked_amount,
+    known_cost_before,
+    warn_of_larger_budget,
+    warn_of_raised_strides,
+)
+from diffstride.cost.budget_scaling import UnreachableBudgetError, scale_to_budget
 from diffstride.cost.forgotten_projection import ForgottenProjection
 from diffstride.cost.multiply_adds import MultiplyAdds, on_host
 from diffstride.cost.projection import project_step
 from diffstride.cost.size_search import SizeSearch
-from diffstride.cost.stride_space import (
-    Logs,
-    StrideSpace,
-    UnreachableBudgetError,
-    as_stored,
-    in_float32,
-    scale_to_budget,
-)
+from diffstride.cost.size_thresholds import as_stored, in_float32
+from diffstride.cost.stride_space import Logs, StrideSpace
 from diffstride.graph.example_inputs import (
     also_named_example_inputs,
-    as_inputs,
-    have_same_sizes,
 )
 from diffstride.pooling.learnable import DiffStride
 from diffstride.strides import StepHooks, check_optimizer
 
 TOLERANCE = 0.01  # share of the budget that may stay unused
 STATES = "diffstride_budgets"  # in the states of optimisers
-MOST_TIMES = 100  # the present cost: larger budgets are numbers of multiply-adds
 LIMIT = 1e-6  # distance at which a stride counts as at its limit
 
 
@@ -117,7 +114,7 @@ class CostBudget:
         fraction: float | None = None,
         multiply_adds: float | None = None,
     ) -> None:
-        amount = _amount(model, example, budget, fraction, multiply_adds)
+        amount, of_present = asked_amount(model, example, budget, fraction, multiply_adds)
         self.model = uncompiled(model)
         self.cost = MultiplyAdds(model, example, leaf_modules)
         used = self.cost.maps()
@@ -127,14 +124,11 @@ class CostBudget:
             if name in used and getattr(layer, "learns_size", False)
         }
         if not self._layers:
-            raise ValueError(
-                "the model has no DiffStride layer whose strides learn and crop: call "
-                "diffstride.convert first, or give its layers trainable=True and cropping=True"
-            )
+            raise ValueError(_without_learning_layers(self.cost.layers))
         _check_apart(self._layers)
         self._present = self.cost.value()
-        self._before = _known_cost_before(self.model, example)
-        self.multiply_adds = amount(self._present)
+        self._before = known_cost_before(self.model, example)
+        self.multiply_adds = amount * self._present if of_present else amount
         self._found: dict[str, Any] | None = None  # while an optimiser loads its state
         self._hooks: list[StepHooks] = []
         self.space = StrideSpace(self.cost, self._layers)
@@ -144,13 +138,23 @@ class CostBudget:
         self._in_use = self._target = _logs(self._by_layer(strides))
         self._check_reachable()
         self._compared = False  # not yet: the other processes may build none, or build it later
+        before = self._in_use
+        costs = self.cost.by_module() if budget == "before" else {}
         self.aim_(self._moved_target(strides))
         self.compute_gradients(True)
         self.watch = ForgottenProjection(self._parameters, self._explain_forgotten)
-        if budget is not None and budget != "before" and 1 < budget <= MOST_TIMES:
-            _warn_of_larger_budget(budget, self.multiply_adds, self._present)
+        if budget == "before":
+            warn_of_raised_strides(before, self._in_use, costs)
+        elif budget is not None and 1 < budget <= MOST_TIMES:
+            warn_of_larger_budget(budget, self.multiply_adds, self._present)
 
     def __repr__(self) -> str:
+        try:
+            return self._text()
+        except ValueError as error:  # a map is empty, or a stride is not finite
+            return f"CostBudget({self.multiply_adds:,.0f} multiply-adds; cost unknown: {error})"
+
+    def _text(self) -> str:
         sizes = {name: [axis.size for axis in axes] for name, axes in self.cost.maps().items()}
         strides = ", ".join(
             f"{name}: {strides_text(layer.stride_values(), sizes.get(name, ()))}"
@@ -208,16 +212,19 @@ class CostBudget:
         True
         """
         check_optimizer(optimizer)
-        self.watch.stop()
-        self.compute_gradients(True)
-        attached: list[tuple[CostBudget, StepHooks]] = vars(optimizer).setdefault(STATES, [])
-        for other, others_hooks in attached:
-            if not others_hooks.removed:
+        # By a number: budgets of several networks may have layers of the same names.
+        attached: dict[str, tuple[CostBudget, StepHooks]] = vars(optimizer).setdefault(STATES, {})
+        for key, (other, others_hooks) in list(attached.items()):
+            if others_hooks.removed:
+                del attached[key]
+            else:
                 self._check_no_layer_of(other)
         hooks = StepHooks(optimizer, self._parameters, self.project_gradients_, self.project_)
+        self.watch.stop()
+        self.compute_gradients(True)
         self._hooks.append(hooks)
-        key = str(len(attached))  # budgets of several networks may have layers of the same names
-        attached.append((self, hooks))
+        key = next(number for number in map(str, count()) if number not in attached)
+        attached[key] = self, hooks
         hooks.handles += [
             optimizer.register_state_dict_post_hook(partial(self._save_with, key)),
             optimizer.register_load_state_dict_pre_hook(partial(self._find_in, key)),
@@ -310,8 +317,8 @@ class CostBudget:
         if any(layer.has_stride_gradient for layer in self._layers.values()):
             self.use_(self._in_use)
             return False
-        now = {
-            name: [*layer.stride_values()][: len(self._in_use[name])]  # once, if shared
+        now = {  # of a shared stride once; a limit may have more digits than a parameter
+            name: in_float32([*layer.stride_values()][: len(self._in_use[name])])
             for name, layer in self._layers.items()
         }
         if _logs(now) == self._in_use:
@@ -352,8 +359,6 @@ class CostBudget:
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part)
 
-    level_gradients_ = project_gradients_  # its name in 0.1
-
     def state_dict(self) -> dict[str, Any]:
         """What a resumed training needs to continue like an uninterrupted one."""
         return {
@@ -382,8 +387,7 @@ class CostBudget:
             )
         self.multiply_adds = state["multiply_adds"]
         self._target = dict(state["wanted"])
-        # States of 0.1 have the key "spending".
-        self._size_search.last = (state.get("size_search") or state["spending"])["last"]
+        self._size_search.last = state["size_search"]["last"]
         self.use_(state["written"])
         self._compared = False
 
@@ -501,83 +505,18 @@ def _logs(strides: Mapping[str, list[float]]) -> Logs:
     return {name: [log(max(each, 1.0)) for each in values] for name, values in strides.items()}
 
 
-def _amount(
-    model: nn.Module, example: Any, budget: Any, fraction: Any, multiply_adds: Any
-) -> Callable[[float], float]:
-    """How many multiply-adds the arguments of `CostBudget` mean, given the present cost."""
-    given = {"budget": budget, "fraction": fraction, "multiply_adds": multiply_adds}
-    given = {name: value for name, value in given.items() if value is not None}
-    if len(given) > 1:
-        raise ValueError(f"give one of {' and '.join(given)}, not both")
-    ((name, value),) = given.items() or {"fraction": 1.0}.items()
-    if name == "budget" and value == "before":
-        before = cost_before(model, example)
-        return lambda present: before
-    number: Any = value
-    check_amount(name, value)
-    if name == "multiply_adds" or (name == "budget" and number > MOST_TIMES):
-        return lambda present: number
-    return lambda present: number * present
-
-
-def _warn_of_larger_budget(times: float, budget: float, present: float) -> None:
-    warn(
-        f"budget={times!r} is read as {times:g} times the present {present:,} multiply-adds: the "
-        f"strides became smaller to use {budget:,.0f}. Give a number of multiply-adds in full; "
-        f"CostBudget(…, fraction={times!r}) means this and does not warn",
-        stacklevel=4,
+def _without_learning_layers(layers: Mapping[str, Any]) -> str:
+    fixed = [name for name, layer in layers.items() if getattr(layer, "cropping", False)]
+    if fixed:
+        return (
+            f"no stride of the model learns: those of {', '.join(map(repr, fixed))} have "
+            "requires_grad=False; set that of their strides, as in "
+            f"model.get_submodule({fixed[0]!r}).strides.requires_grad_(True)"
+        )
+    return (
+        "the model has no DiffStride layer whose strides learn and crop: call diffstride.convert "
+        "first, or give its layers trainable=True and cropping=True"
     )
-
-
-def check_amount(name: str, value: Any) -> None:
-    """Refuse a budget that is no positive number; ``"before"`` is one by its short name only.
-
-    >>> check_amount("fraction", torch.zeros(1, 3, 8, 8))
-    Traceback (most recent call last):
-    ValueError: fraction must be a positive number, but got a Tensor of shape (1, 3, 8, 8)
-    """
-    number: Any = value
-    if (isinstance(value, Real) and number > 0) or (name == "budget" and value == "before"):
-        return
-    words = " or 'before'" if name == "budget" else ""
-    got = repr(value)
-    if hasattr(value, "shape"):
-        got = f"a {type(value).__name__} of shape {tuple(number.shape)}"
-    if name == "budget" and isinstance(value, (Tensor, tuple, nn.Module)):
-        got += ": pass the example before the budget"
-    raise ValueError(f"{name} must be a positive number{words}, but got {got}")
-
-
-def cost_before(model: nn.Module, example: Any) -> float:
-    """The multiply-adds of a network before `diffstride.convert`, of one sample.
-
-    Raises:
-        ValueError: if it was not converted as a whole, or with an example of another size.
-    """
-    model = uncompiled(model)
-    record: Any = getattr(model, "conversion", None)
-    costs = getattr(record, "multiply_adds", None)
-    if not isinstance(costs, dict):
-        raise ValueError(
-            f"budget='before' is the cost before conversion, but this {type(model).__name__} does "
-            "not come from diffstride.convert: pass the network that does, or fraction= or "
-            "multiply_adds="
-        )
-    if not have_same_sizes(as_inputs(model, example), record.example):
-        sizes = [tuple(x.shape) for x in tree_leaves(record.example) if isinstance(x, Tensor)]
-        raise ValueError(
-            f"budget='before' is the cost before conversion, with an example of shape {sizes[0]}: "
-            "pass one of that size, or multiply_adds="
-        )
-    return float(costs[""])
-
-
-def _known_cost_before(model: nn.Module, example: Any) -> float | None:
-    """As `cost_before`; None where it does not know that."""
-    try:
-        return cost_before(model, example)
-    except ValueError:
-        return None
 
 
 def _check_apart(layers: Mapping[str, DiffStride]) -> None:

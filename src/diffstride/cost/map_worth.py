@@ -7,13 +7,18 @@ from typing import NamedTuple
 
 from diffstride.cost.stride_space import Key
 
-FACTOR = 5.0  # a map worth so many times more or less than the others moves furthest
-AHEAD = 10.0  # how many times more a multiply-add may be worth once the network is trained
-LEAST = 0.5  # of the mean of all: what each map size is worth in a trained network, about
+# A map that is worth so many times more or less than the others, per multiply-add, moves furthest.
+RATIO_OF_LARGEST_MOVE = 5.0
+# What all multiply-adds are worth in a trained network: at most so many times what was measured.
+MOST_TIMES_MEASURED = 10.0
+# There each map counts as if it had at least this share of the mean multiply-adds.
+LEAST_SHARE_OF_MEAN = 0.5
 CHANCE = 1.5  # standard errors of many samples that stand for chance where there are few
 MARGIN = 1.1  # how many times more an exchange of samples has to bring, as it disturbs the weights
-ALIKE = 2.0  # how many times chance counts between the axes of a layer, which are mostly alike
-APART = 0.3  # how far the axes of a layer move apart, as a share of how far they move together
+# Between the axes of a layer, which are mostly alike, chance counts so many times,
+AXIS_ERROR_FACTOR = 2.0
+# and they move apart by this share of how far layers do.
+AXIS_SHARE = 0.3
 
 
 class Worth(NamedTuple):
@@ -54,19 +59,19 @@ def with_prior(worth: Mapping[Key, Worth], trained: float) -> dict[Key, Worth]:
     """What samples are worth with a prior: that of all multiply-adds is the same.
 
     A map whose multiply-adds are few may matter as much as the others. So it counts at least
-    `LEAST` of the mean of all, as if it had that many.
+    `LEAST_SHARE_OF_MEAN` of the mean of all, as if it had that many.
 
     Args:
         worth: as measured, of each axis.
-        trained: what a multiply-add is worth in a trained network, about; at most `AHEAD` times
-            what it was measured to be worth counts.
+        trained: what a multiply-add is worth in a trained network, about; at most
+            `MOST_TIMES_MEASURED` times what it was measured to be worth counts.
 
     >>> worth = {("a", 0): Worth(0.4, 0.01, 100.0), ("b", 0): Worth(0.0, 0.01, 20.0)}
     >>> [round(each.mean, 2) for each in with_prior(worth, 0.005).values()]
     [0.9, 0.15]
     """
-    prior = min(trained, AHEAD * _price(worth.values()))
-    least = LEAST * sum(each.cost for each in worth.values()) / len(worth)
+    prior = min(trained, MOST_TIMES_MEASURED * _price(worth.values()))
+    least = LEAST_SHARE_OF_MEAN * sum(each.cost for each in worth.values()) / len(worth)
     return {
         key: each._replace(mean=each.mean + prior * max(each.cost, least))
         for key, each in worth.items()
@@ -97,9 +102,10 @@ def wanted_moves(
     layers = {name: _together(each) for name, each in axes.items()}
     moves = {}
     for key, each in worth.items():
-        unsure = each._replace(error=ALIKE * each.error)
-        share = _share(layers[key[0]], layers.values()) + APART * _share(unsure, axes[key[0]])
-        moves[key] = largest * min(max(share, -1.0), 1.0)
+        unsure = each._replace(error=AXIS_ERROR_FACTOR * each.error)
+        together = _log_ratio_to_price(layers[key[0]], layers.values())
+        apart = _log_ratio_to_price(unsure, axes[key[0]])
+        moves[key] = largest * min(max(together + AXIS_SHARE * apart, -1.0), 1.0)
     return {key: 0.0 if move < 0 and key in held else move for key, move in moves.items()}
 
 
@@ -113,8 +119,10 @@ def _together(worth: Iterable[Worth]) -> Worth:
     return Worth(sum(means), hypot(*errors), sum(costs), max(growths))
 
 
-def _share(worth: Worth, all_of_them: Collection[Worth]) -> float:
-    """From -1: how far what a multiply-add is worth lies above or below the price.
+def _log_ratio_to_price(worth: Worth, all_of_them: Collection[Worth]) -> float:
+    """The logarithm of the ratio of what a multiply-add is worth to the price, at least -1.
+
+    To the base `RATIO_OF_LARGEST_MOVE`; 0 where no whole sample is worth an exchange.
 
     A map grows for its next sample, of which a multiply-add is worth less than of its last one. It
     becomes smaller for the next samples of the others.
@@ -126,7 +134,7 @@ def _share(worth: Worth, all_of_them: Collection[Worth]) -> float:
     of_next = [each._replace(mean=each.mean / each.growth) for each in all_of_them]
     if _price(of_next) <= MARGIN * value and value <= MARGIN * worth.growth * price:
         return 0.0
-    return log(max(value / price, 1 / FACTOR)) / log(FACTOR)
+    return log(max(value / price, 1 / RATIO_OF_LARGEST_MOVE)) / log(RATIO_OF_LARGEST_MOVE)
 
 
 def _shrunk(value: float, towards: float, error: float) -> float:
@@ -147,6 +155,8 @@ def at_constant_cost(
 ) -> dict[Key, float]:
     """Moves at which the cost stays: all that are worth less than the price pay for the others.
 
+    What moves would save goes to all maps, by the same move of each.
+
     Args:
         moves: as from `wanted_moves`.
         worth: of each axis.
@@ -158,11 +168,11 @@ def at_constant_cost(
     """
     spent = sum(worth[key].cost * move for key, move in moves.items())
     price = _price(worth.values()) if worth else 0.0
-    paying = [
-        key
-        for key, move in moves.items()
-        if spent < 0
-        or (key not in held and move <= 0 and worth[key].mean <= price * worth[key].cost)
-    ]
-    shift = -spent / sum(worth[key].cost for key in paying) if paying else 0.0
-    return {key: move + shift if key in paying else move for key, move in moves.items()}
+
+    def pays(key: Key) -> bool:
+        is_cheap = worth[key].mean <= price * worth[key].cost
+        return key not in held and moves[key] <= 0 and is_cheap
+
+    moved = list(moves) if spent < 0 else list(filter(pays, moves))
+    shift = -spent / sum(worth[key].cost for key in moved) if moved else 0.0
+    return {key: move + shift if key in moved else move for key, move in moves.items()}

@@ -7,22 +7,23 @@ sample less.
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from math import floor, inf, isfinite, log
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from math import floor, inf, isfinite, log, nan
 from numbers import Integral, Real
 from statistics import mean, stdev
 from typing import Any
+from warnings import warn
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from diffstride.cost.budget import CostBudget, trains_in_processes
+from diffstride.cost.loss_measurement import NotFiniteError, as_before, of_all_processes, run_loss
 from diffstride.cost.map_worth import Worth, at_constant_cost, few_samples, wanted_moves, with_prior
-from diffstride.cost.size_search import OutputSizes
-from diffstride.cost.smaller_maps import Smaller, output_sizes, smaller_maps
-from diffstride.cost.stride_space import Key, StrideSpace
+from diffstride.cost.smaller_maps import Smaller, smaller_maps
+from diffstride.cost.stride_space import Key, OutputSizes, StrideSpace
+from diffstride.strides import stride_layers
 
 LARGEST = 0.5  # of the first move, of the logarithm of a map size
 SAMPLES, SHARE = 1.5, 0.25  # of its map: what is measured near by holds no further
@@ -38,47 +39,15 @@ class MeasuredStrides:
     """Moves the strides of a network under a budget by measured losses instead of by gradients.
 
     At a few decisions during the training, the network runs on some batches as it is and, for each
-    axis of each map, with one sample less (two with ``edge="passband"``), the maps behind unchanged
-    as far as strides allow. That gives the rise ``r`` of the loss ``L`` and the multiply-adds ``c``
-    that are saved, of ``C`` in all, both for a change of 1 of the logarithm of the map size ``m``.
-    The sample is worth ``v = r + max(c, mean(c) / 2) * min(0.3 * L / C, 10 * sum(r) / sum(c))``.
-    The second term is about what it is worth in a trained network, as early in a training some maps
-    seem to be worth nothing. There all multiply-adds count the same, and a map that has few of them
-    counts as if it had half of the mean: stages of a ResNet cost about the same by design (arXiv
-    1512.03385, 3.3), and a map size whose cost is far below the others is mostly too small. A
-    multiply-add counts there at most ten times what it was measured to be worth on average, so that
-    clear differences move strides at once. (A negative ``L`` counts as 0. A large constant part of
-    a loss makes strides move less.) So a multiply-add is worth ``v / c`` on an axis, ``q = sum(v) /
-    sum(c)`` in its layer, and ``p`` in the network, likewise. The size moves by::
+    axis of each map, with one sample less (two with ``edge="passband"``). Samples then go from maps
+    where a multiply-add is worth little to maps where it is worth much, at the cost of the budget::
 
         log m  <-  log m + a * clip(log(q / p) / log 5 + 0.3 * log(v / c / q) / log 5, -1, 1)
 
-    with ``a`` 0.5 times the root of the share of decisions that are left, and ratios of 1/5 at
-    least. In ``p``, in the last ``q`` and in the sum of ``r``, terms below 0 count as 0. Two things
-    keep maps as they are, in each of the two terms by itself:
-
-    - Chance. A difference ``d`` of ``q`` and ``p``, or of ``v / c`` and ``q``, counts ``max(0, 1 -
-      (e / d)^2)`` times, with the standard error ``e`` of the first of the two over the
-      batches, larger where batches are few, by Student's t. Between axes it counts twice, as they
-      are mostly alike.
-    - Whole samples. A map grows if a multiply-add of its next sample is worth a tenth more than
-      ``p``, or an axis than ``q``. That sample costs ``(m + 1/2) / (m - 1/2)`` times as much as the
-      last one, or the square of that where a stride is shared. A map becomes smaller if a
-      multiply-add of its last sample is worth a tenth less than that of a next one on average.
-
-    What maps gain is paid by those that do not grow and are worth less than ``p``, by the same move
-    of all. Then all sizes move together until the cost is that of the budget. Moves too small for a
-    whole sample add up while they point the same way. Before the last decision no map grows by more
-    than a quarter at once, or by two samples if that is more; a part of the budget may stay unused
-    between decisions for that. No move makes a map smaller that has grown at one of the last two
-    decisions, since the weights first have to learn to use it; what brings all to the budget may.
-    So samples go from maps where a multiply-add is worth little to maps where it is worth much, and
-    the strides rest where it is worth about the same everywhere. A map of one sample gets a second
-    one, to be measured.
-
-    Decision ``k`` of ``n`` comes after ``(k / n)^1.5`` of the steps: poor strides become good ones
-    early, as weights learn little at them. What was measured counts at later decisions, too, as
-    long as no map changes, for the last ``4 * batches`` batches.
+    for a map size ``m`` whose last sample is worth ``v`` and costs ``c`` multiply-adds, with ``v /
+    c`` on average ``q`` in its layer and ``p`` in the network. ``v`` is the rise of the loss
+    without the sample, and a prior. Differences that may be chance move nothing. The page "How it
+    works" has all of it, under "How measured strides move".
 
     Gradients of the strides are not used, and not computed, so that optimisers leave the strides
     alone, until another `CostBudget` of the network or `CostBudget.attach` has them computed again.
@@ -100,13 +69,20 @@ class MeasuredStrides:
         ValueError: a number is too small, the budget is attached to an optimiser, or a single
             stride learns, which the budget fixes.
 
+    >>> import torch
+    >>> from torch import nn
     >>> from diffstride import DiffStride
     >>> net = nn.Sequential(DiffStride(2.0), nn.Conv2d(3, 8, 3, padding=1), nn.Flatten(2))
     >>> budget = CostBudget(net, torch.zeros(1, 3, 16, 16))
     >>> strides = MeasuredStrides(budget, steps=4, decisions=1, batches=2)
+    >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     >>> inputs = torch.rand(2, 3, 16, 16)
-    >>> for _ in range(4):  # of a training, after each step of the optimiser
-    ...     strides.step(lambda: net(inputs).square().mean())
+    >>> for _ in range(4):
+    ...     loss = lambda: net(inputs).square().mean()
+    ...     optimizer.zero_grad()
+    ...     loss().backward()
+    ...     optimizer.step()
+    ...     strides.step(loss)
     >>> budget.cost.value() <= budget.multiply_adds
     True
     """
@@ -126,6 +102,8 @@ class MeasuredStrides:
         self._rises: dict[Key, list[float]] = {}
         self._losses: list[float] = []  # of the network as it is, one for each rise
         self._grown: dict[Key, int] = {}
+        self._not_finite: NotFiniteError | None = None
+        self._versions_at_first: list[int] | None = None
 
     def __repr__(self) -> str:
         made, last = bisect_right(self._due, self._done), self._due[-1]
@@ -147,8 +125,11 @@ class MeasuredStrides:
 
         Raises:
             TypeError: the loss is no function, or does not return one number.
-            ValueError: the loss is not finite, asks for gradients, or is the same for all maps, or
-                the budgets of several processes differ.
+            ValueError: the loss is not finite on any batch before a decision, asks for gradients,
+                or is the same for all maps, or the budgets of several processes differ.
+
+        Warns:
+            UserWarning: no weight has changed since the first step, at the first decision.
         """
         if not callable(loss):
             raise TypeError(
@@ -162,6 +143,8 @@ class MeasuredStrides:
             self._forget()
         self.budget.check_processes()
         self._done += 1
+        if self._done == 1:
+            self._versions_at_first = _versions(self.budget.model)
         if self._done > self._due[-1]:
             return
         decision = bisect_left(self._due, self._done)
@@ -172,8 +155,8 @@ class MeasuredStrides:
         if self._done >= first:
             self._measure(loss)
         elif self._done == 1:  # a loss that cannot be measured is told at once
-            with _as_before(self.budget.model) as seed:
-                _run(loss, seed)
+            with as_before(self.budget.model) as seed, suppress(NotFiniteError):
+                run_loss(loss, seed)
         if self._done == due:
             self._decide(decision)
 
@@ -242,12 +225,14 @@ class MeasuredStrides:
         """Run the network as it is and with each of the smaller maps."""
         present, found = self.budget.in_use, {}
         try:
-            with _as_before(self.budget.model) as seed:
-                now = _run(loss, seed)
+            with as_before(self.budget.model) as seed:
+                now = run_loss(loss, seed)
                 for (name, i), smaller in self._smaller.items():
                     self.budget.use_(smaller.logs)
                     less = f", measured with one sample less on axis {i} of {name!r},"
-                    found[name, i] = _run(loss, seed, less) - now
+                    found[name, i] = run_loss(loss, seed, less) - now
+        except NotFiniteError as error:  # of one batch, as in half precision now and then
+            self._not_finite, now, found = error, nan, dict.fromkeys(self._smaller, nan)
         finally:
             self.budget.use_(present)
         for key, rise in found.items():
@@ -256,15 +241,20 @@ class MeasuredStrides:
 
     def _decide(self, decision: int) -> None:
         """Move the strides by what was measured, unless errors in the loss prevented that."""
-        if any(len(rises) < 2 for rises in self._rises.values()):
-            return
         device = next(self.budget.model.parameters()).device
-        rises = _of_all_processes({**self._rises, LOSS: self._losses}, device)
+        rises = of_all_processes({**self._rises, LOSS: self._losses}, device)
+        rises = {key: list(filter(isfinite, values)) for key, values in rises.items()}
+        if self._not_finite and not any(map(isfinite, self._losses[-self.batches :])):
+            raise self._not_finite
+        if any(len(values) < 2 for values in rises.values()):
+            return
+        self._check_weights_change()
         losses = rises.pop(LOSS)
-        if not self.worth and rises and not any(map(any, rises.values())):
+        if not self.worth and rises and any(losses) and not any(map(any, rises.values())):
             raise ValueError(
                 f"the loss stays the same with any of {len(rises)} maps made smaller: pass step() "
-                "a loss of the network that the budget was made for, on the same device"
+                "a loss of the network that the budget was made for, on the same device, and no "
+                "accuracy, which changes by whole samples"
             )
         self.worth = {key: _worth(values, self._smaller[key]) for key, values in rises.items()}
         if self.worth:
@@ -283,6 +273,17 @@ class MeasuredStrides:
         if sizes != before:
             self._rises, self._losses = {}, []
 
+    def _check_weights_change(self) -> None:
+        """Warn, at the first decision, of weights that no optimiser trains."""
+        before, self._versions_at_first = self._versions_at_first, None
+        if before and before == _versions(self.budget.model):
+            warn(
+                f"no weight of this {type(self.budget.model).__name__} has changed in "
+                f"{self._done:,} steps: make the optimizer of its parameters, after convert, which "
+                "returns a copy, and call step(loss) after each optimizer.step()",
+                stacklevel=4,
+            )
+
     def _tried_moves(self, sizes: OutputSizes) -> dict[Key, float]:
         """Twice the size, once, for maps of one sample: what that is worth cannot be measured."""
         limits = self._space.limits
@@ -294,8 +295,7 @@ class MeasuredStrides:
         }
 
     def _sizes(self) -> OutputSizes:
-        present = self.budget.in_use
-        return output_sizes(self._space.fit(present), present)
+        return self._space.fit(self.budget.in_use).sizes
 
     def _move(self, moves: Mapping[Key, float]) -> None:
         """Move the logarithms of the map sizes, and meet the budget.
@@ -368,6 +368,13 @@ def _within_reach(step: float, size: int) -> float:
     return min(max(step, log(max(1 - reach, 0.5 / size))), log(1 + reach))
 
 
+def _versions(model: nn.Module) -> list[int]:
+    """How often each weight that learns was written to; without strides."""
+    strides = {id(layer.strides) for layer in stride_layers(model).values()}
+    learning = [x for x in model.parameters() if x.requires_grad and id(x) not in strides]
+    return [x._version for x in learning]
+
+
 def _worth(rises: Sequence[float], smaller: Smaller) -> Worth:
     error = few_samples(len(rises)) * stdev(rises) / len(rises) ** 0.5
     measured = mean(rises) / smaller.step
@@ -407,67 +414,6 @@ def _check_not_attached(budget: CostBudget) -> None:
         )
 
 
-def _run(loss: Callable[[], Any], seed: int, where: str = "") -> float:
-    torch.manual_seed(seed)  # the same dropout for all
-    try:
-        found: Any = loss()
-    except RuntimeError as error:
-        if "does not require grad" not in str(error):
-            raise
-        raise ValueError(
-            "the loss asks for gradients, with backward() perhaps, but runs without them: pass a "
-            "function that returns the loss alone, and call backward() outside of it"
-        ) from error
-    if isinstance(found, dict) and "loss" in found:  # as from a `training_step` of Lightning
-        found = found["loss"]
-    is_tensor = isinstance(found, Tensor)
-    if not (isinstance(found, Real) or (is_tensor and found.numel() == 1)):
-        got = f"a tensor of shape {tuple(found.shape)}" if is_tensor else repr(found)
-        raise TypeError(f"the loss must return one number or a tensor with one, but returned {got}")
-    value = float(found)  # pyright: ignore[reportArgumentType]
-    if not isfinite(value):
-        raise ValueError(
-            f"the loss{where} is {value}: training has diverged, or the loss is not a number"
-        )
-    return value
-
-
 def _runs_in_processes() -> bool:
     """Whether gradients may be averaged over processes, which waits for those of all parameters."""
     return dist.is_available() and dist.is_initialized()
-
-
-@contextmanager
-def _as_before(model: nn.Module) -> Iterator[int]:
-    """Run a model without gradients; buffers, modes and random numbers are then as they were.
-
-    Yields a seed for the runs.
-    """
-    buffers = [
-        (module._buffers, name, buffer, buffer.clone())
-        for module in model.modules()
-        for name, buffer in module.named_buffers(recurse=False)
-    ]
-    modes = [(module, module.training) for module in model.modules()]
-    devices = {each.device.index for each in model.parameters() if each.is_cuda}
-    with torch.no_grad(), torch.random.fork_rng(devices):
-        try:
-            yield int(torch.randint(1 << 31, ()))
-        finally:
-            for holder, name, buffer, value in buffers:
-                buffer.copy_(value)
-                holder[name] = buffer  # where `forward` has put another one
-            for module, mode in modes:
-                module.training = mode
-
-
-def _of_all_processes(
-    rises: dict[Key, list[float]], device: torch.device
-) -> dict[Key, list[float]]:
-    """What all processes of a training have measured, each on batches of its own."""
-    if not trains_in_processes():
-        return rises
-    own = torch.tensor(list(rises.values()), dtype=torch.float64, device=device)
-    parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, own)
-    return dict(zip(rises, torch.cat(parts, 1).tolist(), strict=True))

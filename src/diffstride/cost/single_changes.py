@@ -1,15 +1,10 @@
 """A network in which one map has a few samples more or less: its cost, and how far strides move."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from diffstride.cost.stride_space import Key, Logs, StrideSpace
+from diffstride.cost.stride_space import Key, Logs, NearestEach, OutputSizes, StrideSpace
 from diffstride.spectral.axis_plan import Axis
-
-OutputSizes = dict[Key, int]
-NearestEach = Callable[
-    [str, list[float], list[int], OutputSizes], tuple[list[float], Sequence[Axis]]
-]
 
 
 class Choice(NamedTuple):

@@ -8,7 +8,7 @@ effects of single samples are computed one by one, and added up to see which of 
 
 from bisect import insort
 from collections.abc import Iterator, Sequence
-from functools import partial, reduce
+from functools import reduce
 from math import inf
 from operator import itemgetter
 from typing import Any
@@ -16,9 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffstride.cost.single_changes import Change, Choice, OutputSizes, SingleChanges, distance
-from diffstride.cost.stride_space import Key, Logs, StrideSpace
-from diffstride.graph.minimum_sizes import EmptyMapError
+from diffstride.cost.single_changes import Change, Choice, SingleChanges, distance
+from diffstride.cost.stride_space import Key, Logs, OutputSizes, StrideSpace
 from diffstride.spectral.axis_plan import CPU, Axis
 
 AXES = 9  # how many axes take part in changes that are made together
@@ -153,17 +152,11 @@ class SizeSearch:
 
         None if a map would be empty.
         """
-        try:
-            logs, cost, maps = self._space.fit(wanted, partial(self._nearest_each, sizes=sizes))
-        except EmptyMapError:
+        fit = self._space.at_sizes(wanted, sizes, self._nearest_each)
+        if fit is None:
             return None
-        reached = {
-            key: axis.output_size
-            for name, keys in self._keys.items()
-            for key, axis in zip(keys, maps[name], strict=False)
-        }
-        moved = sum(distance(logs[name], wanted[name]) for name in logs)
-        return Choice(logs, maps, reached, cost, moved)
+        moved = sum(distance(fit.logs[name], wanted[name]) for name in wanted)
+        return Choice(fit.logs, fit.maps, fit.sizes, fit.cost, moved)
 
     def _nearest_each(
         self, name: str, logs: list[float], incoming: list[int], sizes: OutputSizes

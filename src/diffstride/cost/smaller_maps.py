@@ -3,8 +3,7 @@
 from math import log
 from typing import NamedTuple
 
-from diffstride.cost.size_search import OutputSizes
-from diffstride.cost.stride_space import Fit, Key, Logs, StrideSpace
+from diffstride.cost.stride_space import Key, Logs, StrideSpace
 
 
 class Smaller(NamedTuple):
@@ -31,17 +30,17 @@ def smaller_maps(space: StrideSpace, present: Logs) -> dict[Key, Smaller]:
     multiply-adds are left out: they come all at once, with the first sample.
     """
     fit = space.fit(present)
-    sizes, slopes = output_sizes(fit, present), space.size_slopes(present)
+    sizes, slopes = fit.sizes, space.size_slopes(present)
     found = {}
     for key, size in sizes.items():
         smaller = space.at_sizes(present, {**sizes, key: size - 1}) if size > 1 else None
         if not smaller:
             continue
-        less = output_sizes(smaller, present)[key]
+        less = smaller.sizes[key]
         without_pooling = sum(
             slope * (fit.maps[name][i].output_size - smaller.maps[name][i].output_size)
             for (name, i), slope in slopes.items()
-            if name in fit.maps  # all but layers whose output size is fixed
+            if name in fit.maps  # all but layers whose strides do not learn
         )
         saved = max(fit.cost - smaller.cost, without_pooling)
         if less < size and saved > 0:
@@ -50,12 +49,3 @@ def smaller_maps(space: StrideSpace, present: Logs) -> dict[Key, Smaller]:
             step = log(size / less)
             found[key] = Smaller(smaller.logs, step, saved / step, growth)
     return found
-
-
-def output_sizes(fit: Fit, logs: Logs) -> OutputSizes:
-    """The sizes of all maps, by layer and stride: a shared stride has that of its first axis."""
-    return {
-        (name, i): fit.maps[name][i].output_size
-        for name, values in logs.items()
-        for i in range(len(values))
-    }

@@ -1,34 +1,27 @@
-"""The strides of some layers as logarithms: limits, cost, and one factor that meets a budget."""
+"""The strides of some layers as logarithms: their limits, and the cost of the network there."""
 
-from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property, lru_cache, partial
-from math import exp, inf, log
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
+from math import log
 from typing import NamedTuple
 
 from diffstride.cost.multiply_adds import MultiplyAdds
 from diffstride.cost.pooling_cost import each_axis
+from diffstride.cost.size_thresholds import BEHIND, first_log, plan_at, threshold
 from diffstride.graph.minimum_sizes import EmptyMapError
 from diffstride.pooling.learnable import DiffStride
-from diffstride.spectral.axis_plan import Axis, Edge, plan_axis
+from diffstride.spectral.axis_plan import Axis
 
 Logs = dict[str, list[float]]  # logarithms of strides, by layer
 Key = tuple[str, int]  # a layer and an axis, of a shared stride the first
+OutputSizes = dict[Key, int]
 Choose = Callable[[str, list[float], list[int]], tuple[list[float], list[Axis]]]
+NearestEach = Callable[..., tuple[list[float], list[Axis]]]
 Limits = tuple[float, float]
-Window = tuple[float, Edge, bool, bool]  # the settings of a layer's window
 
-BEHIND = 2e-6  # how far a logarithm steps back behind a threshold: strides are stored in float32
-FURTHEST = 24.0  # logarithm of the largest factor that is tried
 JUST_ABOVE = (0.0, 1e-3, 0.01, 0.03, 0.1, 0.3)  # in logarithms: on long axes and on short ones
-LARGEST = 30.0  # logarithm of the largest stride that is tried, where there is no limit
 PROBE = log(2.0)  # how far a stride moves to see which maps follow
-STRETCH = 3.0  # largest factor of the logarithms, before strides of 1 are raised too
-
-
-class UnreachableBudgetError(ValueError):
-    """No strides within the limits cost so little."""
 
 
 class Fit(NamedTuple):
@@ -37,6 +30,15 @@ class Fit(NamedTuple):
     logs: Logs
     cost: int
     maps: dict[str, Sequence[Axis]]
+
+    @property
+    def sizes(self) -> OutputSizes:
+        """The sizes of all maps: a shared stride has that of its first axis."""
+        return {
+            (name, i): self.maps[name][i].output_size
+            for name, logs in self.logs.items()
+            for i in range(len(logs))
+        }
 
 
 class Range(NamedTuple):
@@ -83,14 +85,7 @@ class StrideSpace:
 
     def value(self, logs: Logs) -> int:
         """The MACs at these strides, or at the `runnable` ones where a map would be empty."""
-        return self.running(logs).cost
-
-    def runnable(self, logs: Logs) -> Logs:
-        """The nearest smaller strides at which no map is empty.
-
-        Layers get the strides asked for in the order of their calls: early strides save most.
-        """
-        return self.running(logs).logs
+        return self.runnable(logs).cost
 
     def fit(self, logs: Logs, choose: Choose | None = None) -> Fit:
         """Choose strides in the order of the calls, for the input size that those before leave.
@@ -98,17 +93,18 @@ class StrideSpace:
         Args:
             logs: the strides wanted.
             choose: the logarithms to use in a layer and its axes there, by its name, the logarithms
-                wanted and its input size; None to use those wanted.
+                wanted and its input size (default: those wanted).
 
         Raises:
             EmptyMapError: if a map is empty.
         """
         found: Logs = {}
+        choose = choose or partial(self.nearest_each, sizes={})
 
         def plan(name: str, sizes: list[int]) -> list[Axis]:
             if name in found:  # a layer may be called again, at another resolution
                 return self.axes(name, found[name], sizes)
-            found[name], axes = (choose or self.unchanged)(name, logs[name], sizes)
+            found[name], axes = choose(name, logs[name], sizes)
             return axes
 
         cost, maps = self.cost.evaluate({name: partial(plan, name) for name in logs})
@@ -121,12 +117,6 @@ class StrideSpace:
         ]
         each = enumerate(zip(sizes, each_axis(within, len(sizes)), strict=True))
         return [self._axis((name, i), size, at) for i, (size, at) in each]
-
-    def unchanged(
-        self, name: str, logs: list[float], sizes: list[int]
-    ) -> tuple[list[float], list[Axis]]:
-        """The strides as they are wanted, for `fit`."""
-        return logs, self.axes(name, logs, sizes)
 
     def nearest(self, key: Key, at: float, incoming: int, output_size: int) -> float:
         """The logarithm nearest to ``at``, within the limits, that leads to this output size."""
@@ -154,8 +144,11 @@ class StrideSpace:
         self._last[key] = Range(low, high, axis)
         return axis
 
-    def running(self, logs: Logs) -> Fit:
-        """The cost at the `runnable` strides."""
+    def runnable(self, logs: Logs) -> Fit:
+        """The nearest smaller strides at which no map is empty.
+
+        Layers get the strides asked for in the order of their calls: early strides save most.
+        """
         if not self.cost.has_empty_maps:
             return self.fit(logs)
         try:
@@ -172,13 +165,20 @@ class StrideSpace:
         found = [self.nearest(k, at, n, sizes[k]) if k in sizes else at for k, at, n in each]
         return found, self.axes(name, found, incoming)
 
-    def at_sizes(self, logs: Logs, sizes: Mapping[Key, int]) -> Fit | None:
+    def at_sizes(
+        self, logs: Logs, sizes: Mapping[Key, int], nearest_each: NearestEach | None = None
+    ) -> Fit | None:
         """The strides nearest to those wanted that lead to these sizes, as far as the limits allow.
 
         None if a map is empty there.
+
+        Args:
+            logs: the strides wanted.
+            sizes: the sizes of some maps, or of all.
+            nearest_each: as `nearest_each`, which is the default; it may remember results.
         """
         try:
-            return self.fit(logs, partial(self.nearest_each, sizes=sizes))
+            return self.fit(logs, partial(nearest_each or self.nearest_each, sizes=sizes))
         except EmptyMapError:
             return None
 
@@ -192,7 +192,7 @@ class StrideSpace:
                 moved = {each: list(logs) for each, logs in start.items()}
                 low, high = self.limits[name][i]
                 moved[name][i] = min(low + PROBE, high)
-                maps = self.running(moved).maps
+                maps = self.runnable(moved).maps
                 for other in set(self._order) - {name}:
                     for k, (axis, first) in enumerate(zip(maps[other], base[other], strict=True)):
                         if axis.size != first.size:
@@ -283,181 +283,8 @@ class StrideSpace:
 
                 def fails(at: float, values: list[float] = values, axis: int = axis) -> bool:
                     values[axis] = at
-                    return not self._runs(found)
+                    return self.at_sizes(found, {}) is None
 
                 if fails(wanted):
                     values[axis] = max(low, threshold(fails, low, wanted) - BEHIND)
         return found
-
-    def _runs(self, logs: Logs) -> bool:
-        try:
-            self.fit(logs)
-        except EmptyMapError:
-            return False
-        return True
-
-
-def scale_to_budget(logs: Logs, space: StrideSpace, least: float, most: float) -> Logs:
-    """Multiply the logarithms of strides by the smallest factor that keeps the budget ``most``.
-
-    The factor is 1 if the cost is from ``least`` to ``most`` as it is. A stride of 1, where nothing
-    is pooled, stays. Where a factor of `STRETCH` is not enough, all strides are multiplied by one
-    factor instead, those of 1 too. The result is within the limits of the layers, and no map is
-    empty.
-
-    Raises:
-        UnreachableBudgetError: if there is no such factor.
-    """
-
-    def clamped(start: Logs, factor: float, shift: float) -> Logs:
-        return {
-            name: [
-                min(max(value * factor + shift, low), high, LARGEST)
-                for value, (low, high) in zip(values, space.limits[name], strict=True)
-            ]
-            for name, values in start.items()
-        }
-
-    def stretched(amount: float) -> Logs:
-        return clamped(logs, exp(amount), 0.0)
-
-    def shifted(amount: float) -> Logs:
-        return clamped(logs, 1.0, amount)
-
-    present = space.running(stretched(0.0))
-    if least <= present.cost <= most:
-        return present.logs
-    stretch = Path(stretched, logs, _factor, log(STRETCH))
-    for path in (stretch, Path(shifted, logs, _difference, FURTHEST)):
-        found = _least_amount(path, space, most)
-        if found is not None:
-            return found.logs
-    cheapest = space.value(shifted(FURTHEST))
-    condition = " at which no map is empty" if space.cost.has_empty_maps else ""
-    raise UnreachableBudgetError(
-        f"a budget of {most:,.0f} multiply-adds cannot be met: raise it, or the upper_limit_stride "
-        f"of layers; at the largest strides{condition} the network costs {cheapest:,}"
-    )
-
-
-class Path(NamedTuple):
-    """Strides that grow with an amount, of ``most`` at most.
-
-    ``at`` gives their logarithms at an amount, and ``amount(x, y)`` the amount at which one that is
-    ``x`` in ``start`` is ``y``.
-    """
-
-    at: Callable[[float], Logs]
-    start: Logs
-    amount: Callable[[float, float], float]
-    most: float
-
-
-def _factor(start: float, at: float) -> float:
-    return log(at / start) if min(start, at) > 0 else -inf
-
-
-def _difference(start: float, at: float) -> float:
-    return at - start
-
-
-def _least_amount(path: Path, space: StrideSpace, most: float) -> Fit | None:
-    """The strides of the least amount that cost at most ``most``; None if there is none."""
-
-    def run(amount: float) -> Fit:
-        return space.running(path.at(amount))
-
-    low = high = 0.0
-    found = above = run(0.0)
-    step = max(1e-3, 0.5 * abs(log(max(found.cost, 1) / most)))  # strides of 2 need about as much
-    while found.cost > most:
-        if high >= path.most:
-            return None
-        low, above, high = high, found, min(max(2 * high, step), path.most)
-        found = run(high)
-    while above.cost <= most:
-        if low <= -FURTHEST:
-            return above
-        high, found, low = low, above, max(min(2 * low, -step), -FURTHEST)
-        above = run(low)
-    while high - low > 1e-7:
-        # Where the map sizes of ``high`` begin, and before: the cost changes nowhere else.
-        first, before = _beginning(path, space, found)
-        if before <= low:
-            least = run(min(first, high))
-            return least if least.cost <= most else found
-        share = (above.cost - most) / max(above.cost - found.cost, 1)  # if the cost were linear
-        amount = min(low + min(max(share, 0.25), 0.75) * (high - low), before)
-        fit = run(amount)
-        if fit.cost <= most:
-            found, high = fit, amount
-        else:
-            low, above = amount, fit
-    # Strides are stored in float32: stay on the side where the budget is met.
-    return run(high + 5e-7)
-
-
-def _beginning(path: Path, space: StrideSpace, fit: Fit) -> tuple[float, float]:
-    """The least amount with the same map sizes as ``fit``, and one just below."""
-    found = []
-    for name, start in path.start.items():
-        axes = fit.maps[name]
-        for value, axis in zip(each_axis(start, len(axes)), axes, strict=True):
-            window = space.layers[name].window_settings
-            at = first_log(window, axis.size, axis.output_size)
-            found.append((path.amount(value, at), path.amount(value, at - BEHIND)))
-    return max(found)
-
-
-def as_stored(logs: Iterable[float]) -> list[float]:
-    """The strides of these logarithms, rounded to float32 as in a layer.
-
-    A stride may lie where the size of a map changes, and there the rounding decides.
-    """
-    return in_float32(map(exp, logs))
-
-
-def in_float32(numbers: Iterable[float]) -> list[float]:
-    """The nearest float32 of each number."""
-    return array("f", numbers).tolist()
-
-
-@lru_cache(maxsize=1 << 12)
-def plan_at(window: Window, size: int, at: float) -> Axis:
-    """How an axis is pooled at the stride of a logarithm."""
-    (stride,) = as_stored([at])
-    return plan_axis(size, stride, *window)
-
-
-@lru_cache(maxsize=1 << 14)
-def first_log(window: Window, size: int, output_size: int) -> float:
-    """The logarithm of the smallest stride that makes at most ``output_size`` of ``size`` samples.
-
-    >>> window = 4.0, "stopband", True, True
-    >>> round(exp(first_log(window, 32, 20)), 4)  # 32 / 20
-    1.6
-    """
-
-    def holds(at: float) -> bool:
-        (stride,) = as_stored([at])
-        return plan_axis(size, stride, *window).output_size <= output_size
-
-    low, high = 0.0, log(2 * size)
-    about = log(size / output_size) if output_size else high
-    if holds(about + 1e-5) and not holds(about - 1e-5):  # without a passband edge
-        low, high = about - 1e-5, about + 1e-5
-    return threshold(holds, low, high)
-
-
-def threshold(holds: Callable[[float], bool], low: float, high: float) -> float:
-    """The smallest value from which on a condition holds, by bisection; ``high`` if there is none.
-
-    >>> round(threshold(lambda x: x * x >= 2, 0.0, 4.0), 4)
-    1.4142
-    """
-    if holds(low):
-        return low
-    while high - low > 1e-7:
-        middle = (low + high) / 2
-        low, high = (low, middle) if holds(middle) else (middle, high)
-    return high + 5e-7  # strides are stored in float32: stay on the side where it holds

@@ -1,7 +1,6 @@
 """Base classes of the pooling layers: the sizes and the cost that the analysis asks for."""
 
 from collections.abc import Sequence
-from math import inf
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -61,8 +60,7 @@ class SizedPooling(nn.Module):
         check_input_size(self, input_size)
         outputs = self.output_size(input_size)
         values = self.stride_values() if strides is None else strides
-        lengths = zip(input_size, outputs, values, strict=True)
-        return tuple(Axis(*each, cutoff=inf, transition=1.0) for each in lengths)
+        return tuple(map(Axis, input_size, outputs, values))
 
     def size_slopes(self, axis: Axis) -> tuple[float, float]:
         """The derivatives of an axis's output length ``N/s``, unrounded, by ``N`` and by ``s``."""

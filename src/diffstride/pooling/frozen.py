@@ -9,13 +9,15 @@ from torch import Tensor, nn
 
 from diffstride._arguments import check_tensor
 from diffstride._torch_compat import is_jit_tracing
-from diffstride.pooling.base import Lengths, SizedPooling
-from diffstride.spectral.axis_plan import Axis, Edge, plan_axis, plan_resized_axis, whole
+from diffstride.pooling.base import Lengths, Plan, SizedPooling
+from diffstride.spectral.axis_plan import Axis, WindowSettings, plan_resized_axis, whole
 from diffstride.spectral.axis_product import multiply
 from diffstride.spectral.map_product import axis_order, multiply_adds
 from diffstride.spectral.matrix import axis_matrix
 from diffstride.spectral.memory_format import FIRST_DIM, full_precision, layout_of
 from diffstride.spectral.portable import multiply_compiled, multiply_portably
+
+USUAL = WindowSettings()
 
 
 class FrozenPooling(SizedPooling):
@@ -50,7 +52,7 @@ class FrozenPooling(SizedPooling):
     def __init__(
         self,
         strides: Sequence[float],
-        settings: tuple[float, Edge, bool, bool] = (4.0, "stopband", True, True),
+        settings: WindowSettings = USUAL,
         round_to: float | None = None,
         fixed_size: tuple[int, ...] | None = None,
     ) -> None:
@@ -75,9 +77,8 @@ class FrozenPooling(SizedPooling):
     @property
     def strides_in_use(self) -> tuple[float, ...]:
         """The strides, rounded for the first map size that was added if they are rounded."""
-        for sizes in self.sizes:
-            return tuple(axis.stride for axis in self._axes(sizes))
-        return self.frozen_strides
+        sizes = next(iter(self.sizes), None)
+        return tuple(axis.stride for axis in self._axes(sizes)) if sizes else self.frozen_strides
 
     def _axes(self, sizes: Sequence[int]) -> list[Axis]:
         if self.fixed_size is not None:
@@ -85,12 +86,11 @@ class FrozenPooling(SizedPooling):
         return list(map(self._axis, sizes, self.frozen_strides))
 
     def _axis(self, size: int, stride: float) -> Axis:
-        axis = plan_axis(size, stride, *self.settings)
+        axis = self.settings.plan(size, stride)
         if self.round_to is None or axis.output_size == size:
             return axis
-        smoothness_factor, *_, straight_through = self.settings
-        stride = nearest_stride(axis, self.round_to)
-        return plan_axis(size, stride, smoothness_factor, "stopband", True, straight_through)
+        whole_sizes = self.settings._replace(edge="stopband", cropping=True)
+        return whole_sizes.plan(size, nearest_stride(axis, self.round_to))
 
     def forward(self, x: Tensor) -> Tensor:
         check_tensor(x)
@@ -120,9 +120,13 @@ class FrozenPooling(SizedPooling):
         self._check_size(tuple(input_size))
         return self.sizes[tuple(input_size)]
 
-    def multiply_adds(self, axes: Sequence[Axis], sizes: Lengths, output_sizes: Lengths) -> Any:
-        order = self.orders[tuple(axis.size for axis in axes)]
-        return multiply_adds(axes, sizes, output_sizes, transforms=False, order=order)
+    def plan(self, input_size: Sequence[int], strides: Sequence[float] | None = None) -> Plan:
+        """How each axis of a map of ``input_size`` is pooled; its strides are constants."""
+        self._check_size(tuple(input_size))
+        return tuple(self._axes(input_size))
+
+    def multiply_adds(self, axes: Sequence[Axis], sizes: Lengths, output_sizes: Lengths) -> float:
+        return multiply_adds(axes, sizes, output_sizes, transforms=False)
 
     def _check_size(self, sizes: tuple[int, ...]) -> None:
         if sizes not in self.sizes:
@@ -141,7 +145,8 @@ def nearest_stride(axis: Axis, round_to: float) -> float:
 
     Of two equally near sizes, the nearer stride wins.
 
-    >>> [nearest_stride(plan_axis(32, s, edge="stopband"), 1) for s in (1.2, 1.4, 2.4, 2.8)]
+    >>> usual = WindowSettings()
+    >>> [nearest_stride(usual.plan(32, s), 1) for s in (1.2, 1.4, 2.4, 2.8)]
     [1, 2, 2, 3]
     """
     strides = [1, *(k * round_to for k in range(1, ceil(axis.size / round_to) + 1))]

@@ -22,7 +22,7 @@ from diffstride.functional import read_strides
 from diffstride.pooling.base import Plan, SpectralPooling
 from diffstride.pooling.frozen import FrozenPooling
 from diffstride.spectral.autograd import pool
-from diffstride.spectral.axis_plan import Axis, Edge, plan_axis
+from diffstride.spectral.axis_plan import Axis, Edge, WindowSettings
 
 
 class DiffStride(SpectralPooling):
@@ -117,6 +117,10 @@ class DiffStride(SpectralPooling):
         self._values, self._texts = values, tuple(map(repr, values))
         self._version: tuple[int, float] | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and files have: strides that learn by gradients, whatever moves them here."""
+        return {name: value for name, value in vars(self).items() if name != "has_stride_gradient"}
+
     def forward(self, x: Tensor) -> Tensor:
         check_input(self, x)
         if self._learns_in_program():
@@ -144,11 +148,7 @@ class DiffStride(SpectralPooling):
         check_input_size(self, input_size)
         values = self._read() if strides is None else strides
         values = clamp_strides(values, self.lower_limit_stride, self.upper_limit_stride)
-        return tuple(map(self.plan_axis, input_size, values))
-
-    def plan_axis(self, size: int, stride: float) -> Axis:
-        """How one axis is pooled at a stride within the limits."""
-        return plan_axis(size, stride, *self.window_settings)
+        return tuple(map(self.window_settings.plan, input_size, values))
 
     def size_slopes(self, axis: Axis) -> tuple[float, float]:
         if not self.cropping or (self.edge == "passband" and 2 * axis.cutoff >= axis.size):
@@ -166,9 +166,11 @@ class DiffStride(SpectralPooling):
         return self.cropping and self.strides.requires_grad
 
     @property
-    def window_settings(self) -> tuple[float, Edge, bool, bool]:
+    def window_settings(self) -> WindowSettings:
         """The arguments of `diffstride.spectral.plan_axis` that follow size and stride."""
-        return self.smoothness_factor, self.edge, self.cropping, self.straight_through
+        return WindowSettings(
+            self.smoothness_factor, self.edge, self.cropping, self.straight_through
+        )
 
     @torch.no_grad()
     def project_(self) -> None:

@@ -22,16 +22,16 @@ class Axis(NamedTuple):
     """How one axis is pooled at its stride.
 
     ``size`` and ``output_size`` are lengths in samples. ``stride`` is the value in use. ``cutoff``
-    is the first zero of the window and ``transition`` the width of the ramp that ends there, both
-    in frequency bins. If ``flat``, all bins have gain 1, and only the stride's gradient uses the
-    ramp.
+    is the first zero of the window, infinite without a ramp, and ``transition`` the width of the
+    ramp that ends there, both in frequency bins. If ``flat``, all bins have gain 1, and only the
+    stride's gradient uses the ramp.
     """
 
     size: int
     output_size: int
     stride: float
-    cutoff: float
-    transition: float
+    cutoff: float = math.inf
+    transition: float = 1.0
     flat: bool = False
 
     @property
@@ -139,14 +139,26 @@ def plan_axis(
     return Axis(size, output_size, stride, cutoff, transition, straight_through)
 
 
+class WindowSettings(NamedTuple):
+    """The arguments of `plan_axis` that do not change in a training."""
+
+    smoothness_factor: float = 4.0
+    edge: Edge = "stopband"
+    cropping: bool = True
+    straight_through: bool = True
+
+    def plan(self, size: int, stride: float) -> Axis:
+        """How an axis of this size is pooled at this stride."""
+        return plan_axis(size, stride, *self)
+
+
 def plan_spectral_axis(size: int, stride: float) -> Axis:
     """The axis of plain spectral pooling: no window, ``M = ceil(N/s)``.
 
     >>> plan_spectral_axis(32, 3).output_size
     11
     """
-    # With an infinite cutoff no bin is on the ramp.
-    return Axis(size, max(1, whole(size / stride)), stride, math.inf, 1.0, flat=True)
+    return Axis(size, max(1, whole(size / stride)), stride, flat=True)
 
 
 def plan_resized_axis(size: int, output_size: int) -> Axis:

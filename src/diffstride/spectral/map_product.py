@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,11 +24,10 @@ def axis_order(axes: Sequence[Axis]) -> list[int]:
 
 def multiply_adds(
     axes: Sequence[Axis],
-    sizes: Sequence[Any] | None = None,
-    output_sizes: Sequence[Any] | None = None,
+    sizes: Sequence[float] | None = None,
+    output_sizes: Sequence[float] | None = None,
     transforms: bool = True,
-    order: Sequence[int] | None = None,
-) -> Any:
+) -> float:
     """Multiply-adds of pooling one channel of one sample, in evaluation.
 
     Each axis costs the number of samples of the map when it is pooled, times its output length. An
@@ -37,18 +35,17 @@ def multiply_adds(
 
     Args:
         axes: the plan of each axis.
-        sizes, output_sizes: the same lengths as scalar tensors, for a differentiable cost.
+        sizes, output_sizes: lengths to count with, if not those of the axes; see `SizedPooling`.
         transforms: whether long axes are pooled by Fourier transforms, which count as 0.
-        order: the axes that are multiplied, in order (default: `axis_order`).
 
     >>> from diffstride.spectral import plan_axis
     >>> multiply_adds([plan_axis(32, 2.0)] * 2) == 16 * 32 * 32 + 16 * 16 * 32
     True
     """
-    current = [axis.size for axis in axes] if sizes is None else list(sizes)
+    current: list[float] = [axis.size for axis in axes] if sizes is None else list(sizes)
     outputs = [axis.output_size for axis in axes] if output_sizes is None else output_sizes
     total = 0
-    for i in axis_order(axes) if order is None else order:
+    for i in axis_order(axes):
         if not (axes[i].is_identity or (transforms and is_long(axes[i]))):
             # Products in halves count in full. They need an even M, so counting them as half would
             # double the cost from one size to the next and mislead a budget.

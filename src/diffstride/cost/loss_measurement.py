@@ -1,0 +1,92 @@
+"""Run a loss of a network in training without a trace, and gather what processes measured."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from math import isfinite
+from numbers import Real
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from diffstride.cost.budget import trains_in_processes
+
+Label = TypeVar("Label")
+
+
+class NotFiniteError(ValueError):
+    """The loss of a batch is no finite number."""
+
+
+@contextmanager
+def as_before(model: nn.Module) -> Iterator[int]:
+    """Run a model without gradients; buffers, modes and random numbers are then as they were.
+
+    Yields a seed for the runs.
+    """
+    buffers = [
+        (module._buffers, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    modes = [(module, module.training) for module in model.modules()]
+    devices = {each.device.index for each in model.parameters() if each.is_cuda}
+    with torch.no_grad(), torch.random.fork_rng(devices):
+        try:
+            yield int(torch.randint(1 << 31, ()))
+        finally:
+            for holder, name, buffer, value in buffers:
+                buffer.copy_(value)
+                holder[name] = buffer  # where `forward` has put another one
+            for module, mode in modes:
+                module.training = mode
+
+
+def run_loss(loss: Callable[[], Any], seed: int, where: str = "") -> float:
+    """The value of a loss, inside of `as_before`.
+
+    Args:
+        loss: returns a number, a tensor with one, or a dictionary with it under "loss".
+        seed: from `as_before`.
+        where: said in the error of a loss that is not finite.
+
+    Raises:
+        TypeError: the loss returns something else.
+        ValueError: it asks for gradients.
+        NotFiniteError: its value is not finite.
+    """
+    torch.manual_seed(seed)  # the same dropout for all
+    try:
+        found: Any = loss()
+    except RuntimeError as error:
+        if "does not require grad" not in str(error):
+            raise
+        raise ValueError(
+            "the loss asks for gradients, with backward() perhaps, but runs without them: pass a "
+            "function that returns the loss alone, and call backward() outside of it"
+        ) from error
+    if isinstance(found, dict) and "loss" in found:  # as from a `training_step` of Lightning
+        found = found["loss"]
+    is_tensor = isinstance(found, Tensor)
+    if not (isinstance(found, Real) or (is_tensor and found.numel() == 1)):
+        got = f"a tensor of shape {tuple(found.shape)}" if is_tensor else repr(found)
+        raise TypeError(f"the loss must return one number or a tensor with one, but returned {got}")
+    value = float(found)  # pyright: ignore[reportArgumentType]
+    if not isfinite(value):
+        raise NotFiniteError(
+            f"the loss{where} is {value}: training has diverged, or the loss is not a number"
+        )
+    return value
+
+
+def of_all_processes(
+    rises: dict[Label, list[float]], device: torch.device
+) -> dict[Label, list[float]]:
+    """What all processes of a training have measured, each on batches of its own."""
+    if not trains_in_processes():
+        return rises
+    own = torch.tensor(list(rises.values()), dtype=torch.float64, device=device)
+    parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, own)
+    return dict(zip(rises, torch.cat(parts, 1).tolist(), strict=True))
