@@ -503,3 +503,10 @@ class Twice(nn.Module):
 def test_costs_before_conversion_of_a_module_called_twice_add_up():
     costs = convert(Twice(), torch.rand(2, 3, 16, 16)).conversion.multiply_adds
     assert costs == {"down": 27 * 4 * 64, "mix": 2 * 16 * 64, "": 27 * 4 * 64 + 2 * 16 * 64}
+
+
+def test_a_network_in_data_parallel_is_refused_as_a_whole():
+    """What it would be saved under are the names of the wrapper."""
+    plain = nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1))
+    with pytest.raises(ValueError, match=r"inside a DataParallel.*pass model\.module, and wrap"):
+        convert(nn.DataParallel(plain), torch.rand(1, 8, 32, 32))

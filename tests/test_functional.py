@@ -11,7 +11,13 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffstride import DiffStride, FixedSpectralPooling, diff_stride, spectral_pool
+from diffstride import (
+    AdaptiveSpectralPooling,
+    DiffStride,
+    FixedSpectralPooling,
+    diff_stride,
+    spectral_pool,
+)
 from diffstride.spectral import map_product
 from diffstride.spectral.axis_plan import EDGES, output_size, plan_axis, plan_spectral_axis
 from diffstride.spectral.matrix import axis_matrix, pooling_matrix, ramp_factors
@@ -338,6 +344,11 @@ def test_batches_may_be_empty(size: int) -> None:
         )
         y.sum().backward()
         assert x.grad is not None
+
+
+def test_an_empty_batch_may_be_enlarged() -> None:
+    for size in (24, 1024):
+        assert AdaptiveSpectralPooling((2 * size,))(torch.zeros(0, 3, size)).shape[2] == 2 * size
 
 
 def test_the_order_of_the_axes_does_not_matter() -> None:

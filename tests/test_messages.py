@@ -100,6 +100,16 @@ def test_patches_of_a_fixed_number_are_refused_without_wrong_advice(patchify):
     assert "filter_fn" not in str(error.value)
 
 
+def test_a_pooling_before_a_flattened_map_is_not_called_a_patch():
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.MaxPool2d(2), nn.Flatten(), nn.LazyLinear(2)
+    )
+    network(X)
+    with pytest.raises(ValueError, match="put adaptive pooling before it") as error:
+        convert(network, X)
+    assert "patches" not in str(error.value)
+
+
 def test_patches_that_can_be_converted_are_named_with_the_option_that_takes_them():
     network = nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.ReLU())
     with pytest.raises(ValueError, match="patchify=True takes it"):

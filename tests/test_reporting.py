@@ -124,6 +124,13 @@ def test_report_of_a_network_with_a_part_that_was_converted_before():
     assert report(torch.compile(at_once)) == report(at_once)
 
 
+def test_a_converted_module_that_was_replaced_has_no_row():
+    net = nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1))
+    converted = convert(net, torch.rand(1, 8, 32, 32))
+    converted[2] = nn.Identity()
+    assert [row.module for row in report(converted)] == ["0"]
+
+
 def test_report_lists_modules_sizes_and_costs():
     model = convert(Block(), torch.rand(IMAGE), order="after")
     model.conv.pooling.strides.data.copy_(torch.tensor([1.6, 2.5]))
@@ -138,7 +145,7 @@ def test_report_lists_modules_sizes_and_costs():
     )
     assert second[0] == "shortcut"
     assert second[2:] == ((2, 2), "before", True, False, (), (), 20 * 13 * 64, 16_384)
-    lines = found.splitlines()
+    lines = str(found).splitlines()
     assert "\n".join(lines) == str(found)
     expected = "conv 1.60 x 2.50 2 x 2 after 32 x 32 -> 20 x 13 936 k 147 k"
     assert lines[1].split() == expected.split()

@@ -116,6 +116,31 @@ def test_a_stride_that_does_not_sample_is_left_out():
     assert converted.conversion.left_out["1"].startswith("its output is not its output")
 
 
+class Activated(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(x).relu()
+
+
+class Standardised(nn.Conv2d):
+    def forward(self, x):
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(x, weight, self.bias, self.stride)
+
+
+@pytest.mark.parametrize("order", ["auto", "before", "after"])
+@pytest.mark.parametrize(
+    ("kind", "placement"), [(Activated, "after"), (Standardised, "before")], ids=str
+)
+def test_pointwise_convolutions_of_own_classes_are_pooled_where_that_is_exact(
+    order, kind, placement
+):
+    network = nn.Sequential(kind(8, 8, 1, stride=2))
+    converted = convert(network, torch.rand(1, 8, 32, 32), order=order)
+    assert converted.conversion.placements == {"0": placement}
+    low = torch.rand(1, 8, 1, 1).expand(1, 8, 32, 32)  # a constant map loses nothing by pooling
+    torch.testing.assert_close(converted(low), network(low))
+
+
 def test_blur_pooling_of_timm_is_converted():
     from timm.layers import BlurPool2d
 

@@ -15,11 +15,10 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from diffstride._torch_compat import Conv
-from diffstride.conversion.strided_modules import StridedCall
+from diffstride.conversion.strided_modules import StridedCall, convolves
 
 Order = Literal["auto", "before", "after"]
 ORDERS: tuple[Order, ...] = get_args(Order)
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def check_order(order: str) -> None:
@@ -59,10 +58,7 @@ def place(calls: Sequence[StridedCall], model: nn.Module, order: str, min_channe
 def _is_plain(module: nn.Module) -> bool:
     """Whether a module computes what torch's convolution computes, from a kernel of its own."""
     return (
-        isinstance(module, CONVOLUTIONS)
-        and any(type(module).forward is kind.forward for kind in CONVOLUTIONS)
-        and any(type(module)._conv_forward is kind._conv_forward for kind in CONVOLUTIONS)
-        and "forward" not in vars(module)
+        convolves(module)
         and "weight" in module._parameters  # not computed by a hook, as that of `weight_norm`
         and not is_parametrized(module)
     )

@@ -12,7 +12,7 @@ from diffstride.graph.stride_groups import StrideConflictError, StrideGroups
 from diffstride.graph.tracer import Trace
 from diffstride.strides import stride_layers
 
-SEVERAL = "is called several times, on maps that cannot share a stride"
+SEVERAL = "is called several times, on maps that cannot share a stride: use one for each"
 
 
 @dataclass

@@ -79,10 +79,6 @@ class Report:
 
     __repr__ = __str__
 
-    def splitlines(self) -> list[str]:
-        """The lines of the text, for code written when a report was text."""
-        return str(self).splitlines()
-
     def _repr_html_(self) -> str:
         rows = [f"<tr>{_html_cells('th', HEADINGS)}</tr>"]
         rows += [f"<tr>{_html_cells('td', cells)}</tr>" for cells in self._cells()]

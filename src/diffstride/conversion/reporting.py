@@ -114,9 +114,10 @@ def _rows(
 ) -> list[ReportRow]:
     """The rows, with the costs and maps of the network; without costs these are not known."""
     names: dict[nn.Module, list[str]] = {}
+    modules = dict(model.named_modules(remove_duplicate=False))
     for name in conversion.strides:
-        module: Any = model.get_submodule(name)
-        for layer_name in module.layer_names:
+        module = modules.get(name)
+        for layer_name in module.layer_names if isinstance(module, Pooled) else ():
             names.setdefault(getattr(module, layer_name), []).append(name)
     rows: list[ReportRow] = []
     for layer_name, layer in _pooling_layers(model).items():

@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from math import ceil
 from numbers import Integral
@@ -27,6 +28,7 @@ from diffstride.graph.leaf_modules import Leaf, is_among
 from diffstride.graph.tracer import Trace
 from diffstride.pooling.base import SizedPooling
 
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 Filter = Callable[[nn.Module, str], bool]
 
 
@@ -41,6 +43,7 @@ class StridedCall:
         full_size: size of the output at stride 1, without its first ``crop`` samples.
         crop: how many samples the output at stride 1 has before the first strided one.
         strided_size: size of the strided output.
+        affine: whether the module is an affine function of its input, if it is a convolution.
         placement: where the pooling goes, see `diffstride.conversion.placement`.
     """
 
@@ -51,6 +54,7 @@ class StridedCall:
     full_size: tuple[int, ...]
     crop: tuple[int, ...]
     strided_size: tuple[int, ...]
+    affine: bool = True
     placement: str = "after"
 
     @property
@@ -63,6 +67,7 @@ class StridedCall:
         """Whether the module is a convolution that may be called after the pooling."""
         return (
             isinstance(self.module, Conv)
+            and self.affine
             and max(self.module.kernel_size) == 1
             and self.full_size == self.input_size
         )
@@ -70,7 +75,8 @@ class StridedCall:
     @property
     def patchifies(self) -> bool:
         """Whether the patches of a convolution do not overlap along some axis."""
-        return patchifies(per_axis(self.module, "kernel_size", len(self.strides)), self.strides)
+        kernels = per_axis(self.module, "kernel_size", len(self.strides))
+        return isinstance(self.module, Conv) and patchifies(kernels, self.strides)
 
     @property
     def fits_coarse_grid(self) -> bool:
@@ -334,11 +340,14 @@ def measure_call(trace: Trace, node: fx.Node, module: nn.Module) -> StridedCall 
     with restoring(module), torch.random.fork_rng(devices=[]), parametrize.cached():
         try:
             with trace.autocast(node):
-                strided = full = module.forward(noise, *args, **kwargs)
+                run = partial(_run_on, module, args, kwargs)
+                strided = full = run(noise)
                 # Without a stride, nothing to compare; dropout would not return the same twice.
                 if hasattr(module, "stride"):
                     set_stride(module, 1)
-                    full = module.forward(noise, *args, **kwargs)
+                    full = run(noise)
+                # A class of its own may do more, such as an activation, that pooling must follow.
+                affine = not isinstance(module, Conv) or convolves(module) or _is_affine(run, noise)
         except Exception as error:
             return f"cannot be measured at stride 1 ({' '.join(str(error).split())[:150]})"
     crop = _first_sample(strided, full, strides)
@@ -352,7 +361,35 @@ def measure_call(trace: Trace, node: fx.Node, module: nn.Module) -> StridedCall 
         full_size=tuple(size - c for size, c in zip(full.shape[2:], crop, strict=True)),
         crop=crop,
         strided_size=tuple(strided.shape[2:]),
+        affine=affine,
     )
+
+
+def _run_on(module: Any, args: Any, kwargs: Any, x: Tensor) -> Tensor:
+    return module.forward(x, *args, **kwargs)
+
+
+def convolves(module: nn.Module) -> bool:
+    """Whether a module computes what a convolution of torch computes, as its class tells."""
+    return (
+        isinstance(module, CONVOLUTIONS)
+        and any(type(module).forward is kind.forward for kind in CONVOLUTIONS)
+        and any(type(module)._conv_forward is kind._conv_forward for kind in CONVOLUTIONS)
+        and "forward" not in vars(module)
+    )
+
+
+def _is_affine(function: Callable[[Tensor], Tensor], noise: Tensor) -> bool:
+    """Whether ``f(a + b) + f(0) = f(a) + f(b)``, up to rounding, for numbers of any sign."""
+    a, b = noise - 0.5, 1 - 2 * noise.flip(-1)
+    together, apart = function(a + b) + function(0 * a), function(a) + function(b)
+    return _are_close(together, apart, apart.abs().max().item())
+
+
+def _are_close(one: Tensor, other: Tensor, largest: float) -> bool:
+    """Whether two results agree up to rounding, for weights that may be tiny."""
+    tolerance = 1e-4 if one.dtype in (torch.float32, torch.float64) else 2e-2
+    return torch.allclose(one, other, rtol=tolerance, atol=tolerance * largest)
 
 
 def _first_sample(strided: Tensor, full: Tensor, strides: Sequence[int]) -> tuple[int, ...] | None:
@@ -360,13 +397,12 @@ def _first_sample(strided: Tensor, full: Tensor, strides: Sequence[int]) -> tupl
 
     Extra samples at the end, due to ``ceil_mode``, are not compared.
     """
-    tolerance = 1e-4 if strided.dtype in (torch.float32, torch.float64) else 2e-2
     largest = strided.abs().max().item()  # weights may be tiny
     for start in product(*map(range, strides)):
         window = [slice(first, None, step) for first, step in zip(start, strides, strict=True)]
         sampled = full[(..., *window)]
         common = [slice(min(sizes)) for sizes in zip(sampled.shape, strided.shape, strict=True)]
         one, other = sampled[tuple(common)], strided[tuple(common)]
-        if one.numel() and torch.allclose(one, other, rtol=tolerance, atol=tolerance * largest):
+        if one.numel() and _are_close(one, other, largest):
             return start
     return None

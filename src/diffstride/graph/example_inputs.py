@@ -189,8 +189,14 @@ def set_modes(modes: Mapping[nn.Module, bool]) -> None:
 def check_unwrapped(model: nn.Module) -> None:
     """Refuse a network inside a wrapper for distributed training.
 
-    The wrapper has collected the parameters, so strides added later would not be synchronised.
+    The wrapper has collected the parameters, so strides added later would not be synchronised. One
+    of several devices of a process gives its names to what is saved.
     """
+    if type(model).__name__ == "DataParallel":
+        raise ValueError(
+            "this network is inside a DataParallel, under whose names nothing could be loaded: "
+            "pass model.module, and wrap the result"
+        )
     for name, module in model.named_modules():
         kinds = {
             cls.__name__ for cls in type(module).__mro__ if cls.__module__.startswith("torch.")

@@ -435,8 +435,8 @@ class Tracer(fx.Tracer):
         if is_among(self.leaves, name, module):
             return (
                 f"{name!r} ({kind}) is in leaf_modules, but cannot run on shapes alone"
-                f"{cause}; if the example is right, the module depends on the data: pass the "
-                "network without it"
+                f"{cause}; if the example is right, the module depends on the data: convert the "
+                "part without it, as in model.encoder = convert(model.encoder, maps)"
             )
         if self.is_leaf_module(module, name):
             return f"{name!r} ({kind}) cannot run on its input{cause}; check that {shape}"

@@ -28,7 +28,8 @@ def fourier_pool(
 ) -> tuple[Tensor, Tensor | None]:
     """``A x`` along ``dim`` and, while learning, the bins ``D_r^T x`` on the ramp."""
     if not x.numel():  # torch.fft refuses empty tensors
-        return x.narrow(dim, 0, axis.output_size), x.narrow(dim, 0, 2 * len(axis.ramp))
+        on_ramp = _resized(x, dim, 2 * len(axis.ramp)) if learning else None
+        return _resized(x, dim, axis.output_size), on_ramp
     bins = _transform(x, dim, axis)
     y = torch.fft.irfft(bins * _gains(axis, 0, bins, dim), n=axis.output_size, dim=dim)
     if not learning:
@@ -40,11 +41,15 @@ def fourier_pool(
 def fourier_spread(axis: Axis, grad: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """``A^T grad`` along ``dim``, and the bins ``U_r^T grad`` on the ramp."""
     if not grad.numel():
-        sizes = (*grad.shape[:dim], axis.size, *grad.shape[dim + 1 :])
-        return grad.new_empty(sizes), grad.narrow(dim, 0, 2 * len(axis.ramp))
+        return _resized(grad, dim, axis.size), _resized(grad, dim, 2 * len(axis.ramp))
     bins = _transform(grad, dim, axis)
     grad_x = torch.fft.irfft(bins * _gains(axis, 2, bins, dim), n=axis.size, dim=dim)
     return grad_x.to(grad.dtype), _as_real(_ramp(axis, bins, dim), dim).to(grad.dtype)
+
+
+def _resized(empty: Tensor, dim: int, size: int) -> Tensor:
+    """A tensor without elements, of another size along ``dim``."""
+    return empty.narrow(dim, 0, 1).expand(*empty.shape[:dim], size, *empty.shape[dim + 1 :])
 
 
 def _transform(x: Tensor, dim: int, axis: Axis) -> Tensor:
