@@ -14,7 +14,6 @@ from diffstride.conversion.record import records
 from diffstride.graph.example_inputs import Model, deep_copy
 from diffstride.graph.leaf_modules import Leaf
 from diffstride.pooling.frozen import FrozenPooling, is_frozen
-from diffstride.spectral.axis_plan import WindowSettings
 
 DIFFERS = "the network differs from the one that was converted"
 ADVICE = "build it by the same code and versions"
@@ -146,7 +145,7 @@ def _convert_again(model: nn.Module, step: dict[str, Any]) -> nn.Module:
 def _frozen_again(description: dict[str, Any]) -> FrozenPooling:
     layer = FrozenPooling(
         description["strides"],
-        WindowSettings(*description["settings"]),
+        tuple(description["settings"]),
         description["round_to"],
         description["fixed_size"] and tuple(description["fixed_size"]),
     )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from diffstride._arguments import check_tensor
 from diffstride._torch_compat import is_jit_tracing
 from diffstride.pooling.base import Lengths, Plan, SizedPooling
-from diffstride.spectral.axis_plan import Axis, WindowSettings, plan_resized_axis, whole
+from diffstride.spectral.axis_plan import Axis, Edge, WindowSettings, plan_resized_axis, whole
 from diffstride.spectral.axis_product import multiply
 from diffstride.spectral.map_product import axis_order, multiply_adds
 from diffstride.spectral.matrix import axis_matrix
@@ -52,13 +52,14 @@ class FrozenPooling(SizedPooling):
     def __init__(
         self,
         strides: Sequence[float],
-        settings: WindowSettings = USUAL,
+        settings: tuple[float, Edge, bool, bool] = USUAL,
         round_to: float | None = None,
         fixed_size: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
         self.num_axes = len(strides)
-        self.settings, self.round_to, self.fixed_size = settings, round_to, fixed_size
+        self.settings = WindowSettings(*settings)
+        self.round_to, self.fixed_size = round_to, fixed_size
         self.frozen_strides = tuple(strides)
         self.sizes: dict[tuple[int, ...], tuple[int, ...]] = {}
         self.orders: dict[tuple[int, ...], list[int]] = {}
