@@ -687,12 +687,14 @@ def test_batches_with_a_loss_that_is_not_finite_are_left_out(every):
         assert output_sizes(budget)[FIRST] > [32, 32]
 
 
+@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("trained", [True, False])
-def test_weights_that_do_not_change_are_told(trained):
+def test_weights_that_do_not_change_are_told(trained, fused):
     """An optimiser made before `convert` trains the network that is left behind."""
     plain = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1), nn.Flatten())
     net = convert(plain, IMAGES)
-    optimizer = torch.optim.SGD((net if trained else plain).parameters(), lr=0.1)
+    parameters = (net if trained else plain).parameters()
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, fused=fused)
     strides = MeasuredStrides(CostBudget(net, IMAGES, "before"), steps=8, decisions=2)
     images = torch.rand_like(IMAGES)
     with warnings.catch_warnings(record=True) as found:

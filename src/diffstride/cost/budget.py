@@ -27,9 +27,7 @@ from diffstride.cost.projection import project_step
 from diffstride.cost.size_search import SizeSearch
 from diffstride.cost.size_thresholds import as_stored, in_float32
 from diffstride.cost.stride_space import Logs, StrideSpace
-from diffstride.graph.example_inputs import (
-    also_named_example_inputs,
-)
+from diffstride.graph.example_inputs import also_named_example_inputs
 from diffstride.pooling.learnable import DiffStride
 from diffstride.strides import StepHooks, check_optimizer
 
@@ -91,6 +89,10 @@ class CostBudget:
         ValueError: if the budget is not positive, too small or more than the network can cost, or
             not given in one way; if no stride learns, or if the cost does not follow from the
             strides.
+
+    Warns:
+        UserWarning: ``"before"`` makes a stride more than four times as large; or later, if an
+            optimiser moves the strides and nothing holds the budget.
 
     >>> net = nn.Sequential(DiffStride(2.0, edge="stopband"), nn.Conv2d(1, 256, 3, padding=1))
     >>> budget = CostBudget(net, torch.zeros(1, 1, 256, 256))

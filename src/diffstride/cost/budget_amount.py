@@ -40,6 +40,7 @@ def _is_before(value: Any) -> bool:
 
 
 def warn_of_larger_budget(times: float, budget: float, present: float) -> None:
+    """Warn of a small budget above 1, which may be meant as a number of multiply-adds."""
     warn(
         f"budget={times!r} is read as {times:g} times the present {present:,} multiply-adds: the "
         f"strides became smaller to use {budget:,.0f}. Give a number of multiply-adds in full; "
@@ -55,15 +56,14 @@ def warn_of_raised_strides(before: Logs, after: Logs, costs: Mapping[str, int]) 
         before, after: the logarithms of the strides, as converted and under the budget.
         costs: multiply-adds of each module as converted.
     """
-    raised, name = max(
-        (new - old, name)
+    times, name, old, new = max(
+        (exp(new - old), name, exp(old), exp(new))
         for name in before
         for old, new in zip(before[name], after[name], strict=True)
     )
-    if exp(raised) < MOST_RAISED:
+    if times < MOST_RAISED:
         return
     costliest = max(before, key=lambda layer: costs.get(layer, 0))
-    old, new = (exp(max(logs[name])) for logs in (before, after))
     warn(
         f"at the cost before conversion a stride of {name!r} rises from {old:.3g} to {new:.3g}, "
         f"and its maps may be too small to learn from: pooling in {costliest!r} alone costs "

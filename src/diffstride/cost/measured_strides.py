@@ -15,6 +15,7 @@ from statistics import mean, stdev
 from typing import Any
 from warnings import warn
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -103,7 +104,7 @@ class MeasuredStrides:
         self._losses: list[float] = []  # of the network as it is, one for each rise
         self._grown: dict[Key, int] = {}
         self._not_finite: NotFiniteError | None = None
-        self._versions_at_first: list[int] | None = None
+        self._sums_at_first: list[float] | None = None
 
     def __repr__(self) -> str:
         made, last = bisect_right(self._due, self._done), self._due[-1]
@@ -144,7 +145,7 @@ class MeasuredStrides:
         self.budget.check_processes()
         self._done += 1
         if self._done == 1:
-            self._versions_at_first = _versions(self.budget.model)
+            self._sums_at_first = _sums(self.budget.model)
         if self._done > self._due[-1]:
             return
         decision = bisect_left(self._due, self._done)
@@ -275,8 +276,8 @@ class MeasuredStrides:
 
     def _check_weights_change(self) -> None:
         """Warn, at the first decision, of weights that no optimiser trains."""
-        before, self._versions_at_first = self._versions_at_first, None
-        if before and before == _versions(self.budget.model):
+        before, self._sums_at_first = self._sums_at_first, None
+        if before and before == _sums(self.budget.model):
             warn(
                 f"no weight of this {type(self.budget.model).__name__} has changed in "
                 f"{self._done:,} steps: make the optimizer of its parameters, after convert, which "
@@ -368,11 +369,12 @@ def _within_reach(step: float, size: int) -> float:
     return min(max(step, log(max(1 - reach, 0.5 / size))), log(1 + reach))
 
 
-def _versions(model: nn.Module) -> list[int]:
-    """How often each weight that learns was written to; without strides."""
+def _sums(model: nn.Module) -> list[float]:
+    """The sum of each weight that learns, without strides; fused optimisers leave no other sign."""
     strides = {id(layer.strides) for layer in stride_layers(model).values()}
     learning = [x for x in model.parameters() if x.requires_grad and id(x) not in strides]
-    return [x._version for x in learning]
+    reals = [x.detach() for x in learning if x.is_floating_point()]
+    return [x.sum(dtype=torch.float32).item() for x in reals]
 
 
 def _worth(rises: Sequence[float], smaller: Smaller) -> Worth:
