@@ -213,7 +213,7 @@ def test_effects_that_are_not_exact_are_computed_from_the_network(monkeypatch):
         return found and found._replace(effect=found.effect / 50)
 
     monkeypatch.setattr(SingleChanges, "change", wrong)
-    monkeypatch.setattr(SizeSearch, "_grow", lambda self, wanted, start, least, most: start)
+    monkeypatch.setattr(SizeSearch, "_grow", lambda self, goal, start: start)
     network = resnet18([1, 1, 2, 2, 2], width=4, num_output_classes=10, pooling_cls=DiffStride)
     budget = CostBudget(network, torch.zeros(1, 3, 32, 32), fraction=0.9)
     assert 0.99 <= budget.cost.value() / budget.multiply_adds <= 1

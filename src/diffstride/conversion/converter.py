@@ -155,38 +155,9 @@ def convert(
     include = (include,) if isinstance(include, str) else tuple(include)
     starts_at_1 = all((limit or 1.0) <= 1.0 for limit in each_limit(lower_limit_stride, 1))
     keeps = straight_through and edge == "stopband" and starts_at_1
-
-    def found(traced: Trace, patchify: bool) -> Found:
-        names = [name for name in include if not isinstance(traced.modules.get(name), Pooled)]
-        calls, left_out = find_strided_calls(traced, filter_fn, names, patchify, leaf_modules)
-        place(calls, converted, order, min_channels if keeps else 0)
-        pool_whole_maps(traced)
-        try:
-            groups, mirrors = group_calls(traced, calls, left_out, tuple(names), shared_stride)
-        except StrideConflictError as error:
-            _explain_patches(model, calls, error)
-            raise
-        return Found(traced, groups, mirrors, left_out)
-
-    with restoring(converted):
-        traced = trace(converted, example, leaf_modules)
-        functions = find_functions(traced, example)
-        analysis = None if functions else found(traced, patchify)
-    if analysis is None:
-        replace_functions(functions)
-        with restoring(converted):
-            analysis = found(trace(converted, example, leaf_modules), patchify)
-    if not (analysis.groups or stride_layers(converted)):
-        if not patchify and PATCHIFIES in analysis.left_out.values():
-            with restoring(converted):
-                found(analysis.trace, True)  # raises if its patches cannot be converted, either
-        if is_frozen(model):
-            raise ValueError(
-                f"this {type(model).__name__} was frozen by diffstride.freeze, so its strides no "
-                "longer learn: use it as it is, or convert a network built anew"
-            )
-        reasons = "".join(f"; {name}: {reason}" for name, reason in analysis.left_out.items())
-        raise ValueError(f"{type(model).__name__} has no stride to convert{reasons}")
+    least = min_channels if keeps else 0
+    search = Search(order, least, filter_fn, include, patchify, leaf_modules, shared_stride)
+    found = _find(model, converted, example, search)
     layer_options = {
         "smoothness_factor": smoothness_factor,
         "trainable": trainable,
@@ -204,16 +175,31 @@ def convert(
         "keep_ones": keep_ones,
         "leaf_modules": leaf_modules,
     }
-    if not analysis.groups:
+    if not found.groups:
         _check_as_before(model, options | layer_options)
-    _record(converted, analysis, example, options | layer_options)
-    _attach_layers(analysis, partial(_new_pooling, keep_ones=keep_ones, **layer_options))
-    attach_mirrors(analysis.trace, analysis.mirrors)
+    _record(converted, found, example, options | layer_options)
+    _attach_layers(found, partial(_new_pooling, keep_ones=keep_ones, **layer_options))
+    attach_mirrors(found.trace, found.mirrors)
     count_calls_from_start(converted)
     with restoring(converted):
-        _check_runs(model, converted, analysis.trace, example)
+        _check_runs(model, converted, found.trace, example)
     keep_in_config(converted)
     return converted
+
+
+class Search(NamedTuple):
+    """What to look for in a network: the arguments of `convert` of these names.
+
+    ``min_channels`` is 0 where layers may not start at a stride of 1.
+    """
+
+    order: Order
+    min_channels: int
+    filter_fn: Filter | None
+    include: tuple[str, ...]
+    patchify: bool
+    leaf_modules: Sequence[Leaf]
+    shared_stride: bool
 
 
 class Found(NamedTuple):
@@ -227,6 +213,50 @@ class Found(NamedTuple):
     groups: list[PooledGroup]
     mirrors: dict[fx.Node, fx.Node]
     left_out: dict[str, str]
+
+
+def _find(model: nn.Module, converted: nn.Module, example: Any, search: Search) -> Found:
+    """Find what to convert in the copy of a network; modules take the place of functions there.
+
+    Raises:
+        ValueError: as of `convert`; or there is nothing.
+    """
+    with restoring(converted):
+        traced = trace(converted, example, search.leaf_modules)
+        functions = find_functions(traced, example)
+        found = None if functions else _find_in(model, traced, search)
+    if found is None:
+        replace_functions(functions)
+        with restoring(converted):
+            traced = trace(converted, example, search.leaf_modules)
+            found = _find_in(model, traced, search)
+    if found.groups or stride_layers(converted):
+        return found
+    if not search.patchify and PATCHIFIES in found.left_out.values():
+        with restoring(converted):  # raises if its patches cannot be converted, either
+            _find_in(model, found.trace, search._replace(patchify=True))
+    if is_frozen(model):
+        raise ValueError(
+            f"this {type(model).__name__} was frozen by diffstride.freeze, so its strides no "
+            "longer learn: use it as it is, or convert a network built anew"
+        )
+    reasons = "".join(f"; {name}: {reason}" for name, reason in found.left_out.items())
+    raise ValueError(f"{type(model).__name__} has no stride to convert{reasons}")
+
+
+def _find_in(model: nn.Module, traced: Trace, search: Search) -> Found:
+    names = [name for name in search.include if not isinstance(traced.modules.get(name), Pooled)]
+    calls, left_out = find_strided_calls(
+        traced, search.filter_fn, names, search.patchify, search.leaf_modules
+    )
+    place(calls, traced.model, search.order, search.min_channels)
+    pool_whole_maps(traced)
+    try:
+        groups, mirrors = group_calls(traced, calls, left_out, tuple(names), search.shared_stride)
+    except StrideConflictError as error:
+        _explain_patches(model, calls, error)
+        raise
+    return Found(traced, groups, mirrors, left_out)
 
 
 def _explain_patches(model: nn.Module, calls: list[StridedCall], why: ValueError) -> None:

@@ -1,16 +1,15 @@
 """Hold a network to a budget of multiply-adds while its strides learn."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import partial
-from itertools import count, islice
-from math import exp, isfinite, log, log1p
+from itertools import count
+from math import exp, log, log1p
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from diffstride._arguments import clamp_strides
 from diffstride._stride_text import strides_text
 from diffstride._torch_compat import uncompiled
 from diffstride.cost.budget_amount import (
@@ -22,13 +21,13 @@ from diffstride.cost.budget_amount import (
 )
 from diffstride.cost.budget_scaling import UnreachableBudgetError, scale_to_budget
 from diffstride.cost.forgotten_projection import ForgottenProjection
+from diffstride.cost.held_strides import HeldStrides
 from diffstride.cost.multiply_adds import MultiplyAdds, on_host
 from diffstride.cost.projection import project_step
-from diffstride.cost.size_search import SizeSearch
-from diffstride.cost.size_thresholds import as_stored, in_float32
+from diffstride.cost.size_search import Goal, SizeSearch
+from diffstride.cost.size_thresholds import as_stored
 from diffstride.cost.stride_space import Logs, StrideSpace
 from diffstride.graph.example_inputs import also_named_example_inputs
-from diffstride.pooling.learnable import DiffStride
 from diffstride.strides import StepHooks, check_optimizer
 
 TOLERANCE = 0.01  # share of the budget that may stay unused
@@ -119,34 +118,23 @@ class CostBudget:
         amount, of_present = asked_amount(model, example, budget, fraction, multiply_adds)
         self.model = uncompiled(model)
         self.cost = MultiplyAdds(model, example, leaf_modules)
-        used = self.cost.maps()
-        self._layers: dict[str, DiffStride] = {
-            name: layer
-            for name, layer in self.cost.layers.items()
-            if name in used and getattr(layer, "learns_size", False)
-        }
-        if not self._layers:
-            raise ValueError(_without_learning_layers(self.cost.layers))
-        _check_apart(self._layers)
+        self._strides = HeldStrides(self.cost)
         self._present = self.cost.value()
         self._before = known_cost_before(self.model, example)
         self.multiply_adds = amount * self._present if of_present else amount
         self._found: dict[str, Any] | None = None  # while an optimiser loads its state
         self._hooks: list[StepHooks] = []
-        self.space = StrideSpace(self.cost, self._layers)
+        self.space = StrideSpace(self.cost, self._strides.layers)
         self._size_search = SizeSearch(self.space)
-        # Logarithms of the strides that the layers have, and of those before map sizes are rounded.
-        strides = self._read()
-        self._in_use = self._target = _logs(self._by_layer(strides))
+        self._target = before = self.in_use  # before map sizes are rounded
         self._check_reachable()
         self._compared = False  # not yet: the other processes may build none, or build it later
-        before = self._in_use
         costs = self.cost.by_module() if budget == "before" else {}
-        self.aim_(self._moved_target(strides))
+        self.aim_(before)
         self.compute_gradients(True)
-        self.watch = ForgottenProjection(self._parameters, self._explain_forgotten)
+        self.watch = ForgottenProjection(self._strides.parameters, self._explain_forgotten)
         if budget == "before":
-            warn_of_raised_strides(before, self._in_use, costs)
+            warn_of_raised_strides(before, self.in_use, costs)
         elif budget is not None and 1 < budget <= MOST_TIMES:
             warn_of_larger_budget(budget, self.multiply_adds, self._present)
 
@@ -160,7 +148,7 @@ class CostBudget:
         sizes = {name: [axis.size for axis in axes] for name, axes in self.cost.maps().items()}
         strides = ", ".join(
             f"{name}: {strides_text(layer.stride_values(), sizes.get(name, ()))}"
-            for name, layer in self._layers.items()
+            for name, layer in self._strides.layers.items()
         )
         used, limit = self.cost.value(), self.multiply_adds
         times = limit / self._present
@@ -168,8 +156,8 @@ class CostBudget:
         if self._before:
             share = f"{limit / self._before:.3g}"
             more += f",{f' {share} times' * (share != '1')} the cost before conversion"
-        now = self._by_layer(on_host(self._parameters).tolist())
-        moved = any(values != as_stored(self._in_use[name]) for name, values in now.items())
+        now = self._strides.by_layer(on_host(self._strides.parameters).tolist())
+        moved = any(values != as_stored(self.in_use[name]) for name, values in now.items())
         advice = "; moved since project_(), which attach(optimizer) calls after each step" * moved
         return (
             f"CostBudget({used:,} of {limit:,.0f} multiply-adds, {used / limit:.1%}{more}; "
@@ -221,7 +209,8 @@ class CostBudget:
                 del attached[key]
             else:
                 self._check_no_layer_of(other)
-        hooks = StepHooks(optimizer, self._parameters, self.project_gradients_, self.project_)
+        strides = self._strides.parameters
+        hooks = StepHooks(optimizer, strides, self.project_gradients_, self.project_)
         self.watch.stop()
         self.compute_gradients(True)
         self._hooks.append(hooks)
@@ -240,8 +229,8 @@ class CostBudget:
                 "this budget is attached to this optimizer already: attach it once, or call "
                 "remove() of what attach returned before"
             )
-        held = set(other._layers.values())
-        for name, layer in self._layers.items():
+        held = set(other._strides.layers.values())
+        for name, layer in self._strides.layers.items():
             if layer in held:
                 raise ValueError(
                     f"another budget, of {other.multiply_adds:,.0f} multiply-adds, is attached to "
@@ -270,7 +259,7 @@ class CostBudget:
             ValueError: a stride is not finite, or the budgets of several processes differ; nothing
                 is changed then.
         """
-        strides = self._read()
+        strides = self._strides.read()
         self.watch.stop()
         self.check_processes()
         self.aim_(self._moved_target(strides))
@@ -287,10 +276,7 @@ class CostBudget:
 
     def compute_gradients(self, on: bool) -> None:
         """Whether backward passes compute gradients of the strides; without, they save time."""
-        for layer in self._layers.values():
-            layer.has_stride_gradient = on
-            if not on:
-                layer.strides.grad = None  # optimisers skip None
+        self._strides.compute_gradients(on)
 
     @property
     def is_attached(self) -> bool:
@@ -305,7 +291,7 @@ class CostBudget:
     @property
     def in_use(self) -> Logs:
         """The logarithms of the strides that the layers have."""
-        return self._in_use
+        return self._strides.in_use
 
     def hold_(self) -> bool:
         """Undo what an optimiser did to the strides, or project those that were loaded or set.
@@ -316,14 +302,10 @@ class CostBudget:
         Returns:
             Whether they were projected.
         """
-        if any(layer.has_stride_gradient for layer in self._layers.values()):
-            self.use_(self._in_use)
+        if self._strides.have_gradients:
+            self.use_(self.in_use)
             return False
-        now = {  # of a shared stride once; a limit may have more digits than a parameter
-            name: in_float32([*layer.stride_values()][: len(self._in_use[name])])
-            for name, layer in self._layers.items()
-        }
-        if _logs(now) == self._in_use:
+        if not self._strides.are_replaced():
             return False
         self.project_()
         return True
@@ -339,12 +321,12 @@ class CostBudget:
         try:
             self._target = scale_to_budget(wanted, self.space, *limits)
         except UnreachableBudgetError:
-            if self.space.value(self._in_use) > self.multiply_adds:
+            if self.space.value(self.in_use) > self.multiply_adds:
                 raise
-            self._target = self._in_use
+            self._target = self.in_use
         if not stay:
             self._size_search.forget()
-        self.use_(self._size_search.use_up(self._target, *limits))
+        self.use_(self._size_search.use_up(Goal(self._target, *limits)))
 
     @torch.no_grad()
     def project_gradients_(self) -> None:
@@ -353,7 +335,7 @@ class CostBudget:
         Call it before each step of an optimiser that rescales gradients. Layers without a gradient
         count as having one of 0.
         """
-        strides = self._parameters
+        strides = self._strides.parameters
         gradients = [torch.zeros_like(x) if x.grad is None else x.grad for x in strides]
         steps = [-gradient for gradient in on_host(gradients).tolist()]
         projected = gradients[0].new_tensor([-step for step in self._projected(steps)])
@@ -366,7 +348,7 @@ class CostBudget:
         return {
             "multiply_adds": self.multiply_adds,
             "wanted": dict(self._target),
-            "written": dict(self._in_use),
+            "written": dict(self.in_use),
             "size_search": {"last": self._size_search.last},
         }
 
@@ -381,35 +363,17 @@ class CostBudget:
                 f"the state has {', '.join(state)}, and is not of a CostBudget: pass what its "
                 "state_dict() returned; that of MeasuredStrides belongs into MeasuredStrides"
             )
-        if state["written"].keys() != self._layers.keys():
+        if state["written"].keys() != self._strides.layers.keys():
             raise ValueError(
                 f"the state is of a network with the layers {', '.join(state['written'])}, but "
-                f"this one has {', '.join(self._layers)}: load that of the same network, with the "
-                "same layers learning"
+                f"this one has {', '.join(self._strides.layers)}: load that of the same network, "
+                "with the same layers learning"
             )
         self.multiply_adds = state["multiply_adds"]
         self._target = dict(state["wanted"])
         self._size_search.last = state["size_search"]["last"]
         self.use_(state["written"])
         self._compared = False
-
-    @torch.no_grad()
-    def _read(self) -> list[float]:
-        """All strides, one layer after the other, by one read.
-
-        Raises:
-            ValueError: if one is not finite.
-        """
-        strides = on_host(self._parameters).tolist()
-        if not all(map(isfinite, strides)):
-            for name, values in self._by_layer(strides).items():
-                if not all(map(isfinite, values)):
-                    raise ValueError(
-                        f"the strides of {name!r} are {values}: training has diverged; load the "
-                        "last checkpoint, look whether the loss and the weights were finite, and "
-                        "lower their learning rate or that of the strides"
-                    )
-        return strides
 
     def _check_reachable(self) -> None:
         now = self.cost.value()
@@ -427,9 +391,9 @@ class CostBudget:
         # this budget, which would move them apart.
         if not trains_in_processes():
             return
-        logs = [*self._in_use.values(), *self._target.values()]
+        logs = [*self.in_use.values(), *self._target.values()]
         values = [log(self.multiply_adds), *(each for part in logs for each in part)]
-        device = next(iter(self._layers.values())).strides.device
+        device = self._strides.parameters[0].device
         own = torch.tensor(values, dtype=torch.float64, device=device)
         ends = [own.clone(), own.clone()]
         for end, operation in zip(ends, (dist.ReduceOp.MIN, dist.ReduceOp.MAX), strict=True):
@@ -444,54 +408,31 @@ class CostBudget:
 
     def _moved_target(self, strides: list[float]) -> Logs:
         """The target, moved as the last step moved the strides, at constant cost."""
-        before = [stride for logs in self._in_use.values() for stride in as_stored(logs)]
+        before = [stride for logs in self.in_use.values() for stride in as_stored(logs)]
         # Unclamped: how far a step would lead below the limit is part of the gradient.
         steps = self._projected([now - at for now, at in zip(strides, before, strict=True)])
         # No step makes a stride less than half as large.
         moves = [log1p(max(step / at, -0.5)) for step, at in zip(steps, before, strict=True)]
         return {
             name: [at + move for at, move in zip(self._target[name], moved, strict=True)]
-            for name, moved in self._by_layer(moves).items()
+            for name, moved in self._strides.by_layer(moves).items()
         }
 
     def _projected(self, steps: list[float]) -> list[float]:
         """The part of steps from the strides in use along which the cost stays constant."""
-        strides = {name: list(map(exp, logs)) for name, logs in self._in_use.items()}
+        strides = {name: list(map(exp, logs)) for name, logs in self.in_use.items()}
         _, slopes = self.cost.slopes(strides)
         at_lowest, at_highest = [], []
         for name, values in strides.items():
-            for value, (low, high) in zip(values, self._layers[name].limits, strict=True):
+            for value, (low, high) in zip(values, self._strides.layers[name].limits, strict=True):
                 at_lowest.append(value <= low + LIMIT)
                 at_highest.append(value >= high - LIMIT)
         flat = [slope for name in strides for slope in slopes[name]]
         return project_step(steps, flat, at_lowest, at_highest)
 
-    @torch.no_grad()
     def use_(self, logs: Logs) -> None:
         """Write the strides of all layers, by one transfer; nothing is read back."""
-        stored = {name: self._within_limits(name, as_stored(logs[name])) for name in self._layers}
-        flat = [value for values in stored.values() for value in values]
-        parts = self._parameters[0].new_tensor(flat).split(list(map(len, self._parameters)))
-        for (name, layer), part in zip(self._layers.items(), parts, strict=True):
-            layer.write_(part, stored[name])
-        self._in_use = _logs(stored)
-
-    def _within_limits(self, name: str, strides: list[float]) -> list[float]:
-        layer = self._layers[name]
-        limits = layer.lower_limit_stride, layer.upper_limit_stride
-        return in_float32(clamp_strides(strides, *limits))
-
-    def _by_layer(self, numbers: list[float]) -> dict[str, list[float]]:
-        """Numbers of all strides, one layer after the other, by layer."""
-        each = iter(numbers)
-        return {
-            name: list(islice(each, len(parameter)))
-            for name, parameter in zip(self._layers, self._parameters, strict=True)
-        }
-
-    @property
-    def _parameters(self) -> list[nn.Parameter]:
-        return [layer.strides for layer in self._layers.values()]
+        self._strides.write_(logs)
 
     @property
     def _least(self) -> float:
@@ -501,32 +442,3 @@ class CostBudget:
 def trains_in_processes() -> bool:
     """Whether this process is one of several of a training."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def _logs(strides: Mapping[str, list[float]]) -> Logs:
-    return {name: [log(max(each, 1.0)) for each in values] for name, values in strides.items()}
-
-
-def _without_learning_layers(layers: Mapping[str, Any]) -> str:
-    fixed = [name for name, layer in layers.items() if getattr(layer, "cropping", False)]
-    if fixed:
-        return (
-            f"no stride of the model learns: those of {', '.join(map(repr, fixed))} have "
-            "requires_grad=False; set that of their strides, as in "
-            f"model.get_submodule({fixed[0]!r}).strides.requires_grad_(True)"
-        )
-    return (
-        "the model has no DiffStride layer whose strides learn and crop: call diffstride.convert "
-        "first, or give its layers trainable=True and cropping=True"
-    )
-
-
-def _check_apart(layers: Mapping[str, DiffStride]) -> None:
-    holders: dict[int, str] = {}
-    for name, layer in layers.items():
-        other = holders.setdefault(id(layer.strides), name)
-        if other != name:
-            raise ValueError(
-                f"{other!r} and {name!r} are two layers with one parameter for their strides, "
-                "which a budget cannot move: use one layer for both"
-            )

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from functools import reduce
 from math import inf
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +24,23 @@ AXES = 9  # how many axes take part in changes that are made together
 TRIES = 30
 IDLE = 1e-6  # logarithm up to which a stride counts as 1
 STAY = 2.0  # map sizes stay until other strides are nearer by this factor
+
+
+class Goal(NamedTuple):
+    """What map sizes are chosen for.
+
+    Args:
+        wanted: the logarithms of the strides that those of the map sizes shall be near to.
+        least, most: limits of the multiply-adds.
+    """
+
+    wanted: Logs
+    least: float
+    most: float
+
+    def is_met(self, choice: Choice) -> bool:
+        """Whether the cost lies within the limits."""
+        return self.least <= choice.cost <= self.most
 
 
 class SizeSearch:
@@ -44,60 +61,51 @@ class SizeSearch:
         """Let the next step choose its sizes without regard to those of the last one."""
         self.last = {}, {}
 
-    def use_up(self, wanted: Logs, least: float, most: float) -> Logs:
-        """The strides nearest to ``wanted`` that cost from ``least`` to ``most``.
+    def use_up(self, goal: Goal) -> Logs:
+        """The strides nearest to those wanted at which the cost lies within the limits.
 
-        If none is near, those of the highest cost below ``least`` that were found.
+        If none is near, those of the highest cost below the limits that were found.
 
         Args:
-            wanted: strides that cost at most ``most``.
-            least, most: limits of the MACs.
+            goal: its strides cost at most its upper limit.
         """
         self._chosen.clear()
+        wanted = goal.wanted
         start = self._choice(wanted, {})
-        if start is None or start.cost >= least:
+        if start is None or start.cost >= goal.least:
             return wanted
         every, start = start, start._replace(sizes=_without_idle(start.sizes, wanted))
         # Keep the sizes that were chosen last: maps that flicker disturb the layers behind them.
         again = self._choice(wanted, self.last[1]) if self.last[1] else None
-        if again and again.cost <= most and self.last[0] == start.sizes:
+        if again and again.cost <= goal.most and self.last[0] == start.sizes:
             return again.logs
-        limits = least, most
-        chosen = self._change_several(wanted, start, *limits) or self._grow(wanted, start, *limits)
+        chosen = self._change_several(goal, start) or self._grow(goal, start)
         chosen = chosen._replace(sizes=_without_idle(chosen.sizes, wanted))
-        if chosen.cost < least and every.sizes != start.sizes:
-            chosen = self._change_several(wanted, every, *limits) or chosen
-        if again and least <= again.cost <= most and again.distance < STAY * chosen.distance:
+        if chosen.cost < goal.least and every.sizes != start.sizes:
+            chosen = self._change_several(goal, every) or chosen
+        if again and goal.is_met(again) and again.distance < STAY * chosen.distance:
             chosen = again
         self.last = start.sizes, chosen.sizes
         return chosen.logs
 
-    def _change_several(
-        self, wanted: Logs, start: Choice, least: float, most: float
-    ) -> Choice | None:
+    def _change_several(self, goal: Goal, start: Choice) -> Choice | None:
         """Make several maps one sample larger or smaller: the nearest strides within the limits."""
-        limits = least, most
-        options = self._nearest_options(wanted, start)
-        chosen = self._combine(wanted, start, options, *limits)
+        options = self._nearest_options(goal.wanted, start)
+        chosen = self._combine(goal, start, options)
         if chosen is None:  # the effects are not exact where a layer is called twice, for instance
-            options = [self._exactly(wanted, start, option) for option in options]
-            chosen = self._combine(wanted, start, list(filter(None, options)), *limits)
+            options = [self._exactly(goal.wanted, start, option) for option in options]
+            chosen = self._combine(goal, start, list(filter(None, options)))
         return chosen
 
     def _combine(
-        self,
-        wanted: Logs,
-        start: Choice,
-        options: Sequence[Sequence[Change]],
-        least: float,
-        most: float,
+        self, goal: Goal, start: Choice, options: Sequence[Sequence[Change]]
     ) -> Choice | None:
         """The nearest strides within the limits with one change or none of each option."""
         if not options:
             return None
-        for sizes in combinations(options, least - start.cost, most - start.cost):
-            choice = self._choice(wanted, start.sizes | sizes)
-            if choice and least <= choice.cost <= most:
+        for sizes in combinations(options, goal.least - start.cost, goal.most - start.cost):
+            choice = self._choice(goal.wanted, start.sizes | sizes)
+            if choice and goal.is_met(choice):
                 return choice
         return None
 
@@ -124,23 +132,23 @@ class SizeSearch:
                 del options[AXES:]
         return [changes for _, changes in options]
 
-    def _grow(self, wanted: Logs, start: Choice, least: float, most: float) -> Choice:
+    def _grow(self, goal: Goal, start: Choice) -> Choice:
         """Enlarge one map after the other, always the one of most MACs per distance."""
         worths = dict.fromkeys(start.sizes, inf)  # computed anew where they are the largest
-        while start.cost < least:
-            single = SingleChanges(self._space, self._nearest_each, wanted, start)
+        while start.cost < goal.least:
+            single = SingleChanges(self._space, self._nearest_each, goal.wanted, start)
             changes: dict[Key, Change] = {}
             while worths and (key := max(worths, key=worths.__getitem__)) not in changes:
                 change = single.change(key, 1)
-                if change and change.effect <= most - start.cost:
+                if change and change.effect <= goal.most - start.cost:
                     changes[key] = change
                     worths[key] = change.effect / max(change.distance, 1e-4)
                 else:  # what is too much now is too much once other maps are larger
                     del worths[key]
             if not worths:
                 break
-            choice = self._choice(wanted, start.sizes | changes[key].sizes)
-            if choice and start.cost < choice.cost <= most:
+            choice = self._choice(goal.wanted, start.sizes | changes[key].sizes)
+            if choice and start.cost < choice.cost <= goal.most:
                 start = choice
                 worths |= dict.fromkeys(worths.keys() & self._space.maps_beside[key], inf)
             else:
