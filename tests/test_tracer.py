@@ -13,7 +13,8 @@ from networks import Net, strided
 from torch import nn
 
 from diffstride import CostBudget, DiffStride, MultiplyAdds, convert
-from diffstride.graph.fake_run import SHAPE_KEEPING_MODULES, restoring
+from diffstride.graph.fake_run import SHAPE_KEEPING_MODULES
+from diffstride.graph.restoring import restoring
 from diffstride.graph.tracer import trace
 
 

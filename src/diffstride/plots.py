@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from diffstride._extras import require
 from diffstride._stride_text import stride_text
 from diffstride.graph.example_inputs import cast_to_weights
-from diffstride.graph.fake_run import evaluating
+from diffstride.graph.restoring import evaluating
 from diffstride.pooling.fixed import FixedSpectralPooling
 from diffstride.pooling.learnable import DiffStride
 from diffstride.spectral.axis_plan import Axis, window

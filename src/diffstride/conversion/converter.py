@@ -36,20 +36,11 @@ from diffstride.conversion.strided_modules import (
 from diffstride.conversion.whole_map_pooling import pool_whole_maps
 from diffstride.cost.consistency import FACTORS, failed_at, scaled_strides
 from diffstride.cost.multiply_adds import MultiplyAdds
-from diffstride.graph.example_inputs import (
-    Model,
-    also_named_example_inputs,
-    as_inputs,
-    check_unwrapped,
-    deep_copy,
-)
-from diffstride.graph.fake_run import (
-    NetworkRun,
-    NetworkRunError,
-    restoring,
-    run_network,
-)
+from diffstride.graph.example_inputs import also_named_example_inputs, as_inputs
+from diffstride.graph.fake_run import NetworkRun, NetworkRunError, run_network
 from diffstride.graph.leaf_modules import Leaf, as_leaves
+from diffstride.graph.network_copies import Model, check_unwrapped, deep_copy
+from diffstride.graph.restoring import restoring
 from diffstride.graph.stride_groups import StrideConflictError
 from diffstride.graph.tracer import Trace, trace
 from diffstride.pooling.adaptive import AdaptiveSpectralPooling

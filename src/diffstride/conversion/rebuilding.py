@@ -11,8 +11,8 @@ from diffstride.conversion.converter import convert
 from diffstride.conversion.example_shapes import example_from
 from diffstride.conversion.recipes import CLASS, FORMAT, Recipe, converted_modules, leaf_name
 from diffstride.conversion.record import records
-from diffstride.graph.example_inputs import Model, deep_copy
 from diffstride.graph.leaf_modules import Leaf
+from diffstride.graph.network_copies import Model, deep_copy
 from diffstride.pooling.frozen import FrozenPooling, is_frozen
 
 DIFFERS = "the network differs from the one that was converted"

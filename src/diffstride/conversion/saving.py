@@ -13,7 +13,7 @@ from diffstride._files import atomic_file
 from diffstride._torch_compat import unwrapped
 from diffstride.conversion.rebuilding import rebuild
 from diffstride.conversion.recipes import Recipe, recipe
-from diffstride.graph.example_inputs import Model
+from diffstride.graph.network_copies import Model
 
 KEY = "diffstride"
 STATE = "state_dict"

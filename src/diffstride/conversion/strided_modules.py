@@ -23,8 +23,8 @@ from diffstride._counts import counted
 from diffstride._torch_compat import Conv, ConvTranspose
 from diffstride.conversion.kernel_resampling import CoarseTaps, coarse_taps
 from diffstride.conversion.pooled_module import CropPad, Pooled, set_stride
-from diffstride.graph.fake_run import restoring
 from diffstride.graph.leaf_modules import Leaf, is_among
+from diffstride.graph.restoring import restoring
 from diffstride.graph.tracer import Trace
 from diffstride.pooling.base import SizedPooling
 

@@ -25,12 +25,13 @@ from diffstride.cost.consistency import (
 )
 from diffstride.cost.pooling_cost import PooledMaps, Sizes, Slopes, kept
 from diffstride.graph.example_inputs import also_named_example_inputs
-from diffstride.graph.fake_run import NetworkRun, NetworkRunError, restoring, run_network
+from diffstride.graph.fake_run import NetworkRun, NetworkRunError, run_network
 from diffstride.graph.leaf_modules import as_leaves
 from diffstride.graph.map_sizes import MapSizes, SizeExpression, Source, moving_dims, size_at
 from diffstride.graph.minimum_sizes import EmptyMapError, MinimumSizes
 from diffstride.graph.moved_strides import find_groups_at_all_strides
 from diffstride.graph.perturbed_sizes import Dim, proportional
+from diffstride.graph.restoring import restoring
 from diffstride.graph.stride_groups import StrideConflictError, StrideGroups
 from diffstride.graph.tracer import Trace, trace
 from diffstride.pooling.base import SizedPooling

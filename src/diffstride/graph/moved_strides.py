@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from diffstride._torch_compat import tree_map_only
-from diffstride.graph.fake_run import restoring
+from diffstride.graph.restoring import restoring
 from diffstride.graph.stride_groups import (
     Run,
     SizeMismatchError,

@@ -20,8 +20,9 @@ from typing import Any, NamedTuple, NoReturn
 
 from torch import Tensor, fx, nn
 
-from diffstride.graph.fake_run import first_argument, restoring, shapes_only
+from diffstride.graph.fake_run import first_argument, shapes_only
 from diffstride.graph.perturbed_sizes import REMAINDERS, Dim, draw_growths, proportional
+from diffstride.graph.restoring import restoring
 from diffstride.graph.tracer import Trace
 from diffstride.pooling.base import SizedPooling
 

@@ -40,8 +40,9 @@ from diffstride.graph.example_inputs import (
     integer_types,
     name_inputs,
 )
-from diffstride.graph.fake_run import restoring, run_node, shapes_of, shapes_only
+from diffstride.graph.fake_run import run_node, shapes_of, shapes_only
 from diffstride.graph.leaf_modules import Leaf, TracedInto, as_leaves, is_among, recorded_leaves
+from diffstride.graph.restoring import restoring
 from diffstride.graph.value_proxies import as_proxy
 from diffstride.pooling.base import SizedPooling
 

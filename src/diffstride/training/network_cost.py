@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from diffstride._torch_compat import OperationCounter
-from diffstride.graph.fake_run import evaluating
+from diffstride.graph.restoring import evaluating
 from diffstride.strides import AXES, stride_layers
 
 
