@@ -34,6 +34,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:no weight of this")  # few tests
 
 IMAGES = torch.zeros(2, 3, 64, 64)
 FIRST, LAST = "1", "3"
+BALANCED = 2.2, 1.63  # strides of `chain` at which both maps cost about the same
 
 
 def chain(strides=(2.0, 2.0)):
@@ -89,7 +90,7 @@ def test_each_map_gets_the_share_of_the_cost_that_it_is_worth(start, share):
 @pytest.mark.parametrize(("scale", "moves"), [(1.0, True), (0.01, False)])
 def test_rises_that_are_small_for_the_loss_do_not_move_strides(scale, moves):
     """As early in a training, when some maps seem to be worth nothing."""
-    budget = CostBudget(chain(), IMAGES)
+    budget = CostBudget(chain(BALANCED), IMAGES)
     before = output_sizes(budget)
     learn(budget, known_loss(budget, {FIRST: 0.9 * scale, LAST: 0.1 * scale}))
     assert (output_sizes(budget) != before) is moves
@@ -111,8 +112,9 @@ def test_worth_is_the_rise_and_a_share_of_the_loss():
     loss = known_loss(budget, weights)
     level, total = loss().item(), budget.cost.value()
     strides = learn(budget, loss, steps=2, decisions=1)
+    mean_cost = sum(each.cost for each in strides.worth.values()) / len(strides.worth)
     for (name, _), worth in strides.worth.items():
-        expected = weights[name] + 0.3 * level * worth.cost / total
+        expected = weights[name] + 0.3 * level * mean_cost / total
         assert worth.mean == pytest.approx(expected, rel=1e-3)
 
 
@@ -121,12 +123,9 @@ def test_at_most_ten_times_the_measured_worth_is_added():
     budget = CostBudget(chain(), IMAGES)
     weights = {FIRST: 1e-3, LAST: 0.0}
     strides = learn(budget, known_loss(budget, weights), steps=2, decisions=1)
-    measured = sum(each.cost for each in strides.worth.values())
-    average = 2 * weights[FIRST] / measured
-    mean = measured / len(strides.worth)
+    mean = 2 * weights[FIRST] / len(strides.worth)
     for (name, _), worth in strides.worth.items():
-        expected = weights[name] + MOST_TIMES_MEASURED * average * max(worth.cost, mean / 2)
-        assert worth.mean == pytest.approx(expected, rel=0.01)
+        assert worth.mean == pytest.approx(weights[name] + MOST_TIMES_MEASURED * mean, rel=0.01)
 
 
 def test_a_state_that_measured_other_maps_starts_measuring_anew():
@@ -144,15 +143,37 @@ def test_a_state_that_measured_other_maps_starts_measuring_anew():
     assert resumed.worth.keys() == {(name, i) for name in (FIRST, LAST) for i in (0, 1)}
 
 
-def test_a_map_of_few_multiply_adds_counts_half_of_the_mean():
-    """So it grows, as those of equal cost stay, though nothing tells its worth yet."""
+def test_in_the_prior_all_maps_are_worth_the_same():
+    """So maps that cost little grow, and all cost the same where nothing tells more."""
     costs = {"a": 1.0, "b": 3.0, "c": 5.0}
     equal = with_prior({(name, 0): Worth(0.3, 1.0, cost) for name, cost in costs.items()}, 0.1)
-    added = [each.mean - 0.3 for each in equal.values()]
-    assert added == pytest.approx([0.15, 0.3, 0.5])
-    alike = {(name, 0): Worth(cost, 0.0, cost) for name, cost in costs.items()}
-    moves = wanted_moves(with_prior(alike, 0.5), [], 1.0)
-    assert moves["a", 0] > 0 == moves["b", 0] == moves["c", 0]
+    assert [each.mean - 0.3 for each in equal.values()] == pytest.approx([0.3] * 3)
+    small = with_prior({(name, 0): Worth(1e-9, 0.0, cost) for name, cost in costs.items()}, 0.1)
+    moves = wanted_moves(small, [], 1.0)
+    assert moves["a", 0] > 0 == moves["b", 0] > moves["c", 0]
+
+
+def test_the_prior_tells_nothing_of_the_axes_of_a_layer():
+    """They cost different amounts where one is pooled first."""
+    worth = {("a", 0): Worth(0.0, 0.0, 1.0), ("a", 1): Worth(0.0, 0.0, 3.0)}
+    worth["b", 0] = Worth(1.0, 0.0, 4.0)
+    added = [each.mean for each in with_prior(worth, 0.1).values()]
+    assert added == pytest.approx([0.8 / 3 * 2 / 4, 0.8 / 3 * 2 * 3 / 4, 1 + 0.8 / 3])
+
+
+def test_maps_that_become_smaller_together_count_together_in_the_prior():
+    """Those behind follow a map that becomes smaller than they are."""
+    net = nn.Sequential(DiffStride(3.0), nn.Conv2d(3, 8, 3, padding=1))
+    net.append(DiffStride(1.0)).append(nn.Conv2d(8, 8, 3, padding=1))
+    budget = CostBudget(net, IMAGES)
+    smaller = smaller_maps(budget.space, budget.in_use)
+    assert output_sizes(budget)["0"] == output_sizes(budget)["2"]
+    assert {key: each.axes for key, each in smaller.items()} == pytest.approx(
+        {("0", 0): 2.0, ("0", 1): 2.0, ("2", 0): 1.0, ("2", 1): 1.0}
+    )
+    worth = {("a", 0): Worth(0.0, 0.0, 4.0, axes=2.0), ("b", 0): Worth(1.0, 0.0, 2.0)}
+    added = with_prior(worth, 0.1)
+    assert added["a", 0].mean == pytest.approx(2 * (added["b", 0].mean - 1.0))
 
 
 def test_without_any_worth_there_is_no_prior():
@@ -239,7 +260,7 @@ def test_axes_learn_apart():
 
 def test_a_shared_stride_stays_one():
     net = nn.Sequential(DiffStride(2.0, shared_stride=True), nn.Conv2d(3, 8, 3, padding=1))
-    net.append(DiffStride(2.0)).append(nn.Conv2d(8, 8, 3, padding=1))
+    net.append(DiffStride(2.0)).append(nn.Conv2d(8, 16, 3, padding=1))
     budget = CostBudget(net, IMAGES)
     learn(budget, known_loss(budget, {"0": 0.9, "2": 0.1}))
     assert len(set(output_sizes(budget)["0"])) == 1
@@ -248,10 +269,10 @@ def test_a_shared_stride_stays_one():
 
 @pytest.mark.parametrize(("noise", "most"), [(0.03, 0.1), (0.3, 0.6)])
 def test_noise_alone_hardly_moves_a_map(noise, most):
-    budget = CostBudget(chain(), IMAGES)
+    budget = CostBudget(chain(BALANCED), IMAGES)
     before = output_sizes(budget)
     generator = torch.Generator().manual_seed(0)
-    worth = known_loss(budget, {FIRST: 0.46, LAST: 0.54})  # about as the cost is shared
+    worth = known_loss(budget, {FIRST: 0.58, LAST: 0.42})  # as the cost is shared
     learn(budget, lambda: worth() + noise * torch.randn((), generator=generator), steps=240)
     for name, sizes in output_sizes(budget).items():
         assert math.prod(sizes) == pytest.approx(math.prod(before[name]), rel=most)
@@ -473,8 +494,7 @@ def flat_sizes(budget):
     return {(name, i): n for name, ns in output_sizes(budget).items() for i, n in enumerate(ns)}
 
 
-@pytest.mark.parametrize("share", [0.001, 0.999])
-@pytest.mark.parametrize("start", [(1.2, 4.0), (4.0, 1.2)])
+@pytest.mark.parametrize(("start", "share"), [((1.2, 4.0), 0.001), ((4.0, 1.2), 0.999)])
 def test_a_decision_does_not_make_maps_much_larger(start, share):
     budget = CostBudget(chain(start), IMAGES)
     strides = MeasuredStrides(budget, steps=24, decisions=12, batches=2)
@@ -487,7 +507,7 @@ def test_a_decision_does_not_make_maps_much_larger(start, share):
         assert budget.cost.value() <= budget.multiply_adds
         moved += after != before
         before = after
-    assert moved > (3 if share > 0.5 or start[0] < start[1] else 0)  # 15, 15 is best there
+    assert moved > 3
 
 
 @pytest.mark.parametrize("stop", [5, 12, 13, 30])
@@ -512,10 +532,11 @@ def test_a_resumed_training_continues_alike(stop, tmp_path):
 
 
 def test_a_map_of_one_sample_grows_and_stays_if_that_is_worth_it():
-    for share, least, most in ((0.5, 16, 64), (0.001, 1, 8)):
+    for share, least, most in ((0.5, 16, 64), (0.001, 1, 4)):
         budget = CostBudget(chain((1.5, 60.0)), IMAGES)
         assert output_sizes(budget)[LAST] == [1, 1]
-        learn(budget, known_loss(budget, {FIRST: 1 - share, LAST: share}))
+        loss = known_loss(budget, {FIRST: 1 - share, LAST: share})
+        learn(budget, lambda loss=loss: loss() - 10.0)  # without a prior
         assert all(least <= size <= most for size in output_sizes(budget)[LAST])
 
 
@@ -609,7 +630,8 @@ def test_a_residual_network_keeps_the_maps_behind_one_that_moves():
     budget = CostBudget(net, torch.zeros(1, 3, 32, 32))
     names = [name for name in budget.cost.order if name in budget.wanted]
     before = output_sizes(budget)
-    learn(budget, known_loss(budget, dict(zip(names, (0.6, 0.1, 0.3), strict=True))), steps=2)
+    loss = known_loss(budget, dict(zip(names, (0.6, 0.1, 0.3), strict=True)))
+    learn(budget, lambda: loss() - 10.0, steps=2)  # without a prior
     after = output_sizes(budget)
     assert after[names[0]] > before[names[0]]
     assert after[names[1]] < before[names[1]]
@@ -673,7 +695,7 @@ def test_a_loss_of_zero_decides_nothing():
 @pytest.mark.parametrize("every", [1, 15])
 def test_batches_with_a_loss_that_is_not_finite_are_left_out(every):
     """As in half precision, where a scaler skips the step."""
-    budget, number = CostBudget(chain(), IMAGES), count()
+    budget, number = CostBudget(chain(BALANCED), IMAGES), count()
     loss = known_loss(budget, {FIRST: 0.9, LAST: 0.1})
 
     def sometimes():
@@ -684,7 +706,7 @@ def test_batches_with_a_loss_that_is_not_finite_are_left_out(every):
             learn(budget, sometimes)
     else:
         learn(budget, sometimes)
-        assert output_sizes(budget)[FIRST] > [32, 32]
+        assert output_sizes(budget)[FIRST] > [30, 30]
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -711,11 +733,11 @@ def test_weights_that_do_not_change_are_told(trained, fused):
 def test_the_dictionary_of_a_training_step_is_a_loss():
     moved = []
     for wrap in (lambda loss: loss, lambda loss: {"loss": loss, "log": 1}):
-        budget = CostBudget(chain(), IMAGES)
+        budget = CostBudget(chain(BALANCED), IMAGES)
         loss = known_loss(budget, {FIRST: 0.9, LAST: 0.1})
         learn(budget, lambda loss=loss, wrap=wrap: wrap(loss()), steps=4)
         moved.append(stride_values(budget.model))
-    assert moved[0] == moved[1] != stride_values(chain())
+    assert moved[0] == moved[1] != stride_values(chain(BALANCED))
 
 
 def test_a_single_stride_has_nothing_to_share():

@@ -9,10 +9,8 @@ from diffstride.cost.stride_space import Key
 
 # A map that is worth so many times more or less than the others, per multiply-add, moves furthest.
 RATIO_OF_LARGEST_MOVE = 5.0
-# What all multiply-adds are worth in a trained network: at most so many times what was measured.
+# What all maps are worth in a trained network: at most so many times what was measured.
 MOST_TIMES_MEASURED = 10.0
-# There each map counts as if it had at least this share of the mean multiply-adds.
-LEAST_SHARE_OF_MEAN = 0.5
 CHANCE = 1.5  # standard errors of many samples that stand for chance where there are few
 MARGIN = 1.1  # how many times more an exchange of samples has to bring, as it disturbs the weights
 # Between the axes of a layer, which are mostly alike, chance counts so many times,
@@ -30,12 +28,14 @@ class Worth(NamedTuple):
         error: its standard error, with few batches larger by `few_samples`.
         cost: the multiply-adds that the same change saves.
         growth: how many times as much as the last sample the next one costs, at least 1.
+        axes: how many axes of maps change likewise, at least 1.
     """
 
     mean: float
     error: float
     cost: float
     growth: float = 1.0
+    axes: float = 1.0
 
 
 def few_samples(count: int) -> float:
@@ -56,10 +56,11 @@ def few_samples(count: int) -> float:
 
 
 def with_prior(worth: Mapping[Key, Worth], trained: float) -> dict[Key, Worth]:
-    """What samples are worth with a prior: that of all multiply-adds is the same.
+    """What samples are worth with a prior: that of all map sizes is the same.
 
-    A map whose multiply-adds are few may matter as much as the others. So it counts at least
-    `LEAST_SHARE_OF_MEAN` of the mean of all, as if it had that many.
+    The same change of the logarithm of any map size is worth the same there. So a multiply-add is
+    worth the less the more of them a map has, and a budget is used best where all maps cost alike.
+    Of the axes of a layer the prior tells nothing: a multiply-add is worth the same on each.
 
     Args:
         worth: as measured, of each axis.
@@ -68,13 +69,22 @@ def with_prior(worth: Mapping[Key, Worth], trained: float) -> dict[Key, Worth]:
 
     >>> worth = {("a", 0): Worth(0.4, 0.01, 100.0), ("b", 0): Worth(0.0, 0.01, 20.0)}
     >>> [round(each.mean, 2) for each in with_prior(worth, 0.005).values()]
-    [0.9, 0.15]
+    [0.7, 0.3]
     """
-    prior = min(trained, MOST_TIMES_MEASURED * _price(worth.values()))
-    least = LEAST_SHARE_OF_MEAN * sum(each.cost for each in worth.values()) / len(worth)
+    if not worth:
+        return {}
+    layers = _layers(worth)
+    mean_cost = sum(each.cost for each in worth.values()) / sum(
+        each.axes for each in worth.values()
+    )
+    prior = min(trained, MOST_TIMES_MEASURED * _price(worth.values())) * mean_cost
+
+    def added(name: str, cost: float) -> float:
+        return prior * layers[name].axes * cost / layers[name].cost
+
     return {
-        key: each._replace(mean=each.mean + prior * max(each.cost, least))
-        for key, each in worth.items()
+        (name, i): each._replace(mean=each.mean + added(name, each.cost))
+        for (name, i), each in worth.items()
     }
 
 
@@ -96,15 +106,12 @@ def wanted_moves(
     >>> {key: round(move, 2) for key, move in wanted_moves(worth, [], 0.2).items()}
     {('a', 0): 0.06, ('b', 0): -0.11}
     """
-    axes: dict[str, list[Worth]] = {}
-    for (name, _), each in worth.items():
-        axes.setdefault(name, []).append(each)
-    layers = {name: _together(each) for name, each in axes.items()}
+    layers = _layers(worth)
     moves = {}
     for key, each in worth.items():
         unsure = each._replace(error=AXIS_ERROR_FACTOR * each.error)
         together = _log_ratio_to_price(layers[key[0]], layers.values())
-        apart = _log_ratio_to_price(unsure, axes[key[0]])
+        apart = _log_ratio_to_price(unsure, _axes(worth)[key[0]])
         moves[key] = largest * min(max(together + AXIS_SHARE * apart, -1.0), 1.0)
     return {key: 0.0 if move < 0 and key in held else move for key, move in moves.items()}
 
@@ -114,9 +121,21 @@ def _price(worth: Collection[Worth]) -> float:
     return sum(max(each.mean, 0.0) for each in worth) / sum(each.cost for each in worth)
 
 
+def _axes(worth: Mapping[Key, Worth]) -> dict[str, list[Worth]]:
+    axes: dict[str, list[Worth]] = {}
+    for (name, _), each in worth.items():
+        axes.setdefault(name, []).append(each)
+    return axes
+
+
+def _layers(worth: Mapping[Key, Worth]) -> dict[str, Worth]:
+    """What all axes of each layer are worth together."""
+    return {name: _together(each) for name, each in _axes(worth).items()}
+
+
 def _together(worth: Iterable[Worth]) -> Worth:
-    means, errors, costs, growths = zip(*worth, strict=True)
-    return Worth(sum(means), hypot(*errors), sum(costs), max(growths))
+    means, errors, costs, growths, axes = zip(*worth, strict=True)
+    return Worth(sum(means), hypot(*errors), sum(costs), max(growths), sum(axes))
 
 
 def _log_ratio_to_price(worth: Worth, all_of_them: Collection[Worth]) -> float:

@@ -380,7 +380,8 @@ def _sums(model: nn.Module) -> list[float]:
 def _worth(rises: Sequence[float], smaller: Smaller) -> Worth:
     error = few_samples(len(rises)) * stdev(rises) / len(rises) ** 0.5
     measured = mean(rises) / smaller.step
-    return Worth(measured, error / smaller.step, smaller.cost, smaller.growth)
+    error /= smaller.step
+    return Worth(measured, error, smaller.cost, smaller.growth, smaller.axes)
 
 
 def _check(budget: Any, steps: Any, decisions: Any, batches: Any) -> None:

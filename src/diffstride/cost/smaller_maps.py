@@ -3,7 +3,7 @@
 from math import log
 from typing import NamedTuple
 
-from diffstride.cost.stride_space import Key, Logs, StrideSpace
+from diffstride.cost.stride_space import Fit, Key, Logs, StrideSpace
 
 
 class Smaller(NamedTuple):
@@ -15,12 +15,15 @@ class Smaller(NamedTuple):
         cost: the multiply-adds that a change of 1 would save.
         growth: how many times as much as the last sample the next one costs, about: the ratio of
             the sizes in the middle of both.
+        axes: how many axes of maps change likewise for a change of 1: those behind that could not
+            keep their sizes count, too, each by the change of its logarithm.
     """
 
     logs: Logs
     step: float
     cost: float
     growth: float
+    axes: float
 
 
 def smaller_maps(space: StrideSpace, present: Logs) -> dict[Key, Smaller]:
@@ -44,8 +47,17 @@ def smaller_maps(space: StrideSpace, present: Logs) -> dict[Key, Smaller]:
         )
         saved = max(fit.cost - smaller.cost, without_pooling)
         if less < size and saved > 0:
-            axes = len(fit.maps[key[0]]) / len(present[key[0]])  # a shared stride has them all
-            growth = ((size + (size - less) / 2) / ((size + less) / 2)) ** axes
-            step = log(size / less)
-            found[key] = Smaller(smaller.logs, step, saved / step, growth)
+            shared = len(fit.maps[key[0]]) / len(present[key[0]])  # a shared stride has all axes
+            growth = ((size + (size - less) / 2) / ((size + less) / 2)) ** shared
+            step, change = log(size / less), _change(fit, smaller)
+            found[key] = Smaller(smaller.logs, step, saved / step, growth, change / step)
     return found
+
+
+def _change(larger: Fit, smaller: Fit) -> float:
+    """The sum of the changes of the logarithms of all map sizes."""
+    return sum(
+        log(before.output_size / after.output_size)
+        for name, axes in larger.maps.items()
+        for before, after in zip(axes, smaller.maps[name], strict=True)
+    )
