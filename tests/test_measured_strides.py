@@ -408,7 +408,7 @@ def test_measurements_count_until_a_map_changes(noise):
     for _ in range(400):
         before = output_sizes(budget)
         strides.step(lambda: torch.tensor(source.gauss()) if noise else clear())
-        counts.append(max((len(each) for each in strides._rises.values()), default=0))
+        counts.append(max((len(each) for each in strides._measurements.rises.values()), default=0))
         if output_sizes(budget) != before:
             assert counts[-1] == 0
     assert max(counts) == 12 if noise else max(counts) < 12
@@ -466,7 +466,7 @@ def test_training_goes_on_after_a_loss_that_fails(failing):
             strides.step(loss)
         except RuntimeError:
             failed.append(step)
-        assert all(len(rises) <= 2 for rises in strides._rises.values())
+        assert all(len(rises) <= 2 for rises in strides._measurements.rises.values())
     assert len(failed) == 1
     assert output_sizes(budget) != first
 

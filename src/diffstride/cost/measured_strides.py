@@ -7,11 +7,10 @@ sample less.
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from math import floor, inf, isfinite, log, nan
+from math import floor, inf, log
 from numbers import Integral, Real
-from statistics import mean, stdev
 from typing import Any
 from warnings import warn
 
@@ -20,10 +19,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from diffstride.cost.budget import CostBudget, trains_in_processes
-from diffstride.cost.loss_measurement import NotFiniteError, as_before, of_all_processes, run_loss
-from diffstride.cost.map_worth import Worth, at_constant_cost, few_samples, wanted_moves, with_prior
-from diffstride.cost.smaller_maps import Smaller, smaller_maps
-from diffstride.cost.stride_space import Key, OutputSizes, StrideSpace
+from diffstride.cost.loss_measurement import NotFiniteError, as_before, run_loss
+from diffstride.cost.map_worth import Worth, at_constant_cost, wanted_moves, with_prior
+from diffstride.cost.rise_measurements import RiseMeasurements
+from diffstride.cost.stride_space import Key, Logs, OutputSizes, StrideSpace, by_key
 from diffstride.strides import stride_layers
 
 LARGEST = 0.5  # of the first move, of the logarithm of a map size
@@ -31,7 +30,6 @@ SAMPLES, SHARE = 1.5, 0.25  # of its map: what is measured near by holds no furt
 HOLD = 2  # decisions after its growth in which a map is not made smaller
 MEASURED = 4  # every such step is measured at most
 DENSE = 1.5  # power of the share of the decisions by which the share of the steps grows
-LOSS = "loss", 0  # the key of losses beside those of rises
 PRIOR = 0.3  # of the loss: what all multiply-adds are worth in a trained network, about
 REMEMBERED = 4  # times ``batches``: measurements that count, where no map has changed since
 
@@ -98,12 +96,9 @@ class MeasuredStrides:
         self.worth: dict[Key, Worth] = {}
         """What samples were worth at the last decision, by layer and axis: ``v``, and its error."""
         self._space: StrideSpace = budget.space
+        self._measurements = self._new_measurements()
         self._done = 0
-        self._smaller: dict[Key, Smaller] = {}
-        self._rises: dict[Key, list[float]] = {}
-        self._losses: list[float] = []  # of the network as it is, one for each rise
         self._grown: dict[Key, int] = {}
-        self._not_finite: NotFiniteError | None = None
         self._sums_at_first: list[float] | None = None
 
     def __repr__(self) -> str:
@@ -140,8 +135,8 @@ class MeasuredStrides:
         _check_not_attached(self.budget)
         self.budget.watch.stop()
         if self.budget.hold_():
-            self._smaller = smaller_maps(self._space, self.budget.in_use)
-            self._forget()
+            self._measurements.prepare()
+            self._measurements.start_anew()
         self.budget.check_processes()
         self._done += 1
         if self._done == 1:
@@ -152,9 +147,9 @@ class MeasuredStrides:
         before, due = [0, *self._due][decision : decision + 2]
         first = due + 1 - max(2, min(self.batches, (due - before) // MEASURED))
         if self._done == first:
-            self._prepare()
+            self._measurements.prepare()
         if self._done >= first:
-            self._measure(loss)
+            self._measurements.measure(loss)
         elif self._done == 1:  # a loss that cannot be measured is told at once
             with as_before(self.budget.model) as seed, suppress(NotFiniteError):
                 run_loss(loss, seed)
@@ -167,8 +162,7 @@ class MeasuredStrides:
             "budget": self.budget.state_dict(),
             "schedule": (self._due, self.batches),
             "done": self._done,
-            "rises": dict(self._rises),
-            "losses": list(self._losses),
+            **self._measurements.state_dict(),
             "grown": dict(self._grown),
         }
 
@@ -204,63 +198,29 @@ class MeasuredStrides:
             )
         self._due, self.batches = state["schedule"]
         self._done, self._grown = state["done"], dict(state["grown"])
-        self._rises = {key: list(values) for key, values in state["rises"].items()}
-        self._losses = list(state.get("losses", []))
-        self._smaller = {}
-        if self._rises:
-            self._prepare()
+        self._measurements = self._new_measurements()
+        self._measurements.load_state_dict(state)
         same_strides = {name: [*each] for name, each in written.items()} == present
-        if trains_in_processes() or not same_strides or not self._losses:
-            self._forget()
+        if trains_in_processes() or not same_strides:
+            self._measurements.start_anew()
 
-    def _prepare(self) -> None:
-        """Find the smaller maps; what was measured of the same ones stays."""
-        self._smaller = smaller_maps(self._space, self.budget.in_use)
-        if self._rises.keys() != self._smaller.keys():
-            self._forget()
-
-    def _forget(self) -> None:
-        self._rises, self._losses = {key: [] for key in self._smaller}, []
-
-    def _measure(self, loss: Callable[[], Tensor]) -> None:
-        """Run the network as it is and with each of the smaller maps."""
-        present, found = self.budget.in_use, {}
-        try:
-            with as_before(self.budget.model) as seed:
-                now = run_loss(loss, seed)
-                for (name, i), smaller in self._smaller.items():
-                    self.budget.use_(smaller.logs)
-                    less = f", measured with one sample less on axis {i} of {name!r},"
-                    found[name, i] = run_loss(loss, seed, less) - now
-        except NotFiniteError as error:  # of one batch, as in half precision now and then
-            self._not_finite, now, found = error, nan, dict.fromkeys(self._smaller, nan)
-        finally:
-            self.budget.use_(present)
-        for key, rise in found.items():
-            self._rises[key] = [*self._rises[key], rise][-REMEMBERED * self.batches :]
-        self._losses = [*self._losses, now][-REMEMBERED * self.batches :]
+    def _new_measurements(self) -> RiseMeasurements:
+        return RiseMeasurements(self.budget, self.batches, REMEMBERED * self.batches)
 
     def _decide(self, decision: int) -> None:
         """Move the strides by what was measured, unless errors in the loss prevented that."""
-        device = next(self.budget.model.parameters()).device
-        rises = of_all_processes({**self._rises, LOSS: self._losses}, device)
-        rises = {key: list(filter(isfinite, values)) for key, values in rises.items()}
-        if self._not_finite and not any(map(isfinite, self._losses[-self.batches :])):
-            raise self._not_finite
-        if any(len(values) < 2 for values in rises.values()):
+        measured = self._measurements.gather()
+        if measured is None:
             return
         self._check_weights_change()
-        losses = rises.pop(LOSS)
-        if not self.worth and rises and any(losses) and not any(map(any, rises.values())):
+        if measured.is_constant and not self.worth:
             raise ValueError(
-                f"the loss stays the same with any of {len(rises)} maps made smaller: pass step() "
-                "a loss of the network that the budget was made for, on the same device, and no "
-                "accuracy, which changes by whole samples"
+                f"the loss stays the same with any of {len(measured.worth)} maps made smaller: "
+                "pass step() a loss of the network that the budget was made for, on the same "
+                "device, and no accuracy, which changes by whole samples"
             )
-        self.worth = {key: _worth(values, self._smaller[key]) for key, values in rises.items()}
-        if self.worth:
-            trained = PRIOR * max(mean(losses), 0.0) / self.budget.cost.value()
-            self.worth = with_prior(self.worth, trained)
+        trained = PRIOR * max(measured.loss, 0.0) / self.budget.cost.value()
+        self.worth = with_prior(measured.worth, trained)
         held = {key for key, grown in self._grown.items() if decision - grown <= HOLD}
         before = self._sizes()
         scale = LARGEST * (1 - decision / len(self._due)) ** 0.5
@@ -272,7 +232,7 @@ class MeasuredStrides:
         sizes = self._sizes()
         self._grown |= {key: decision for key, size in sizes.items() if size > before[key]}
         if sizes != before:
-            self._rises, self._losses = {}, []
+            self._measurements.start_anew()
 
     def _check_weights_change(self) -> None:
         """Warn, at the first decision, of weights that no optimiser trains."""
@@ -287,12 +247,11 @@ class MeasuredStrides:
 
     def _tried_moves(self, sizes: OutputSizes) -> dict[Key, float]:
         """Twice the size, once, for maps of one sample: what that is worth cannot be measured."""
-        limits = self._space.limits
+        wanted, smallest = by_key(self.budget.wanted), by_key(self._space.smallest())
         return {
             key: log(2.0)
             for key, size in sizes.items()
-            if size == 1 and key not in self._grown
-            if self.budget.wanted[key[0]][key[1]] > limits[key[0]][key[1]][0]
+            if size == 1 and key not in self._grown and wanted[key] > smallest[key]
         }
 
     def _sizes(self) -> OutputSizes:
@@ -303,28 +262,24 @@ class MeasuredStrides:
 
         What strides moved before without a change of the size counts if it points the same way.
         """
-        sizes, in_use, wanted = self._sizes(), self.budget.in_use, self.budget.wanted
+        in_use, wanted = by_key(self.budget.in_use), by_key(self.budget.wanted)
+        maps_before = self._space.maps_before
 
         def ahead(key: Key) -> float:
             """How far the size wanted lies above the present one, which is a whole number."""
-            before = self._space.maps_before.get(key)
-            own = in_use[key[0]][key[1]] - wanted[key[0]][key[1]]
-            return own + (ahead(before) if before else 0.0)
+            own = in_use[key] - wanted[key]
+            return own + (ahead(maps_before[key]) if key in maps_before else 0.0)
 
         steps = {}
-        for key, size in sizes.items():
+        for key, size in self._sizes().items():
             move, earlier = moves.get(key, 0.0), ahead(key)
             along = earlier if earlier * move > 0 else 0.0
             steps[key] = _within_reach(along + move, size)
 
-        def moved(key: Key, at: float) -> float:
-            before = self._space.maps_before.get(key)
-            return max(0.0, at - steps[key] + (steps[before] if before else 0.0))
-
-        target = {
-            name: [moved((name, i), at) for i, at in enumerate(logs)]
-            for name, logs in in_use.items()
-        }
+        target: Logs = {}
+        for key, at in in_use.items():
+            of_map_before = steps[maps_before[key]] if key in maps_before else 0.0
+            target.setdefault(key[0], []).append(max(0.0, at - steps[key] + of_map_before))
         self.budget.aim_(target, stay=False)
 
     def _limit_growth(self, before: OutputSizes) -> None:
@@ -375,13 +330,6 @@ def _sums(model: nn.Module) -> list[float]:
     learning = [x for x in model.parameters() if x.requires_grad and id(x) not in strides]
     reals = [x.detach() for x in learning if x.is_floating_point()]
     return [x.sum(dtype=torch.float32).item() for x in reals]
-
-
-def _worth(rises: Sequence[float], smaller: Smaller) -> Worth:
-    error = few_samples(len(rises)) * stdev(rises) / len(rises) ** 0.5
-    measured = mean(rises) / smaller.step
-    error /= smaller.step
-    return Worth(measured, error, smaller.cost, smaller.growth, smaller.axes)
 
 
 def _check(budget: Any, steps: Any, decisions: Any, batches: Any) -> None:

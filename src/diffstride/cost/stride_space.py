@@ -288,3 +288,12 @@ class StrideSpace:
                 if fails(wanted):
                     values[axis] = max(low, threshold(fails, low, wanted) - BEHIND)
         return found
+
+
+def by_key(logs: Logs) -> dict[Key, float]:
+    """The logarithm of each stride by layer and axis.
+
+    >>> by_key({"a": [0.5, 0.7], "b": [0.1]})
+    {('a', 0): 0.5, ('a', 1): 0.7, ('b', 0): 0.1}
+    """
+    return {(name, i): at for name, each in logs.items() for i, at in enumerate(each)}
