@@ -268,7 +268,7 @@ class BudgetCallback(_NetworkCallback):
                 "batch: module.loss(batch)"
             )
         self.loss, self.moving = loss, moving
-        self.example, self.fraction, self.network, self.name = example, budget, network, log
+        self.example, self.amount, self.network, self.log_name = example, budget, network, log
         self.leaf_modules = as_leaves(leaf_modules)
         self.budget: CostBudget | None = None
         self.measured: MeasuredStrides | None = None
@@ -282,10 +282,10 @@ class BudgetCallback(_NetworkCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str | None = None) -> None:
         callbacks: list[Any] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
-        names = [each.name for each in callbacks if isinstance(each, BudgetCallback)]
-        if self.name is not None and names.count(self.name) > 1:
+        names = [each.log_name for each in callbacks if isinstance(each, BudgetCallback)]
+        if self.log_name is not None and names.count(self.log_name) > 1:
             raise ValueError(
-                f"several budgets log their cost as {self.name!r}: give each BudgetCallback "
+                f"several budgets log their cost as {self.log_name!r}: give each BudgetCallback "
                 "another log="
             )
         phases = [each.network for each in callbacks if isinstance(each, StridePhase)]
@@ -299,7 +299,7 @@ class BudgetCallback(_NetworkCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         network = self._find_network(pl_module)
         earlier = self._saved or self._state_of_earlier_fit(network)
-        budget = earlier.get("multiply_adds", self.fraction)
+        budget = earlier.get("multiply_adds", self.amount)
         try:
             self.budget = CostBudget(network, self.example, budget, self.leaf_modules)
         except ValueError as error:
@@ -350,8 +350,8 @@ class BudgetCallback(_NetworkCallback):
             self.budget.project_gradients_()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.budget is not None and self.name is not None:
-            pl_module.log(self.name, float(self.budget.cost.value()))
+        if self.budget is not None and self.log_name is not None:
+            pl_module.log(self.log_name, float(self.budget.cost.value()))
 
     def state_dict(self) -> dict[str, Any]:
         if self.budget is None:

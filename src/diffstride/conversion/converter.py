@@ -34,7 +34,7 @@ from diffstride.conversion.strided_modules import (
     stride_of,
 )
 from diffstride.conversion.whole_map_pooling import pool_whole_maps
-from diffstride.cost.consistency import FACTORS, failed_at, scaled_strides
+from diffstride.cost.consistency import STRIDE_FACTORS, failed_at, scaled_strides
 from diffstride.cost.multiply_adds import MultiplyAdds
 from diffstride.graph.example_inputs import also_named_example_inputs, as_inputs
 from diffstride.graph.fake_run import NetworkRun, NetworkRunError, run_network
@@ -335,7 +335,7 @@ def _check_runs(model: nn.Module, converted: nn.Module, traced: Trace, example: 
     keep_sizes = all(getattr(layer, "edge", "") == "stopband" for layer in layers)
     if keep_sizes and shapes != traced.shapes:
         raise ValueError(f"converted, the network would return {shapes}, not {traced.shapes}")
-    for factor in reversed(FACTORS):
+    for factor in reversed(STRIDE_FACTORS):
         with scaled_strides(layers, factor):
             try:
                 run()

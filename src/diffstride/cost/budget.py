@@ -30,7 +30,7 @@ from diffstride.cost.stride_space import Logs, StrideSpace
 from diffstride.graph.example_inputs import also_named_example_inputs
 from diffstride.strides import StepHooks, check_optimizer
 
-TOLERANCE = 0.01  # share of the budget that may stay unused
+UNUSED_SHARE = 0.01  # share of the budget that may stay unused
 STATES = "diffstride_budgets"  # in the states of optimisers
 LIMIT = 1e-6  # distance at which a stride counts as at its limit
 
@@ -436,7 +436,7 @@ class CostBudget:
 
     @property
     def _least(self) -> float:
-        return (1 - TOLERANCE) * self.multiply_adds
+        return (1 - UNUSED_SHARE) * self.multiply_adds
 
 
 def trains_in_processes() -> bool:

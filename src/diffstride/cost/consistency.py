@@ -17,9 +17,10 @@ from diffstride.graph.fake_run import NetworkRun, NetworkRunError
 from diffstride.graph.stride_groups import StrideGroups
 from diffstride.graph.tracer import Trace
 
-FACTORS = 1.3, 1 / 1.3  # an ``if`` may branch on larger or on smaller maps
-MORE_FACTORS = 1.05, 1.1, 1.2, 1.5, 1.7, 0.95, 0.9, 0.7  # and one on odd ones at some of these
-TOLERANCE = 0.02
+STRIDE_FACTORS = 1.3, 1 / 1.3  # an ``if`` may branch on larger or on smaller maps
+# An ``if`` may branch on odd maps at some of these.
+MORE_STRIDE_FACTORS = 1.05, 1.1, 1.2, 1.5, 1.7, 0.95, 0.9, 0.7
+COST_TOLERANCE = 0.02
 
 
 def check_same(trace: Trace, run: NetworkRun) -> None:

@@ -25,12 +25,12 @@ from diffstride.cost.rise_measurements import RiseMeasurements
 from diffstride.cost.stride_space import Key, Logs, OutputSizes, StrideSpace, by_key
 from diffstride.strides import stride_layers
 
-LARGEST = 0.5  # of the first move, of the logarithm of a map size
-SAMPLES, SHARE = 1.5, 0.25  # of its map: what is measured near by holds no further
-HOLD = 2  # decisions after its growth in which a map is not made smaller
-MEASURED = 4  # every such step is measured at most
-DENSE = 1.5  # power of the share of the decisions by which the share of the steps grows
-PRIOR = 0.3  # of the loss: what all multiply-adds are worth in a trained network, about
+FIRST_MOVE = 0.5  # of the first move, of the logarithm of a map size
+REACH_SAMPLES, REACH_SHARE = 1.5, 0.25  # of its map: what is measured near by holds no further
+HELD_DECISIONS = 2  # decisions after its growth in which a map is not made smaller
+MEASURED_EVERY = 4  # every such step is measured at most
+DECISION_POWER = 1.5  # power of the share of the decisions by which the share of the steps grows
+PRIOR_SHARE = 0.3  # of the loss: what all multiply-adds are worth in a trained network, about
 REMEMBERED = 4  # times ``batches``: measurements that count, where no map has changed since
 
 
@@ -145,7 +145,7 @@ class MeasuredStrides:
             return
         decision = bisect_left(self._due, self._done)
         before, due = [0, *self._due][decision : decision + 2]
-        first = due + 1 - max(2, min(self.batches, (due - before) // MEASURED))
+        first = due + 1 - max(2, min(self.batches, (due - before) // MEASURED_EVERY))
         if self._done == first:
             self._measurements.prepare()
         if self._done >= first:
@@ -219,11 +219,11 @@ class MeasuredStrides:
                 "pass step() a loss of the network that the budget was made for, on the same "
                 "device, and no accuracy, which changes by whole samples"
             )
-        trained = PRIOR * max(measured.loss, 0.0) / self.budget.cost.value()
+        trained = PRIOR_SHARE * max(measured.loss, 0.0) / self.budget.cost.value()
         self.worth = with_prior(measured.worth, trained)
-        held = {key for key, grown in self._grown.items() if decision - grown <= HOLD}
+        held = {key for key, grown in self._grown.items() if decision - grown <= HELD_DECISIONS}
         before = self._sizes()
-        scale = LARGEST * (1 - decision / len(self._due)) ** 0.5
+        scale = FIRST_MOVE * (1 - decision / len(self._due)) ** 0.5
         moves = at_constant_cost(wanted_moves(self.worth, held, scale), self.worth, held)
         tried = self._tried_moves(before) if 2 * decision < len(self._due) else {}
         self._move(moves | tried)
@@ -287,7 +287,7 @@ class MeasuredStrides:
 
         A part of the budget then stays unused until the next decision, so the last has no limit.
         """
-        most = {key: size + max(2, floor(SHARE * size)) for key, size in before.items()}
+        most = {key: size + max(2, floor(REACH_SHARE * size)) for key, size in before.items()}
         far = {key: most[key] for key, size in self._sizes().items() if size > most[key]}
         if far:
             fit = self._space.at_sizes(self.budget.in_use, self._sizes() | far)
@@ -305,7 +305,7 @@ def _steps_of_decisions(steps: int, decisions: int) -> list[int]:
     """
     due: list[int] = []
     for number in range(1, decisions + 1):
-        at = round(steps * (number / decisions) ** DENSE)
+        at = round(steps * (number / decisions) ** DECISION_POWER)
         if at - (due[-1] if due else 0) >= 2:
             due.append(at)
     return [*due[:-1], steps]
@@ -320,7 +320,7 @@ def _within_reach(step: float, size: int) -> float:
     >>> [round(16 * exp(_within_reach(step, 16)), 1) for step in (-2, 0, 2)]
     [12.0, 16.0, 20.0]
     """
-    reach = max(SAMPLES / size, SHARE)
+    reach = max(REACH_SAMPLES / size, REACH_SHARE)
     return min(max(step, log(max(1 - reach, 0.5 / size))), log(1 + reach))
 
 

@@ -14,9 +14,9 @@ from torch import Tensor, fx, nn
 from diffstride._arguments import check_network
 from diffstride._torch_compat import uncompiled
 from diffstride.cost.consistency import (
-    FACTORS,
-    MORE_FACTORS,
-    TOLERANCE,
+    COST_TOLERANCE,
+    MORE_STRIDE_FACTORS,
+    STRIDE_FACTORS,
     check_same,
     costs_at,
     failed_at,
@@ -146,7 +146,7 @@ class MultiplyAdds:
             self._verify_moved(batch, run, numbers_read(found))
 
     def _verify_moved(self, batch: int, run: Callable[[], NetworkRun], readers: list[str]) -> None:
-        for factor in (*FACTORS, *MORE_FACTORS * bool(readers)):
+        for factor in (*STRIDE_FACTORS, *MORE_STRIDE_FACTORS * bool(readers)):
             with scaled_strides(self.layers.values(), factor) as moved:
                 if not moved:
                     continue
@@ -157,11 +157,11 @@ class MultiplyAdds:
                 try:
                     actual = run().costs[""] / batch
                 except NetworkRunError as error:
-                    if factor in MORE_FACTORS:
+                    if factor in MORE_STRIDE_FACTORS:
                         continue
                     raise ValueError(failed_at(factor, error, readers)) from error
                 expected = self._sum(known)
-                if abs(expected - actual) > TOLERANCE * actual:
+                if abs(expected - actual) > COST_TOLERANCE * actual:
                     raise ValueError(costs_at(factor, expected, actual, readers))
 
     def __call__(self, strides: Strides | None = None) -> Tensor:

@@ -12,7 +12,7 @@ REMAINDERS = (1, 11, 19, 95, 66, 6)
 each has an odd input for one of 1, 11, 19 and 95 (-1), however those before it round: there,
 rounding up and down differ. 66 and 6 are 2 and 6 modulo 8, and multiples of three, unlike the
 others."""
-FACTORS = (1, 2, 3, 4, 6, 8, 16)  # between the sizes of maps in one network
+SIZE_RATIOS = (1, 2, 3, 4, 6, 8, 16)  # between the sizes of maps in one network
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -86,7 +86,9 @@ def draw_growths(
 
 def _similar(growth: int) -> set[int]:
     """Growths of maps behind one with this growth, after strides or upsampling."""
-    margin = 2 * max(FACTORS)  # closer growths may become equal behind strides
-    larger = {factor * growth + d for factor in FACTORS for d in range(-2 * factor, 2 * factor + 1)}
-    smaller = {growth // factor + d for factor in FACTORS for d in range(-2, 3)}
+    margin = 2 * max(SIZE_RATIOS)  # closer growths may become equal behind strides
+    larger = {
+        factor * growth + d for factor in SIZE_RATIOS for d in range(-2 * factor, 2 * factor + 1)
+    }
+    smaller = {growth // factor + d for factor in SIZE_RATIOS for d in range(-2, 3)}
     return larger | smaller | set(range(growth - margin, growth + margin + 1))
