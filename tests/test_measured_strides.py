@@ -22,6 +22,7 @@ from diffstride.cost.map_worth import (
     CHANCE,
     MOST_TIMES_MEASURED,
     Worth,
+    able_to_move,
     at_constant_cost,
     few_samples,
     wanted_moves,
@@ -174,6 +175,65 @@ def test_maps_that_become_smaller_together_count_together_in_the_prior():
     worth = {("a", 0): Worth(0.0, 0.0, 4.0, axes=2.0), ("b", 0): Worth(1.0, 0.0, 2.0)}
     added = with_prior(worth, 0.1)
     assert added["a", 0].mean == pytest.approx(2 * (added["b", 0].mean - 1.0))
+
+
+@pytest.mark.parametrize("size", [(64, 20), (40, 101)])
+def test_maps_that_become_larger_do_not_count_in_the_prior(size):
+    """As behind a shared stride, of which one axis may leave a sample more."""
+    net = chain((1.0, 1.0))
+    net[1] = DiffStride(1.03 if size[0] == 64 else 3.306, shared_stride=True)
+    net[3] = DiffStride(1.067 if size[0] == 64 else 1.845, shared_stride=True)
+    budget = CostBudget(net, torch.zeros(1, 3, *size))
+    smaller = smaller_maps(budget.space, budget.in_use)
+    assert all(each.axes >= 1 - 1e-9 for each in smaller.values())
+
+
+def test_layers_whose_strides_do_not_learn_do_not_count_in_the_prior():
+    axes = []
+    for count_ in (0, 2):
+        fixed = [DiffStride(1.0, trainable=False) for _ in range(count_)]
+        net = nn.Sequential(*chain()[:2], *fixed, *chain()[2:])
+        budget = CostBudget(net, IMAGES)
+        smaller = smaller_maps(budget.space, budget.in_use)
+        axes.append([each.axes for each in smaller.values()])
+    assert axes[0] == axes[1] == [1.0] * 4
+
+
+def test_maps_that_cannot_grow_are_left_out():
+    """Those that are worth more than the price, which falls without them."""
+    a, b, c = ("a", 0), ("b", 0), ("c", 0)
+    worth = {a: Worth(9.0, 0.0, 1.0), b: Worth(2.0, 0.0, 1.0), c: Worth(1.0, 0.0, 1.0)}
+    assert able_to_move(worth, {a}) == {b: worth[b], c: worth[c]}
+    assert able_to_move(worth, {a, b}) == {c: worth[c]}
+    assert able_to_move(worth, {b, c}) == worth  # both are worth less than the price
+    assert able_to_move({}, {a}) == {}
+
+
+def test_strides_rest_beside_a_map_that_cannot_grow():
+    torch.manual_seed(0)
+    net = nn.Sequential(DiffStride(1.0), nn.Conv2d(3, 4, 3, padding=1))
+    net.append(DiffStride(2.0)).append(nn.Conv2d(4, 32, 3, padding=1))
+    net.append(DiffStride(1.2)).append(nn.Conv2d(32, 64, 3, padding=1))
+    budget = CostBudget(net, IMAGES)
+    strides = MeasuredStrides(budget, steps=160)
+    loss = known_loss(budget, {"0": 1e-3, "2": 1e-3, "4": 1e-3})
+    seen = [output_sizes(budget)]
+    for _ in range(160):
+        strides.step(loss)
+        seen += [output_sizes(budget)] * (output_sizes(budget) != seen[-1])
+    assert len(seen) <= 7
+    assert seen[-1]["0"] == [64, 64]
+    assert min(seen[-1]["2"]) > 50  # its convolution costs an eighth of that behind it
+
+
+@pytest.mark.parametrize("limit", [None, 4.0])
+def test_a_map_at_its_smallest_size_grows(limit):
+    """It cannot be made smaller to see what it is worth."""
+    net = chain((1.2, 4.0))
+    net[3] = DiffStride(4.0, upper_limit_stride=limit)
+    budget = CostBudget(net, IMAGES)
+    learn(budget, known_loss(budget, {FIRST: 0.1, LAST: 0.9}))
+    assert min(output_sizes(budget)[LAST]) >= 20
 
 
 def test_without_any_worth_there_is_no_prior():

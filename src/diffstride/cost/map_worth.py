@@ -64,8 +64,8 @@ def with_prior(worth: Mapping[Key, Worth], trained: float) -> dict[Key, Worth]:
 
     Args:
         worth: as measured, of each axis.
-        trained: what a multiply-add is worth in a trained network, about; at most
-            `MOST_TIMES_MEASURED` times what it was measured to be worth counts.
+        trained: what all maps are worth in a trained network, about, for each of their
+            multiply-adds; at most `MOST_TIMES_MEASURED` times what was measured counts.
 
     >>> worth = {("a", 0): Worth(0.4, 0.01, 100.0), ("b", 0): Worth(0.0, 0.01, 20.0)}
     >>> [round(each.mean, 2) for each in with_prior(worth, 0.005).values()]
@@ -86,6 +86,31 @@ def with_prior(worth: Mapping[Key, Worth], trained: float) -> dict[Key, Worth]:
         (name, i): each._replace(mean=each.mean + added(name, each.cost))
         for (name, i), each in worth.items()
     }
+
+
+def able_to_move(worth: Mapping[Key, Worth], largest: Container[Key]) -> dict[Key, Worth]:
+    """The worth of all axes but those that should grow and cannot.
+
+    Others would pay for a growth that does not happen, at each decision anew. Without these maps a
+    multiply-add is worth less on average, so more of them may be left out then.
+
+    Args:
+        worth: of each axis.
+        largest: the axes that are as large as strides allow.
+
+    >>> worth = {("a", 0): Worth(0.4, 0.01, 100.0), ("b", 0): Worth(0.1, 0.01, 100.0)}
+    >>> list(able_to_move(worth, [("a", 0), ("b", 0)]))
+    [('b', 0)]
+    """
+    able, left = {}, dict(worth)
+    while left != able:
+        able, price = left, _price(left.values())
+        left = {
+            key: each
+            for key, each in able.items()
+            if key not in largest or each.mean <= price * each.cost
+        }
+    return able
 
 
 def wanted_moves(
@@ -118,7 +143,8 @@ def wanted_moves(
 
 def _price(worth: Collection[Worth]) -> float:
     """What a multiply-add is worth on average; a map that is better smaller is worth nothing."""
-    return sum(max(each.mean, 0.0) for each in worth) / sum(each.cost for each in worth)
+    cost = sum(each.cost for each in worth)
+    return sum(max(each.mean, 0.0) for each in worth) / cost if cost else 0.0
 
 
 def _axes(worth: Mapping[Key, Worth]) -> dict[str, list[Worth]]:
@@ -186,7 +212,7 @@ def at_constant_cost(
     {('a', 0): 0.1, ('b', 0): -0.05}
     """
     spent = sum(worth[key].cost * move for key, move in moves.items())
-    price = _price(worth.values()) if worth else 0.0
+    price = _price(worth.values())
 
     def pays(key: Key) -> bool:
         is_cheap = worth[key].mean <= price * worth[key].cost

@@ -20,8 +20,15 @@ from torch import Tensor, nn
 
 from diffstride.cost.budget import CostBudget, trains_in_processes
 from diffstride.cost.loss_measurement import NotFiniteError, as_before, run_loss
-from diffstride.cost.map_worth import Worth, at_constant_cost, wanted_moves, with_prior
+from diffstride.cost.map_worth import (
+    Worth,
+    able_to_move,
+    at_constant_cost,
+    wanted_moves,
+    with_prior,
+)
 from diffstride.cost.rise_measurements import RiseMeasurements
+from diffstride.cost.size_search import IDLE
 from diffstride.cost.stride_space import Key, Logs, OutputSizes, StrideSpace, by_key
 from diffstride.strides import stride_layers
 
@@ -30,7 +37,7 @@ REACH_SAMPLES, REACH_SHARE = 1.5, 0.25  # of its map: what is measured near by h
 HELD_DECISIONS = 2  # decisions after its growth in which a map is not made smaller
 MEASURED_EVERY = 4  # every such step is measured at most
 DECISION_POWER = 1.5  # power of the share of the decisions by which the share of the steps grows
-PRIOR_SHARE = 0.3  # of the loss: what all multiply-adds are worth in a trained network, about
+PRIOR_SHARE = 0.3  # of the loss: what all maps are worth in a trained network, about
 REMEMBERED = 4  # times ``batches``: measurements that count, where no map has changed since
 
 
@@ -224,9 +231,10 @@ class MeasuredStrides:
         held = {key for key, grown in self._grown.items() if decision - grown <= HELD_DECISIONS}
         before = self._sizes()
         scale = FIRST_MOVE * (1 - decision / len(self._due)) ** 0.5
-        moves = at_constant_cost(wanted_moves(self.worth, held, scale), self.worth, held)
+        able = able_to_move(self.worth, self._largest_maps())
+        moves = at_constant_cost(wanted_moves(able, held, scale), able, held)
         tried = self._tried_moves(before) if 2 * decision < len(self._due) else {}
-        self._move(moves | tried)
+        self._move(moves | self._following(moves) | tried)
         if decision + 1 < len(self._due):
             self._limit_growth(before)
         sizes = self._sizes()
@@ -245,13 +253,28 @@ class MeasuredStrides:
                 stacklevel=4,
             )
 
+    def _largest_maps(self) -> set[Key]:
+        """The maps that no stride can make larger than they are."""
+        smallest = by_key(self._space.smallest())
+        return {key for key, at in by_key(self.budget.in_use).items() if at <= smallest[key] + IDLE}
+
+    def _following(self, moves: Mapping[Key, float]) -> dict[Key, float]:
+        """Maps that should grow and cannot by themselves grow with the maps before them."""
+        follow: dict[Key, float] = {}
+        for key in self.worth.keys() - moves.keys():
+            before = self._space.maps_before.get(key)
+            while before in self.worth and before not in moves:
+                before = self._space.maps_before.get(before)
+            follow[key] = max(0.0, moves.get(before, 0.0)) if before else 0.0
+        return follow
+
     def _tried_moves(self, sizes: OutputSizes) -> dict[Key, float]:
-        """Twice the size, once, for maps of one sample: what that is worth cannot be measured."""
-        wanted, smallest = by_key(self.budget.wanted), by_key(self._space.smallest())
+        """Twice the size, once, for maps that cannot be made smaller to measure their worth."""
+        largest = self._largest_maps()
         return {
             key: log(2.0)
-            for key, size in sizes.items()
-            if size == 1 and key not in self._grown and wanted[key] > smallest[key]
+            for key in sizes.keys() - self.worth.keys() - self._grown.keys()
+            if key not in largest
         }
 
     def _sizes(self) -> OutputSizes:

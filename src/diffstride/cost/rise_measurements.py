@@ -56,7 +56,7 @@ class RiseMeasurements:
             self.start_anew()
 
     def start_anew(self) -> None:
-        """Forget what was measured, as the maps have changed; `prepare` has to follow."""
+        """Forget what was measured; `prepare` finds the smaller maps where these have changed."""
         self.rises, self._losses = {key: [] for key in self._smaller}, []
 
     def measure(self, loss: Callable[[], Tensor]) -> None:

@@ -15,8 +15,9 @@ class Smaller(NamedTuple):
         cost: the multiply-adds that a change of 1 would save.
         growth: how many times as much as the last sample the next one costs, about: the ratio of
             the sizes in the middle of both.
-        axes: how many axes of maps change likewise for a change of 1: those behind that could not
-            keep their sizes count, too, each by the change of its logarithm.
+        axes: how many axes of maps become smaller likewise for a change of 1, at least 1: those
+            behind that could not keep their sizes count, too, each by the change of its logarithm.
+            A layer that is called several times counts once.
     """
 
     logs: Logs
@@ -55,9 +56,9 @@ def smaller_maps(space: StrideSpace, present: Logs) -> dict[Key, Smaller]:
 
 
 def _change(larger: Fit, smaller: Fit) -> float:
-    """The sum of the changes of the logarithms of all map sizes."""
+    """The sum of the changes of the logarithms of all sizes that learn and become smaller."""
     return sum(
-        log(before.output_size / after.output_size)
-        for name, axes in larger.maps.items()
-        for before, after in zip(axes, smaller.maps[name], strict=True)
+        max(0.0, log(before.output_size / after.output_size))
+        for name in larger.logs
+        for before, after in zip(larger.maps[name], smaller.maps[name], strict=True)
     )
