@@ -744,6 +744,15 @@ def test_a_loss_of_another_network_is_refused():
         learn(budget, lambda: other(x).square().mean(), steps=4)
 
 
+def test_strides_that_were_fixed_after_the_budget_are_refused():
+    budget = CostBudget(chain(), IMAGES)
+    strides, loss = MeasuredStrides(budget, steps=2), known_loss(budget, {FIRST: 0.9, LAST: 0.1})
+    budget.model[3].strides.requires_grad_(False)
+    strides.step(loss)
+    with pytest.raises(ValueError, match=r"'3' have requires_grad=False.*before CostBudget"):
+        strides.step(loss)
+
+
 def test_a_loss_of_zero_decides_nothing():
     """As of hinge losses, once all samples are on their side of the margin."""
     budget = CostBudget(chain(), IMAGES)

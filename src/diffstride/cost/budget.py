@@ -293,6 +293,14 @@ class CostBudget:
         """The logarithms of the strides that the layers have."""
         return self._strides.in_use
 
+    def check_strides_learn(self) -> None:
+        """Refuse strides that were fixed after the budget was made.
+
+        Raises:
+            ValueError: some were.
+        """
+        self._strides.check_learn()
+
     def hold_(self) -> bool:
         """Undo what an optimiser did to the strides, or project those that were loaded or set.
 

@@ -91,6 +91,20 @@ class HeldStrides:
             layer.write_(part, stored[name])
         self.in_use = _logs(stored)
 
+    def check_learn(self) -> None:
+        """Refuse strides that were fixed after the budget was made.
+
+        Raises:
+            ValueError: some were.
+        """
+        fixed = [name for name, layer in self.layers.items() if not layer.strides.requires_grad]
+        if fixed:
+            raise ValueError(
+                f"the strides of {', '.join(map(repr, fixed))} have requires_grad=False, but the "
+                "budget was made to move them: fix them before CostBudget, or leave strides at "
+                "which the budget starts alone, without MeasuredStrides and attach"
+            )
+
     def are_replaced(self) -> bool:
         """Whether the layers have other strides than those in use, as after a checkpoint.
 

@@ -101,7 +101,10 @@ class MeasuredStrides:
         self.budget, self.batches = budget, int(batches)
         self._due = _steps_of_decisions(int(steps), int(decisions))
         self.worth: dict[Key, Worth] = {}
-        """What samples were worth at the last decision, by layer and axis: ``v``, and its error."""
+        """What samples were worth at the last decision, by layer and axis: ``v``, and its error.
+
+        Without maps of which a sample less saves nothing, as where pooling it costs more.
+        """
         self._space: StrideSpace = budget.space
         self._measurements = self._new_measurements()
         self._done = 0
@@ -118,7 +121,8 @@ class MeasuredStrides:
     def step(self, loss: Callable[[], Tensor]) -> None:
         """Count a training step, measure if a decision is near, and move the strides if it is due.
 
-        Call it after each step of the optimiser. Where several batches accumulate gradients for a
+        Call it after each step of the optimiser: between forward and backward pass it would change
+        what the backward pass needs. Where several batches accumulate gradients for a
         step, any of them will do.
 
         Args:
@@ -129,7 +133,8 @@ class MeasuredStrides:
         Raises:
             TypeError: the loss is no function, or does not return one number.
             ValueError: the loss is not finite on any batch before a decision, asks for gradients,
-                or is the same for all maps, or the budgets of several processes differ.
+                or is the same for all maps, the budgets of several processes differ, or strides
+                were fixed by ``requires_grad`` after the budget was made.
 
         Warns:
             UserWarning: no weight has changed since the first step, at the first decision.
@@ -161,6 +166,7 @@ class MeasuredStrides:
             with as_before(self.budget.model) as seed, suppress(NotFiniteError):
                 run_loss(loss, seed)
         if self._done == due:
+            self.budget.check_strides_learn()
             self._decide(decision)
 
     def state_dict(self) -> dict[str, Any]:
