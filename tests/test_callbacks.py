@@ -122,7 +122,7 @@ def test_several_networks_have_budgets_of_their_own(pl):
     trainer = pl.Trainer(callbacks=budgets, **options)
     with pytest.raises(ValueError, match=r"log their cost as 'multiply_adds': .* another log="):
         budgets[0].setup(trainer, pl.LightningModule(), "fit")
-    budgets[1].name = "multiply_adds/b"
+    budgets[1].log_name = "multiply_adds/b"
     budgets[0].setup(trainer, pl.LightningModule(), "fit")
 
 

@@ -93,6 +93,7 @@ class CostBudget:
         UserWarning: ``"before"`` makes a stride more than four times as large; or later, if an
             optimiser moves the strides and nothing holds the budget.
 
+    >>> from diffstride import DiffStride
     >>> net = nn.Sequential(DiffStride(2.0, edge="stopband"), nn.Conv2d(1, 256, 3, padding=1))
     >>> budget = CostBudget(net, torch.zeros(1, 1, 256, 256))
     >>> _ = net[0].strides.data.copy_(torch.tensor([1.8, 2.0]))
@@ -192,6 +193,7 @@ class CostBudget:
             ValueError: if this budget, or another of the same layers, is attached to the optimiser
                 already, or if the optimiser has none of the strides.
 
+        >>> from diffstride import DiffStride
         >>> net = nn.Sequential(DiffStride(2.0), nn.Conv2d(1, 256, 3, padding=1))
         >>> optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
         >>> budget = CostBudget(net, torch.zeros(1, 1, 64, 64), fraction=0.9)
