@@ -73,14 +73,12 @@ def with_prior(worth: Mapping[Key, Worth], trained: float) -> dict[Key, Worth]:
     """
     if not worth:
         return {}
-    layers = _layers(worth)
-    mean_cost = sum(each.cost for each in worth.values()) / sum(
-        each.axes for each in worth.values()
-    )
-    prior = min(trained, MOST_TIMES_MEASURED * _price(worth.values())) * mean_cost
+    layers, network = _layers(worth), _together(worth.values())
+    of_each_mac = min(trained, MOST_TIMES_MEASURED * _price(worth.values()))
+    of_each_axis = of_each_mac * network.cost / network.axes
 
     def added(name: str, cost: float) -> float:
-        return prior * layers[name].axes * cost / layers[name].cost
+        return of_each_axis * layers[name].axes * cost / layers[name].cost
 
     return {
         (name, i): each._replace(mean=each.mean + added(name, each.cost))
@@ -131,12 +129,12 @@ def wanted_moves(
     >>> {key: round(move, 2) for key, move in wanted_moves(worth, [], 0.2).items()}
     {('a', 0): 0.06, ('b', 0): -0.11}
     """
-    layers = _layers(worth)
+    axes, layers = _axes(worth), _layers(worth)
     moves = {}
     for key, each in worth.items():
         unsure = each._replace(error=AXIS_ERROR_FACTOR * each.error)
         together = _log_ratio_to_price(layers[key[0]], layers.values())
-        apart = _log_ratio_to_price(unsure, _axes(worth)[key[0]])
+        apart = _log_ratio_to_price(unsure, axes[key[0]])
         moves[key] = largest * min(max(together + AXIS_SHARE * apart, -1.0), 1.0)
     return {key: 0.0 if move < 0 and key in held else move for key, move in moves.items()}
 

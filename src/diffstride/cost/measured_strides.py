@@ -237,9 +237,10 @@ class MeasuredStrides:
         held = {key for key, grown in self._grown.items() if decision - grown <= HELD_DECISIONS}
         before = self._sizes()
         scale = FIRST_MOVE * (1 - decision / len(self._due)) ** 0.5
-        able = able_to_move(self.worth, self._largest_maps())
+        largest = self._largest_maps()
+        able = able_to_move(self.worth, largest)
         moves = at_constant_cost(wanted_moves(able, held, scale), able, held)
-        tried = self._tried_moves(before) if 2 * decision < len(self._due) else {}
+        tried = self._tried_moves(before.keys() - largest) if 2 * decision < len(self._due) else {}
         self._move(moves | self._following(moves) | tried)
         if decision + 1 < len(self._due):
             self._limit_growth(before)
@@ -274,14 +275,9 @@ class MeasuredStrides:
             follow[key] = max(0.0, moves.get(before, 0.0)) if before else 0.0
         return follow
 
-    def _tried_moves(self, sizes: OutputSizes) -> dict[Key, float]:
+    def _tried_moves(self, growable: set[Key]) -> dict[Key, float]:
         """Twice the size, once, for maps that cannot be made smaller to measure their worth."""
-        largest = self._largest_maps()
-        return {
-            key: log(2.0)
-            for key in sizes.keys() - self.worth.keys() - self._grown.keys()
-            if key not in largest
-        }
+        return dict.fromkeys(growable - self.worth.keys() - self._grown.keys(), log(2.0))
 
     def _sizes(self) -> OutputSizes:
         return self._space.fit(self.budget.in_use).sizes
