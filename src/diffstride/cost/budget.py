@@ -20,7 +20,7 @@ from diffstride.cost.budget_amount import (
     warn_of_raised_strides,
 )
 from diffstride.cost.budget_scaling import UnreachableBudgetError, scale_to_budget
-from diffstride.cost.forgotten_projection import ForgottenProjection
+from diffstride.cost.forgotten_calls import ForgottenProjection
 from diffstride.cost.held_strides import HeldStrides
 from diffstride.cost.multiply_adds import MultiplyAdds, on_host
 from diffstride.cost.projection import project_step

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from diffstride.cost.budget import CostBudget, trains_in_processes
+from diffstride.cost.forgotten_calls import ForgottenStep
 from diffstride.cost.loss_measurement import NotFiniteError, as_before, run_loss
 from diffstride.cost.map_worth import (
     Worth,
@@ -75,6 +76,9 @@ class MeasuredStrides:
         ValueError: a number is too small, the budget is attached to an optimiser, or a single
             stride learns, which the budget fixes.
 
+    Warns:
+        UserWarning: later, if the network trains and `step` is not called.
+
     >>> import torch
     >>> from torch import nn
     >>> from diffstride import DiffStride
@@ -110,6 +114,8 @@ class MeasuredStrides:
         self._done = 0
         self._grown: dict[Key, int] = {}
         self._sums_at_first: list[float] | None = None
+        weights = _learning_weights(budget.model)
+        self._watch = ForgottenStep(weights[0], self._explain_forgotten) if weights else None
 
     def __repr__(self) -> str:
         made, last = bisect_right(self._due, self._done), self._due[-1]
@@ -117,6 +123,12 @@ class MeasuredStrides:
         if self._done > last:
             where = f"step {self._done:,}, strides stay since step {last:,}, after all"
         return f"MeasuredStrides({where} {len(self._due)} decisions; {self.budget!r})"
+
+    def _explain_forgotten(self) -> str:
+        return (
+            "the network trains, but nothing moves its strides: call step(loss) of MeasuredStrides "
+            "after each optimizer.step()"
+        )
 
     def step(self, loss: Callable[[], Tensor]) -> None:
         """Count a training step, measure if a decision is near, and move the strides if it is due.
@@ -146,6 +158,8 @@ class MeasuredStrides:
             )
         _check_not_attached(self.budget)
         self.budget.watch.stop()
+        if self._watch is not None:
+            self._watch.stop()
         if self.budget.hold_():
             self._measurements.prepare()
             self._measurements.start_anew()
@@ -349,12 +363,16 @@ def _within_reach(step: float, size: int) -> float:
     return min(max(step, log(max(1 - reach, 0.5 / size))), log(1 + reach))
 
 
-def _sums(model: nn.Module) -> list[float]:
-    """The sum of each weight that learns, without strides; fused optimisers leave no other sign."""
+def _learning_weights(model: nn.Module) -> list[nn.Parameter]:
+    """The real weights that learn, without strides."""
     strides = {id(layer.strides) for layer in stride_layers(model).values()}
     learning = [x for x in model.parameters() if x.requires_grad and id(x) not in strides]
-    reals = [x.detach() for x in learning if x.is_floating_point()]
-    return [x.sum(dtype=torch.float32).item() for x in reals]
+    return [x for x in learning if x.is_floating_point()]
+
+
+def _sums(model: nn.Module) -> list[float]:
+    """The sum of each weight that learns; fused optimisers leave no other sign."""
+    return [x.detach().sum(dtype=torch.float32).item() for x in _learning_weights(model)]
 
 
 def _check(budget: Any, steps: Any, decisions: Any, batches: Any) -> None:

@@ -1,4 +1,4 @@
-"""A budget that nobody holds warns, and no other does."""
+"""A budget that nobody holds warns, as strides do that nobody moves, and no other does."""
 
 import copy
 import warnings
@@ -71,6 +71,26 @@ def test_strides_that_stay_or_are_loaded_do_not_warn():
         other[0].strides.data.fill_(3.0)
         net.load_state_dict(other.state_dict())
         train(net, rate=0.0)
+
+
+def test_measured_strides_without_a_step_warn_once():
+    net = network()
+    strides = MeasuredStrides(CostBudget(net, X, 0.9), steps=10_000)
+    message = r"nothing moves its strides: call step\(loss\) of MeasuredStrides"
+    with pytest.warns(UserWarning, match=message) as found:
+        train(net, steps=300)
+    assert len(found) == 1
+    assert copy.deepcopy(strides).budget.cost.value() == strides.budget.cost.value()
+
+
+def test_measured_strides_with_a_step_among_many_batches_do_not_warn():
+    net = network()
+    strides = MeasuredStrides(CostBudget(net, X, 0.9), steps=10_000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(net, steps=64)
+        strides.step(lambda: net(X).square().mean())
+        train(net, steps=200)
 
 
 def test_a_watched_network_is_copied_and_saved(tmp_path):
