@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
 from diffstride import CostBudget, DiffStride, MultiplyAdds, convert, freeze, stride_layers
-from diffstride._torch_compat import OperationCounter
+from diffstride._torch_compat import FakeTensorMode, OperationCounter, tree_leaves
+from diffstride.graph.fake_run import shapes_only
 from diffstride.graph.tracer import trace
 
 X = torch.rand(2, 4, 32, 32)
@@ -379,14 +380,16 @@ def test_transformer_layers_cost_the_same_in_both_modes():
         (nn.LSTM, {"bidirectional": True}),
         (nn.LSTM, {"num_layers": 2, "dropout": 0.1}),
         (nn.GRU, {}),
-        (nn.RNN, {}),
+        (nn.GRU, {"num_layers": 2, "bias": False}),
+        (nn.RNN, {"bidirectional": True}),
+        (nn.RNN, {"nonlinearity": "relu"}),
     ],
 )
 def test_recurrent_layers_cost_two_products_a_gate_and_step(kind, options):
     def forward(m, x):
         return m.recur(m.a(x).mean(2).transpose(1, 2))[0]
 
-    recur, x = kind(4, 6, batch_first=True, **options), X[..., :12, :12]  # all but LSTM are slow
+    recur, x = kind(4, 6, batch_first=True, **options), X[..., :12, :12]
     converted = convert(Net(forward, a=strided(), recur=recur), x)
     gates = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1}[kind]
     products = gates * 6 * (4 + 6) * (2 if "bidirectional" in options else 1)
@@ -394,6 +397,30 @@ def test_recurrent_layers_cost_two_products_a_gate_and_step(kind, options):
     assert MultiplyAdds(converted, x).by_module()["recur"] == 6 * products
     check_costs(converted, x)
     CostBudget(converted, x)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.GRU(4, 6), (5, 2, 4)),
+        (nn.GRU(4, 6, 2, bidirectional=True, batch_first=True), (2, 5, 4)),
+        (nn.RNN(4, 6), (5, 4)),
+        (nn.LSTM(4, 6, 2, bidirectional=True), (5, 2, 4)),
+        (nn.LSTM(4, 6, proj_size=3, bias=False), (5, 2, 4)),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+def test_recurrent_layers_run_all_steps_at_once_on_shapes(layer, shape):
+    x = torch.rand(shape)
+    with torch.no_grad():
+        expected = [each.shape for each in tree_leaves(layer(x))]
+    for steps in (x.shape, [1000 if size == 5 else size for size in x.shape]):
+        with shapes_only(FakeTensorMode(allow_non_fake_inputs=True)) as counter:
+            found = layer(torch.empty(steps))
+        matrices = [weight for weight in layer.parameters() if weight.dim() == 2]
+        assert len(counter.multiply_adds) == len(matrices)
+        if steps == x.shape:
+            assert [each.shape for each in tree_leaves(found)] == expected
 
 
 @pytest.mark.parametrize("contiguous", [True, False])
