@@ -99,6 +99,11 @@ def complete_group(group: Group, defaults: Group) -> dict[str, Any]:
     full = {"budget": None, "fold": None, "bindings": [], **defaults, **group}
     listed = {key: _as_list(value) if key in COMBINED else value for key, value in full.items()}
     check_values(listed, OPTIONS, full)
+    if full["bindings"] and "config" not in group:
+        raise ValueError(
+            "a group with bindings needs a 'config' of its own: its rows would pass for those of "
+            f"{defaults.get('config')!r} without the bindings"
+        )
     if "edge" in group and "reference" in listed["pooling"] and "passband" not in listed["edge"]:
         raise ValueError(
             f"'edge' is {group['edge']!r}, but the pooling 'reference' needs 'passband'"

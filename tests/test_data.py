@@ -468,11 +468,62 @@ def test_the_error_of_a_missing_folder_says_what_to_put_there(tmp_path):
 
 def test_an_empty_folder_and_a_single_class_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
-    refused(r"cannot read '.*empty' \(.*\): expected train\.parquet", "empty", tmp_path)
+    refused(r"empty' has no Parquet files, .* expected train\.parquet", "empty", tmp_path)
     folder_of_images(tmp_path / "single", classes=("cat",))
     refused(r"'single' has files of 'cat' only: add a second class", "single", tmp_path)
     write(tmp_path / "flat" / "train" / "0.png", pixels(0))
-    refused(r"'flat' has no column of labels.*two or more classes", "flat", tmp_path)
+    refused(r"flat' has no Parquet files, .* move folders of classes into", "flat", tmp_path)
+
+
+def test_folders_of_classes_without_train_are_refused(tmp_path):
+    for label in ("cat", "dog"):
+        write(tmp_path / "flat" / label / "0.png", pixels(0))
+    refused(r"move folders of classes into .*flat/train", "flat", tmp_path, holdout=1)
+
+
+def test_a_path_is_read_as_a_folder_below_root(tmp_path, monkeypatch):
+    monkeypatch.delenv("DIFFSTRIDE_DATA", raising=False)
+    folder = folder_of_images(tmp_path / "pets")
+    expected = load_folder(folder).train.dataset.images
+    assert torch.equal(load_datasets(str(folder), batch_size=2).train.dataset.images, expected)
+    (folder / "train/cat/photo.heic").write_bytes(b"no image")
+    refused(
+        r"photo\.heic'\) of the train split of .* \(not one of the formats",
+        str(folder),
+        batch_size=2,
+    )
+
+
+def test_arguments_that_the_embedded_digits_do_not_take_are_refused(tmp_path):
+    refused(r"'digits' is the data set of scikit-learn, which takes no root:", "digits", tmp_path)
+    refused(r"which takes no label_column: leave", "digits", label_column="number")
+
+
+@pytest.mark.parametrize(
+    ("function", "returned"),
+    [
+        (lambda images, generator: images.float() / 255, r"float32 \(\d+, 1, 8, 8\)"),
+        (lambda images, generator: images[..., :4], r"uint8 \(\d+, 1, 8, 4\)"),
+    ],
+)
+def test_augmentations_that_change_dtype_or_shape_are_refused(function, returned):
+    match = rf"here uint8 \(\d+, 1, 8, 8\), but <lambda> returned {returned}: set the size"
+    refused(match, "digits", augment_fn=function, error=ValueError)
+
+
+def test_transparent_pixels_are_white(tmp_path):
+    opaque = np.concatenate([pixels(0), np.full((6, 6, 1), 255, dtype=np.uint8)], 2)
+    drawing = opaque.copy()
+    drawing[:3, :, 3] = 0
+    expected = opaque.copy()
+    expected[:3] = 255
+    for part in ("train", "test"):
+        write(tmp_path / "icons" / part / "a" / "0.png", drawing)
+        write(tmp_path / "icons" / part / "b" / "0.png", opaque)
+    found = load_folder(tmp_path / "icons").test.dataset.images
+    assert rows(found.permute(0, 2, 3, 1)) == rows(
+        torch.from_numpy(np.stack([expected, opaque])[..., :3].copy())
+    )
 
 
 def move(root, name, target):

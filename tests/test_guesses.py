@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from diffstride import MultiplyAdds
+from diffstride import MultiplyAdds, stride_layers
 from diffstride.spectral.axis_plan import plan_axis
 from experiments.guesses import SEARCHES, as_gin, main, random_guesses, short
 from experiments.runner import GridRunner
@@ -50,9 +50,14 @@ def test_configurations_hold_the_guesses_of_the_module(written, name, number):
 @pytest.mark.parametrize("name", FILES)
 def test_all_guesses_cost_the_same(written, name):
     search = SEARCHES[name]
-    networks = [search.build(each[2:]) for each in written[name]]
-    costs = [MultiplyAdds(network, search.example).value() for network in networks]
+    first, *_, last = networks = [search.build(each[2:]) for each in written[name]]
+    cost = MultiplyAdds(first, search.example)
+    costs = [
+        cost.value({key: layer.stride_values() for key, layer in stride_layers(network).items()})
+        for network in networks
+    ]
     assert all(0.98 * search.cost <= cost <= search.cost for cost in costs)
+    assert costs[-1] == MultiplyAdds(last, search.example).value()
 
 
 def test_guesses_on_cifar_cost_what_the_strided_network_costs():

@@ -130,6 +130,30 @@ def test_network_gets_the_weights_itself(folder):
     assert load_run(folder, network).network is network
 
 
+def test_weights_of_an_earlier_epoch_are_refused(folder, tmp_path):
+    older = shutil.copytree(folder, tmp_path / "run")
+    (older / "checkpoints/last.ckpt").unlink()
+    with pytest.raises(ValueError, match=r"previous\.ckpt has the weights after epoch \d+ of \d+"):
+        load_run(older, tiny_network)
+
+
+def test_run_of_python_has_no_configuration_of_another_run(configured, tmp_path):
+    configure([str(configured / "operative_config.gin")])
+    gin_registry.train(workdir=str(configured))  # it is finished
+    train_tiny(tmp_path / "run", num_epochs=1)
+    with pytest.raises(ValueError, match="pass model, as to train"):
+        load_run(tmp_path / "run")
+
+
+def test_run_with_a_scope_of_its_network_is_loaded(tmp_path):
+    bindings = ["train.train.num_epochs = 1", "train.train.accelerator = 'cpu'"]
+    bindings += ["data.load_datasets.train_examples = 320", "resnet.resnet18.width = 2"]
+    bindings += ["train.train.model = @wide/resnet.resnet18", "wide/resnet.resnet18.width = 4"]
+    configure(["digits.gin"], bindings, str(tmp_path / "run"))
+    gin_registry.train()
+    assert load_run(tmp_path / "run").network.stem.conv.out_channels == 4
+
+
 def test_missing_model_is_named(folder):
     with pytest.raises(ValueError, match=r"does not say how its network is built.*pass model"):
         load_run(folder)

@@ -47,7 +47,7 @@ def test_expressions_hold_at_other_sizes(size):
 @pytest.mark.parametrize("kernel", [1, 3, 5])
 @pytest.mark.parametrize("stride", [3, 5])
 def test_constant_strides_that_divide_all_sizes_at_first_round_at_others(stride, kernel):
-    for size in range(20, 50):
+    for size in range(20, 35):  # all remainders
         net = nn.Sequential(
             DiffStride((1.5,), edge="stopband"), nn.Conv1d(2, 4, kernel, stride=stride)
         )

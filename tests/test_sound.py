@@ -340,6 +340,10 @@ def test_folds_that_cannot_be_made_are_refused(tmp_path):
         load_folder(parquet_of_speakers(tmp_path / "gaps", ("a", "b", None)), **by_speaker)
     with pytest.raises(DataError, match="no columns to split by, so fold=0 cannot be made"):
         load_folder(folder_of_sounds(tmp_path / "tones"), **by_speaker)
+    with pytest.raises(ValueError, match=r"holdout=2 with fold=0 would test on groups that are"):
+        load_folder(
+            parquet_of_speakers(tmp_path / "more", ("a", "b", "c")), holdout=2, **by_speaker
+        )
     with pytest.raises(ValueError, match="fold=0 needs group_column"):
         check_fold(0, 3, None)
     with pytest.raises(ValueError, match="but got fold=3 with folds=3"):

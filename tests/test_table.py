@@ -163,8 +163,10 @@ def test_strides_of_two_axes_need_a_list_of_lists():
 
 def test_groups_that_differ_only_in_bindings_need_different_configs():
     bindings = {"bindings": ["train.stride_learning_rate = 0.01"]}
+    with pytest.raises(ValueError, match=r"bindings needs a 'config' .* those of 'table' without"):
+        grid([GROUP | bindings])
     with pytest.raises(ValueError, match="different values of 'config'"):
-        grid([GROUP, GROUP | bindings])
+        grid([GROUP, GROUP | bindings | {"config": "table"}])
     named = grid([GROUP, GROUP | bindings | {"config": "fast strides"}]).runs
     assert [run.config for run in named] == ["table", "fast strides"] * 3
     assert named[1].extra == ("train.stride_learning_rate = 0.01",)
@@ -442,7 +444,8 @@ def test_run_locked_by_another_process_is_skipped(fake_training, capsys):
 
 
 def test_bindings_of_a_group_reach_its_runs(fake_training):
-    text = TINY.replace("'seeds': [0, 1]}", "'seeds': [0], 'bindings': ['train.num_epochs = 9']}")
+    extra = "'config': 'long', 'bindings': ['train.num_epochs = 9']"
+    text = TINY.replace("'seeds': [0, 1]}", f"'seeds': [0], {extra}}}")
     Path("tiny.gin").write_text(text.replace("train.train.num_epochs = 1\n", ""))
     assert command("--only=pooling=strided") == 0
     assert command("--only=pooling=max", "--gin_bindings=train.threads = 1") == 0
@@ -469,8 +472,8 @@ def test_rows_of_held_out_images_need_a_folder_named_holdout(fake_training, caps
     assert len(read_rows(Path("results/holdout"))) == 6
     assert command("--results=results/holdout") == 2
     assert "for accuracies on held-out images" in capsys.readouterr().err
-    text = TINY.replace("'budget'", "'bindings': ['load_datasets.holdout = 9'], 'budget'")
-    Path("tiny.gin").write_text(text)
+    extra = "'config': 'held', 'bindings': ['load_datasets.holdout = 9']"
+    Path("tiny.gin").write_text(TINY.replace("'budget'", f"{extra}, 'budget'"))
     assert command() == 2
     assert not Path("results/runs.jsonl").exists()
 
@@ -547,7 +550,7 @@ def test_mistake_in_the_options_gives_a_one_line_error(capsys, arguments, messag
     ],
 )
 def test_bindings_that_contradict_their_group_are_refused(capsys, bindings, message):
-    text = TINY.replace("'seeds': [0, 1]", f'"bindings": ["{bindings}"]')
+    text = TINY.replace("'seeds': [0, 1]", f'"config": "own", "bindings": ["{bindings}"]')
     Path("tiny.gin").write_text(text)
     assert command() == 2
     (line,) = capsys.readouterr().err.splitlines()

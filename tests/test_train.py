@@ -690,6 +690,19 @@ def test_polynomial_decay_ends_with_the_training():
     rates = rates_of(schedule, 8)
     assert rates[4] == pytest.approx([0.1])
     assert min(rates[:8]) > [0.0]
+    squared = partial(torch.optim.lr_scheduler.PolynomialLR, power=2.0)
+    rates = rates_of(build_schedule(squared, optimizer_of(0.2, 0.2), total_steps=8), 8)
+    assert rates[4] == pytest.approx([0.05, 0.05])
+
+
+def test_what_a_partial_of_a_schedule_sets_stays():
+    torch_schedules = torch.optim.lr_scheduler
+    peak = partial(torch_schedules.OneCycleLR, max_lr=0.5)
+    rates = rates_of(build_schedule(peak, optimizer_of(0.1, 0.1), total_steps=10), 10)
+    assert max(rates)[0] == pytest.approx(0.5)
+    slow = partial(torch_schedules.CosineAnnealingLR, T_max=20)
+    rates = rates_of(build_schedule(slow, optimizer_of(0.1, 0.1), total_steps=10), 10)
+    assert rates[5][0] == pytest.approx(0.05 * (1 + 0.5**0.5))
 
 
 @pytest.mark.parametrize("name", ["OneCycleLR", "CosineAnnealingLR", "MultiStepLR"])

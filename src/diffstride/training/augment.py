@@ -8,7 +8,13 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
-from diffstride.training.augment_per_image import PerImage, name_of, per_image
+from diffstride.training.augment_per_image import (
+    PerImage,
+    checked_result,
+    describe_tensor,
+    name_of,
+    per_image,
+)
 from diffstride.training.augment_sound import (
     check_maps,
     gain_and_noise,
@@ -174,14 +180,20 @@ def describe_augmentation(augment: Augmentation, images: Tensor) -> str:
     The digest differs where the arguments differ, however they were bound. It is left out if the
     results do not depend on the generator alone.
 
+    Raises:
+        ValueError: the results have another shape or dtype than the images.
+
     >>> images = torch.arange(32).reshape(2, 1, 4, 4)
     >>> describe_augmentation(flip, images) == describe_augmentation(flip, images)
     True
     """
-    name = name_of(augment)
+    name, taken = name_of(augment), describe_tensor(images)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        results = [augment(images.clone(), seeded_generator(seed)) for seed in (0, 1, 2, 0, 1, 2)]
+        results = [
+            checked_result(augment, taken, augment(images.clone(), seeded_generator(seed)))
+            for seed in (0, 1, 2, 0, 1, 2)
+        ]
     halves = results[:3], results[3:]
     first, again = (torch.stack(half).double().numpy().tobytes() for half in halves)
     return f"{name} {hashlib.sha256(first).hexdigest()[:12]}" if first == again else name

@@ -54,16 +54,23 @@ class PerImage:
             return torch.stack([self._change(image) for image in images])
 
     def _change(self, image: Tensor) -> Tensor:
-        shape, dtype = image.shape, image.dtype
-        result = self.function(image)
-        if isinstance(result, Tensor) and result.shape == shape and result.dtype == dtype:
-            return result
-        raise ValueError(
-            f"augment_fn must return images of the shape and dtype that it takes, here "
-            f"{_describe_tensor(image)}, but {name_of(self.function)} returned "
-            f"{_describe_tensor(result)}: set the size by image_size, and leave out conversion to "
-            "floats and normalisation, which come later"
-        )
+        taken = describe_tensor(image)
+        return checked_result(self.function, taken, self.function(image))
+
+
+def checked_result(function: Callable[..., Any], taken: str, result: Any) -> Tensor:
+    """What an augmentation returned; ``taken`` describes what it took.
+
+    Raises:
+        ValueError: the result has another shape or dtype.
+    """
+    if isinstance(result, Tensor) and describe_tensor(result) == taken:
+        return result
+    raise ValueError(
+        f"augment_fn must return images of the shape and dtype that it takes, here {taken}, but "
+        f"{name_of(function)} returned {describe_tensor(result)}: set the size by image_size, and "
+        "leave out conversion to floats and normalisation, which come later"
+    )
 
 
 @contextmanager
@@ -101,7 +108,12 @@ def name_of(function: Callable[..., Any]) -> str:
     return getattr(function, "__name__", type(function).__name__)
 
 
-def _describe_tensor(value: Any) -> str:
+def describe_tensor(value: Any) -> str:
+    """Dtype and shape of a tensor.
+
+    >>> describe_tensor(torch.zeros(1, 2)), describe_tensor(1.0)
+    ('float32 (1, 2)', 'a float')
+    """
     if not isinstance(value, Tensor):
         return f"a {type(value).__name__}"
     return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"

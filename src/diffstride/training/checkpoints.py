@@ -217,11 +217,11 @@ def newest_checkpoint(
     return None
 
 
-def weights(folder: Path, network: torch.nn.Module) -> dict[str, Any]:
-    """The ``state_dict`` of ``network`` in the newest checkpoint, see `newest_checkpoint`.
+def weights(folder: Path, network: torch.nn.Module, epochs: int) -> dict[str, Any]:
+    """The ``state_dict`` of ``network`` after its last epoch, see `newest_checkpoint`.
 
     Raises:
-        ValueError: there is no checkpoint, or none can be used.
+        ValueError: there is no checkpoint after so many ``epochs``, or none can be used.
     """
     found = newest_checkpoint(folder, network)
     if found is None:
@@ -229,7 +229,14 @@ def weights(folder: Path, network: torch.nn.Module) -> dict[str, Any]:
             f"{folder} has no checkpoint with the weights of the network: put {LAST} back, or "
             "remove the run folder to train again from the start"
         )
-    states = found[1]["state_dict"].items()
+    path, checkpoint = found
+    done = checkpoint.get("run", {}).get("epochs", epochs)
+    if done != epochs:
+        raise ValueError(
+            f"{path} has the weights after epoch {done} of {epochs}: put {LAST} back, or remove "
+            "the run folder to train again from the start"
+        )
+    states = checkpoint["state_dict"].items()
     return {name.removeprefix("network."): state for name, state in states}
 
 

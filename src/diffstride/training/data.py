@@ -124,7 +124,8 @@ def load_datasets(
             and its sampling rate in Hz. Given, all files are taken for sounds.
         fold: which of `folds` to train on, from 0; the rows of both splits are split anew, such
             that each value of `group_column`, for example each speaker, is on one side only. The
-            sorted values are dealt out in turn: fold 0 tests on the first, the fourth, …
+            sorted values are dealt out in turn: fold 0 tests on the first, the fourth, … It
+            excludes `holdout`.
         folds: number of folds, 2 or more.
         group_column: name of a column of Parquet or Hub data, for `fold`.
 
@@ -232,6 +233,11 @@ def _split(
     test_examples: int | None,
 ) -> tuple[Rows, Rows]:
     train, test = source.train, source.test
+    if holdout and fold is not None:
+        raise ValueError(
+            f"holdout={holdout} with fold={fold} would test on groups that are trained on: leave "
+            "holdout out, and use another fold to choose settings"
+        )
     if not 0 <= holdout < len(train.rows):
         raise ValueError(f"holdout must be 0 to {len(train.rows) - 1}, but got {holdout}")
     if holdout:

@@ -51,7 +51,8 @@ def _is_not_about_missing_path(record: logging.LogRecord) -> bool:
 def bound_values() -> Iterator[tuple[str, str, Any]]:
     """Name, argument and value of all bindings whose value is known before anything is called.
 
-    Macros are resolved. A reference to a function or class is that function or class.
+    Macros are resolved. A reference to a function or class is that function or class, called in the
+    scope of the reference.
     """
     for (_, name), bound in gin.config._CONFIG.items():
         for argument, value in bound.items():
@@ -72,7 +73,8 @@ def _known(value: Any) -> Any:
         return _known(gin.query_parameter(f"{value.scoped_selector}.value"))
     if value.evaluate:
         raise LookupError(value)
-    return gin.config._REGISTRY[value.selector].wrapper
+    wrapper = gin.config._REGISTRY[value.selector].wrapper
+    return value.scoped_configurable_fn if value.scopes else wrapper
 
 
 def macros_defined(text: str) -> Iterator[str]:

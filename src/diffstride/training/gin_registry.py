@@ -20,6 +20,7 @@ from diffstride.training import augment, data, schedules, sound
 from diffstride.training.argument_types import argument_kinds, check_argument, fits
 from diffstride.training.gin_compat import bound_values
 from diffstride.training.run import train as _train
+from diffstride.training.run_folder import by_gin
 
 NAMES: dict[str, list[str]] = {}
 """Registered names, as ``module.name``, with the arguments that may be bound."""
@@ -178,6 +179,16 @@ _register_all(
     ["LRScheduler", *schedules.UNSUPPORTED],
 )
 
+
+@functools.wraps(_train)
+def _train_by_gin(*args: Any, **kwargs: Any) -> Any:
+    before = by_gin.set(True)
+    try:
+        return _train(*args, **kwargs)
+    finally:
+        by_gin.reset(before)
+
+
 train = register(
-    functools.partial(_train, model=resnet18, datasets=load_datasets), "train", name="train"
+    functools.partial(_train_by_gin, model=resnet18, datasets=load_datasets), "train", name="train"
 )

@@ -86,4 +86,12 @@ def _pixels(encoded: bytes) -> Tensor:
             # Pillow would clip these at 255 instead of scaling them.
             raise ValueError(f"more than 8 bits per pixel, mode {image.mode!r}")
         PIL.ImageOps.exif_transpose(image, in_place=True)
-        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+        return torch.from_numpy(np.array(_opaque(image).convert("RGB"))).permute(2, 0, 1)
+
+
+def _opaque(image: PIL.Image.Image) -> PIL.Image.Image:
+    """An image on white, as viewers show it; transparent pixels may have any color."""
+    if not image.has_transparency_data:
+        return image
+    white = PIL.Image.new("RGBA", image.size, "white")
+    return PIL.Image.alpha_composite(white, image.convert("RGBA"))

@@ -124,7 +124,7 @@ def load_run(folder: str | Path, model: Model | None = None) -> LoadedRun:
         sound_fn = _configured_sound_function(facts["sound_fn"]) if sounds else None
     if not isinstance(model, nn.Module):
         model = model(**model_arguments(len(classes), image_shape))
-    model.load_state_dict(weights(folder / CHECKPOINTS, model))
+    model.load_state_dict(weights(folder / CHECKPOINTS, model, summary["epochs"]))
     mean, std = (torch.tensor(facts[name]) for name in ("mean", "std"))
     network = model.eval()
     return LoadedRun(network, classes, image_shape, mean, std, summary, sounds, sound_fn)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,9 @@ from diffstride.training.run_summary import (
 
 CONFIG = "operative_config.gin"
 
+by_gin = ContextVar("by_gin", default=False)
+"""Whether Gin calls the training: what it has bound may be of another one else."""
+
 
 def find_finished(
     workdir: Path, settings: dict[str, Any], network: nn.Module | None = None
@@ -50,7 +54,8 @@ def find_finished(
     if summary is not None:
         check_settings(workdir, summary.get("settings"), settings)
         if network is not None:
-            network.load_state_dict(weights(workdir / CHECKPOINTS, network))
+            state = weights(workdir / CHECKPOINTS, network, summary["epochs"])
+            network.load_state_dict(state)
         print_once(f"{workdir} holds this run, finished:\n{format_summary(summary)}", flush=True)
     return summary
 
@@ -109,13 +114,13 @@ def hold_folder(workdir: Path) -> Iterator[None]:
 
 @rank_zero_only
 def save_config(workdir: Path) -> None:
-    """Save the operative Gin configuration, if there is one, in the run folder.
+    """Save the operative Gin configuration in the run folder of a training that Gin calls.
 
     Raises:
         OSError: the folder cannot be written to.
     """
-    if config := gin.operative_config_str():
-        path = workdir / CONFIG
+    if by_gin.get():
+        path, config = workdir / CONFIG, gin.operative_config_str()
         with explain_write_errors(workdir, "workdir"), atomic_file(path) as file:
             file.write(config.encode())
 

@@ -3,6 +3,7 @@
 import inspect
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from torch.optim import Optimizer
@@ -61,7 +62,8 @@ def build_schedule(
 
     ``total_steps`` and ``T_max``, and ``total_iters`` of `torch.optim.lr_scheduler.PolynomialLR`,
     become the number of training steps. ``max_lr``, the peak of
-    `torch.optim.lr_scheduler.OneCycleLR`, becomes the learning rates of the parameter groups.
+    `torch.optim.lr_scheduler.OneCycleLR`, becomes the learning rates of the parameter groups. What
+    a `functools.partial` sets stays.
     """
     rates = [group["lr"] for group in optimizer.param_groups]
     known: dict[str, Any] = dict(zip(FROM_RUN, (total_steps, total_steps, rates), strict=True))
@@ -69,9 +71,13 @@ def build_schedule(
     signature = inspect.signature(schedule.__init__ if isinstance(schedule, type) else schedule)
     if is_polynomial(schedule):  # in others it is the length of a part of the training
         known["total_iters"] = total_steps
-    return schedule(optimizer, **{k: v for k, v in known.items() if k in signature.parameters})
+    given = schedule.keywords if isinstance(schedule, partial) else {}
+    missing = signature.parameters.keys() - given.keys()
+    return schedule(optimizer, **{k: v for k, v in known.items() if k in missing})
 
 
 def is_polynomial(schedule: object) -> bool:
-    """Whether it is `torch.optim.lr_scheduler.PolynomialLR`, also if wrapped by Gin."""
+    """Whether it is `torch.optim.lr_scheduler.PolynomialLR`, also wrapped by Gin or partial."""
+    if isinstance(schedule, partial):
+        schedule = schedule.func
     return isinstance(schedule, type) and issubclass(schedule, PolynomialLR)

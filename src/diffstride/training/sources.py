@@ -75,9 +75,10 @@ def read_source(
     """
     if name == "digits":
         _check_no_fold(name, fold)
+        _check_is_not_own(name, root, label_column)
         return _digits()
     root = root or os.environ.get("DIFFSTRIDE_DATA")
-    folder = _existing_folder(name, expand_home(root)) if root else None
+    folder = _existing_folder(name, expand_home(root)) if root else _folder_of_path(name)
     if folder and any(has_folders(folder / part) for part in PARTS):
         _check_no_fold(name, fold)
         return _from_class_folders(name, folder)
@@ -108,6 +109,16 @@ def _check_no_fold(name: str, fold: Fold | None) -> None:
         )
 
 
+def _check_is_not_own(name: str, root: object, label_column: str | None) -> None:
+    """Refuse arguments for data of the user, where the name is that of the embedded data."""
+    given = {"root": root, "label_column": label_column}
+    if used := [argument for argument, value in given.items() if value is not None]:
+        raise DataError(
+            f"{name!r} is the data set of scikit-learn, which takes no {' and no '.join(used)}: "
+            "leave that out, or give your own data set another name"
+        )
+
+
 def _check_train_split(name: str, splits: Iterable[Any]) -> None:
     if "train" not in splits:
         raise DataError(
@@ -135,6 +146,12 @@ def _existing_folder(name: str, root: Path) -> Path:
             f"DIFFSTRIDE_DATA), or set neither to load {name!r} from the Hugging Face Hub"
         )
     return folder
+
+
+def _folder_of_path(name: str) -> Path | None:
+    """The folder that a name stands for if it is a path: `datasets` would read it its own way."""
+    folder = expand_home(name)
+    return folder if "/" in name and folder.is_dir() else None
 
 
 def _from_class_folders(name: str, folder: Path) -> Source:
@@ -173,6 +190,12 @@ def _from_folder(folder: Path) -> "DatasetDict":
     from datasets import load_dataset
 
     check_files(folder)
+    if not any(folder.rglob("*.parquet")):
+        # By `datasets`, files would be left out, and names of files taken for splits.
+        raise DataError(
+            f"{str(folder)!r} has no Parquet files, and no folders train and test of classes: "
+            f"expected {LAYOUT}; move folders of classes into {folder / 'train'}"
+        )
     try:
         _check_parquet(folder)
         return load_dataset(str(folder))
