@@ -8,7 +8,8 @@ from pathlib import Path
 import networks
 import pytest
 import torch
-from networks import IMAGE, Block, Several
+import torch.nn.functional as F
+from networks import IMAGE, Block, Net, Several
 from torch import nn
 from torch.nn.utils import prune
 
@@ -43,6 +44,27 @@ def test_even_kernels_and_same_padding_keep_their_samples_in_place(weight):
         middle = (..., slice(8, 24), slice(8, 24))  # away from the borders, padded with zeros
         difference = (convert(nn.Sequential(conv), x)(x) - conv(x))[middle].abs().max()
         assert difference < 0.05 * conv(x)[middle].abs().max()
+
+
+@pytest.mark.parametrize("before", [nn.Identity(), nn.ReflectionPad2d(1)])
+@pytest.mark.parametrize("kernel", [3, 7])
+def test_convolutions_without_padding_see_no_zeros(before, kernel):
+    conv = nn.Conv2d(8, 8, kernel, stride=2, bias=False)
+    nn.init.constant_(conv.weight, 1 / (8 * kernel**2))
+    ones = torch.ones(1, 8, 17, 17)
+    converted = convert(nn.Sequential(before, conv), ones)
+    assert converted.conversion.placements == {"1": "before"}
+    torch.testing.assert_close(converted(ones), conv(before(ones)))
+
+
+def test_kernels_that_the_network_reads_itself_are_not_resampled():
+    def forward(net, x):
+        return F.conv_transpose2d(net.b(net.a(x)), net.b.weight, stride=2, padding=1)
+
+    net = Net(forward, a=nn.Conv2d(3, 16, 3, padding=1), b=nn.Conv2d(16, 16, 4, 2, padding=1))
+    converted = convert(net, torch.rand(1, 3, 32, 32))
+    assert converted.conversion.placements == {"b": "after"}
+    assert torch.equal(converted.b.weight, net.b.weight)
 
 
 BRANCHES = {

@@ -943,9 +943,33 @@ def test_projected_steps_keep_the_cost_and_the_limits(strides):
 def test_a_state_of_another_network_is_refused_and_changes_nothing():
     (_, budget), (_, other) = in_a_row(2.0), in_a_row(2.0, 3.0)
     before = budget.state_dict()
-    with pytest.raises(ValueError, match="a network with the layers 0, 2, but this one has 0"):
+    with pytest.raises(ValueError, match=r"the strides \{'0': 1, '2': 1\}, by layer, but this one"):
         budget.load_state_dict(other.state_dict())
     assert budget.state_dict() == before
+
+
+@pytest.mark.parametrize("wrong", ["shared", "limited"])
+def test_a_state_of_other_strides_or_limits_is_refused_and_changes_nothing(wrong):
+    def net(**options):
+        return nn.Sequential(DiffStride(2.0, **options), nn.Conv2d(3, 8, 3, padding=1))
+
+    x = torch.zeros(1, 3, 32, 32)
+    own = {"shared": {"shared_stride": True}, "limited": {"upper_limit_stride": 2.5}}[wrong]
+    state = CostBudget(net(), x, fraction=0.3).state_dict()
+    budget = CostBudget(net(**own), x)
+    before = budget.state_dict()
+    message = {"shared": "by layer, but this one has", "limited": "outside of its limits"}[wrong]
+    with pytest.raises(ValueError, match=message):
+        budget.load_state_dict(state)
+    assert budget.state_dict() == before
+    again = CostBudget(net(**own), x)
+    again.load_state_dict(budget.state_dict())  # at a limit, perhaps, and allowed
+
+
+def test_a_network_without_a_cost_is_refused():
+    net = nn.Sequential(DiffStride(2.0), nn.ReLU())
+    with pytest.raises(ValueError, match="no multiply-adds that count"):
+        CostBudget(net, torch.zeros(1, 3, 2048, 2048))
 
 
 def test_a_default_dtype_does_not_move_strides():

@@ -88,6 +88,44 @@ def test_unets(kind):
     assert list(converted.conversion.mirrors.values()) == [("c",), ("b",)]
 
 
+def test_transposed_convolutions_may_be_given_the_size_that_they_mirror():
+    def forward(net, x):
+        a = net.a(x)
+        b = net.b(a)
+        y = net.up(net.c(b), output_size=b.shape[2:]) + b
+        return net.again(y, output_size=list(a.shape[2:])) + a
+
+    layers = {"a": nn.Conv2d(4, 4, 3, padding=1), "b": strided(), "c": strided()}
+    ups = {name: nn.ConvTranspose2d(4, 4, 2, 2) for name in ("up", "again")}
+    converted = check(Net(forward, **layers, **ups), names="bc", fraction=0.9)
+    assert converted.conversion.mirrors == {"up": ("c",), "again": ("b",)}
+
+
+def test_a_unet_may_have_a_smallest_map_of_one_size():
+    def forward(net, x):
+        a = net.a(x)
+        b = net.b(a)
+        c = net.c(b)
+        c = (c.flatten(2) + net.positions).reshape(c.shape)
+        return net.again(net.up(c) + b) + a
+
+    ups = {name: nn.ConvTranspose2d(4, 4, 2, 2) for name in ("up", "again")}
+    net = Net(forward, a=strided(), b=strided(), c=strided(), **ups)
+    net.positions = nn.Parameter(torch.rand(1, 1, 16))
+    converted = check(net, names="abc", keeps_size=False)
+    assert isinstance(converted.c.pooling, AdaptiveSpectralPooling)
+
+
+def test_an_axis_of_one_sample_may_be_squeezed_away():
+    def forward(net, x):
+        return net.c(net.b(net.a(x)).squeeze(2))
+
+    volumes = {name: nn.Conv3d(4, 4, 3, stride=2, padding=1) for name in "ab"}
+    x = torch.rand(1, 4, 4, 32, 32)
+    converted = check(Net(forward, **volumes, c=strided()), x, names="abc", keeps_size=False)
+    assert isinstance(converted.b.pooling, AdaptiveSpectralPooling)
+
+
 def test_one_module_that_enlarges_at_several_places():
     up = nn.ConvTranspose2d(4, 4, 2, 2)
     converted = check(unet(up, up), names="abc", keeps_size=False)

@@ -1,6 +1,7 @@
 """A budget that nobody holds warns, as strides do that nobody moves, and no other does."""
 
 import copy
+import pickle
 import warnings
 
 import pytest
@@ -91,6 +92,19 @@ def test_measured_strides_with_a_step_among_many_batches_do_not_warn():
         train(net, steps=64)
         strides.step(lambda: net(X).square().mean())
         train(net, steps=200)
+
+
+def test_a_copy_of_an_attached_budget_is_held_by_nobody_and_warns():
+    net = network()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    budget = CostBudget(net, X, 0.9)
+    budget.attach(optimizer)
+    copied_net, _, copied = copy.deepcopy((net, optimizer, budget))
+    assert budget.is_attached
+    assert not copied.is_attached
+    assert pickle.loads(pickle.dumps(copied)).state_dict() == copied.state_dict()
+    with pytest.warns(UserWarning, match="nothing holds their budget"):
+        train(copied_net, steps=8)
 
 
 def test_a_watched_network_is_copied_and_saved(tmp_path):

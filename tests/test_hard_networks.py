@@ -399,6 +399,16 @@ def test_recurrent_layers_cost_two_products_a_gate_and_step(kind, options):
     CostBudget(converted, x)
 
 
+def test_a_batch_may_be_as_large_as_a_sequence_is_long():
+    def forward(m, x):
+        return m.recur(m.a(x).permute(2, 0, 1))[0]
+
+    x = torch.rand(16, 4, 32)
+    convolution = nn.Conv1d(4, 4, 3, stride=2, padding=1)
+    converted = convert(Net(forward, a=convolution, recur=nn.GRU(4, 6)), x)
+    assert isinstance(converted.a.pooling, DiffStride)
+
+
 @pytest.mark.parametrize(
     ("layer", "shape"),
     [

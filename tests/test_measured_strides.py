@@ -531,6 +531,28 @@ def test_training_goes_on_after_a_loss_that_fails(failing):
     assert output_sizes(budget) != first
 
 
+def test_buffers_that_nothing_changes_are_not_written_to():
+    class Shifted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.body = nn.BatchNorm2d(3), chain()
+            self.register_buffer("shift", torch.ones(1).expand(3))  # as large as one number
+            with torch.inference_mode():
+                self.register_buffer("scale", torch.ones(3))
+
+        def forward(self, x):
+            shifted = x * self.scale[:, None, None] + self.shift[:, None, None]
+            return self.body(self.norm(shifted))
+
+    net = Shifted()
+    net(IMAGES)
+    strides = MeasuredStrides(CostBudget(net, IMAGES), steps=2, batches=2)
+    before = net.norm.running_mean.clone()
+    for _ in range(2):
+        strides.step(lambda: net(IMAGES).square().mean())
+    assert torch.equal(net.norm.running_mean, before)
+
+
 def test_buffers_that_forward_replaces_are_put_back():
     class Count(nn.Module):
         def __init__(self):
@@ -818,7 +840,7 @@ def test_a_single_stride_has_nothing_to_share():
 def test_a_state_of_another_network_is_refused():
     state = MeasuredStrides(CostBudget(chain(), IMAGES), steps=40).state_dict()
     other = CostBudget(nn.Sequential(nn.Identity(), chain()), IMAGES)
-    with pytest.raises(ValueError, match="network with the layers 1, 3, but"):
+    with pytest.raises(ValueError, match=r"with the strides \{'1': 2, '3': 2\}, by layer, but"):
         MeasuredStrides(other, steps=40).load_state_dict(state)
 
 

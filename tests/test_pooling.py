@@ -540,6 +540,16 @@ def test_traced_layers_return_the_same_with_strides_as_constants(layer, training
     assert torch.allclose(traced(x), layer(x), atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
+def test_an_operation_in_place_may_follow_in_transforms_and_programs():
+    net = nn.Sequential(DiffStride(1.7), nn.ReLU(inplace=True)).eval()
+    x = torch.randn(2, 3, 12, 12)
+    expected = net(x)
+    assert torch.equal(torch.func.vmap(lambda each: net(each[None])[0])(x), expected)
+    assert torch.equal(torch.compile(net, backend="eager")(x), expected)
+    assert torch.equal(torch.export.export(net, (x,)).module()(x), expected)
+
+
 def test_layers_in_a_vmap_over_their_strides_are_refused_with_advice():
     layers = [DiffStride(2.0), DiffStride(3.0)]
     (parameters, _), x = torch.func.stack_module_state(layers), torch.rand(1, 1, 8, 8)

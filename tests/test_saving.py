@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import Net
 from torch import nn
 
 from diffstride import (
@@ -233,6 +234,24 @@ def test_a_loaded_network_trains_under_a_budget(tmp_path):
     loaded(torch.randn(2, 3, 32, 32)).square().sum().backward()
     optimizer.step()
     assert MultiplyAdds(loaded, EXAMPLE).value() <= loaded.conversion.multiply_adds[""]
+
+
+def test_a_network_is_converted_again_in_the_mode_of_then(tmp_path):
+    def forward(net, x):
+        b = net.b(net.a(x))
+        y = net.c(b).mean((2, 3))
+        return (y, net.aux(b.flatten(1))) if net.training else y
+
+    def build():
+        layers = {name: nn.Conv2d(8, 8, 3, stride=2, padding=1) for name in "abc"}
+        return Net(forward, **layers, aux=nn.Linear(8 * 8 * 8, 2))
+
+    x = torch.rand(2, 8, 32, 32)
+    model = convert(build().eval(), x).train()
+    save(model, tmp_path / "net.pt")
+    loaded = load(build(), tmp_path / "net.pt")
+    assert loaded.training
+    assert torch.equal(loaded.eval()(x), model.eval()(x))
 
 
 def test_modes_and_requires_grad_are_those_of_the_plain_network(tmp_path):

@@ -214,3 +214,14 @@ def test_a_converted_network_inside_another():
     again.inner = convert(Block(), X)
     again.load_state_dict(network.state_dict())
     assert again.inner.eval()(X).equal(network.inner.eval()(X))
+
+
+@pytest.mark.parametrize("assign", [True, False])
+def test_a_network_on_the_meta_device_is_filled_with_its_state(assign):
+    model = convert(block(), X)
+    state = model.state_dict()
+    empty = copy.deepcopy(model).to("meta")
+    if not assign:
+        empty = empty.to_empty(device="cpu")
+    empty.load_state_dict(state, assign=assign)
+    assert torch.equal(empty.eval()(X), model(X))

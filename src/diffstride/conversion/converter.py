@@ -240,7 +240,7 @@ def _find_in(model: nn.Module, traced: Trace, search: Search) -> Found:
     calls, left_out = find_strided_calls(
         traced, search.filter_fn, names, search.patchify, search.leaf_modules
     )
-    place(calls, traced.model, search.order, search.min_channels)
+    place(calls, traced, search.order, search.min_channels)
     pool_whole_maps(traced)
     try:
         groups, mirrors = group_calls(traced, calls, left_out, tuple(names), search.shared_stride)
@@ -284,7 +284,8 @@ def _record(converted: nn.Module, found: Found, example: Any, options: dict[str,
     conversion.left_out = found.left_out
     calls = [call for group in found.groups for call in group.calls]
     modules = tuple(dict.fromkeys(call.name for call in calls))
-    step = ConversionStep(without_data(example), options, modules, dict(found.left_out))
+    training = found.trace.model.training
+    step = ConversionStep(without_data(example), options, modules, dict(found.left_out), training)
     conversion.steps.append(step)
     for call in calls:
         conversion.strides[call.name] = stride_of(call.module, len(call.strides))

@@ -50,6 +50,8 @@ class Mirroring(Mixin, TracedInto):
         slot = self.sizes[next_call(self)]
         if slot and isinstance(self, nn.Upsample):
             return F.interpolate(x, slot[0], mode=self.mode, align_corners=self.align_corners)
+        if slot:  # a transposed convolution may be given the size that it mirrors
+            args, kwargs = (), {}
         y = super().forward(x, *args, **kwargs)  # type: ignore[misc]
         return resize_linearly(y, slot[0]) if slot else y
 

@@ -117,6 +117,8 @@ def resample_convolution(conv: Conv, taps: Sequence[CoarseTaps]) -> None:
     """Write the kernel, dilation and padding of a convolution for the coarse grid, in place."""
     conv.weight.copy_(resampled_kernel(conv.weight, taps))
     conv.dilation = tuple(axis.dilation for axis in taps)
+    if conv.padding_mode == "zeros" and conv.padding in ("valid", (0,) * len(taps)):
+        conv.padding_mode = "replicate"  # without padding it has seen no zeros
     set_padding(conv, [axis.pads for axis in taps])
 
 

@@ -16,6 +16,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from diffstride._torch_compat import Conv
 from diffstride.conversion.strided_modules import StridedCall, convolves
+from diffstride.graph.tracer import Trace
 
 Order = Literal["auto", "before", "after"]
 ORDERS: tuple[Order, ...] = get_args(Order)
@@ -27,20 +28,20 @@ def check_order(order: str) -> None:
         raise ValueError(f"order must be one of {', '.join(map(repr, ORDERS))}, but got {order!r}")
 
 
-def place(calls: Sequence[StridedCall], model: nn.Module, order: str, min_channels: int) -> None:
+def place(calls: Sequence[StridedCall], trace: Trace, order: str, min_channels: int) -> None:
     """Set the placement of each call.
 
     Args:
         calls: the calls of strided modules.
-        model: the network.
+        trace: of the network.
         order: as for `diffstride.convert`.
         min_channels: likewise.
     """
-    holders = Counter(id(w) for module in model.modules() for w in module._parameters.values())
+    users = _users_of_weights(trace)
     uses = Counter(call.module for call in calls)
     for call in calls:
         conv = call.module
-        shared = isinstance(conv, Conv) and holders[id(conv.weight)] > 1
+        shared = isinstance(conv, Conv) and users[id(conv.weight)] > 1
         can_resample = _is_plain(conv) and not shared
         if call.pointwise:
             call.placement = "before"
@@ -53,6 +54,15 @@ def place(calls: Sequence[StridedCall], model: nn.Module, order: str, min_channe
         else:
             few = getattr(conv, "in_channels", 0) < min_channels and uses[conv] == 1
             call.placement = "on top" if few else "before"
+
+
+def _users_of_weights(trace: Trace) -> Counter[int]:
+    """How many modules hold each parameter, and how often the network reads it by itself."""
+    parameters = dict(trace.model.named_parameters(remove_duplicate=False))
+    read = [str(node.target) for node in trace.graph.nodes if node.op == "get_attr"]
+    users = Counter(id(parameters[name]) for name in read if name in parameters)
+    users.update(id(w) for module in trace.model.modules() for w in module._parameters.values())
+    return users
 
 
 def _is_plain(module: nn.Module) -> bool:

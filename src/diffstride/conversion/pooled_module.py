@@ -17,6 +17,7 @@ from diffstride._torch_compat import saves_by_hooks, shares_memory
 from diffstride.conversion.dense_max_pooling import dense_axes, pool_densely
 from diffstride.conversion.kernel_resampling import CoarseTaps, resampled_kernel
 from diffstride.conversion.mixed_classes import Mixin, mix_in
+from diffstride.spectral.axis_plan import CPU
 from diffstride.spectral.memory_format import full_precision
 
 
@@ -134,10 +135,10 @@ class Pooled(Mixin):
         before conversion, of one pooled after its convolutions, or of a version before 0.2.
         """
         key, name = f"{prefix}coarse_taps", f"{prefix}weight"
-        own = getattr(self, "coarse_taps", None)
+        own = _positions(self.taps)  # not the buffer, which a device such as meta leaves empty
         saved = state_dict.get(key)
         if saved is not None:
-            if own is not None and own.shape == saved.shape and _agree(own, saved):
+            if self.taps and own.shape == saved.shape and _agree(own, saved):
                 return None
             return (
                 f"the kernel of {prefix[:-1] or 'this module'} in the checkpoint is for another "
@@ -145,7 +146,7 @@ class Pooled(Mixin):
                 "example of the same size"
             )
         kernel: Any = state_dict.get(name)
-        if own is None or getattr(kernel, "shape", 0) != self.weight.shape:
+        if not self.taps or getattr(kernel, "shape", 0) != self.weight.shape:
             return None
         if any(each.startswith(f"{prefix}pooling.") for each in state_dict):
             warnings.warn(
@@ -154,9 +155,15 @@ class Pooled(Mixin):
                 "pooled after its convolutions, and resampled; save buffers, too, if it is not",
                 stacklevel=2,
             )
-        state_dict[key] = own
+        state_dict[key] = own.to(kernel.device)
         state_dict[name] = resampled_kernel(kernel, self.taps)
         return None
+
+
+def _positions(taps: Sequence[CoarseTaps]) -> Tensor:
+    """The positions of the old and the new taps, one axis after the other."""
+    positions = [position for axis in taps for position in (*axis.old, *axis.new)]
+    return torch.tensor(positions, dtype=torch.float32, device=CPU)
 
 
 def _agree(positions: Tensor, others: Tensor) -> bool:
@@ -215,9 +222,7 @@ def attach_pooling(
     module.slots, module.layers = [], ()  # type: ignore[assignment]
     module.calls, module.call_index = 1, 0  # type: ignore[assignment]
     if taps:
-        positions = [position for axis in taps for position in (*axis.old, *axis.new)]
-        tensor = torch.tensor(positions, dtype=torch.float32, device=module.weight.device)  # type: ignore
-        module.register_buffer("coarse_taps", tensor)
+        module.register_buffer("coarse_taps", _positions(taps).to(module.weight.device))  # type: ignore
 
 
 def set_layers(module: Any, layers: Sequence[tuple[nn.Module, tuple[CropPad, ...]]]) -> None:

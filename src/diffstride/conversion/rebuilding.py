@@ -113,7 +113,9 @@ def _check(model: nn.Module, recipe: Recipe) -> None:
 
 
 def _convert_again(model: nn.Module, step: dict[str, Any]) -> nn.Module:
-    """Convert the same modules as a step of a recipe did."""
+    """Convert the same modules as a step of a recipe did, in the mode of then."""
+    if step.get("training") is not None:
+        model.train(step["training"])
     wanted: dict[str, Any] = step["modules"]
     options = step["options"]
     leaves = [leaf for name in options["leaf_modules"] if (leaf := _leaf(name, model))]

@@ -31,7 +31,8 @@ def recipe(model: nn.Module) -> Recipe:
 
     - ``format``, ``version``: of the recipe, and of diffstride.
     - ``conversions``: for each call of `convert` the part of the network that was converted, its
-      example's shapes, the arguments, and the modules with their strides and places of pooling.
+      example's shapes, the arguments, the mode of the network, and the modules with their strides
+      and places of pooling.
     - ``frozen``: for each place of a layer of `freeze` its strides and map sizes.
 
     Args:
@@ -81,6 +82,7 @@ def _describe_step(part: str, record: Conversion, step: ConversionStep) -> dict[
         "options": {name: _as_json(value) for name, value in options.items()},
         "modules": converted_modules(record, step),
         "left_out": step.left_out,
+        "training": step.training,
     }
 
 

@@ -21,12 +21,14 @@ class ConversionStep:
         options: the other arguments, without ``filter_fn``.
         modules: the modules that were converted.
         left_out: the reason for each module that strides and was not converted.
+        training: whether the network was in training mode; None in files of older versions.
     """
 
     example: Any
     options: dict[str, Any]
     modules: tuple[str, ...]
     left_out: dict[str, str]
+    training: bool | None = None
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Hold a network to a budget of multiply-adds while its strides learn."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from itertools import count
 from math import exp, log, log1p
@@ -133,11 +133,22 @@ class CostBudget:
         costs = self.cost.by_module() if budget == "before" else {}
         self.aim_(before)
         self.compute_gradients(True)
-        self.watch = ForgottenProjection(self._strides.parameters, self._explain_forgotten)
+        self._watch()
         if budget == "before":
             warn_of_raised_strides(before, self.in_use, costs)
         elif budget is not None and 1 < budget <= MOST_TIMES:
             warn_of_larger_budget(budget, self.multiply_adds, self._present)
+
+    def _watch(self) -> None:
+        self.watch = ForgottenProjection(self._strides.parameters, self._explain_forgotten)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and files have: no optimiser holds them, as copies of it have no hooks."""
+        return vars(self) | {"_hooks": [], "watch": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._watch()
 
     def __repr__(self) -> str:
         try:
@@ -366,27 +377,42 @@ class CostBudget:
         """Continue from a saved state, strides included.
 
         Raises:
-            ValueError: if it is that of a network with other layers, or not of a budget.
+            ValueError: if it is that of a network with other strides or limits, or not of a budget.
         """
-        if "written" not in state:
-            raise ValueError(
-                f"the state has {', '.join(state)}, and is not of a CostBudget: pass what its "
-                "state_dict() returned; that of MeasuredStrides belongs into MeasuredStrides"
-            )
-        if state["written"].keys() != self._strides.layers.keys():
-            raise ValueError(
-                f"the state is of a network with the layers {', '.join(state['written'])}, but "
-                f"this one has {', '.join(self._strides.layers)}: load that of the same network, "
-                "with the same layers learning"
-            )
+        self.check_state(state)
         self.multiply_adds = state["multiply_adds"]
         self._target = dict(state["wanted"])
         self._size_search.last = state["size_search"]["last"]
         self.use_(state["written"])
         self._compared = False
 
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Refuse a state that is not of a budget, or is that of another network.
+
+        Raises:
+            ValueError: it is; says how the networks differ.
+        """
+        if "written" not in state:
+            raise ValueError(
+                f"the state has {', '.join(state)}, and is not of a CostBudget: pass what its "
+                "state_dict() returned; that of MeasuredStrides belongs into MeasuredStrides"
+            )
+        written, present = state["written"], self.in_use
+        there, here = ({name: len(each) for name, each in x.items()} for x in (written, present))
+        if there != here:
+            raise ValueError(
+                f"the state is of a network with the strides {there}, by layer, but this one has "
+                f"{here}: continue with that of the same network, with the same layers learning"
+            )
+        self._strides.check_limits(written)
+
     def _check_reachable(self) -> None:
         now = self.cost.value()
+        if not now:
+            raise ValueError(
+                "the network has no multiply-adds that count, as convolutions and linear layers "
+                "have: there is nothing to hold"
+            )
         most = max(now, self.space.largest_value())
         if most < self._least:
             raise ValueError(

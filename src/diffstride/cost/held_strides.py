@@ -14,6 +14,8 @@ from diffstride.cost.size_thresholds import as_stored, in_float32
 from diffstride.cost.stride_space import Logs
 from diffstride.pooling.learnable import DiffStride
 
+ROUNDING = 1e-5  # of a stride, with a margin: the nearest number of single precision
+
 
 class HeldStrides:
     """The strides that learn in a network.
@@ -90,6 +92,26 @@ class HeldStrides:
         for (name, layer), part in zip(self.layers.items(), parts, strict=True):
             layer.write_(part, stored[name])
         self.in_use = _logs(stored)
+
+    def check_limits(self, logs: Logs) -> None:
+        """Refuse strides that the limits of their layers do not allow.
+
+        Args:
+            logs: the logarithms of those of all layers.
+
+        Raises:
+            ValueError: some are.
+        """
+        for name, layer in self.layers.items():
+            strides = as_stored(logs[name])
+            if any(
+                abs(allowed - stride) > ROUNDING * stride
+                for allowed, stride in zip(_within_limits(layer, strides), strides, strict=True)
+            ):
+                raise ValueError(
+                    f"the strides of {name!r} in the state are {strides}, outside of its limits "
+                    f"{layer.limits}: give the layer the limits that it had"
+                )
 
     def check_learn(self) -> None:
         """Refuse strides that were fixed after the budget was made.

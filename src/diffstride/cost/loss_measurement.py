@@ -36,11 +36,12 @@ def as_before(model: nn.Module) -> Iterator[int]:
         try:
             yield int(torch.randint(1 << 31, ()))
         finally:
-            for holder, name, buffer, value in buffers:
-                buffer.copy_(value)
-                holder[name] = buffer  # where `forward` has put another one
             for module, mode in modes:
                 module.training = mode
+            for holder, name, buffer, value in buffers:
+                holder[name] = buffer  # where `forward` has put another one
+                if not torch.equal(buffer, value):  # others may not be written to, as expanded ones
+                    buffer.copy_(value)
 
 
 def run_loss(loss: Callable[[], Any], seed: int, where: str = "") -> float:

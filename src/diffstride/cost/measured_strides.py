@@ -216,18 +216,13 @@ class MeasuredStrides:
         Raises:
             ValueError: it is that of another network.
         """
-        written, present = state["budget"]["written"], self.budget.in_use
-        there, here = ({name: len(each) for name, each in x.items()} for x in (written, present))
-        if there != here:
-            raise ValueError(
-                f"the state is of a network with the strides {there}, by layer, but this one has "
-                f"{here}: continue with that of the same network"
-            )
+        self.budget.check_state(state["budget"])
         self._due, self.batches = state["schedule"]
         self._done, self._grown = state["done"], dict(state["grown"])
         self._measurements = self._new_measurements()
         self._measurements.load_state_dict(state)
-        same_strides = {name: [*each] for name, each in written.items()} == present
+        written: Logs = state["budget"]["written"]
+        same_strides = {name: [*each] for name, each in written.items()} == self.budget.in_use
         if trains_in_processes() or not same_strides:
             self._measurements.start_anew()
 

@@ -277,14 +277,30 @@ def run_with_sizes(
             if node in groups.pinned:
                 continue  # a constant
             if node in groups.leaders:
+                _check_axes(groups, node, run)
                 run.values[node] = output(node)
-            elif node.op != "output" and any(n in run.values for n in node.all_input_nodes):
+            elif node.op != "output" and _depends_on_sizes(groups, node, run):
                 before = len(counter.multiply_adds)
                 values = ChainMap(run.values, groups.trace.values)
                 run.values[node] = _try_node(groups, node, values)
                 run.operations[node] = counter.multiply_adds[before:]
                 if node in groups.mirrors:
                     run.values[node] = _mirrored(groups, node, values)
+
+
+def _check_axes(groups: StrideGroups, call: fx.Node, run: Run) -> None:
+    """The map of a call must keep its axes: an axis of one sample may have been squeezed away."""
+    source = source_of(call)
+    before = groups.trace.values[source].dim()
+    if source in run.values and run.values[source].dim() != before:
+        raise SizeMismatchError(call, [], f"gets {run.values[source].dim()} dimensions")
+
+
+def _depends_on_sizes(groups: StrideGroups, node: fx.Node, run: Run) -> bool:
+    """Whether a node takes what a run has computed, or mirrors its size."""
+    mirrored = groups.mirrors.get(node)
+    more = [] if mirrored is None else [source_of(mirrored)]
+    return any(source in run.values for source in (*node.all_input_nodes, *more))
 
 
 def _enlarged_output(groups: StrideGroups, call: fx.Node) -> Tensor:
@@ -303,6 +319,8 @@ def _mirrored(groups: StrideGroups, node: fx.Node, values: Mapping[fx.Node, Any]
 
 def _try_node(groups: StrideGroups, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n])
+    if node in groups.mirrors:  # without a size that it is given
+        args, kwargs = (first_argument(args, kwargs),), {}
     try:
         return groups.trace.run(node, args, kwargs)
     except Exception as error:
@@ -338,10 +356,12 @@ def _check_batch(groups: StrideGroups) -> None:
     """What the network returns must not have more samples: ``view(-1, 400)`` would make them."""
     output = groups.trace.graph.output_node()
     for source in output.all_input_nodes:
-        for dim in groups.dims(source)[:1]:
-            if dim.growth and dim.size == groups.trace.batch:
-                why = f"the number of samples becomes {dim.perturbed[-1]}"
-                raise SizeMismatchError(output, [], why)
+        first, *others = groups.dims(source) or [None]
+        # Another dimension of this size that stays is the batch, as behind a transposition.
+        stays = any(dim.size == groups.trace.batch and not dim.growth for dim in others)
+        if first and first.growth and first.size == groups.trace.batch and not stays:
+            why = f"the number of samples becomes {first.perturbed[-1]}"
+            raise SizeMismatchError(output, [], why)
 
 
 def _merge(groups: StrideGroups, mismatch: SizeMismatchError) -> fx.Node:

@@ -18,7 +18,7 @@ class AdaptiveSpectralPooling(SpectralPooling):
     leave the strides before it free to learn.
 
     Args:
-        output_size: the length of each axis, in samples.
+        output_size: the length of each axis, in samples; a single number means two axes.
 
     Shape:
         ``(B, C, N_1, …, N_n)`` to ``(B, C, M_1, …, M_n)``.
@@ -35,8 +35,10 @@ class AdaptiveSpectralPooling(SpectralPooling):
 
     fixes_size = True
 
-    def __init__(self, output_size: Sequence[int]) -> None:
+    def __init__(self, output_size: Sequence[int] | int) -> None:
         super().__init__()
+        if isinstance(output_size, Integral):
+            output_size = (int(output_size),) * 2
         if not all(isinstance(each, Integral) and each >= 1 for each in output_size):
             raise ValueError(
                 f"output_size must be whole numbers of at least 1, one per axis, but got "

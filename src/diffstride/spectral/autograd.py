@@ -58,8 +58,8 @@ class SpectralPool(torch.autograd.Function):
         dense, on_ramp = pool_map(layout.enter(x), axes, layout, learning=True)
         y = layout.leave(dense)
         # An in-place ReLU may follow, and autograd forbids in-place changes of an output that is a
-        # view. A detached tensor is no view; in a transform there is nothing to detach.
-        return (y if is_transformed(y) else y.data), *on_ramp
+        # view. A detached tensor is no view; in a transform only a copy is none.
+        return (y.clone() if is_transformed(y) else y.data), *on_ramp
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
