@@ -356,11 +356,10 @@ def _check_batch(groups: StrideGroups) -> None:
     """What the network returns must not have more samples: ``view(-1, 400)`` would make them."""
     output = groups.trace.graph.output_node()
     for source in output.all_input_nodes:
-        first, *others = groups.dims(source) or [None]
+        as_large = [dim for dim in groups.dims(source) if dim.size == groups.trace.batch]
         # Another dimension of this size that stays is the batch, as behind a transposition.
-        stays = any(dim.size == groups.trace.batch and not dim.growth for dim in others)
-        if first and first.growth and first.size == groups.trace.batch and not stays:
-            why = f"the number of samples becomes {first.perturbed[-1]}"
+        if as_large and as_large[0] is groups.dims(source)[0] and all(d.growth for d in as_large):
+            why = f"the number of samples becomes {as_large[0].perturbed[-1]}"
             raise SizeMismatchError(output, [], why)
 
 

@@ -37,14 +37,13 @@ class AdaptiveSpectralPooling(SpectralPooling):
 
     def __init__(self, output_size: Sequence[int] | int) -> None:
         super().__init__()
-        if isinstance(output_size, Integral):
-            output_size = (int(output_size),) * 2
-        if not all(isinstance(each, Integral) and each >= 1 for each in output_size):
+        sizes = output_size if isinstance(output_size, Sequence) else (output_size,) * 2
+        if not all(isinstance(each, Integral) and each >= 1 for each in sizes):
             raise ValueError(
                 f"output_size must be whole numbers of at least 1, one per axis, but got "
                 f"{output_size!r}"
             )
-        self.fixed_size = tuple(map(int, output_size))
+        self.fixed_size = tuple(map(int, sizes))
         self.num_axes = len(self.fixed_size)
 
     def plan(self, input_size: Sequence[int], strides: Sequence[float] | None = None) -> Plan:
