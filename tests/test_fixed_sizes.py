@@ -116,6 +116,32 @@ def test_a_unet_may_have_a_smallest_map_of_one_size():
     assert isinstance(converted.c.pooling, AdaptiveSpectralPooling)
 
 
+@pytest.mark.parametrize("last", [nn.MaxPool2d((4, 1)), nn.Conv2d(4, 4, 5, (4, 1), padding=2)])
+def test_maps_are_pinned_along_the_axes_that_stride_alone(last):
+    """As in a network that reads lines of text of any width."""
+
+    def forward(net, x):
+        return net.read(net.last(net.b(net.a(x).relu())).squeeze(2))
+
+    net = Net(forward, a=strided(), b=strided(), last=last, read=nn.Conv1d(4, 4, 3, padding=1))
+    x = torch.rand(1, 4, 16, 40)
+    converted = check(net, x, names=("a", "b", "last"), keeps_size=False)
+    assert converted.last.pooling.fixed_size == (1, None)
+    for width in (20, 40, 72):
+        x = torch.rand(2, 4, 16, width)
+        assert converted(x).shape == net(x).shape
+
+
+def test_maps_are_pinned_along_all_axes_where_that_is_not_enough():
+    def forward(net, x):
+        return net.read(net.last(net.b(net.a(x))).flatten(1))
+
+    last = nn.Conv2d(4, 4, 5, (4, 1), padding=2)
+    net = Net(forward, a=strided(), b=strided(), last=last, read=nn.Linear(4 * 10, 3))
+    converted = check(net, torch.rand(1, 4, 16, 40), names=("a", "b", "last"))
+    assert converted.last.pooling.fixed_size == (1, 10)
+
+
 def test_an_axis_of_one_sample_may_be_squeezed_away():
     def forward(net, x):
         return net.c(net.b(net.a(x)).squeeze(2))

@@ -377,7 +377,8 @@ def _new_pooling(group: PooledGroup, keep_ones: bool, **options: Any) -> nn.Modu
     """A layer that starts at the strides of these calls, or keeps the size of their maps."""
     calls = group.calls
     if group.pinned:
-        return AdaptiveSpectralPooling(calls[0].strided_size)
+        sizes = enumerate(calls[0].strided_size)
+        return AdaptiveSpectralPooling([None if i in group.free else size for i, size in sizes])
     own = stride_of(calls[0].module, len(calls[0].strides))
     if keep_ones and 1 in own and max(own) > 1:
         for name in ("lower_limit_stride", "upper_limit_stride"):

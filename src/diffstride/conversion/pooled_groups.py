@@ -1,6 +1,7 @@
 """Group the strided calls of a network that share one pooling layer."""
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from torch import fx, nn
 
@@ -10,9 +11,17 @@ from diffstride.conversion.strided_modules import StridedCall, common_size
 from diffstride.graph.moved_strides import find_groups_at_all_strides
 from diffstride.graph.stride_groups import StrideConflictError, StrideGroups
 from diffstride.graph.tracer import Trace
+from diffstride.pooling.base import SizedPooling
 from diffstride.strides import stride_layers
 
 SEVERAL = "is called several times, on maps that cannot share a stride: use one for each"
+
+
+class Pinned(NamedTuple):
+    """Calls that are pinned together, along all axes but those that are ``free``."""
+
+    calls: list[fx.Node]
+    free: tuple[int, ...]
 
 
 @dataclass
@@ -20,7 +29,7 @@ class PooledGroup:
     """Strided calls that share one pooling layer, which may exist already.
 
     ``crop_pads`` give the maps of all modules the same ``size`` before they are pooled. ``pinned``
-    says that the pooled map keeps its present size, whatever comes in.
+    says that the pooled map keeps its present size, whatever comes in, but for its ``free`` axes.
     """
 
     calls: list[StridedCall]
@@ -29,6 +38,7 @@ class PooledGroup:
     size: tuple[int, ...]
     trace: Trace
     pinned: bool = False
+    free: tuple[int, ...] = ()
 
     def sharers(self, call: StridedCall) -> int:
         """For how many modules the layer pools the map that this call pools."""
@@ -54,7 +64,8 @@ def group_calls(
 ) -> tuple[list[PooledGroup], dict[fx.Node, fx.Node]]:
     """Group calls that share a layer; those whose strides conflict are added to ``left_out``.
 
-    Where an operation accepts maps of one size only, the calls before it are pinned.
+    Where an operation accepts maps of one size only, the calls before it are pinned: along the axes
+    along which they stride if that is enough, else along all.
 
     Args:
         traced: the network.
@@ -68,11 +79,15 @@ def group_calls(
     """
     modules = {node: traced.module(node) for node in traced.graph.nodes}
     pooled = set(stride_layers(traced.model).values())
-    fixed = {node for node, module in modules.items() if getattr(module, "fixes_size", False)}
-    pinned: list[list[fx.Node]] = []
+    fixed = {
+        node: module.free_axes
+        for node, module in modules.items()
+        if isinstance(module, SizedPooling) and module.fixes_size
+    }
+    pinned: list[Pinned] = []
     while True:
         by_node = {call.node: call for call in calls}
-        constant = fixed.union(*pinned)
+        constant = fixed | {node: each.free for each in pinned for node in each.calls}
         nodes = [n for n, m in modules.items() if n in by_node or m in pooled]
         mirrors = find_mirrors(traced, calls)
         try:
@@ -85,10 +100,13 @@ def group_calls(
             )
             return _pooled_groups(found, pinned, by_node), mirrors
         except StrideConflictError as error:
+            if any(each.free for each in pinned):  # it was not enough
+                pinned = [each._replace(free=()) for each in pinned]
+                continue
             learning = by_node.keys() - constant - set(error.to_pin)
             if error.to_pin and learning and by_node.keys() >= set(error.to_pin):
                 _refuse_included([by_node[node] for node in error.to_pin], include, error)
-                pinned.append(error.to_pin)
+                pinned.append(Pinned(error.to_pin, _unstrided([by_node[n] for n in error.to_pin])))
                 continue
             names = {by_node[node].name for node in error.calls if node in by_node}
             if not names:
@@ -97,7 +115,14 @@ def group_calls(
             left_out.update(dict.fromkeys(sorted(names), str(error)))
             calls = [call for call in calls if call.name not in names]
             left = {call.node for call in calls}
-            pinned = [kept for group in pinned if (kept := [n for n in group if n in left])]
+            kept = [Pinned([n for n in each.calls if n in left], each.free) for each in pinned]
+            pinned = [each for each in kept if each.calls]
+
+
+def _unstrided(calls: list[StridedCall]) -> tuple[int, ...]:
+    """The axes along which none of these calls strides."""
+    strides = zip(*(call.strides for call in calls), strict=True)
+    return tuple(axis for axis, each in enumerate(strides) if set(each) == {1})
 
 
 def _refuse_included(
@@ -109,11 +134,11 @@ def _refuse_included(
 
 
 def _pooled_groups(
-    stride_groups: StrideGroups, pinned: list[list[fx.Node]], by_node: dict[fx.Node, StridedCall]
+    stride_groups: StrideGroups, pinned: list[Pinned], by_node: dict[fx.Node, StridedCall]
 ) -> list[PooledGroup]:
     """One group for each stride group, joined where a module is called in several of them."""
     groups: list[PooledGroup] = []
-    for nodes in (*stride_groups.members(), *pinned):
+    for nodes in (*stride_groups.members(), *(each.calls for each in pinned)):
         group = _pooled_group(stride_groups, nodes, by_node)
         modules = {call.module for call in group.calls}
         for other in [other for other in groups if modules & other.crop_pads.keys()]:
@@ -149,7 +174,9 @@ def _pooled_group(
     if any(call.crop_pad_to(size) != crop_pads[call.module] for call in calls):
         raise StrideConflictError(SEVERAL, nodes)
     layer = trace.module(pooled[0]) if pooled else None
-    return PooledGroup(calls, crop_pads, layer, size, trace, nodes[0] in stride_groups.pinned)
+    pinned = stride_groups.pinned
+    is_pinned, free = nodes[0] in pinned, tuple(pinned.get(nodes[0], ()))
+    return PooledGroup(calls, crop_pads, layer, size, trace, is_pinned, free)
 
 
 def _settled(call: StridedCall, alone: bool) -> StridedCall:
@@ -164,7 +191,11 @@ def _apart(one: PooledGroup, two: PooledGroup) -> bool:
     shared = one.crop_pads.keys() & two.crop_pads.keys()
     calls = [call for call in (*one.calls, *two.calls) if call.module in shared]
     resampled = any(call.placement == "before" and not call.pointwise for call in calls)
-    return one.pinned != two.pinned and not resampled
+    return _pins(one) != _pins(two) and not resampled
+
+
+def _pins(group: PooledGroup) -> tuple[bool, tuple[int, ...]]:
+    return group.pinned, group.free
 
 
 def _join(one: PooledGroup, two: PooledGroup) -> PooledGroup:
@@ -173,7 +204,7 @@ def _join(one: PooledGroup, two: PooledGroup) -> PooledGroup:
         one.crop_pads[module] == two.crop_pads[module]
         for module in one.crop_pads.keys() & two.crop_pads.keys()
     )
-    if not same or (one.pooling and two.pooling) or one.pinned != two.pinned:
+    if not same or (one.pooling and two.pooling) or _pins(one) != _pins(two):
         raise StrideConflictError(SEVERAL, [call.node for call in calls])
     return replace(
         one,

@@ -122,7 +122,7 @@ class MultiplyAdds:
         find_groups = partial(
             find_groups_at_all_strides,
             traced,
-            pinned=[node for node in calls if layers[node].fixes_size],
+            pinned={node: layers[node].free_axes for node in calls if layers[node].fixes_size},
             square=all(getattr(each, "shared_stride", each.fixes_size) for each in layers.values()),
         )
         resizing = [node for node in calls if not layers[node].fixes_size]

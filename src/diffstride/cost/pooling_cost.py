@@ -108,8 +108,9 @@ class PooledMaps:
                 what the layers before contribute through the inputs of this one.
         """
         found = []
-        for size, key, axis in zip(self.inputs, self.outputs, axes, strict=True):
-            by_size, by_stride = self.module.size_slopes(axis)
+        for i, (size, key, axis) in enumerate(zip(self.inputs, self.outputs, axes, strict=True)):
+            is_free = i in self.module.free_axes
+            by_size, by_stride = (1.0, 0.0) if is_free else self.module.size_slopes(axis)
             size.add_slopes(known, slopes[key] * by_size, slopes)
             found.append(slopes[key] * by_stride)
         return found

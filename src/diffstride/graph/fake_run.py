@@ -47,10 +47,9 @@ def shapes_only(fake_mode: FakeTensorMode) -> Iterator[OperationCounter]:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with warnings.catch_warnings(), torch.no_grad(), fake_mode, StepsAtOnce():
+        with warnings.catch_warnings(), torch.no_grad(), fake_mode, OperationCounter() as counter:
             warnings.simplefilter("ignore")  # the network warns again when it runs
-            with OperationCounter() as counter:
-                yield counter
+            yield counter
     finally:
         logger.disabled = disabled
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -72,11 +71,12 @@ def run_node(module: nn.Module | None, node: fx.Node, args: Any, kwargs: Any) ->
             return torch.empty_like(x)
     if isinstance(module, SizedPooling):
         return _pooled(module, first_argument(args, kwargs))
-    if module is not None:
-        return module.forward(*args, **kwargs)
-    if node.op == "call_method":
-        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    return node.target(*args, **kwargs)  # type: ignore[operator]
+    with StepsAtOnce():
+        if module is not None:
+            return module.forward(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def _changeable(value: Any) -> Any:
@@ -142,7 +142,8 @@ def run_network(
                 elif _keeps_shape(module):
                     vars(module)["forward"] = torch.empty_like
         try:
-            output = model(*inputs)
+            with StepsAtOnce():
+                output = model(*inputs)
         except Exception as error:
             inner = max(counter.mod_tracker.parents, key=len, default="")
             why = " ".join(str(error).split())[:200]

@@ -7,8 +7,8 @@ had equal sizes and no longer do, their calls must share a stride. No table of o
 Where strides round sizes, two may agree by chance: then the graph runs with several growths.
 
 Two kinds of calls set sizes without a stride. A *pinned* call returns maps of one size, whatever
-comes in. A *mirror* enlarges its map to the size that went into another call, as the decoder of a
-U-Net does.
+comes in, but for axes that are free. A *mirror* enlarges its map to the size that went into another
+call, as the decoder of a U-Net does.
 """
 
 from collections import ChainMap
@@ -76,12 +76,12 @@ class StrideGroups:
         self,
         trace: Trace,
         calls: Iterable[fx.Node],
-        pinned: Collection[fx.Node] = (),
+        pinned: Mapping[fx.Node, Collection[int]] | None = None,
         mirrors: Mapping[fx.Node, fx.Node] | None = None,
         square: bool = False,
     ) -> None:
         self.trace = trace
-        self.pinned, self.mirrors = pinned, dict(mirrors or {})
+        self.pinned, self.mirrors = dict(pinned or {}), dict(mirrors or {})
         self.leaders = {call: call for call in calls}
         # Maps that are not square may become so by chance, at these strides.
         self.square = square and all(map(self._pools_square_maps, self.leaders))
@@ -168,8 +168,8 @@ class StrideGroups:
         return [call for call in self.leaders if call in found]
 
     def sources(self, node: fx.Node) -> list[fx.Node]:
-        """A node and those that it depends on, the nearest first; not those before pinned calls."""
-        return with_sources(node, self.pinned)
+        """A node and those that its size depends on, the nearest first."""
+        return with_sources(node, [call for call, free in self.pinned.items() if not free])
 
 
 def find_stride_groups(trace: Trace, calls: Iterable[fx.Node], **sizes: Any) -> StrideGroups:
@@ -179,8 +179,9 @@ def find_stride_groups(trace: Trace, calls: Iterable[fx.Node], **sizes: Any) -> 
         trace: the traced network.
         calls: the resizing calls, in order of execution.
         **sizes: what else sets sizes. ``pinned``: calls that return maps of one size whatever comes
-            in. ``mirrors``: calls that enlarge their map, each with the call to the size of whose
-            input. ``square``: whether all axes share a stride, so that square maps stay square.
+            in, each with the spatial axes that are free of that. ``mirrors``: calls that enlarge
+            their map, each with the call to the size of whose input. ``square``: whether all axes
+            share a stride, so that square maps stay square.
 
     Raises:
         StrideConflictError: if two maps meet and only one follows a stride; it holds the calls to
@@ -275,7 +276,9 @@ def run_with_sizes(
     with restoring(nn.ModuleList(others)), shapes_only(groups.trace.fake_mode) as counter:
         for node in nodes:
             if node in groups.pinned:
-                continue  # a constant
+                if groups.pinned[node] and source_of(node) in run.values:
+                    run.values[node] = _pinned_output(groups, node, run)
+                continue  # a constant otherwise
             if node in groups.leaders:
                 _check_axes(groups, node, run)
                 run.values[node] = output(node)
@@ -286,6 +289,17 @@ def run_with_sizes(
                 run.operations[node] = counter.multiply_adds[before:]
                 if node in groups.mirrors:
                     run.values[node] = _mirrored(groups, node, values)
+
+
+def _pinned_output(groups: StrideGroups, call: fx.Node, run: Run) -> Tensor:
+    """The output of a pinned call, whose free axes have as many more samples as its input."""
+    _check_axes(groups, call, run)
+    value, source = groups.trace.values[call], source_of(call)
+    before, now = groups.trace.values[source].shape[2:], run.values[source].shape[2:]
+    sizes = [*value.shape[2:]]
+    for axis in groups.pinned[call]:
+        sizes[axis] += now[axis] - before[axis]
+    return value.new_empty((*value.shape[:2], *(max(1, size) for size in sizes)))
 
 
 def _check_axes(groups: StrideGroups, call: fx.Node, run: Run) -> None:

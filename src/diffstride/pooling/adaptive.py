@@ -18,7 +18,8 @@ class AdaptiveSpectralPooling(SpectralPooling):
     leave the strides before it free to learn.
 
     Args:
-        output_size: the length of each axis, in samples; a single number means two axes.
+        output_size: the length of each axis, in samples; None for an axis that keeps the length
+            that comes in. A single number means two axes.
 
     Shape:
         ``(B, C, N_1, …, N_n)`` to ``(B, C, M_1, …, M_n)``.
@@ -31,19 +32,23 @@ class AdaptiveSpectralPooling(SpectralPooling):
     >>> pool = AdaptiveSpectralPooling((5, 5))
     >>> pool(torch.ones(1, 3, 9, 10)).shape, pool(torch.ones(1, 3, 4, 5)).shape
     (torch.Size([1, 3, 5, 5]), torch.Size([1, 3, 5, 5]))
+    >>> AdaptiveSpectralPooling((1, None))(torch.ones(1, 3, 9, 10)).shape
+    torch.Size([1, 3, 1, 10])
     """
 
     fixes_size = True
 
-    def __init__(self, output_size: Sequence[int] | int) -> None:
+    def __init__(self, output_size: Sequence[int | None] | int) -> None:
         super().__init__()
         sizes = output_size if isinstance(output_size, Sequence) else (output_size,) * 2
-        if not all(isinstance(each, Integral) and each >= 1 for each in sizes):
+        fixed = [each for each in sizes if each is not None]
+        if not fixed or not all(isinstance(each, Integral) and each >= 1 for each in fixed):
             raise ValueError(
-                f"output_size must be whole numbers of at least 1, one per axis, but got "
-                f"{output_size!r}"
+                "output_size must be whole numbers of at least 1, one per axis, or None for some, "
+                f"but got {output_size!r}"
             )
-        self.fixed_size = tuple(map(int, sizes))
+        self.fixed_size = tuple(None if each is None else int(each) for each in sizes)
+        self.free_axes = tuple(i for i, each in enumerate(self.fixed_size) if each is None)
         self.num_axes = len(self.fixed_size)
 
     def plan(self, input_size: Sequence[int], strides: Sequence[float] | None = None) -> Plan:

@@ -32,6 +32,8 @@ class SizedPooling(nn.Module):
     num_axes: int
     fixes_size = False
     """Whether the output has the same size whatever comes in."""
+    free_axes: tuple[int, ...] = ()
+    """The axes for which that does not hold: they keep the length that comes in."""
     loaded_with: list[str] | None = None
     """The list of errors of the last `load_state_dict` that has loaded the layer."""
 

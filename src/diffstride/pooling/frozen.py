@@ -30,7 +30,8 @@ class FrozenPooling(SizedPooling):
         strides: strides, one per axis, each at least 1.
         settings: arguments of `diffstride.spectral.plan_axis` that follow size and stride.
         round_to: if given, strides are rounded as in `diffstride.freeze`.
-        fixed_size: if given, the size of the output for every input, whatever the strides.
+        fixed_size: if given, the size of the output for every input, whatever the strides; None
+            for axes that keep their length.
 
     Shape:
         ``(B, C, N_1, …, N_n)`` to ``(B, C, M_1, …, M_n)``, for sizes given to `add_size` only.
@@ -54,7 +55,7 @@ class FrozenPooling(SizedPooling):
         strides: Sequence[float],
         settings: tuple[float, Edge, bool, bool] = USUAL,
         round_to: float | None = None,
-        fixed_size: tuple[int, ...] | None = None,
+        fixed_size: tuple[int | None, ...] | None = None,
     ) -> None:
         super().__init__()
         self.num_axes = len(strides)

@@ -161,12 +161,15 @@ def plan_spectral_axis(size: int, stride: float) -> Axis:
     return Axis(size, max(1, whole(size / stride)), stride, flat=True)
 
 
-def plan_resized_axis(size: int, output_size: int) -> Axis:
+def plan_resized_axis(size: int, output_size: int | None) -> Axis:
     """The axis that is brought to a given length, which may be larger: all common bins, no window.
+
+    With None it keeps its length.
 
     >>> plan_resized_axis(9, 6).stride, plan_resized_axis(4, 6).num_bins
     (1.5, 3)
     """
+    output_size = output_size or size
     return Axis(size, output_size, size / output_size, math.inf, 1.0, flat=True)
 
 
