@@ -347,6 +347,13 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
             r"pooling\.DiffStride\.strides is bound, but has no effect",
         ),
         (
+            [
+                "--gin_bindings=data.load_datasets.augment_fn = 'shift_mask'",
+                "--gin_bindings=augment.shift_and_mask.share = 0.2",
+            ],
+            r"shift_and_mask are bound, .* 'shift_mask' is a name: bind @augment.shift_and_mask",
+        ),
+        (
             ["--gin_bindings=resnet.resnet18.strides = '1, 1, two'"],
             r"as \[1, 1, 2, 2, 2\] or as '1, 1, 2, 2, 2', but got '1, 1, two'",
         ),

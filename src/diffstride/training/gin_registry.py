@@ -50,10 +50,15 @@ _ONE_THREAD = threading.RLock()  # another thread would restore what the first h
 def check_bindings() -> None:
     """Refuse bound values of a type that the annotation of their argument excludes.
 
+    And those of a function that `load_datasets` gets by its name, which is none of Gin's.
+
     Raises:
         ValueError: there is one; names the argument, the value, and what was expected.
     """
-    for name, argument, value in bound_values():
+    bound = list(bound_values())
+    for name, argument, value in bound:
+        if name == "data.load_datasets" and argument in BY_NAME and isinstance(value, str):
+            _check_has_no_bindings(argument, value, [other for other, *_ in bound])
         kind = KINDS.get(name, {}).get(argument, Any)
         if isinstance(value, str) and not fits(value, kind) and (found := references(value)):
             raise ValueError(
@@ -61,6 +66,20 @@ def check_bindings() -> None:
                 f"write {' or '.join(found)} without quotes"
             )
         check_argument(f"{name}.{argument}", value, kind)
+
+
+BY_NAME = {"augment_fn": augment.AUGMENTATIONS, "sound_fn": sound.SOUND_FUNCTIONS}
+"""The functions that `load_datasets` takes by their names, by argument."""
+
+
+def _check_has_no_bindings(argument: str, value: str, bound: Iterable[str]) -> None:
+    function: Any = BY_NAME[argument].get(value)
+    (found,) = references(function.__name__) if function else ("",)
+    if found[1:] in bound:
+        raise ValueError(
+            f"arguments of {found[1:]} are bound, but have no effect, as data.load_datasets."
+            f"{argument} = {value!r} is a name: bind {found} to it"
+        )
 
 
 def references(name: str) -> list[str]:
