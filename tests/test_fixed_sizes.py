@@ -88,6 +88,37 @@ def test_unets(kind):
     assert list(converted.conversion.mirrors.values()) == [("c",), ("b",)]
 
 
+class DeepSupervision(nn.Module):
+    """One module enlarges at all places, at one more in training, and in a part alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.up = strided(), strided(), nn.Upsample(scale_factor=2)
+
+    def features(self, x):
+        a = self.a(x)
+        return a + self.up(self.b(a))
+
+    def forward(self, x):
+        a = self.a(x)
+        b = self.b(a)
+        auxiliary = self.up(b.relu()) if self.training else None
+        y = self.up(a + self.up(b))
+        return (y, auxiliary) if self.training else y
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_passes_may_make_other_calls_than_at_conversion(training):
+    converted = convert(DeepSupervision().train(training), X)
+    for stride in (2.0, 1.6):
+        converted.a.pooling.strides.data.fill_(stride)
+        for _ in range(2):
+            assert converted.eval()(X).shape == X.shape
+            y, auxiliary = converted.train()(X)
+            assert y.shape == X.shape
+            assert auxiliary.shape == converted.features(X).shape
+
+
 def test_transposed_convolutions_may_be_given_the_size_that_they_mirror():
     def forward(net, x):
         a = net.a(x)

@@ -36,8 +36,8 @@ class Mirroring(Mixin, TracedInto):
     An ``nn.Upsample`` interpolates to that size; what other modules return is resized linearly.
 
     Attributes:
-        sizes: a slot for each call in a pass, into which the mirrored module writes the size of its
-            input. While it is empty, the module enlarges as it did.
+        sizes: a slot for each call in a pass, into which the mirrored module writes the sizes of
+            its input and its output. While it is empty, the module enlarges as it did.
         calls, call_index: how many calls a pass has, and how many of them have been made.
     """
 
@@ -47,13 +47,27 @@ class Mirroring(Mixin, TracedInto):
     call_index: int
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        slot = self.sizes[next_call(self)]
+        slot = self._slot_of_call(x)
         if slot and isinstance(self, nn.Upsample):
             return F.interpolate(x, slot[0], mode=self.mode, align_corners=self.align_corners)
         if slot:  # a transposed convolution may be given the size that it mirrors
             args, kwargs = (), {}
         y = super().forward(x, *args, **kwargs)  # type: ignore[misc]
         return resize_linearly(y, slot[0]) if slot else y
+
+    def _slot_of_call(self, x: Tensor) -> Slot:
+        """The slot whose mirrored module has returned maps of this size, or else the next one.
+
+        A pass may make other calls than at conversion, as one in training or of a part alone.
+        """
+        following = self.sizes[next_call(self)]
+        if len(self.sizes) == 1 or isinstance(x, fx.Proxy):
+            return following
+        size = map_size(x)
+        fitting = [slot for slot in self.sizes if slot and slot[1] == size]
+        # By identity: two slots may hold the same sizes.
+        is_next = any(slot is following for slot in fitting)
+        return following if is_next or not fitting else fitting[-1]
 
 
 class PassStart:

@@ -29,7 +29,10 @@ class CropPad(NamedTuple):
 
 
 Slot = list[Any]
-"""A size that one module notes and another reads, or nothing yet."""
+"""The sizes of the input and the output of a module, which others read, or nothing yet.
+
+While a network is traced, the second is None.
+"""
 
 
 def next_call(module: Any) -> int:
@@ -46,7 +49,7 @@ class Pooled(Mixin):
     With ``pool_first`` it is ``y = module(pooling(crop_or_pad(x)))``. A convolution whose kernel
     was resampled for that has ``taps``, one for each axis, and their positions in the buffer
     ``coarse_taps``, so that a checkpoint tells for which grid its kernels are. For modules that
-    mirror this one it notes the size of its input in their ``slots``, a list for each call in a
+    mirror this one it notes the sizes of its maps in their ``slots``, a list for each call in a
     pass (`diffstride.conversion.enlarging_modules`). If its ``calls`` in a pass differ, ``layers``
     are the name and the ``crop_pads`` of the layer for each.
 
@@ -73,8 +76,14 @@ class Pooled(Mixin):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         index = next_call(self)
-        for slot in self.slots[index] if self.slots else ():
-            slot[:] = [map_size(x)]
+        slots = self.slots[index] if self.slots else ()
+        before = map_size(x) if slots else ()
+        y = self._pooled_call(index, x, *args, **kwargs)
+        for slot in slots:
+            slot[:] = [before, None if isinstance(y, fx.Proxy) else map_size(y)]
+        return y
+
+    def _pooled_call(self, index: int, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         name, pads = self.layers[index] if self.layers else ("pooling", self.crop_pads)
         pooling = getattr(self, name)
         if self.pool_first:
