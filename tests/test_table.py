@@ -562,6 +562,7 @@ def test_group_may_train_another_network():
         "dataset": "digits",
         "strides": [2, 2, 1],
         "pooling": ["strided", "diffstride"],
+        "config": "plain",
         "bindings": ["train.model = @convnet.ConvNet", "convnet.ConvNet.filters = [4, 8, 8]"],
     }
     small = {"dataset": "digits", "strides": [1, 1, 2, 2, 1], "pooling": ["max"]}

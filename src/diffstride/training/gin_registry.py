@@ -208,6 +208,9 @@ def _train_by_gin(*args: Any, **kwargs: Any) -> Any:
         by_gin.reset(before)
 
 
+# Gin checks argument names against it.
+vars(_train_by_gin)["__signature__"] = inspect.signature(_train)
+
 train = register(
     functools.partial(_train_by_gin, model=resnet18, datasets=load_datasets), "train", name="train"
 )
