@@ -133,13 +133,13 @@ class CostBudget:
         costs = self.cost.by_module() if budget == "before" else {}
         self.aim_(before)
         self.compute_gradients(True)
-        self._watch()
+        self._start_watch()
         if budget == "before":
             warn_of_raised_strides(before, self.in_use, costs)
         elif budget is not None and 1 < budget <= MOST_TIMES:
             warn_of_larger_budget(budget, self.multiply_adds, self._present)
 
-    def _watch(self) -> None:
+    def _start_watch(self) -> None:
         self.watch = ForgottenProjection(self._strides.parameters, self._explain_forgotten)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -148,7 +148,7 @@ class CostBudget:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._watch()
+        self._start_watch()
 
     def __repr__(self) -> str:
         try:

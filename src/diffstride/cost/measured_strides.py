@@ -134,8 +134,8 @@ class MeasuredStrides:
         """Count a training step, measure if a decision is near, and move the strides if it is due.
 
         Call it after each step of the optimiser: between forward and backward pass it would change
-        what the backward pass needs. Where several batches accumulate gradients for a
-        step, any of them will do.
+        what the backward pass needs. Where several batches accumulate gradients for a step, any of
+        them will do.
 
         Args:
             loss: runs the network on this step's batch, as in training, and returns the loss, or a

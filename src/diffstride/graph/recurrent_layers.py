@@ -25,7 +25,7 @@ class StepsAtOnce(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        if func in RECURRENT and isinstance(args[0], Tensor) and isinstance(args[2], list):
+        if func in RECURRENT and len(args) == 9 and isinstance(args[2], list):
             return _all_steps(*args)
         return func(*args, **(kwargs or {}))
 

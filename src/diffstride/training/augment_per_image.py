@@ -54,22 +54,26 @@ class PerImage:
             return torch.stack([self._change(image) for image in images])
 
     def _change(self, image: Tensor) -> Tensor:
-        taken = describe_tensor(image)
+        taken = image.dtype, image.shape
         return checked_result(self.function, taken, self.function(image))
 
 
-def checked_result(function: Callable[..., Any], taken: str, result: Any) -> Tensor:
-    """What an augmentation returned; ``taken`` describes what it took.
+def checked_result(
+    function: Callable[..., Any], taken: tuple[torch.dtype, torch.Size], result: Any
+) -> Tensor:
+    """What an augmentation returned, if it has the dtype and the shape of what it has ``taken``.
 
     Raises:
-        ValueError: the result has another shape or dtype.
+        ValueError: it has others.
     """
-    if isinstance(result, Tensor) and describe_tensor(result) == taken:
+    if isinstance(result, Tensor) and (result.dtype, result.shape) == taken:
         return result
+    is_tensor = isinstance(result, Tensor)
+    got = _describe(result.dtype, result.shape) if is_tensor else f"a {type(result).__name__}"
     raise ValueError(
-        f"augment_fn must return images of the shape and dtype that it takes, here {taken}, but "
-        f"{name_of(function)} returned {describe_tensor(result)}: set the size by image_size, and "
-        "leave out conversion to floats and normalisation, which come later"
+        "augment_fn must return images of the shape and dtype that it takes, here "
+        f"{_describe(*taken)}, but {name_of(function)} returned {got}: set the size by image_size, "
+        "and leave out conversion to floats and normalisation, which come later"
     )
 
 
@@ -108,12 +112,5 @@ def name_of(function: Callable[..., Any]) -> str:
     return getattr(function, "__name__", type(function).__name__)
 
 
-def describe_tensor(value: Any) -> str:
-    """Dtype and shape of a tensor.
-
-    >>> describe_tensor(torch.zeros(1, 2)), describe_tensor(1.0)
-    ('float32 (1, 2)', 'a float')
-    """
-    if not isinstance(value, Tensor):
-        return f"a {type(value).__name__}"
-    return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+def _describe(dtype: torch.dtype, shape: torch.Size) -> str:
+    return f"{str(dtype).removeprefix('torch.')} {tuple(shape)}"

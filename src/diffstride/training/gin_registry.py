@@ -74,7 +74,9 @@ BY_NAME = {"augment_fn": augment.AUGMENTATIONS, "sound_fn": sound.SOUND_FUNCTION
 
 def _check_has_no_bindings(argument: str, value: str, bound: Iterable[str]) -> None:
     function: Any = BY_NAME[argument].get(value)
-    (found,) = references(function.__name__) if function else ("",)
+    if function is None:
+        return  # `load_datasets` refuses the name
+    (found,) = references(function.__name__)
     if found[1:] in bound:
         raise ValueError(
             f"arguments of {found[1:]} are bound, but have no effect, as data.load_datasets."

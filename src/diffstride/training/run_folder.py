@@ -34,7 +34,7 @@ from diffstride.training.run_summary import (
 CONFIG = "operative_config.gin"
 
 by_gin = ContextVar("by_gin", default=False)
-"""Whether Gin calls the training: what it has bound may be of another one else."""
+"""Whether Gin calls the training. If not, what Gin has bound is that of another one."""
 
 
 def find_finished(
