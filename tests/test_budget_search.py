@@ -373,3 +373,15 @@ def test_a_layer_at_stride_1_is_not_used_to_spend_the_budget(axes):
         budget = CostBudget(network, x, fraction=fraction)
         assert network[1].strides.tolist() == [1.0] * axes
         assert budget.cost.value() <= budget.multiply_adds
+
+
+def test_a_stride_at_a_limit_that_float32_rounds_counts_as_at_its_limit():
+    limit = 40.1  # as a parameter 40.09999847
+    layers = DiffStride(40.1, upper_limit_stride=limit), DiffStride(1.0, upper_limit_stride=limit)
+    net = nn.Sequential(layers[0], nn.Conv2d(1, 4, 3, padding=1), layers[1], nn.Conv2d(4, 1, 1))
+    budget = CostBudget(net, torch.zeros(1, 1, 256, 256), fraction=1.0)
+    high, low = {("0", 0), ("0", 1)}, {("2", 0), ("2", 1)}
+    assert (budget.space.at_lowest(budget.in_use), budget.space.at_highest(budget.in_use)) == (
+        low,
+        high,
+    )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from diffstride._arguments import check_network
 from diffstride._torch_compat import has_hooks
 
-AXES = {1: ("",), 2: ("/height", "/width"), 3: ("/depth", "/height", "/width")}
+AXIS_SUFFIXES = {1: ("",), 2: ("/height", "/width"), 3: ("/depth", "/height", "/width")}
 
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def stride_scalars(model: nn.Module) -> dict[str, float]:
     scalars = {}
     for name, layer in stride_layers(model).items():
         values = layer.stride_values()
-        for axis, value in zip(AXES[len(values)], values, strict=True):
+        for axis, value in zip(AXIS_SUFFIXES[len(values)], values, strict=True):
             scalars[f"stride/{name}{axis}"] = value
     return scalars
 

@@ -17,7 +17,6 @@ from diffstride.graph.example_inputs import (
     as_inputs,
     have_same_sizes,
 )
-from diffstride.pooling.frozen import FrozenPooling
 from diffstride.spectral.axis_plan import Axis
 from diffstride.strides import stride_layers
 
@@ -129,7 +128,7 @@ def _rows(
             rows.append(
                 ReportRow(
                     module=name,
-                    strides=_strides_of(layer),
+                    strides=layer.stride_values(),
                     old_strides=conversion.strides.get(name, ()),
                     placement=conversion.placements.get(name, ""),
                     shared=shared,
@@ -154,14 +153,9 @@ def _pooling_layers(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def _strides_of(layer: Any) -> tuple[float, ...]:
-    return layer.strides_in_use if isinstance(layer, FrozenPooling) else layer.stride_values()
-
-
 def _is_pinned(layer: Any) -> bool:
-    if isinstance(layer, FrozenPooling):
-        return layer.fixed_size is not None
-    return layer.fixes_size
+    """Whether its output has one size; that of a frozen layer has one for each size it knows."""
+    return layer.fixes_size and getattr(layer, "fixed_size", ()) is not None
 
 
 def _costliest(model: nn.Module, costs: dict[str, int]) -> str:

@@ -26,13 +26,12 @@ from diffstride.cost.multiply_adds import MultiplyAdds, on_host
 from diffstride.cost.projection import project_step
 from diffstride.cost.size_search import Goal, SizeSearch
 from diffstride.cost.size_thresholds import as_stored
-from diffstride.cost.stride_space import Logs, StrideSpace
+from diffstride.cost.stride_space import Logs, StrideSpace, by_key
 from diffstride.graph.example_inputs import also_named_example_inputs
 from diffstride.strides import StepHooks, check_optimizer
 
 UNUSED_SHARE = 0.01  # share of the budget that may stay unused
 STATES = "diffstride_budgets"  # in the states of optimisers
-LIMIT = 1e-6  # distance at which a stride counts as at its limit
 
 
 class CostBudget:
@@ -127,7 +126,7 @@ class CostBudget:
         self._hooks: list[StepHooks] = []
         self.space = StrideSpace(self.cost, self._strides.layers)
         self._size_search = SizeSearch(self.space)
-        self._target = before = self.in_use  # before map sizes are rounded
+        self._wanted = before = self.in_use  # before map sizes are rounded
         self._check_reachable()
         self._compared = False  # not yet: the other processes may build none, or build it later
         costs = self.cost.by_module() if budget == "before" else {}
@@ -275,7 +274,7 @@ class CostBudget:
         strides = self._strides.read()
         self.watch.stop()
         self.check_processes()
-        self.aim_(self._moved_target(strides))
+        self.aim_(self._moved_wanted(strides))
 
     def check_processes(self) -> None:
         """Refuse, once, budgets that differ between the processes of a training.
@@ -299,7 +298,7 @@ class CostBudget:
     @property
     def wanted(self) -> Logs:
         """The logarithms of the strides of each layer, before map sizes are rounded."""
-        return self._target
+        return self._wanted
 
     @property
     def in_use(self) -> Logs:
@@ -340,14 +339,14 @@ class CostBudget:
         """
         limits = self._least, self.multiply_adds
         try:
-            self._target = scale_to_budget(wanted, self.space, *limits)
+            self._wanted = scale_to_budget(wanted, self.space, *limits)
         except UnreachableBudgetError:
             if self.space.value(self.in_use) > self.multiply_adds:
                 raise
-            self._target = self.in_use
+            self._wanted = self.in_use
         if not stay:
             self._size_search.forget()
-        self.use_(self._size_search.use_up(Goal(self._target, *limits)))
+        self.use_(self._size_search.use_up(Goal(self._wanted, *limits)))
 
     @torch.no_grad()
     def project_gradients_(self) -> None:
@@ -368,7 +367,7 @@ class CostBudget:
         """What a resumed training needs to continue like an uninterrupted one."""
         return {
             "multiply_adds": self.multiply_adds,
-            "wanted": dict(self._target),
+            "wanted": dict(self._wanted),
             "written": dict(self.in_use),
             "size_search": {"last": self._size_search.last},
         }
@@ -381,7 +380,7 @@ class CostBudget:
         """
         self.check_state(state)
         self.multiply_adds = state["multiply_adds"]
-        self._target = dict(state["wanted"])
+        self._wanted = dict(state["wanted"])
         self._size_search.last = state["size_search"]["last"]
         self.use_(state["written"])
         self._compared = False
@@ -427,7 +426,7 @@ class CostBudget:
         # this budget, which would move them apart.
         if not trains_in_processes():
             return
-        logs = [*self.in_use.values(), *self._target.values()]
+        logs = [*self.in_use.values(), *self._wanted.values()]
         values = [log(self.multiply_adds), *(each for part in logs for each in part)]
         device = self._strides.parameters[0].device
         own = torch.tensor(values, dtype=torch.float64, device=device)
@@ -442,29 +441,27 @@ class CostBudget:
                 "DistributedDataParallel, with ddp.module, or from equal networks"
             )
 
-    def _moved_target(self, strides: list[float]) -> Logs:
-        """The target, moved as the last step moved the strides, at constant cost."""
+    def _moved_wanted(self, strides: list[float]) -> Logs:
+        """The strides wanted, moved as the last step moved the strides, at constant cost."""
         before = [stride for logs in self.in_use.values() for stride in as_stored(logs)]
         # Unclamped: how far a step would lead below the limit is part of the gradient.
         steps = self._projected([now - at for now, at in zip(strides, before, strict=True)])
         # No step makes a stride less than half as large.
         moves = [log1p(max(step / at, -0.5)) for step, at in zip(steps, before, strict=True)]
         return {
-            name: [at + move for at, move in zip(self._target[name], moved, strict=True)]
+            name: [at + move for at, move in zip(self._wanted[name], moved, strict=True)]
             for name, moved in self._strides.by_layer(moves).items()
         }
 
     def _projected(self, steps: list[float]) -> list[float]:
         """The part of steps from the strides in use along which the cost stays constant."""
-        strides = {name: list(map(exp, logs)) for name, logs in self.in_use.items()}
-        _, slopes = self.cost.slopes(strides)
-        at_lowest, at_highest = [], []
-        for name, values in strides.items():
-            for value, (low, high) in zip(values, self._strides.layers[name].limits, strict=True):
-                at_lowest.append(value <= low + LIMIT)
-                at_highest.append(value >= high - LIMIT)
-        flat = [slope for name in strides for slope in slopes[name]]
-        return project_step(steps, flat, at_lowest, at_highest)
+        logs = self.in_use
+        _, slopes = self.cost.slopes({name: list(map(exp, each)) for name, each in logs.items()})
+        flat = [slope for name in logs for slope in slopes[name]]
+        at_lowest, at_highest = self.space.at_lowest(logs), self.space.at_highest(logs)
+        keys = list(by_key(logs))
+        limited = [[key in ends for key in keys] for ends in (at_lowest, at_highest)]
+        return project_step(steps, flat, *limited)
 
     def use_(self, logs: Logs) -> None:
         """Write the strides of all layers, by one transfer; nothing is read back."""

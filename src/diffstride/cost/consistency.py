@@ -85,11 +85,11 @@ def _numbers(readers: list[str]) -> str:
     )
 
 
-def numbers_read(found: StrideGroups) -> list[str]:
+def numbers_read(groups: StrideGroups) -> list[str]:
     """The modules whose ``forward`` turned a size that depends on strides into a number."""
-    constants = {n: o for n, o in found.trace.constants.items() if n in found.values}
+    constants = {n: o for n, o in groups.trace.constants.items() if n in groups.values}
     # Whether a size is odd may not have changed: then all that read such numbers are named.
-    moved = {n: o for n, o in constants.items() if _moves(found.trace.values[n], found.values[n])}
+    moved = {n: o for n, o in constants.items() if _moves(groups.trace.values[n], groups.values[n])}
     owners = dict.fromkeys((moved or constants).values())
     return [repr(owner) if owner else "the model itself" for owner in owners]
 

@@ -29,7 +29,6 @@ from diffstride.cost.map_worth import (
     with_prior,
 )
 from diffstride.cost.rise_measurements import RiseMeasurements
-from diffstride.cost.size_search import IDLE
 from diffstride.cost.stride_space import Key, Logs, OutputSizes, StrideSpace, by_key
 from diffstride.strides import stride_layers
 
@@ -246,7 +245,7 @@ class MeasuredStrides:
         held = {key for key, grown in self._grown.items() if decision - grown <= HELD_DECISIONS}
         before = self._sizes()
         scale = FIRST_MOVE * (1 - decision / len(self._due)) ** 0.5
-        largest = self._largest_maps()
+        largest = self._space.at_lowest(self.budget.in_use)
         able = able_to_move(self.worth, largest)
         moves = at_constant_cost(wanted_moves(able, held, scale), able, held)
         tried = self._tried_moves(before.keys() - largest) if 2 * decision < len(self._due) else {}
@@ -268,11 +267,6 @@ class MeasuredStrides:
                 "returns a copy, and call step(loss) after each optimizer.step()",
                 stacklevel=4,
             )
-
-    def _largest_maps(self) -> set[Key]:
-        """The maps that no stride can make larger than they are."""
-        smallest = by_key(self._space.smallest())
-        return {key for key, at in by_key(self.budget.in_use).items() if at <= smallest[key] + IDLE}
 
     def _following(self, moves: Mapping[Key, float]) -> dict[Key, float]:
         """Maps that should grow and cannot by themselves grow with the maps before them."""

@@ -90,27 +90,28 @@ class MultiplyAdds:
         self.layers: dict[str, Any] = stride_layers(model)
         leaf_modules = as_leaves(leaf_modules)
         with restoring(model):
-            found = self._analyse(trace(model, example, leaf_modules))
-            self._verify(found, lambda: run_network(model, example, found.trace.fake_mode))
+            groups = self._analyse(trace(model, example, leaf_modules))
+            self._verify(groups, lambda: run_network(model, example, groups.trace.fake_mode))
 
     def _analyse(self, traced: Trace) -> StrideGroups:
         calls = [
             node for node in traced.graph.nodes if isinstance(traced.module(node), SizedPooling)
         ]
-        found = self._find_groups(traced, calls)
-        _check_shared(found)
-        sizes = MapSizes(found)
-        groups = [*found.members(), *([node] for node in calls if node not in found.leaders)]
-        groups.sort(key=lambda group: calls.index(group[0]))
-        self._pooling = [PooledMaps(found, sizes, calls) for calls in groups]
-        self._first_calls = {layer.name: layer for layer in reversed(self._pooling)}
-        self._minimum_sizes = MinimumSizes(found, sizes)
-        self._terms = _terms(found, sizes)
+        groups = self._find_groups(traced, calls)
+        _check_shared(groups)
+        sizes = MapSizes(groups)
+        each = [*groups.members(), *([node] for node in calls if node not in groups.leaders)]
+        each.sort(key=lambda group: calls.index(group[0]))
+        # One for each layer and group: a layer that is called at two resolutions has two.
+        self._pooled_maps = [PooledMaps(groups, sizes, calls) for calls in each]
+        self._first_maps = {maps.name: maps for maps in reversed(self._pooled_maps)}
+        self._minimum_sizes = MinimumSizes(groups, sizes)
+        self._terms = _terms(groups, sizes)
         self._costs: dict[tuple[float, ...], float] = {}
         self._totals: dict[tuple[Source, ...], float] = defaultdict(float)
         for (_, factors), count in self._terms.items():
             self._totals[tuple(factor.simplest for factor in factors)] += count
-        return found
+        return groups
 
     def _find_groups(self, traced: Trace, calls: list[fx.Node]) -> StrideGroups:
         """The stride groups of these calls of pooling layers, without those of a fixed size.
@@ -134,16 +135,16 @@ class MultiplyAdds:
                 raise
             return find_groups(learnable)
 
-    def _verify(self, found: StrideGroups, run: Callable[[], NetworkRun]) -> None:
+    def _verify(self, groups: StrideGroups, run: Callable[[], NetworkRun]) -> None:
         """Run the network itself, at its own and at other strides, and compare costs and shapes.
 
         Raises:
             ValueError: if it fails, returns another shape or costs something else.
         """
-        batch = found.trace.batch
+        batch = groups.trace.batch
         with suppress(NetworkRunError):  # it reads numbers: only its parts can be traced
-            check_same(found.trace, run())
-            self._verify_moved(batch, run, numbers_read(found))
+            check_same(groups.trace, run())
+            self._verify_moved(batch, run, numbers_read(groups))
 
     def _verify_moved(self, batch: int, run: Callable[[], NetworkRun], readers: list[str]) -> None:
         for factor in (*STRIDE_FACTORS, *MORE_STRIDE_FACTORS * bool(readers)):
@@ -197,7 +198,7 @@ class MultiplyAdds:
     def all_maps(self) -> dict[str, Sequence[Axis]]:
         """As `maps`, at the present strides, and also for pooling layers that do not learn."""
         _, pooled = self._pool(self._complete(None))
-        return self._by_layer(pooled, {layer.name for layer in self._pooling})
+        return self._by_layer(pooled, {maps.name for maps in self._pooled_maps})
 
     def evaluate(self, strides: Mapping[str, Any]) -> tuple[int, dict[str, Sequence[Axis]]]:
         """The results of `value` and of `maps`, at once and without a check of the strides."""
@@ -212,14 +213,14 @@ class MultiplyAdds:
         given = self._complete(strides)
         known, pooled = self._pool(given)
         slopes = self._size_slopes(known)
-        for layer, axes in zip(self._pooling, pooled, strict=True):
-            layer.add_cost_slopes(known, axes, slopes)
-        found = {name: [0.0] * len(values) for name, values in given.items()}
-        for layer, axes in zip(reversed(self._pooling), reversed(pooled), strict=True):
-            by_axis = layer.stride_slopes(known, axes, slopes)
-            for i, slope in enumerate(by_axis if layer.name in found else ()):
-                found[layer.name][i % len(found[layer.name])] += slope  # one for all, if shared
-        return self._cost(known, pooled), found
+        for maps, axes in zip(self._pooled_maps, pooled, strict=True):
+            maps.add_cost_slopes(known, axes, slopes)
+        by_stride = {name: [0.0] * len(values) for name, values in given.items()}
+        for maps, axes in zip(reversed(self._pooled_maps), reversed(pooled), strict=True):
+            by_axis, own = maps.stride_slopes(known, axes, slopes), by_stride.get(maps.name, [])
+            for i, slope in enumerate(by_axis if own else ()):
+                own[i % len(own)] += slope  # one for all, if shared
+        return self._cost(known, pooled), by_stride
 
     def size_slopes(self, strides: Mapping[str, Any]) -> dict[str, list[float]]:
         """The derivatives of the cost without pooling layers by the output sizes of each layer.
@@ -228,8 +229,8 @@ class MultiplyAdds:
             strides: as for `maps`.
         """
         known, _ = self._pool(self._complete(strides))
-        slopes, calls = self._size_slopes(known), self._first_calls.items()
-        return {name: [slopes[key] for key in layer.outputs] for name, layer in calls}
+        slopes, first = self._size_slopes(known), self._first_maps.items()
+        return {name: [slopes[key] for key in maps.outputs] for name, maps in first}
 
     def _size_slopes(self, known: Sizes) -> Slopes:
         slopes: Slopes = defaultdict(float)
@@ -239,7 +240,7 @@ class MultiplyAdds:
 
     def pooling_cost(self, name: str, axes: Sequence[Axis]) -> float:
         """The MACs of the layer itself in its first call, where it pools its axes like this."""
-        return self._first_calls[name].own_cost(axes)
+        return self._first_maps[name].own_cost(axes)
 
     @property
     def order(self) -> list[str]:
@@ -249,7 +250,7 @@ class MultiplyAdds:
     @property
     def calls(self) -> list[str]:
         """The names of the stride layers, as often as they are called at another resolution."""
-        return [layer.name for layer in self._pooling if layer.name in self.layers]
+        return [maps.name for maps in self._pooled_maps if maps.name in self.layers]
 
     @property
     def has_empty_maps(self) -> bool:
@@ -260,8 +261,8 @@ class MultiplyAdds:
         """The cost at the present strides, by the name of the module."""
         known, pooled = self._pool(self._complete(None))
         costs: dict[str, float] = defaultdict(float)
-        for layer, axes in zip(self._pooling, pooled, strict=True):
-            costs[layer.name] += layer.cost(known, axes)
+        for maps, axes in zip(self._pooled_maps, pooled, strict=True):
+            costs[maps.name] += maps.cost(known, axes)
         for (name, factors), count in self._terms.items():
             costs[name] += count * prod(factor.at(known) for factor in factors)
         return {name: round(cost) for name, cost in costs.items()}
@@ -296,8 +297,8 @@ class MultiplyAdds:
         """The cost at these output sizes, on which alone it depends."""
 
         def compute() -> float:
-            each = zip(self._pooling, pooled, strict=True)
-            return sum(layer.cost(known, axes) for layer, axes in each) + self._sum(known)
+            each = zip(self._pooled_maps, pooled, strict=True)
+            return sum(maps.cost(known, axes) for maps, axes in each) + self._sum(known)
 
         return kept(self._costs, tuple(known.values()), compute)
 
@@ -310,13 +311,13 @@ class MultiplyAdds:
         self, pooled: list[Sequence[Axis]], names: Container[str]
     ) -> dict[str, Sequence[Axis]]:
         """The axes of the named layers, each in its first call."""
-        calls = zip(reversed(self._pooling), reversed(pooled), strict=True)
-        return {layer.name: axes for layer, axes in calls if layer.name in names}
+        calls = zip(reversed(self._pooled_maps), reversed(pooled), strict=True)
+        return {maps.name: axes for maps, axes in calls if maps.name in names}
 
     def _pool(self, strides: Mapping[str, Any]) -> tuple[Sizes, list[Sequence[Axis]]]:
         """The output sizes of all layers, and how each layer pools its axes."""
         known: Sizes = {}
-        pooled = [each.pool(known, strides.get(each.name)) for each in self._pooling]
+        pooled = [each.pool(known, strides.get(each.name)) for each in self._pooled_maps]
         self._minimum_sizes.check(known)
         return known, pooled
 
@@ -349,35 +350,35 @@ def on_host(vectors: Sequence[Tensor]) -> Tensor:
     return torch.cat([each.to(vectors[0].device) for each in vectors]).to(CPU, torch.float64)
 
 
-def _terms(found: StrideGroups, sizes: MapSizes) -> dict[tuple[str, Factors], float]:
+def _terms(groups: StrideGroups, sizes: MapSizes) -> dict[tuple[str, Factors], float]:
     """Multiply-adds per sample and unit of size, by module and map sizes."""
     terms: dict[tuple[str, Factors], float] = defaultdict(float)
-    for node in found.trace.operations:
-        name = found.trace.module_name(node)
-        for cost in found.costs(node):
+    for node in groups.trace.operations:
+        name = groups.trace.module_name(node)
+        for cost in groups.costs(node):
             if any((cost.size, *cost.perturbed)):
-                count, factors = _term(found, sizes, node, cost)
+                count, factors = _term(groups, sizes, node, cost)
                 terms[name, factors] += count
     return terms
 
 
-def _term(found: StrideGroups, sizes: MapSizes, node: fx.Node, cost: Dim) -> tuple[float, Factors]:
+def _term(groups: StrideGroups, sizes: MapSizes, node: fx.Node, cost: Dim) -> tuple[float, Factors]:
     """One operation of a node: its multiply-adds per sample and unit of size, and map sizes."""
-    dims = proportional(cost, moving_dims(node, found), most=4) if cost.growth else ()
+    dims = proportional(cost, moving_dims(node, groups), most=4) if cost.growth else ()
     try:
         if dims is None:
             raise LookupError(f"{cost.size:,} grew to {max(cost.perturbed):,}")
         factors = tuple(sizes.read(dim) for dim in dims)
     except LookupError as error:
         raise ValueError(
-            f"the cost of {found.trace.label(node)} is no product of the sizes of its maps, so "
+            f"the cost of {groups.trace.label(node)} is no product of the sizes of its maps, so "
             "that the multiply-adds of the network are unknown"
         ) from error
-    return cost.size / found.trace.batch / prod(dim.size for dim in dims), factors
+    return cost.size / groups.trace.batch / prod(dim.size for dim in dims), factors
 
 
-def _check_shared(found: StrideGroups) -> None:
-    for calls in found.members():
+def _check_shared(groups: StrideGroups) -> None:
+    for calls in groups.members():
         names = {str(call.target) for call in calls}
         if len(names) > 1:
             raise ValueError(

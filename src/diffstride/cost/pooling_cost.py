@@ -13,9 +13,9 @@ from diffstride.spectral.axis_plan import Axis
 
 Sizes = dict[Hashable, float]  # output sizes, by call and axis
 Slopes = dict[Hashable, float]  # derivatives of a cost by such sizes
-Strides = Sequence[float] | Callable[[list[int]], Sequence[Axis]]
+StridesOrPlan = Sequence[float] | Callable[[list[int]], Sequence[Axis]]
 
-Key = TypeVar("Key", bound=Hashable)
+CacheKey = TypeVar("CacheKey", bound=Hashable)
 Result = TypeVar("Result")
 
 KEPT = 4096  # how many results at different sizes are kept
@@ -25,7 +25,7 @@ class PooledMaps:
     """A pooling layer where a stride group calls it: input sizes, output sizes and cost.
 
     Args:
-        found: the stride groups of the network.
+        groups: the stride groups of the network.
         sizes: its map sizes as functions of the sizes that pooling layers return.
         calls: the calls of the layer, all of one stride group.
 
@@ -33,16 +33,16 @@ class PooledMaps:
         ValueError: if a size of the input does not follow from the strides before it.
     """
 
-    def __init__(self, found: StrideGroups, sizes: MapSizes, calls: list[fx.Node]) -> None:
-        call, self._batch = calls[0], found.trace.batch
+    def __init__(self, groups: StrideGroups, sizes: MapSizes, calls: list[fx.Node]) -> None:
+        call, self._batch = calls[0], groups.trace.batch
         self.name = str(call.target)
-        module = found.trace.module(call)
+        module = groups.trace.module(call)
         assert isinstance(module, SizedPooling)
         self.module = module
         try:
-            self.inputs = [sizes.read(dim) for dim in found.input_dims(call)]
+            self.inputs = [sizes.read(dim) for dim in groups.input_dims(call)]
             # Where rows or patches have joined the batch, their number depends on strides.
-            maps = [product(map(sizes.read, found.dims(call)[:2])) for call in calls]
+            maps = [product(map(sizes.read, groups.dims(call)[:2])) for call in calls]
         except LookupError as error:
             raise ValueError(
                 f"the size of the maps that {self.name} ({type(self.module).__name__}) pools does "
@@ -57,7 +57,7 @@ class PooledMaps:
         self._sources = [size.simplest for size in self.inputs]
         self.outputs = [(call.name, i) for i in range(len(self.inputs))]
 
-    def pool(self, known: Sizes, strides: Strides | None) -> Sequence[Axis]:
+    def pool(self, known: Sizes, strides: StridesOrPlan | None) -> Sequence[Axis]:
         """Plan the axes, and add the sizes of the output to the known ones.
 
         Args:
@@ -141,7 +141,7 @@ class PooledMaps:
         return kept(self._slopes, (*sizes, *outputs), compute)
 
 
-def kept(results: dict[Key, Result], key: Key, compute: Callable[[], Result]) -> Result:
+def kept(results: dict[CacheKey, Result], key: CacheKey, compute: Callable[[], Result]) -> Result:
     """A result that is computed once, as long as no more than `KEPT` are."""
     if key not in results:
         if len(results) >= KEPT:

@@ -20,7 +20,7 @@ from diffstride.cost.single_changes import Change, Choice, SingleChanges, distan
 from diffstride.cost.stride_space import Key, Logs, OutputSizes, StrideSpace
 from diffstride.spectral.axis_plan import CPU, Axis
 
-AXES = 9  # how many axes take part in changes that are made together
+MOST_AXES = 9  # how many axes take part in changes that are made together
 TRIES = 30
 IDLE = 1e-6  # logarithm up to which a stride counts as 1
 STAY = 2.0  # map sizes stay until other strides are nearer by this factor
@@ -120,16 +120,16 @@ class SizeSearch:
         return exact
 
     def _nearest_options(self, wanted: Logs, start: Choice) -> list[list[Change]]:
-        """One sample more and one less, if that changes the cost, for the `AXES` nearest maps."""
+        """One sample more and one less, of the `MOST_AXES` nearest maps whose cost changes."""
         single = SingleChanges(self._space, self._nearest_each, wanted, start)
         options: list[tuple[float, list[Change]]] = []  # in order of distance
         for bound, key in sorted((single.least_move(key), key) for key in start.sizes):
-            if len(options) == AXES and options[-1][0] <= bound:
+            if len(options) == MOST_AXES and options[-1][0] <= bound:
                 break
             changes = [c for by in (-1, 1) if (c := single.change(key, by)) and c.effect]
             if changes:
                 insort(options, (min(c.distance for c in changes), changes), key=itemgetter(0))
-                del options[AXES:]
+                del options[MOST_AXES:]
         return [changes for _, changes in options]
 
     def _grow(self, goal: Goal, start: Choice) -> Choice:

@@ -21,6 +21,7 @@ NearestEach = Callable[..., tuple[list[float], list[Axis]]]
 Limits = tuple[float, float]
 
 JUST_ABOVE = (0.0, 1e-3, 0.01, 0.03, 0.1, 0.3)  # in logarithms: on long axes and on short ones
+AT_LIMIT = 1e-6  # distance of logarithms at which a stride counts as at its limit
 PROBE = log(2.0)  # how far a stride moves to see which maps follow
 
 
@@ -70,6 +71,16 @@ class StrideSpace:
         self.maps_before = self._find_maps_before()
         self.maps_beside = self._find_maps_beside()
         self.layers_behind = self._find_layers_behind()
+
+    def at_lowest(self, logs: Logs) -> set[Key]:
+        """The strides that are at their lower limit: no stride makes their map larger."""
+        lowest = by_key(self.smallest())
+        return {key for key, at in by_key(logs).items() if at <= lowest[key] + AT_LIMIT}
+
+    def at_highest(self, logs: Logs) -> set[Key]:
+        """The strides that are at their upper limit."""
+        highest = by_key({name: [high for _, high in each] for name, each in self.limits.items()})
+        return {key for key, at in by_key(logs).items() if at >= highest[key] - AT_LIMIT}
 
     def smallest(self) -> Logs:
         """All strides at their lower limits."""

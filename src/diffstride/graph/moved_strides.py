@@ -27,7 +27,7 @@ from diffstride.graph.stride_groups import (
 )
 from diffstride.graph.tracer import Trace
 
-STRIDE_FACTORS = 1.3, 2.0, 4.0, 16.0  # until a map gets too small
+GROWING_FACTORS = 1.3, 2.0, 4.0, 16.0  # until a map gets too small
 
 
 def find_groups_at_all_strides(
@@ -57,13 +57,13 @@ def _runs(
     groups: StrideGroups, signs: Mapping[fx.Node, int], doubtful: set[fx.Node]
 ) -> Iterator[Run]:
     """Runs with strides that are multiplied by each factor, as far as maps are large enough."""
-    for factor in STRIDE_FACTORS:
+    for factor in GROWING_FACTORS:
         try:
             yield _run(groups, {leader: factor**sign for leader, sign in signs.items()})
         except SizeMismatchError as mismatch:
             node = mismatch.node
             meeting = sum(n in groups.values for n in node.all_input_nodes) > 1
-            if node in doubtful and (meeting or factor == STRIDE_FACTORS[0]):
+            if node in doubtful and (meeting or factor == GROWING_FACTORS[0]):
                 raise _conflict(groups, mismatch) from mismatch
             return
 

@@ -61,7 +61,7 @@ class FeaturesError(ExampleError):
     """A linear layer gets another number of features than it was built for."""
 
 
-class DataError(ValueError):
+class ReadsDataError(ValueError):
     """A number is needed that depends on the input of the network, not on its shape alone."""
 
 
@@ -379,7 +379,7 @@ class Tracer(fx.Tracer):
         if node.op == "get_attr" and not isinstance(self.values[node], FakeTensor):
             return self.values[node]
         if node.op not in ("call_function", "call_method") or _is_random(node):
-            raise DataError(f"a number is read from {node.name}, which depends on the input")
+            raise ReadsDataError(f"a number is read from {node.name}, which depends on the input")
         with disable_current_modes():
             args, kwargs = fx.map_arg((node.args, node.kwargs), self._data)
             return run_node(None, node, args, kwargs)
@@ -417,7 +417,7 @@ class Tracer(fx.Tracer):
         name = self.stack[-1]
         module = self.traced.modules[name]
         kind, cause = type(module).__name__, f"{_where(error)}: {_one_line(error)}"
-        if isinstance(error, DataDependentError | DataError) and self.traced.model.training:
+        if isinstance(error, DataDependentError | ReadsDataError) and self.traced.model.training:
             cause += " (if layers are dropped at random in training, call model.eval() before)"
         for part in (each for each in PARTS if hasattr(self.traced.model, each)):
             cause += f". Convert a part of the network: model.{part} = convert(model.{part}, x)"

@@ -31,9 +31,9 @@ class SizedPooling(nn.Module):
 
     num_axes: int
     fixes_size = False
-    """Whether the output has the same size whatever comes in."""
+    """Whether no strides that may change set the size of the output."""
     free_axes: tuple[int, ...] = ()
-    """The axes for which that does not hold: they keep the length that comes in."""
+    """Of a layer with one output size, the axes that keep the length that comes in."""
     loaded_with: list[str] | None = None
     """The list of errors of the last `load_state_dict` that has loaded the layer."""
 
@@ -44,7 +44,12 @@ class SizedPooling(nn.Module):
 
     @property
     def learns_size(self) -> bool:
-        """Whether learnable strides change the size of the output."""
+        """Whether learnable strides change the size of the output.
+
+        A layer that returns true needs what a `CostBudget` reads and writes, as `DiffStride` has
+        it: the parameter ``strides``, ``limits``, ``window_settings``, ``has_stride_gradient`` and
+        ``write_``.
+        """
         return False
 
     def output_size(self, input_size: Sequence[int]) -> tuple[int, ...]:
@@ -58,7 +63,10 @@ class SizedPooling(nn.Module):
         return tuple(getattr(self, "strides", (1.0,) * self.num_axes))
 
     def plan(self, input_size: Sequence[int], strides: Sequence[float] | None = None) -> Plan:
-        """How each axis of a map of ``input_size`` is pooled, by the layer's strides or others."""
+        """How each axis of a map of ``input_size`` is pooled, by the layer's strides or others.
+
+        Of a class that overrides this, `MultiplyAdds` computes the cost at other strides, too.
+        """
         check_input_size(self, input_size)
         outputs = self.output_size(input_size)
         values = self.stride_values() if strides is None else strides

@@ -61,7 +61,7 @@ class FrozenPooling(SizedPooling):
         self.num_axes = len(strides)
         self.settings = WindowSettings(*settings)
         self.round_to, self.fixed_size = round_to, fixed_size
-        self.frozen_strides = tuple(strides)
+        self.frozen_strides = self._in_use = tuple(strides)
         self.sizes: dict[tuple[int, ...], tuple[int, ...]] = {}
         self.orders: dict[tuple[int, ...], list[int]] = {}
 
@@ -70,17 +70,17 @@ class FrozenPooling(SizedPooling):
     ) -> None:
         """Compute the matrices for maps of the spatial size ``sizes``."""
         axes = self._axes(sizes)
+        if not self.sizes:
+            self._in_use = tuple(axis.stride for axis in axes)
         self.sizes[tuple(sizes)] = tuple(axis.output_size for axis in axes)
         order = [i for i in axis_order(axes) if not axes[i].is_identity]
         self.orders[tuple(sizes)] = order
         for i, axis in ((i, axes[i]) for i in order):
             self.register_buffer(f"matrix_{i}_{axis.size}", axis_matrix(axis).to(device, dtype))
 
-    @property
-    def strides_in_use(self) -> tuple[float, ...]:
+    def stride_values(self) -> tuple[float, ...]:
         """The strides, rounded for the first map size that was added if they are rounded."""
-        sizes = next(iter(self.sizes), None)
-        return tuple(axis.stride for axis in self._axes(sizes)) if sizes else self.frozen_strides
+        return self._in_use
 
     def _axes(self, sizes: Sequence[int]) -> list[Axis]:
         if self.fixed_size is not None:

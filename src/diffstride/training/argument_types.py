@@ -67,6 +67,18 @@ def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) 
         check_argument(name, value, kinds[name])
 
 
+def check_at_least(least: float, **values: float | None) -> None:
+    """Refuse numbers below ``least``, by name; None is no number.
+
+    >>> check_at_least(1, batch_size=0)
+    Traceback (most recent call last):
+    ValueError: batch_size must be 1 or more, but got 0
+    """
+    for name, value in values.items():
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be {least} or more, but got {value}")
+
+
 def check_argument(name: str, value: Any, kind: Any) -> None:
     """Refuse a value that an annotation excludes; see `check_arguments`."""
     if not fits(value, kind):

@@ -7,6 +7,8 @@ masks leave empty is 0.
 import torch
 from torch import Generator, Tensor
 
+from diffstride.training.argument_types import check_at_least
+
 
 def shift(sounds: Tensor, generator: Generator, share: float = 0.1) -> Tensor:
     """Move every sound in time, and fill with silence.
@@ -54,7 +56,7 @@ def gain_and_noise(
     >>> gain_and_noise(torch.zeros(2, 1, 4), Generator()).abs().max()
     tensor(0.)
     """
-    _check_not_negative(decibels=decibels, noise=noise)
+    check_at_least(0, decibels=decibels, noise=noise)
     _check_floats(waveforms)
     one_each = (len(waveforms), *[1] * (waveforms.ndim - 1))
     gains = _draw_gains(one_each, decibels, generator)
@@ -76,7 +78,7 @@ def gain_of_log_mel(maps: Tensor, generator: Generator, decibels: float = 6.0) -
     >>> gain_of_log_mel(maps, Generator(), decibels=0.0).allclose(maps)
     True
     """
-    _check_not_negative(decibels=decibels)
+    check_at_least(0, decibels=decibels)
     check_maps(maps)
     _check_floats(maps)
     gains = _draw_gains((len(maps), 1, 1, 1), decibels, generator)
@@ -105,7 +107,7 @@ def mask(maps: Tensor, generator: Generator, bands: int = 8, frames: int = 8) ->
     >>> masked[0, 0, :, 0].tolist()
     [1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0]
     """
-    _check_not_negative(bands=bands, frames=frames)
+    check_at_least(0, bands=bands, frames=frames)
     check_maps(maps)
     for axis, width in ((2, bands), (3, frames)):
         hidden = _draw_ranges(len(maps), maps.shape[axis], width, generator)
@@ -183,9 +185,3 @@ def _draw_ranges(count: int, size: int, width: int, generator: Generator) -> Ten
 def _check_share(share: float) -> None:
     if not 0 <= share <= 1:
         raise ValueError(f"share must be from 0 to 1, but got {share}")
-
-
-def _check_not_negative(**values: float) -> None:
-    for name, value in values.items():
-        if value < 0:
-            raise ValueError(f"{name} must be 0 or more, but got {value}")

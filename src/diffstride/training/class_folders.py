@@ -5,22 +5,9 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from diffstride.training.data_error import DataError
+
 ADVICE = "correct or remove it"
-
-
-class DataError(ValueError):
-    """A data set cannot be found, read or used; the message says what to do.
-
-    An error of a worker of a `DataLoader` is raised again with its traceback in the message, which
-    is left out.
-
-    >>> print(DataError("Caught DataError in DataLoader worker process 0.\\n…DataError: no image"))
-    no image
-    """
-
-    def __init__(self, message: str) -> None:
-        caught = message.startswith("Caught DataError in ")
-        super().__init__(message.rpartition("DataError: ")[2].strip() if caught else message)
 
 
 def find_files(folder: Path) -> dict[str, list[str]]:

@@ -15,7 +15,7 @@ from torch import Tensor, distributed
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from diffstride._counts import counted
-from diffstride.training.argument_types import check_arguments
+from diffstride.training.argument_types import check_arguments, check_at_least
 from diffstride.training.augment import (
     Augmentation,
     describe_augmentation,
@@ -24,7 +24,7 @@ from diffstride.training.augment import (
     seeded_generator,
 )
 from diffstride.training.augment_per_image import name_of
-from diffstride.training.class_folders import DataError
+from diffstride.training.data_error import DataError
 from diffstride.training.decoding import Decoder
 from diffstride.training.folds import check_fold
 from diffstride.training.image_decoding import MAX_PIXELS, ImageDecoder
@@ -147,9 +147,9 @@ def load_datasets(
     (torch.Size([32, 1, 8, 8]), torch.int64)
     """
     check_arguments(load_datasets, locals())
-    _check_at_least(1, batch_size=batch_size, image_size=image_size)
-    _check_at_least(1, train_examples=train_examples, test_examples=test_examples)
-    _check_at_least(0, memory_limit=memory_limit, num_workers=num_workers)
+    check_at_least(1, batch_size=batch_size, image_size=image_size)
+    check_at_least(1, train_examples=train_examples, test_examples=test_examples)
+    check_at_least(0, memory_limit=memory_limit, num_workers=num_workers)
     if not 0 <= mixup_alpha < float("inf"):
         raise ValueError(f"mixup_alpha must be 0, for no mixup, or more, but got {mixup_alpha}")
     if image_size is not None and image_size**2 > MAX_PIXELS:
@@ -217,12 +217,6 @@ def _digest(class_names: Sequence[str], *labels: np.ndarray) -> str:
     for each in labels:
         digest.update(each.astype("<i8").tobytes())
     return digest.hexdigest()[:16]
-
-
-def _check_at_least(least: int, **values: int | None) -> None:
-    for name, value in values.items():
-        if value is not None and value < least:
-            raise ValueError(f"{name} must be {least} or more, but got {value}")
 
 
 def _split(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffstride.training.class_folders import DataError
+from diffstride.training.data_error import DataError
 from diffstride.training.sources import Rows
 
 MAX_BYTES = 2**29  # of an encoded image or sound

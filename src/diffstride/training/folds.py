@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from diffstride._counts import counted
-from diffstride.training.class_folders import DataError
+from diffstride.training.data_error import DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset as HubDataset

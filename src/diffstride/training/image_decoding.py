@@ -12,7 +12,7 @@ import PIL.ImageOps
 import torch
 from torch import Tensor
 
-from diffstride.training.class_folders import DataError
+from diffstride.training.data_error import DataError
 from diffstride.training.decoding import Decoder, read_encoded
 from diffstride.training.sources import first_line
 

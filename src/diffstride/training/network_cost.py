@@ -9,7 +9,7 @@ from torch import nn
 
 from diffstride._torch_compat import OperationCounter
 from diffstride.graph.restoring import evaluating
-from diffstride.strides import AXES, stride_layers
+from diffstride.strides import AXIS_SUFFIXES, stride_layers
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class NetworkCost:
         maps = {
             f"map/{name}{axis}": size
             for name, sizes in self.map_sizes.items()
-            for axis, size in zip(AXES[len(sizes)], sizes, strict=True)
+            for axis, size in zip(AXIS_SUFFIXES[len(sizes)], sizes, strict=True)
         }
         return {"multiply_adds": self.multiply_adds, **maps}
 

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffstride.training.argument_types import check_at_least
+
 SoundFunction = Callable[[Tensor, int], Tensor]
 
 
@@ -39,7 +41,7 @@ def waveform(
     >>> waveform(torch.tensor([1.0, 2.0, 3.0]), 8000, samples=5)
     tensor([[0., 1., 2., 3., 0.]])
     """
-    _check_counts(sample_rate=sample_rate, samples=samples)
+    check_at_least(1, sample_rate=sample_rate, samples=samples)
     return _fit(_scale(_resample(_mono(sound), rate, sample_rate), level), samples)[None]
 
 
@@ -91,7 +93,7 @@ def log_mel(
     >>> spectrogram.shape, spectrogram[0].mean(1).argmax().item()  # doctest: +SKIP
     (torch.Size([1, 64, 64]), 28)
     """
-    _check_counts(sample_rate=sample_rate, bands=bands, frames=frames, hop=hop, window=window)
+    check_at_least(1, sample_rate=sample_rate, bands=bands, frames=frames, hop=hop, window=window)
     highest = sample_rate / 2 if highest is None else highest
     if not 0 <= lowest < highest <= sample_rate / 2:
         raise ValueError(
@@ -141,12 +143,6 @@ def find_sound_function(sound_fn: str | Callable[..., Tensor] | None) -> SoundFu
             f"{', '.join(map(repr, SOUND_FUNCTIONS))}, but got {sound_fn!r}"
         )
     return sound_fn
-
-
-def _check_counts(**counts: Any) -> None:
-    for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name} must be 1 or more, but got {count}")
 
 
 def _mono(sound: Any) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffstride._extras import require
 from diffstride.training.augment_per_image import name_of
-from diffstride.training.class_folders import DataError
+from diffstride.training.data_error import DataError
 from diffstride.training.decoding import Decoder, read_encoded
 from diffstride.training.sound import SoundFunction, log_mel
 from diffstride.training.sources import first_line

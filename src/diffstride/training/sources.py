@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from diffstride.training.class_folders import DataError, check_files, find_files, has_folders
+from diffstride.training.class_folders import check_files, find_files, has_folders
+from diffstride.training.data_error import DataError
 from diffstride.training.files import expand_home
 from diffstride.training.folds import Fold, split_by_group
 
