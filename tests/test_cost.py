@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from networks import counted
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffstride import (
@@ -1117,3 +1118,21 @@ def test_strides_that_need_no_gradient_are_named():
     converted.requires_grad_(False)
     with pytest.raises(ValueError, match=r"no stride .*get_submodule\('0.pooling'\).strides.req"):
         CostBudget(converted, torch.zeros(1, 8, 32, 32))
+
+
+def test_a_budget_that_cannot_be_met_names_what_costs_most_and_only_limits_that_exist():
+    net = nn.Sequential(nn.Conv2d(8, 16, 3, 2, 1), weight_norm(nn.Conv2d(16, 32, 3, 2, 1)))
+    x = torch.zeros(1, 8, 32, 32)
+    with pytest.raises(ValueError, match="cannot be met: raise it; at") as unlimited:
+        CostBudget(convert(net, x), x, multiply_adds=1000)
+    assert "costliest module now is '1', with 1,179,648" in str(unlimited.value)
+    with pytest.raises(ValueError, match="raise it, or the upper_limit_stride of layers; at"):
+        CostBudget(convert(net, x, upper_limit_stride=4.0), x, multiply_adds=1e4)
+
+
+def test_a_convolution_at_stride_1_is_named_where_strides_rise():
+    net = nn.Sequential(nn.Conv2d(8, 16, 3, 2, 1), weight_norm(nn.Conv2d(16, 64, 5, 4, 2)))
+    x = torch.zeros(1, 8, 64, 64)
+    told = "'1' costs 26,214,400 of .* and 1,638,400 before; leave it out"
+    with pytest.warns(UserWarning, match=told):
+        CostBudget(convert(net, x), x, "before")

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from networks import Net
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from diffstride import (
     CostBudget,
@@ -402,3 +403,19 @@ def test_processes_that_save_at_once_do_not_disturb_each_other(tmp_path):
     assert [each.returncode for each in both] == [0, 0], errors
     assert list(tmp_path.iterdir()) == [tmp_path / "net.pt"]
     load(nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1)), tmp_path / "net.pt")
+
+
+def test_a_resampled_kernel_that_was_parametrised_is_refused_with_a_way_that_works(tmp_path):
+    def build():
+        return nn.Sequential(nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 8, 3, 2, 1))
+
+    x = torch.rand(1, 8, 32, 32)
+    model = convert(build(), x)
+    weight_norm(model[2])
+    with pytest.raises(ValueError, match=r"kernel of '2' was parametrised .* remove the param"):
+        save(model, tmp_path / "net.pt")
+    assert not list(tmp_path.iterdir())
+    again = rebuild(build(), recipe(model))
+    weight_norm(again[2])
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again(x), model(x))

@@ -11,6 +11,7 @@ from torch import nn
 from diffstride._arguments import check_network
 from diffstride._files import atomic_file
 from diffstride._torch_compat import unwrapped
+from diffstride.conversion.pooled_module import Pooled
 from diffstride.conversion.rebuilding import rebuild
 from diffstride.conversion.recipes import Recipe, recipe
 from diffstride.graph.network_copies import Model
@@ -34,7 +35,8 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
     Raises:
         TypeError: if ``model`` is no network, or ``path`` no path.
-        ValueError: if no part was converted or frozen; as of `recipe`.
+        ValueError: if no part was converted or frozen, or a kernel was resampled and parametrised
+            since; as of `recipe`.
         OSError: if the file cannot be written.
 
     >>> import tempfile
@@ -49,6 +51,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     _check_order("save", model, path)
     model, path = unwrapped(model), Path(path)
     made = recipe(model)
+    _check_kernels(model)
     state = model.state_dict()
     with atomic_file(path, several=True) as file:
         if path.suffix == SAFETENSORS:
@@ -97,6 +100,18 @@ def load(
             ) from error
         raise
     return network
+
+
+def _check_kernels(model: nn.Module) -> None:
+    """Refuse a network that `load` could not build: a parametrised kernel is not resampled."""
+    for name, module in model.named_modules():
+        if isinstance(module, Pooled) and module.taps and "weight" not in module._parameters:
+            raise ValueError(
+                f"the kernel of {name!r} was parametrised after convert, so that load cannot build "
+                "the network: save diffstride.recipe(model) and model.state_dict(), and "
+                "parametrise what diffstride.rebuild(network, recipe) returns likewise before its "
+                "load_state_dict, or remove the parametrisation before save"
+            )
 
 
 def _other_shapes(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:

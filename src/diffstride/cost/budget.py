@@ -89,7 +89,7 @@ class CostBudget:
             strides.
 
     Warns:
-        UserWarning: ``"before"`` makes a stride more than four times as large; or later, if an
+        UserWarning: ``"before"`` makes a stride at least twice as large; or later, if an
             optimiser moves the strides and nothing holds the budget.
 
     >>> from diffstride import DiffStride
@@ -134,7 +134,7 @@ class CostBudget:
         self.compute_gradients(True)
         self._start_watch()
         if budget == "before":
-            warn_of_raised_strides(before, self.in_use, costs)
+            warn_of_raised_strides(self.model, before, self.in_use, costs)
         elif budget is not None and 1 < budget <= MOST_TIMES:
             warn_of_larger_budget(budget, self.multiply_adds, self._present)
 

@@ -13,7 +13,7 @@ from diffstride.cost.stride_space import Logs
 from diffstride.graph.example_inputs import as_inputs, have_same_sizes
 
 MOST_TIMES = 100  # the present cost: larger budgets are numbers of multiply-adds
-MOST_RAISED = 4.0  # times a stride, by a budget that was to change nothing
+MOST_RAISED = 2.0  # times a stride, by a budget that was to change nothing
 
 
 def asked_amount(
@@ -49,10 +49,16 @@ def warn_of_larger_budget(times: float, budget: float, present: float) -> None:
     )
 
 
-def warn_of_raised_strides(before: Logs, after: Logs, costs: Mapping[str, int]) -> None:
-    """Warn if the cost before conversion takes far larger strides, as pooling alone costs as much.
+def warn_of_raised_strides(
+    model: nn.Module, before: Logs, after: Logs, costs: Mapping[str, int]
+) -> None:
+    """Warn if the cost before conversion takes far larger strides, and say what costs more now.
+
+    That may be pooling, which costs as much as its network where channels are few, or a module that
+    runs at stride 1 and is pooled after.
 
     Args:
+        model: as from `diffstride.convert`.
         before, after: the logarithms of the strides, as converted and under the budget.
         costs: multiply-adds of each module as converted.
     """
@@ -63,12 +69,14 @@ def warn_of_raised_strides(before: Logs, after: Logs, costs: Mapping[str, int]) 
     )
     if times < MOST_RAISED:
         return
-    costliest = max(before, key=lambda layer: costs.get(layer, 0))
+    costs_before: dict[str, int] = model.conversion.multiply_adds  # type: ignore[assignment]
+    risen = max(costs, key=lambda module: costs[module] - costs_before.get(module, 0))
     warn(
         f"at the cost before conversion a stride of {name!r} rises from {old:.3g} to {new:.3g}, "
-        f"and its maps may be too small to learn from: pooling in {costliest!r} alone costs "
-        f"{costs.get(costliest, 0):,} of {sum(costs.values()):,} multiply-adds; leave it out with "
-        "filter_fn, or give a larger budget",
+        f"and its maps may be too small to learn from: as converted {risen!r} costs "
+        f"{costs[risen]:,} of {sum(costs.values()):,} multiply-adds, and "
+        f"{costs_before.get(risen, 0):,} before; leave it out with filter_fn, or give a larger "
+        "budget",
         stacklevel=4,
     )
 

@@ -52,11 +52,21 @@ def scale_to_budget(logs: Logs, space: StrideSpace, least: float, most: float) -
         found = _least_amount(path, space, most)
         if found is not None:
             return found.logs
-    cheapest = space.value(shifted(FURTHEST))
+    raise UnreachableBudgetError(_explain(space, space.value(shifted(FURTHEST)), most))
+
+
+def _explain(space: StrideSpace, cheapest: int, most: float) -> str:
+    """Why a budget cannot be met, and what can be changed."""
+    is_limited = any(high < LARGEST_LOG for each in space.limits.values() for _, high in each)
+    limits = ", or the upper_limit_stride of layers" if is_limited else ""
     condition = " at which no map is empty" if space.cost.has_empty_maps else ""
-    raise UnreachableBudgetError(
-        f"a budget of {most:,.0f} multiply-adds cannot be met: raise it, or the upper_limit_stride "
-        f"of layers; at the largest strides{condition} the network costs {cheapest:,}"
+    costs = space.cost.by_module()
+    costliest = max(costs, key=costs.__getitem__)
+    return (
+        f"a budget of {most:,.0f} multiply-adds cannot be met: raise it{limits}; at the largest "
+        f"strides{condition} the network costs {cheapest:,}. Its costliest module now is "
+        f"{costliest!r}, with {costs[costliest]:,}; diffstride.report(model) shows all, and which "
+        "of them run at stride 1, since they are pooled after"
     )
 
 
