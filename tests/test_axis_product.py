@@ -14,12 +14,16 @@ from diffstride.spectral.axis_plan import EDGES, plan_axis
 from diffstride.spectral.matrix import axis_matrix, matrix, pooling_matrix
 
 NEVER = 1 << 40
-WAYS = {"product": (NEVER, NEVER), "halves": (1, NEVER), "transforms": (NEVER, 1)}
+WAYS = {
+    "product": (NEVER, NEVER, NEVER),
+    "halves": (1, NEVER, NEVER),
+    "transforms": (NEVER, 1, 1),
+}
 SHAPES = [(2, 3, 17), (2, 3, 16), (2, 3, 12, 18), (2, 3, 9, 12), (1, 2, 6, 5, 8), (7, 12)]
 
 
 def _use(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in zip(("HALVED_AXIS", "LONG_AXIS"), WAYS[way], strict=True):
+    for name, value in zip(("HALVED_AXIS", "LONG_AXIS", "LONG_SIGNAL"), WAYS[way], strict=True):
         monkeypatch.setattr(axis_product, name, value)
 
 
@@ -100,8 +104,34 @@ def test_halves_take_half_of_the_multiply_adds(
         with FlopCounterMode(display=False) as counter:
             diff_stride(x, 2.0, **PUBLISHED)
     assert counter.get_total_flops() == 2 * 3 * share * one_product
-    # The cost for a budget counts halves as one product.
-    assert map_product.multiply_adds(axes) == (0 if way == "transforms" else one_product)
+    if way != "transforms":  # the cost for a budget counts halves as one product
+        assert map_product.multiply_adds(axes) == one_product
+
+
+def _takes_products(x: Tensor, *strides: float) -> bool:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        diff_stride(x, strides)
+    return counter.get_total_flops() > 0
+
+
+def test_signals_are_transformed_from_384_samples_on_and_axes_of_images_from_1024() -> None:
+    assert [_takes_products(torch.rand(2, 3, n), 2.0) for n in (383, 384)] == [True, False]
+    images = [torch.rand(1, 1, n, 4) for n in (384, 1023, 1024)]
+    assert [_takes_products(x, 2.0, 1.0) for x in images] == [True, True, False]
+
+
+def test_transforms_count_for_each_line() -> None:
+    def of_line(n: int, m: int) -> float:
+        return 1.25 * (n * math.log2(n) + m * math.log2(m))
+
+    signal, kept = plan_axis(500, 2.0), plan_axis(4, 1.0)
+    assert map_product.multiply_adds([signal]) == pytest.approx(of_line(500, 250))
+    assert map_product.multiply_adds([signal, kept]) == 500 * 250 * 4
+    long, short = plan_axis(2000, 4.0), plan_axis(32, 2.0)
+    expected = 32 * of_line(2000, 500) + 500 * 32 * 16  # the axis that shrinks most comes first
+    assert map_product.multiply_adds([short, long]) == pytest.approx(expected)
+    frozen = map_product.multiply_adds([signal], transforms=False)
+    assert frozen == 500 * 250
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -4,7 +4,7 @@ import copy
 import functools
 import itertools
 import warnings
-from math import ceil, floor, trunc
+from math import ceil, floor, log2, trunc
 
 import networks
 import pytest
@@ -443,15 +443,17 @@ def test_learned_strides_may_not_meet_strides_that_stay():
         MultiplyAdds(nn.Sequential(*blocks), torch.rand(1, 4, 32, 32))
 
 
-def test_long_axes_count_once_they_are_frozen():
-    """With learned strides they are pooled by Fourier transforms, frozen by matrices."""
+def test_long_axes_count_as_transforms_and_frozen_as_matrices():
     model, x = (
         nn.Sequential(DiffStride((4.0,), **PUBLISHED), nn.Conv1d(1, 2, 3)).eval(),
         torch.rand(1, 1, 2048),
     )
-    frozen = freeze(model, x)
-    assert MultiplyAdds(model, x).value() == counted(model, x)
-    assert MultiplyAdds(frozen, x).value() == counted(frozen, x) > 10 * counted(model, x)
+    frozen, pooled = freeze(model, x), model[0].output_size((2048,))[0]
+    transforms = 1.25 * (2048 * 11 + pooled * log2(pooled))  # which torch does not count
+    assert MultiplyAdds(model, x).value() == round(counted(model, x) + transforms)
+    assert (
+        MultiplyAdds(frozen, x).value() == counted(frozen, x) == counted(model, x) + 2048 * pooled
+    )
 
 
 def test_gradient_is_that_of_the_unrounded_sizes():

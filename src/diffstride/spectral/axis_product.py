@@ -3,7 +3,7 @@
 Up to about 300 samples one matrix product is fastest. Longer axes are multiplied in halves: the sum
 of a line's two halves has its even bins and their difference has its odd bins. Matrices of half the
 height and width multiply these, with half the multiply-adds. From 1,024 samples on, axes are
-transformed.
+transformed, and those of signals, whose lines are contiguous, from 384 on.
 """
 
 import math
@@ -15,13 +15,15 @@ from torch import Tensor
 from diffstride.spectral.axis_plan import Axis
 from diffstride.spectral.long_axis import fourier_pool, fourier_spread
 from diffstride.spectral.matrix import adjoint, analysis, halves, matrix, synthesis
-from diffstride.spectral.memory_format import FULL_PRECISION
+from diffstride.spectral.memory_format import FIRST_DIM, FULL_PRECISION
 
 # Lengths from which axes are pooled in halves and by transforms, measured on a CPU. One product is
 # as fast as two halves at 256 samples, and takes 1.6 times as long at 384. From 384 to 1,023
-# samples transforms are faster only for contiguous maps of a length without large prime factors.
+# samples transforms are faster for contiguous lines of a length without large prime factors, and up
+# to twice as slow for primes.
 HALVED_AXIS = 320
 LONG_AXIS = 1024
+LONG_SIGNAL = 384
 
 
 def pool_axis(
@@ -37,7 +39,7 @@ def pool_axis(
     Where ``A`` is the identity, the first result is ``x`` itself. If given, ``out`` and ``kept``
     receive the two results, converted to their dtype.
     """
-    if is_long(axis) and (learning or not axis.is_identity):
+    if _is_transformed(axis, x) and (learning or not axis.is_identity):
         y, bins = fourier_pool(axis, x, dim, learning)
         return _deliver(y, out), None if bins is None else _deliver(bins, kept)
     kind, bins = (x.dtype, x.device), None
@@ -55,7 +57,7 @@ def spread_axis(
     axis: Axis, grad: Tensor, dim: int, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The adjoint: ``A^T grad``, written to ``out`` if given, and the bins ``U_r^T grad``."""
-    if is_long(axis):
+    if _is_transformed(axis, grad):
         grad_x, bins = fourier_spread(axis, grad, dim)
         return _deliver(grad_x, out), bins
     kind = (grad.dtype, grad.device)
@@ -68,9 +70,25 @@ def spread_axis(
     return multiply(adjoint(axis, *kind), grad, dim, axis.size, out), bins
 
 
-def is_long(axis: Axis) -> bool:
-    """Whether an axis is pooled by Fourier transforms."""
-    return axis.size >= LONG_AXIS
+def is_long(axis: Axis, is_signal: bool) -> bool:
+    """Whether an axis is pooled by Fourier transforms in full precision.
+
+    Args:
+        axis: how it is pooled.
+        is_signal: whether it is the only one of its map.
+    """
+    return axis.size >= (LONG_SIGNAL if is_signal else LONG_AXIS)
+
+
+def _is_transformed(axis: Axis, x: Tensor) -> bool:
+    """Whether an axis of this tensor is pooled by transforms.
+
+    A signal below `LONG_AXIS` is not in half precision, whose products are faster, nor in a
+    compiled program, which has no complex numbers.
+    """
+    is_signal = x.dim() == FIRST_DIM + 1
+    by_product = x.dtype not in FULL_PRECISION or torch.compiler.is_compiling()
+    return is_long(axis, is_signal and not by_product)
 
 
 def is_halved(axis: Axis, dtype: torch.dtype) -> bool:

@@ -30,28 +30,41 @@ def multiply_adds(
 ) -> float:
     """Multiply-adds of pooling one channel of one sample, in evaluation.
 
-    Each axis costs the number of samples of the map when it is pooled, times its output length. An
-    axis that keeps all its bins costs nothing.
+    Each axis costs the number of samples of the map when it is pooled, times its output length
+    ``M``. A long one costs ``5/4 (N log2 N + M log2 M)`` for each line of ``N`` samples: a real
+    Fourier transform of ``n`` samples takes about ``5/2 n log2 n`` additions and multiplications.
+    An axis that keeps all its bins costs nothing.
 
     Args:
         axes: the plan of each axis.
         sizes, output_sizes: lengths to count with, if not those of the axes; see `SizedPooling`.
-        transforms: whether long axes are pooled by Fourier transforms, which count as 0.
+        transforms: whether long axes are pooled by Fourier transforms, and not by products.
 
     >>> from diffstride.spectral import plan_axis
     >>> multiply_adds([plan_axis(32, 2.0)] * 2) == 16 * 32 * 32 + 16 * 16 * 32
     True
+    >>> multiply_adds([plan_axis(2048, 2.0)]) == 1.25 * (2048 * 11 + 1024 * 10)
+    True
     """
     current: list[float] = [axis.size for axis in axes] if sizes is None else list(sizes)
     outputs = [axis.output_size for axis in axes] if output_sizes is None else output_sizes
-    total = 0
+    total = 0.0
     for i in axis_order(axes):
-        if not (axes[i].is_identity or (transforms and is_long(axes[i]))):
+        if axes[i].is_identity:
+            pass
+        elif transforms and is_long(axes[i], is_signal=len(axes) == 1):
+            both = _of_transform(current[i]) + _of_transform(outputs[i])
+            total += math.prod(current) / current[i] * both
+        else:
             # Products in halves count in full. They need an even M, so counting them as half would
             # double the cost from one size to the next and mislead a budget.
-            total = total + math.prod(current) * outputs[i]
+            total += math.prod(current) * outputs[i]
         current[i] = outputs[i]
     return total
+
+
+def _of_transform(length: float) -> float:
+    return 1.25 * length * math.log2(max(length, 1.0))
 
 
 def pool_map(
