@@ -778,7 +778,8 @@ def test_a_budget_names_its_share_of_the_cost_before_conversion():
     budget = CostBudget(converted, x, fraction=0.8)
     share = f"{budget.multiply_adds / before:.3g}"
     assert f"%, {share} times the cost before conversion; strides" in repr(budget)
-    assert ", the cost before conversion; strides" in repr(CostBudget(converted, x, "before"))
+    larger = repr(CostBudget(converted, x, "before"))
+    assert " at first and the cost before conversion; strides" in larger
     other = CostBudget(converted, torch.zeros(1, 3, 64, 64))  # its cost before is not known
     assert "before conversion" not in repr(other)
 

@@ -166,7 +166,8 @@ class CostBudget:
         more = f", {times:.3g} times the {self._present:,} at first" * (times > 1)
         if self._before:
             share = f"{limit / self._before:.3g}"
-            more += f",{f' {share} times' * (share != '1')} the cost before conversion"
+            joint = " and" if more else ","
+            more += f"{joint}{f' {share} times' * (share != '1')} the cost before conversion"
         now = self._strides.by_layer(on_host(self._strides.parameters).tolist())
         moved = any(values != as_stored(self.in_use[name]) for name, values in now.items())
         advice = "; moved since project_(), which attach(optimizer) calls after each step" * moved
