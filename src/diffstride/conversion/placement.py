@@ -29,7 +29,7 @@ def check_order(order: str) -> None:
 
 
 def place(calls: Sequence[StridedCall], trace: Trace, order: str, min_channels: int) -> None:
-    """Set the placement of each call.
+    """Set the placement of each call; where calls share a layer, `group_calls` may change it.
 
     Args:
         calls: the calls of strided modules.

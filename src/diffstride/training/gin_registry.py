@@ -166,18 +166,10 @@ for layer in (reference.DiffStride, reference.FixedSpectralPooling):
     register(layer, "reference")
 
 load_datasets = register(data.load_datasets, "data", given=["seed"])  # the seed of the training
-for augmentation in (
-    augment.crop_and_flip,
-    augment.random_crop,
-    augment.flip,
-    augment.shift,
-    augment.shift_and_mask,
-    augment.shift_and_noise,
-    augment.gain_and_noise,
-    augment.gain_of_log_mel,
-    augment.mask,
-):
-    register(augmentation, "augment", given=["images", "sounds", "maps", "waveforms", "generator"])
+PARTS_OF_AUGMENTATIONS = augment.gain_and_noise, augment.gain_of_log_mel, augment.mask
+for augmentation in (*augment.AUGMENTATIONS.values(), *PARTS_OF_AUGMENTATIONS):
+    batch = next(iter(inspect.signature(augmentation).parameters))
+    register(augmentation, "augment", given=[batch, "generator"])
 for sound_function in (sound.log_mel, sound.waveform):
     register(sound_function, "sound", given=["sound", "rate"])
 register(augment.per_image, "augment")
