@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from diffstride._processes import process_count
 from diffstride._stride_text import strides_text
 from diffstride._torch_compat import uncompiled
 from diffstride.cost.budget_amount import (
@@ -425,7 +426,7 @@ class CostBudget:
     def _check_same_in_all_processes(self) -> None:
         # DistributedDataParallel carries the strides of the first process to the others, but not
         # this budget, which would move them apart.
-        if not trains_in_processes():
+        if process_count() == 1:
             return
         logs = [*self.in_use.values(), *self._wanted.values()]
         values = [log(self.multiply_adds), *(each for part in logs for each in part)]
@@ -471,8 +472,3 @@ class CostBudget:
     @property
     def _least(self) -> float:
         return (1 - UNUSED_SHARE) * self.multiply_adds
-
-
-def trains_in_processes() -> bool:
-    """Whether this process is one of several of a training."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

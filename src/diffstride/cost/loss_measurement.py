@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from diffstride.cost.budget import trains_in_processes
+from diffstride._processes import process_count
 
 Label = TypeVar("Label")
 
@@ -85,9 +85,9 @@ def of_all_processes(
     rises: dict[Label, list[float]], device: torch.device
 ) -> dict[Label, list[float]]:
     """What all processes of a training have measured, each on batches of its own."""
-    if not trains_in_processes():
+    if process_count() == 1:
         return rises
     own = torch.tensor(list(rises.values()), dtype=torch.float64, device=device)
-    parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    parts = [torch.empty_like(own) for _ in range(process_count())]
     dist.all_gather(parts, own)
     return dict(zip(rises, torch.cat(parts, 1).tolist(), strict=True))

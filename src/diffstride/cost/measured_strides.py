@@ -15,10 +15,10 @@ from typing import Any
 from warnings import warn
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from diffstride.cost.budget import CostBudget, trains_in_processes
+from diffstride._processes import has_process_group, process_count
+from diffstride.cost.budget import CostBudget
 from diffstride.cost.forgotten_calls import ForgottenStep
 from diffstride.cost.loss_measurement import NotFiniteError, as_before, run_loss
 from diffstride.cost.map_worth import (
@@ -100,7 +100,8 @@ class MeasuredStrides:
         self, budget: CostBudget, steps: float, decisions: int = 16, batches: int = 10
     ) -> None:
         _check(budget, steps, decisions, batches)
-        budget.compute_gradients(_runs_in_processes())
+        # Averages over processes wait for the gradients of all parameters.
+        budget.compute_gradients(has_process_group())
         self.budget, self.batches = budget, int(batches)
         self._due = _steps_of_decisions(int(steps), int(decisions))
         self.worth: dict[Key, Worth] = {}
@@ -222,7 +223,7 @@ class MeasuredStrides:
         self._measurements.load_state_dict(state)
         written: Logs = state["budget"]["written"]
         same_strides = {name: [*each] for name, each in written.items()} == self.budget.in_use
-        if trains_in_processes() or not same_strides:
+        if process_count() > 1 or not same_strides:
             self._measurements.start_anew()
 
     def _new_measurements(self) -> RiseMeasurements:
@@ -395,8 +396,3 @@ def _check_not_attached(budget: CostBudget) -> None:
             "the budget is attached to an optimizer, which moves the strides by their gradients: "
             "use a CostBudget without attach, or call remove() of what it returned"
         )
-
-
-def _runs_in_processes() -> bool:
-    """Whether gradients may be averaged over processes, which waits for those of all parameters."""
-    return dist.is_available() and dist.is_initialized()

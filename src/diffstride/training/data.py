@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from diffstride._counts import counted
+from diffstride._processes import process_count, process_rank
 from diffstride.training.argument_types import check_arguments, check_at_least
 from diffstride.training.augment import (
     Augmentation,
@@ -314,19 +315,12 @@ class EpochSampler(DistributedSampler[int]):
         self.size = len(images)
 
     def __iter__(self) -> Iterator[int]:
-        processes, rank = _processes()
+        processes, rank = process_count(), process_rank()
         order = torch.randperm(self.size, generator=seeded_generator(self.seed, self.epoch))
         return iter(order[rank : len(self) * processes : processes].tolist())
 
     def __len__(self) -> int:
-        return self.size // _processes()[0]
-
-
-def _processes() -> tuple[int, int]:
-    # Read at every call: loaders are built before Lightning starts the process group.
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_world_size(), distributed.get_rank()
-    return 1, 0
+        return self.size // process_count()
 
 
 @dataclass(frozen=True)
