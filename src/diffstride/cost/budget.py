@@ -1,8 +1,6 @@
 """Hold a network to a budget of multiply-adds while its strides learn."""
 
 from collections.abc import Iterable, Mapping
-from functools import partial
-from itertools import count
 from math import exp, log, log1p
 from typing import Any, Literal
 
@@ -13,6 +11,7 @@ from torch import nn
 from diffstride._processes import process_count
 from diffstride._stride_text import strides_text
 from diffstride._torch_compat import uncompiled
+from diffstride.cost.attached_budget import AttachedBudget
 from diffstride.cost.budget_amount import (
     MOST_TIMES,
     asked_amount,
@@ -29,10 +28,9 @@ from diffstride.cost.size_search import Goal, SizeSearch
 from diffstride.cost.size_thresholds import as_stored
 from diffstride.cost.stride_space import Logs, StrideSpace, by_key
 from diffstride.graph.example_inputs import also_named_example_inputs
-from diffstride.strides import StepHooks, check_optimizer
+from diffstride.strides import StepHooks
 
 UNUSED_SHARE = 0.01  # share of the budget that may stay unused
-STATES = "diffstride_budgets"  # in the states of optimisers
 
 
 class CostBudget:
@@ -123,7 +121,6 @@ class CostBudget:
         self._present = self.cost.value()
         self._before = known_cost_before(self.model, example)
         self.multiply_adds = amount * self._present if of_present else amount
-        self._found: dict[str, Any] | None = None  # while an optimiser loads its state
         self._hooks: list[StepHooks] = []
         self.space = StrideSpace(self.cost, self._strides.layers)
         self._size_search = SizeSearch(self.space)
@@ -215,54 +212,11 @@ class CostBudget:
         >>> budget.cost.value() <= budget.multiply_adds
         True
         """
-        check_optimizer(optimizer)
-        # By a number: budgets of several networks may have layers of the same names.
-        attached: dict[str, tuple[CostBudget, StepHooks]] = vars(optimizer).setdefault(STATES, {})
-        for key, (other, others_hooks) in list(attached.items()):
-            if others_hooks.removed:
-                del attached[key]
-            else:
-                self._check_no_layer_of(other)
-        strides = self._strides.parameters
-        hooks = StepHooks(optimizer, strides, self.project_gradients_, self.project_)
+        hooks = AttachedBudget(optimizer, self)
         self.watch.stop()
         self.compute_gradients(True)
         self._hooks.append(hooks)
-        key = next(number for number in map(str, count()) if number not in attached)
-        attached[key] = self, hooks
-        hooks.handles += [
-            optimizer.register_state_dict_post_hook(partial(self._save_with, key)),
-            optimizer.register_load_state_dict_pre_hook(partial(self._find_in, key)),
-            optimizer.register_load_state_dict_post_hook(self._load_found),
-        ]
         return hooks
-
-    def _check_no_layer_of(self, other: "CostBudget") -> None:
-        if other is self:
-            raise ValueError(
-                "this budget is attached to this optimizer already: attach it once, or call "
-                "remove() of what attach returned before"
-            )
-        held = set(other._strides.layers.values())
-        for name, layer in self._strides.layers.items():
-            if layer in held:
-                raise ValueError(
-                    f"another budget, of {other.multiply_adds:,.0f} multiply-adds, is attached to "
-                    f"this optimizer and moves {name!r}, too: attach one, or call remove() of what "
-                    "attach returned for the other"
-                )
-
-    def _save_with(self, key: str, optimizer: Any, state: dict[str, Any]) -> None:
-        state.setdefault(STATES, {})[key] = self.state_dict()
-
-    def _find_in(self, key: str, optimizer: Any, state: dict[str, Any]) -> None:
-        self._found = state.get(STATES, {}).get(key)
-
-    def _load_found(self, optimizer: Any) -> None:
-        """Load the state that was found, now that the optimiser has taken its own."""
-        if self._found is not None:
-            self.load_state_dict(self._found)
-            self._found = None
 
     def project_(self) -> None:
         """Project the last step onto constant cost and scale the strides to the budget, in place.
