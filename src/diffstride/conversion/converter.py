@@ -11,7 +11,8 @@ import torch
 from torch import fx, nn
 
 from diffstride._arguments import Limit, check_limits, check_network, check_window, each_limit
-from diffstride.conversion.enlarging_modules import attach_mirrors, calls_of, count_calls_from_start
+from diffstride.conversion.call_counting import calls_of, count_calls_from_start
+from diffstride.conversion.enlarging_modules import attach_mirrors
 from diffstride.conversion.function_modules import find_functions, replace_functions
 from diffstride.conversion.kernel_resampling import resample_convolution
 from diffstride.conversion.placement import Order, check_order, place

@@ -15,8 +15,10 @@ from torch import Tensor, fx, nn
 
 from diffstride._arguments import map_size
 from diffstride._torch_compat import ConvTranspose
+from diffstride.conversion.call_counting import PassStart as PassStart  # of networks pickled before
+from diffstride.conversion.call_counting import calls_of, next_call, set_calls
 from diffstride.conversion.mixed_classes import Mixin, mix_in
-from diffstride.conversion.pooled_module import Slot, next_call
+from diffstride.conversion.pooled_module import Slot
 from diffstride.conversion.strided_modules import StridedCall, maps_of
 from diffstride.graph.leaf_modules import TracedInto
 from diffstride.graph.stride_groups import with_sources
@@ -70,17 +72,6 @@ class Mirroring(Mixin, TracedInto):
         return following if is_next or not fitting else fitting[-1]
 
 
-class PassStart:
-    """A hook of a network that begins to count the calls of these modules anew in each pass."""
-
-    def __init__(self, modules: Iterable[nn.Module]) -> None:
-        self.modules = list(modules)
-
-    def __call__(self, network: nn.Module, args: Any) -> None:
-        for module in self.modules:
-            module.call_index = 0  # type: ignore[assignment]
-
-
 def resize_linearly(x: Tensor, size: Sequence[int]) -> Tensor:
     """Bring a map to another size by linear interpolation, as ``F.interpolate`` does."""
     if not isinstance(x, fx.Proxy) and map_size(x) == tuple(size):
@@ -131,32 +122,12 @@ def attach_mirrors(trace: Trace, mirrors: Mapping[fx.Node, fx.Node]) -> None:
             module.sizes = slots  # type: ignore[assignment]
         else:
             module.slots = slots  # type: ignore[assignment]
-        module.calls, module.call_index = len(nodes), 0  # type: ignore[assignment]
+        set_calls(module, len(nodes))
     for node, mirrored in mirrors.items():
         enlarging: Any = trace.module(node)
         pooled: Any = trace.module(mirrored)
         slot = enlarging.sizes[calls[enlarging].index(node)]
         pooled.slots[calls[pooled].index(mirrored)].append(slot)
-
-
-def count_calls_from_start(model: nn.Module) -> None:
-    """Have modules whose calls in a pass differ count them anew in each pass of the network."""
-    several = [module for module in model.modules() if getattr(module, "calls", 1) > 1]
-    hooks = model._forward_pre_hooks.values()
-    known = [module for hook in hooks if isinstance(hook, PassStart) for module in hook.modules]
-    if set(several) - set(known):
-        model.register_forward_pre_hook(PassStart(several))
-
-
-def calls_of(trace: Trace, nodes: Iterable[fx.Node]) -> dict[nn.Module, list[fx.Node]]:
-    """All calls of the modules that these nodes call, in order of execution."""
-    modules = {trace.module(node) for node in nodes}
-    calls: dict[nn.Module, list[fx.Node]] = {}
-    for node in trace.graph.nodes:
-        module = trace.module(node)
-        if module is not None and module in modules:
-            calls.setdefault(module, []).append(node)
-    return calls
 
 
 def _enlarges(trace: Trace, node: fx.Node) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from diffstride._arguments import map_size
 from diffstride._torch_compat import saves_by_hooks, shares_memory
+from diffstride.conversion.call_counting import next_call, set_calls
 from diffstride.conversion.dense_max_pooling import dense_axes, pool_densely
 from diffstride.conversion.kernel_resampling import CoarseTaps, resampled_kernel
 from diffstride.conversion.mixed_classes import Mixin, mix_in
@@ -33,14 +34,6 @@ Slot = list[Any]
 
 While a network is traced, the second is None.
 """
-
-
-def next_call(module: Any) -> int:
-    """The index of a call in a pass, of a module whose ``calls`` in a pass differ."""
-    index = module.call_index
-    if module.calls > 1:
-        module.call_index = (index + 1) % module.calls
-    return index
 
 
 class Pooled(Mixin):
@@ -229,7 +222,7 @@ def attach_pooling(
     module.sharers = sharers  # type: ignore[assignment]
     module.taps = tuple(taps)  # type: ignore[assignment]
     module.slots, module.layers = [], ()  # type: ignore[assignment]
-    module.calls, module.call_index = 1, 0  # type: ignore[assignment]
+    set_calls(module, 1)
     if taps:
         module.register_buffer("coarse_taps", _positions(taps).to(module.weight.device))  # type: ignore
 
@@ -247,7 +240,7 @@ def set_layers(module: Any, layers: Sequence[tuple[nn.Module, tuple[CropPad, ...
             names[layer] = f"pooling_{len(names)}"
             module.add_module(names[layer], layer)
     module.layers = tuple((names[layer], tuple(pads)) for layer, pads in layers)
-    module.calls = len(layers)
+    set_calls(module, len(layers))
 
 
 def set_stride(module: nn.Module, stride: int) -> None:
