@@ -134,6 +134,13 @@ def test_transforms_count_for_each_line() -> None:
     assert frozen == 500 * 250
 
 
+def test_a_matrix_of_few_rows_is_taken_where_transforms_cost_more() -> None:
+    strides = 2048 / 12, 2048 / 16
+    assert [_takes_products(torch.rand(1, 1, 2048), stride) for stride in strides] == [True, False]
+    costs = [map_product.multiply_adds([plan_axis(2048, stride)]) for stride in strides]
+    assert costs == [12 * 2048, 1.25 * (2048 * 11 + 16 * 4)]
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_evaluation_compiles_without_a_graph_break(
     way: str, monkeypatch: pytest.MonkeyPatch

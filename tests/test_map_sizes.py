@@ -1,6 +1,7 @@
 """Sizes behind constant strides, slices and concatenations: costs are exact or refused."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -188,7 +189,11 @@ def test_costs_equal_those_counted(name):
         with torch.no_grad():
             model.pool.strides.uniform_(1.0, 3.0)
         model.pool.project_()
-        assert cost.value() == counted(model, x)
+        axes = model.pool.plan(size)
+        transforms = 0.0  # which torch does not count
+        if len(axes) == 1 and axes[0].output_size < axes[0].size:
+            transforms = sum(1.25 * n * math.log2(n) for n in (size[0], axes[0].output_size))
+        assert cost.value() == round(counted(model, x) + 2 * transforms)
 
 
 def windows(m, x):

@@ -1,6 +1,7 @@
 """Networks without padding, in which large strides lead to empty maps."""
 
 import copy
+import re
 from contextlib import suppress
 
 import networks
@@ -163,7 +164,9 @@ def test_a_budget_below_the_smallest_cost_is_refused_and_that_cost_named():
     net, x = lenet()
     with pytest.raises(ValueError, match=r"at which no map is empty the network .*") as refusal:
         CostBudget(net, x, 0.4)
-    least = int(str(refusal.value).split()[-1].replace(",", ""))
+    found = re.search(r"the network costs ([\d,]+)\.", str(refusal.value))
+    assert found is not None
+    least = int(found[1].replace(",", ""))
     budget = CostBudget(lenet()[0], x, least)
     assert 0.99 * least <= budget.cost.value() <= least
 

@@ -73,11 +73,20 @@ def spread_axis(
 def is_long(axis: Axis, is_signal: bool) -> bool:
     """Whether an axis is pooled by Fourier transforms in full precision.
 
+    A matrix of few rows costs less than they do.
+
     Args:
         axis: how it is pooled.
         is_signal: whether it is the only one of its map.
     """
-    return axis.size >= (LONG_SIGNAL if is_signal else LONG_AXIS)
+    of_transforms = cost_of_transforms(axis.size, axis.output_size)
+    is_cheaper = of_transforms < axis.size * axis.output_size
+    return is_cheaper and axis.size >= (LONG_SIGNAL if is_signal else LONG_AXIS)
+
+
+def cost_of_transforms(size: float, output_size: float) -> float:
+    """Multiply-adds of the two transforms of a line: ``5/4 (N log2 N + M log2 M)``."""
+    return 1.25 * sum(n * math.log2(max(n, 1.0)) for n in (size, output_size))
 
 
 def _is_transformed(axis: Axis, x: Tensor) -> bool:

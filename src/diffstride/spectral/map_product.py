@@ -8,7 +8,14 @@ from torch import Tensor
 
 from diffstride._torch_compat import has_tangent, is_transformed
 from diffstride.spectral.axis_plan import Axis
-from diffstride.spectral.axis_product import inner, is_long, pool_axis, replace, spread_axis
+from diffstride.spectral.axis_product import (
+    cost_of_transforms,
+    inner,
+    is_long,
+    pool_axis,
+    replace,
+    spread_axis,
+)
 from diffstride.spectral.memory_format import FIRST_DIM, Layout
 
 # On a CPU a large batch is pooled in blocks of about this many bytes of input. Intermediate results
@@ -31,9 +38,9 @@ def multiply_adds(
     """Multiply-adds of pooling one channel of one sample, in evaluation.
 
     Each axis costs the number of samples of the map when it is pooled, times its output length
-    ``M``. A long one costs ``5/4 (N log2 N + M log2 M)`` for each line of ``N`` samples: a real
-    Fourier transform of ``n`` samples takes about ``5/2 n log2 n`` additions and multiplications.
-    An axis that keeps all its bins costs nothing.
+    ``M``. A long one costs ``5/4 (N log2 N + M log2 M)`` for each line of ``N`` samples, where that
+    is less: a real Fourier transform of ``n`` samples takes about ``5/2 n log2 n`` additions and
+    multiplications. An axis that keeps all its bins costs nothing.
 
     Args:
         axes: the plan of each axis.
@@ -50,21 +57,15 @@ def multiply_adds(
     outputs = [axis.output_size for axis in axes] if output_sizes is None else output_sizes
     total = 0.0
     for i in axis_order(axes):
-        if axes[i].is_identity:
-            pass
-        elif transforms and is_long(axes[i], is_signal=len(axes) == 1):
-            both = _of_transform(current[i]) + _of_transform(outputs[i])
-            total += math.prod(current) / current[i] * both
-        else:
-            # Products in halves count in full. They need an even M, so counting them as half would
-            # double the cost from one size to the next and mislead a budget.
-            total += math.prod(current) * outputs[i]
+        # Products in halves count in full. They need an even M, so counting them as half would
+        # double the cost from one size to the next and mislead a budget.
+        of_line = current[i] * outputs[i]
+        if transforms and is_long(axes[i], is_signal=len(axes) == 1):
+            of_line = cost_of_transforms(current[i], outputs[i])
+        if not axes[i].is_identity:
+            total += math.prod(current) / current[i] * of_line
         current[i] = outputs[i]
     return total
-
-
-def _of_transform(length: float) -> float:
-    return 1.25 * length * math.log2(max(length, 1.0))
 
 
 def pool_map(
