@@ -300,6 +300,16 @@ def test_leaf_modules_of_a_conversion_are_used_again():
         MultiplyAdds(converted, x, leaf_modules=["0"])
 
 
+def test_leaf_modules_of_a_second_conversion_are_used_again_too():
+    x = torch.rand(1, 4, 64, 64)
+    net = nn.Sequential(strided(), strided(), Net(insist), strided())
+    once = convert(net, x, filter_fn=lambda _, name: name == "0", leaf_modules=["2"])
+    twice = convert(once, x, leaf_modules=["2", "3"])
+    assert list(twice.conversion.strides) == ["0", "1"]
+    assert twice.conversion.leaf_modules == ("2", "3")
+    assert once.conversion.leaf_modules == ("2",)
+
+
 def test_threads_trace_one_at_a_time_and_others_run_meanwhile():
     def build():
         return nn.Sequential(strided(stride=1), DiffStride(2.0), strided(stride=1))

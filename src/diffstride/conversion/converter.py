@@ -282,6 +282,8 @@ def _record(converted: nn.Module, found: Found, example: Any, options: dict[str,
     conversion = getattr(converted, "conversion", None)
     if not isinstance(conversion, Conversion):
         conversion = record_costs(found.trace, example, options["leaf_modules"])
+    leaves = (*conversion.leaf_modules, *options["leaf_modules"])
+    conversion.leaf_modules = tuple(dict.fromkeys(leaves))
     conversion.left_out = found.left_out
     calls = [call for group in found.groups for call in group.calls]
     modules = tuple(dict.fromkeys(call.name for call in calls))
