@@ -42,7 +42,7 @@ def place(calls: Sequence[StridedCall], trace: Trace, order: str, min_channels: 
     for call in calls:
         conv = call.module
         shared = isinstance(conv, Conv) and users[id(conv.weight)] > 1
-        can_resample = _is_plain(conv) and not shared
+        can_resample = convolves(conv) and has_own_kernel(conv) and not shared
         if call.pointwise:
             call.placement = "before"
         elif order == "after" or not can_resample:
@@ -65,10 +65,7 @@ def _users_of_weights(trace: Trace) -> Counter[int]:
     return users
 
 
-def _is_plain(module: nn.Module) -> bool:
-    """Whether a module computes what torch's convolution computes, from a kernel of its own."""
-    return (
-        convolves(module)
-        and "weight" in module._parameters  # not computed by a hook, as that of `weight_norm`
-        and not is_parametrized(module)
-    )
+def has_own_kernel(module: nn.Module) -> bool:
+    """Whether a convolution has its kernel as a parameter, which can be resampled."""
+    # Not computed by a hook, as that of the old `weight_norm`, nor by a parametrisation.
+    return "weight" in module._parameters and not is_parametrized(module)

@@ -11,6 +11,7 @@ from torch import nn
 from diffstride._arguments import check_network
 from diffstride._files import atomic_file
 from diffstride._torch_compat import unwrapped
+from diffstride.conversion.placement import has_own_kernel
 from diffstride.conversion.pooled_module import Pooled
 from diffstride.conversion.rebuilding import rebuild
 from diffstride.conversion.recipes import Recipe, recipe
@@ -105,7 +106,7 @@ def load(
 def _check_kernels(model: nn.Module) -> None:
     """Refuse a network that `load` could not build: a parametrised kernel is not resampled."""
     for name, module in model.named_modules():
-        if isinstance(module, Pooled) and module.taps and "weight" not in module._parameters:
+        if isinstance(module, Pooled) and module.taps and not has_own_kernel(module):
             raise ValueError(
                 f"the kernel of {name!r} was parametrised after convert, so that load cannot build "
                 "the network: save diffstride.recipe(model) and model.state_dict(), and "

@@ -49,6 +49,7 @@ class FrozenPooling(SizedPooling):
     """
 
     fixes_size = True
+    _rounded: tuple[float, ...] = ()  # kept, as each forward pass may ask and rounding is a search
 
     def __init__(
         self,
@@ -61,7 +62,7 @@ class FrozenPooling(SizedPooling):
         self.num_axes = len(strides)
         self.settings = WindowSettings(*settings)
         self.round_to, self.fixed_size = round_to, fixed_size
-        self.frozen_strides = self._in_use = tuple(strides)
+        self.frozen_strides = tuple(strides)
         self.sizes: dict[tuple[int, ...], tuple[int, ...]] = {}
         self.orders: dict[tuple[int, ...], list[int]] = {}
 
@@ -71,7 +72,7 @@ class FrozenPooling(SizedPooling):
         """Compute the matrices for maps of the spatial size ``sizes``."""
         axes = self._axes(sizes)
         if not self.sizes:
-            self._in_use = tuple(axis.stride for axis in axes)
+            self._rounded = tuple(axis.stride for axis in axes)
         self.sizes[tuple(sizes)] = tuple(axis.output_size for axis in axes)
         order = [i for i in axis_order(axes) if not axes[i].is_identity]
         self.orders[tuple(sizes)] = order
@@ -80,7 +81,7 @@ class FrozenPooling(SizedPooling):
 
     def stride_values(self) -> tuple[float, ...]:
         """The strides, rounded for the first map size that was added if they are rounded."""
-        return self._in_use
+        return self._rounded or self.frozen_strides
 
     def _axes(self, sizes: Sequence[int]) -> list[Axis]:
         if self.fixed_size is not None:

@@ -39,7 +39,7 @@ def pool_axis(
     Where ``A`` is the identity, the first result is ``x`` itself. If given, ``out`` and ``kept``
     receive the two results, converted to their dtype.
     """
-    if _is_transformed(axis, x) and (learning or not axis.is_identity):
+    if _pools_by_transforms(axis, x) and (learning or not axis.is_identity):
         y, bins = fourier_pool(axis, x, dim, learning)
         return _deliver(y, out), None if bins is None else _deliver(bins, kept)
     kind, bins = (x.dtype, x.device), None
@@ -57,7 +57,7 @@ def spread_axis(
     axis: Axis, grad: Tensor, dim: int, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The adjoint: ``A^T grad``, written to ``out`` if given, and the bins ``U_r^T grad``."""
-    if _is_transformed(axis, grad):
+    if _pools_by_transforms(axis, grad):
         grad_x, bins = fourier_spread(axis, grad, dim)
         return _deliver(grad_x, out), bins
     kind = (grad.dtype, grad.device)
@@ -70,7 +70,7 @@ def spread_axis(
     return multiply(adjoint(axis, *kind), grad, dim, axis.size, out), bins
 
 
-def is_long(axis: Axis, is_signal: bool) -> bool:
+def takes_transforms(axis: Axis, is_signal: bool) -> bool:
     """Whether an axis is pooled by Fourier transforms in full precision.
 
     A matrix of few rows costs less than they do.
@@ -89,7 +89,7 @@ def cost_of_transforms(size: float, output_size: float) -> float:
     return 1.25 * sum(n * math.log2(max(n, 1.0)) for n in (size, output_size))
 
 
-def _is_transformed(axis: Axis, x: Tensor) -> bool:
+def _pools_by_transforms(axis: Axis, x: Tensor) -> bool:
     """Whether an axis of this tensor is pooled by transforms.
 
     A signal below `LONG_AXIS` is not in half precision, whose products are faster, nor in a
@@ -97,7 +97,7 @@ def _is_transformed(axis: Axis, x: Tensor) -> bool:
     """
     is_signal = x.dim() == FIRST_DIM + 1
     by_product = x.dtype not in FULL_PRECISION or torch.compiler.is_compiling()
-    return is_long(axis, is_signal and not by_product)
+    return takes_transforms(axis, is_signal and not by_product)
 
 
 def is_halved(axis: Axis, dtype: torch.dtype) -> bool:

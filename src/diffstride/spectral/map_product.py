@@ -11,10 +11,10 @@ from diffstride.spectral.axis_plan import Axis
 from diffstride.spectral.axis_product import (
     cost_of_transforms,
     inner,
-    is_long,
     pool_axis,
     replace,
     spread_axis,
+    takes_transforms,
 )
 from diffstride.spectral.memory_format import FIRST_DIM, Layout
 
@@ -60,7 +60,7 @@ def multiply_adds(
         # Products in halves count in full. They need an even M, so counting them as half would
         # double the cost from one size to the next and mislead a budget.
         of_line = current[i] * outputs[i]
-        if transforms and is_long(axes[i], is_signal=len(axes) == 1):
+        if transforms and takes_transforms(axes[i], is_signal=len(axes) == 1):
             of_line = cost_of_transforms(current[i], outputs[i])
         if not axes[i].is_identity:
             total += math.prod(current) / current[i] * of_line
