@@ -114,10 +114,22 @@ def _takes_products(x: Tensor, *strides: float) -> bool:
     return counter.get_total_flops() > 0
 
 
-def test_signals_are_transformed_from_384_samples_on_and_axes_of_images_from_1024() -> None:
-    assert [_takes_products(torch.rand(2, 3, n), 2.0) for n in (383, 384)] == [True, False]
+def test_signals_are_transformed_where_it_costs_less_and_axes_of_images_from_1024() -> None:
+    signals = [torch.rand(2, 3, n) for n in (8, 16, 384)]
+    assert [_takes_products(x, 2.0) for x in signals] == [True, False, False]
     images = [torch.rand(1, 1, n, 4) for n in (384, 1023, 1024)]
     assert [_takes_products(x, 2.0, 1.0) for x in images] == [True, True, False]
+
+
+def test_the_cost_of_a_signal_rises_with_its_lengths() -> None:
+    """Strides under a budget are searched along it, and would jump where it falls."""
+    for fixed in (2, 5, 12, 40, 200):
+        by_size = [map_product.multiply_adds([plan_axis(n, n / fixed)]) for n in range(201, 1200)]
+        assert by_size == sorted(by_size)
+    for size in (16, 33, 383, 384, 1024):
+        outputs = range(1, size)
+        by_output = [map_product.multiply_adds([plan_axis(size, size / m)]) for m in outputs]
+        assert by_output == sorted(by_output)
 
 
 def test_transforms_count_for_each_line() -> None:

@@ -385,3 +385,16 @@ def test_a_stride_at_a_limit_that_float32_rounds_counts_as_at_its_limit():
         low,
         high,
     )
+
+
+def test_strides_of_a_signal_follow_its_budget_without_a_jump():
+    """Its cost once fell where a map became longer than 383 samples."""
+    found = []
+    for fraction in (0.98, 0.97, 0.92):
+        pools = [DiffStride((2.0,), upper_limit_stride=2.2) for _ in range(2)]
+        layers = [nn.Conv1d(1, 8, 3, padding=1), pools[0], nn.Conv1d(8, 8, 3, padding=1), pools[1]]
+        net = nn.Sequential(*layers, nn.Conv1d(8, 8, 3, padding=1))
+        budget = CostBudget(net, torch.zeros(1, 1, 800), fraction=fraction)
+        assert 0.98 <= budget.cost.value() / budget.multiply_adds <= 1
+        found += [pool.strides.item() for pool in pools]
+    assert found == sorted(found)

@@ -424,5 +424,5 @@ def test_a_resampled_kernel_that_was_parametrised_is_refused_with_a_way_that_wor
 def test_a_parametrised_bias_is_refused_too_as_its_convolution_is_not_pooled_before(tmp_path):
     model = convert(nn.Sequential(nn.Conv2d(8, 16, 3, 2, 1)), torch.rand(1, 8, 32, 32))
     weight_norm(model[0], "bias", dim=None)
-    with pytest.raises(ValueError, match=r"kernel of '0' was parametrised"):
+    with pytest.raises(ValueError, match=r"bias of '0' was parametrised"):
         save(model, tmp_path / "net.pt")

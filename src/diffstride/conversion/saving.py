@@ -104,11 +104,12 @@ def load(
 
 
 def _check_kernels(model: nn.Module) -> None:
-    """Refuse a network that `load` could not build: a parametrised kernel is not resampled."""
+    """Refuse a network that `load` could not build: no parametrised kernel is resampled."""
     for name, module in model.named_modules():
         if isinstance(module, Pooled) and module.taps and not has_own_kernel(module):
+            part = "bias" if "weight" in module._parameters else "kernel"
             raise ValueError(
-                f"the kernel of {name!r} was parametrised after convert, so that load cannot build "
+                f"the {part} of {name!r} was parametrised after convert, so that load cannot build "
                 "the network: save diffstride.recipe(model) and model.state_dict(), and "
                 "parametrise what diffstride.rebuild(network, recipe) returns likewise before its "
                 "load_state_dict, or remove the parametrisation before save"

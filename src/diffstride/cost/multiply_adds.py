@@ -49,9 +49,10 @@ class MultiplyAdds:
     and matrix products count as in torch's ``FlopCounterMode``, whose count is twice as high;
     recurrent and bilinear layers and products with vectors as the products in them, on every
     device. The pooling layers count one matrix product per axis, of which axes of 320 samples and
-    more take about half. Axes of 1,024 samples and more, and signals of 384 and more, count as real
-    Fourier transforms, ``5/4 (N log2 N + M log2 M)`` for each line (`diffstride.spectral`). The
-    value counts whole samples; its gradient is that of the sizes before rounding.
+    more take about half. Axes of 1,024 samples and more, and signals, count as real Fourier
+    transforms where these cost less, ``5/4 (N log2 N + M log2 M)`` for each line
+    (`diffstride.spectral`). The value counts whole samples; its gradient is that of the sizes
+    before rounding.
 
     The first input with spatial axes says how many samples there are. What several samples share,
     or each has many of (the frames of a video), counts as often as it is computed.

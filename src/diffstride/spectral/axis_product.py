@@ -3,7 +3,7 @@
 Up to about 300 samples one matrix product is fastest. Longer axes are multiplied in halves: the sum
 of a line's two halves has its even bins and their difference has its odd bins. Matrices of half the
 height and width multiply these, with half the multiply-adds. From 1,024 samples on, axes are
-transformed, and those of signals, whose lines are contiguous, from 384 on.
+transformed, and those of signals, whose lines are contiguous, wherever that costs fewer.
 """
 
 import math
@@ -19,11 +19,12 @@ from diffstride.spectral.memory_format import FIRST_DIM, FULL_PRECISION
 
 # Lengths from which axes are pooled in halves and by transforms, measured on a CPU. One product is
 # as fast as two halves at 256 samples, and takes 1.6 times as long at 384. From 384 to 1,023
-# samples transforms are faster for contiguous lines of a length without large prime factors, and up
-# to twice as slow for primes.
+# samples transforms are faster only for contiguous maps of a length without large prime factors.
 HALVED_AXIS = 320
 LONG_AXIS = 1024
-LONG_SIGNAL = 384
+# Signals take transforms at any length at which these cost less. From a length on, the cost would
+# jump down there, and strides held to a budget would jump with it.
+LONG_SIGNAL = 1
 
 
 def pool_axis(
