@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from benchmarks.network_checks import counted as counted
 from benchmarks.network_checks import move_strides, outputs_of, step
+from benchmarks.network_checks import operation_counter as operation_counter
 from benchmarks.sweep_networks import Net as Net
 from diffstride._named_networks import build_network
 from diffstride.conversion.converter import convert
