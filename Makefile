@@ -63,6 +63,7 @@ bench: .venv/installed  ## run the benchmarks, on a quiet machine
 	$(BIN)/python -m benchmarks.layer
 	$(BIN)/python -m benchmarks.network
 	$(BIN)/python -m benchmarks.scaling
+	$(BIN)/python -m benchmarks.signals
 	$(BIN)/python -m benchmarks.frozen
 	$(BIN)/python -m benchmarks.conversion_time
 	$(BIN)/python -m benchmarks.budget

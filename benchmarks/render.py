@@ -14,6 +14,7 @@ from benchmarks import (
     network,
     processes,
     scaling,
+    signals,
     step_picture,
 )
 from benchmarks.common import RESULTS, Report, write_text
@@ -28,6 +29,7 @@ TITLES = {
     "layer": "One layer",
     "network": "A network",
     "scaling": "How the cost grows",
+    "signals": "Signals",
     "frozen": "Frozen networks",
     "conversion_time": "Converted networks",
     "budget": "Budgets",
@@ -37,6 +39,7 @@ TABLES: dict[str, Callable[[Report], str]] = {
     "layer": layer.tables,
     "network": network.tables,
     "scaling": scaling.tables,
+    "signals": signals.tables,
     "frozen": frozen.tables,
     "conversion_time": conversion_time.tables,
     "budget": budget.tables,
@@ -119,6 +122,11 @@ FFTs. MACs are those of convolutions and matrix products; FFTs are not counted."
 This section shows how time grows with the map size, the batch and the channels. Stride 2, the
 published window, float32, next to the published layer on FFTs. In the tables of growing size each
 tensor has 2 to 4 million elements.""",
+    "signals": """\
+This section times the default layer on maps of one axis, in float32, contiguous, of 64 channels and
+about 2 million samples in all. `transforms` is what the layer does: it transforms a signal wherever
+that takes fewer MACs than the product with a matrix. `products` is the same layer with matrices at
+all lengths, `average` is `F.avg_pool1d`.""",
     "frozen": """\
 This section times inference in float32. The strides are those that networks start from, so all maps
 have the sizes of the `strided` network.

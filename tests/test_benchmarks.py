@@ -25,6 +25,7 @@ from benchmarks import (
     render,
     scaling,
     scratch,
+    signals,
     step_picture,
     steps,
     sweep,
@@ -36,6 +37,7 @@ from benchmarks import timing as clock
 from benchmarks.contenders import COPIES, Case, Row, forward_backward
 from benchmarks.tables import goal, goal_table, milliseconds
 from diffstride import reference
+from diffstride.spectral import axis_product
 
 ROOT = Path(__file__).parents[1]
 
@@ -301,6 +303,30 @@ def test_scaling_runs(tmp_path: Path) -> None:
     worst = min(row["speedups"][0] for row in rows)
     name = "reference / ours, worst of size, forward: contiguous"
     assert common.only(report["goals"], what=name)["value"] == worst
+
+
+def test_signals_run(tmp_path: Path) -> None:
+    report = _quick(signals.main, tmp_path)
+    rows = list(signals.rows(report, "forward"))
+    assert [(row["length"], row["stride"]) for row in rows[:3]] == [(16, 2.0), (16, 4.0), (30, 2.0)]
+    largest = max(row["ratios"][0] for row in rows)
+    name = "transforms / products, forward: largest"
+    assert common.only(report["goals"], what=name)["value"] == largest
+
+
+@pytest.mark.parametrize("way", signals.WAYS)
+def test_both_ways_of_signals_are_what_they_are_called(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used, transform = [], axis_product.fourier_pool
+
+    def recording(*args: Any) -> Any:
+        used.append(args)
+        return transform(*args)
+
+    monkeypatch.setattr(axis_product, "fourier_pool", recording)
+    signals.calls_of(100, 2.0, "forward", samples=100)[way]()
+    assert bool(used) == (way == "transforms")
 
 
 def test_network_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

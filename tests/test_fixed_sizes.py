@@ -15,6 +15,7 @@ from torch import nn
 from diffstride import (
     AdaptiveSpectralPooling,
     CostBudget,
+    DiffStride,
     MultiplyAdds,
     convert,
     freeze,
@@ -354,6 +355,104 @@ def test_stored_positions():
     net.positions = nn.Parameter(torch.zeros(1, 16, 4))
     converted = check(net, names="abc")
     assert isinstance(converted.c.pooling, AdaptiveSpectralPooling)
+
+
+class Sequence(nn.Module):
+    """Two strided convolutions, and positions for sequences of up to ``longest`` samples."""
+
+    def __init__(self, longest, cut=lambda positions, n: positions[:, :n]):
+        super().__init__()
+        self.a, self.b = (nn.Conv1d(c, 16, 8, stride=4, padding=2) for c in (1, 16))
+        self.positions = nn.Parameter(torch.rand(1, longest, 16))
+        self.cut, self.out = cut, nn.Linear(16, 4)
+
+    def forward(self, x):
+        z = self.b(self.a(x)).mT
+        return self.out(z + self.cut(self.positions, z.shape[1]))
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        lambda positions, n: positions[:, :n],
+        lambda positions, n: positions[0, :n],
+        lambda positions, n: positions[..., :n, :],
+        lambda positions, n: positions[0][None, 0:n],
+    ],
+)
+def test_positions_cut_to_a_sequence_limit_how_far_strides_fall(cut):
+    """128 positions for 50 samples: their product may fall to 16 * 50 / 128, 2.5 for each."""
+    x = torch.rand(2, 1, 800)
+    net = Sequence(128, cut)
+    model = convert(net, x, min_channels=0)
+    layers = stride_layers(model)
+    limits = [layer.lower_limit_stride for layer in layers.values()]
+    assert limits == pytest.approx([2.5, 2.5], rel=0.05)
+    for layer in layers.values():
+        layer.strides.data.fill_(1.0)
+        layer.project_()
+    assert 110 < model(x).shape[1] <= 128
+    assert MultiplyAdds(model, x).value() == counted(model.eval(), x)
+
+
+@pytest.mark.parametrize("longest", [2000, 800])
+def test_many_positions_limit_no_stride(longest):
+    layers = stride_layers(convert(Sequence(longest), torch.rand(2, 1, 800), min_channels=0))
+    assert [layer.lower_limit_stride for layer in layers.values()] == [None, None]
+
+
+def test_a_stem_on_top_of_its_stride_takes_no_part_in_the_limit():
+    """Its stride starts at 1, so the other one may fall as far as the positions reach."""
+    layers = stride_layers(convert(Sequence(128), torch.rand(2, 1, 800))).values()
+    assert [layer.stride_values() for layer in layers] == [(1.0,), (4.0,)]
+    first, second = (layer.lower_limit_stride for layer in layers)
+    assert first is None
+    assert second == pytest.approx(4 * 50 / 128, rel=0.05)
+
+
+def test_a_given_limit_stays_where_it_is_higher():
+    x = torch.rand(2, 1, 800)
+    model = convert(Sequence(128), x, min_channels=0, lower_limit_stride=3)
+    assert [layer.lower_limit_stride for layer in stride_layers(model).values()] == [3, 3]
+
+
+def test_the_limit_of_a_shared_stride_is_one_number():
+    options = {"min_channels": 0, "shared_stride": True}
+    layers = stride_layers(convert(Sequence(128), torch.rand(2, 1, 800), **options)).values()
+    limits = [layer.lower_limit_stride for layer in layers]
+    assert limits == pytest.approx([2.5, 2.5], rel=0.05)
+
+
+def test_a_network_at_its_limits_may_be_converted_again():
+    x = torch.rand(2, 1, 800)
+    model = convert(Sequence(128), x, min_channels=0)
+    for layer in stride_layers(model).values():
+        layer.strides.data.fill_(1.0)
+        layer.project_()
+    again = convert(model, x, min_channels=0)
+    assert stride_layers(again).keys() == stride_layers(model).keys()
+
+
+@pytest.mark.parametrize("longest", [50, 55])
+def test_positions_for_hardly_more_samples_pin_the_last_stride(longest):
+    x = torch.rand(2, 1, 800)
+    model = convert(Sequence(longest), x, min_channels=0)
+    assert isinstance(model.a.pooling, DiffStride)
+    assert model.b.pooling.fixed_size == (50,)
+    check(Sequence(longest), x, names="ab", min_channels=0)
+
+
+def test_positions_that_a_longer_map_is_cut_by_stay_as_many():
+    """Where a sequence is cut to the positions, not they to it, all strides learn."""
+
+    def forward(net, x):
+        z = net.b(net.a(x))[..., :40]
+        return net.out(z + net.positions[..., : z.shape[2]])
+
+    net = Net(forward, a=nn.Conv1d(1, 8, 8, 4, 2), b=nn.Conv1d(8, 8, 8, 4, 2), out=nn.Identity())
+    net.positions = nn.Parameter(torch.zeros(1, 8, 40))
+    layers = stride_layers(convert(net, torch.rand(2, 1, 800))).values()
+    assert [layer.lower_limit_stride for layer in layers] == [None, None]
 
 
 def test_two_heads():

@@ -383,6 +383,11 @@ def _new_pooling(group: PooledGroup, keep_ones: bool, **options: Any) -> nn.Modu
         sizes = enumerate(calls[0].strided_size)
         return AdaptiveSpectralPooling([None if i in group.free else size for i, size in sizes])
     own = stride_of(calls[0].module, len(calls[0].strides))
+    least = [stride * group.least_factor for stride in calls[0].strides]
+    if max(least) > 1:
+        given = each_limit(options["lower_limit_stride"], len(least))
+        lower = [max(own, limit or 1.0) for own, limit in zip(least, given, strict=True)]
+        options["lower_limit_stride"] = lower[0] if len(set(lower)) == 1 else tuple(lower)
     if keep_ones and 1 in own and max(own) > 1:
         for name in ("lower_limit_stride", "upper_limit_stride"):
             limits = zip(own, each_limit(options[name], len(own)), strict=True)

@@ -8,12 +8,13 @@ from torch import fx, nn
 from diffstride.conversion.enlarging_modules import find_mirrors
 from diffstride.conversion.pooled_module import CropPad
 from diffstride.conversion.strided_modules import StridedCall, common_size
-from diffstride.graph.moved_strides import find_groups_at_all_strides
+from diffstride.graph.moved_strides import find_groups_at_all_strides, least_factor
 from diffstride.graph.stride_groups import StrideConflictError, StrideGroups
 from diffstride.graph.tracer import Trace
 from diffstride.pooling.base import SizedPooling
 from diffstride.strides import stride_layers
 
+SHORTEST = 0.8  # Where strides may fall less, the last one before a stored tensor is pinned.
 SEVERAL = "is called several times, on maps that cannot share a stride: use one for each"
 
 
@@ -30,6 +31,7 @@ class PooledGroup:
 
     ``crop_pads`` give the maps of all modules the same ``size`` before they are pooled. ``pinned``
     says that the pooled map keeps its present size, whatever comes in, but for its ``free`` axes.
+    Strides may fall to ``least_factor`` times what they are, see `least_factor`.
     """
 
     calls: list[StridedCall]
@@ -39,6 +41,7 @@ class PooledGroup:
     trace: Trace
     pinned: bool = False
     free: tuple[int, ...] = ()
+    least_factor: float = 0.0
 
     def sharers(self, call: StridedCall) -> int:
         """For how many modules the layer pools the map that this call pools."""
@@ -138,8 +141,10 @@ def _pooled_groups(
 ) -> list[PooledGroup]:
     """One group for each stride group, joined where a module is called in several of them."""
     groups: list[PooledGroup] = []
+    factors = _least_factors(stride_groups, by_node)
     for nodes in (*stride_groups.members(), *(each.calls for each in pinned)):
         group = _pooled_group(stride_groups, nodes, by_node)
+        group.least_factor = factors.get(nodes[0], 0.0)
         modules = {call.module for call in group.calls}
         for other in [other for other in groups if modules & other.crop_pads.keys()]:
             if _apart(other, group):
@@ -152,6 +157,36 @@ def _pooled_groups(
         (group for group in groups if group.calls),
         key=lambda group: order.index(group.calls[0].node),
     )
+
+
+def _least_factors(
+    stride_groups: StrideGroups, by_node: dict[fx.Node, StridedCall]
+) -> dict[fx.Node, float]:
+    """For the first call of each group that comes before a cut of a stored tensor.
+
+    Raises:
+        StrideConflictError: if the tensor is too short for strides to learn.
+    """
+    members = {calls[0]: calls for calls in stride_groups.members()}
+    # Others start at a stride of 1, on top of their own, or are layers that have their limits.
+    new = {
+        leader
+        for leader, calls in members.items()
+        if by_node.keys() >= set(calls)
+        and _settled(by_node[leader], len(calls) == 1).placement != "on top"
+    }
+    factors: dict[fx.Node, float] = {}
+    for cut in (node for node in stride_groups.values if node in stride_groups.cuts):
+        before = [stride_groups.leaders[call] for call in stride_groups.upstream(cut)]
+        falling = new.intersection(before)
+        factor = least_factor(stride_groups, cut, falling) if falling else 0.0
+        if factor > SHORTEST:
+            raise StrideConflictError(
+                f"{stride_groups.trace.label(cut)} has too few samples for smaller strides",
+                to_pin=members[next(each for each in reversed(before) if each in falling)],
+            )
+        factors |= {leader: max(factor, factors.get(leader, 0.0)) for leader in falling}
+    return factors
 
 
 def _pooled_group(
@@ -211,4 +246,5 @@ def _join(one: PooledGroup, two: PooledGroup) -> PooledGroup:
         calls=calls,
         crop_pads=one.crop_pads | two.crop_pads,
         pooling=one.pooling or two.pooling,
+        least_factor=max(one.least_factor, two.least_factor),
     )

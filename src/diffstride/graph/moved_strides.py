@@ -6,8 +6,9 @@ libraries may accept sizes on shapes alone that they refuse when they run.
 """
 
 import operator
+from bisect import bisect_left
 from collections import ChainMap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from math import ceil
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from diffstride._torch_compat import tree_map_only
 from diffstride.graph.restoring import restoring
+from diffstride.graph.slices import axis_slices
 from diffstride.graph.stride_groups import (
     Run,
     SizeMismatchError,
@@ -28,6 +30,7 @@ from diffstride.graph.stride_groups import (
 from diffstride.graph.tracer import Trace
 
 GROWING_FACTORS = 1.3, 2.0, 4.0, 16.0  # until a map gets too small
+FALLING_FACTOR, MOST_FALLS = 0.95, 60
 
 
 def find_groups_at_all_strides(
@@ -45,6 +48,25 @@ def find_groups_at_all_strides(
         moved = [run for signs in _directions(leaders) for run in _runs(groups, signs, doubtful)]
         groups.runs[:0] = moved  # the last run stays the last
     return groups
+
+
+def least_factor(groups: StrideGroups, cut: fx.Node, leaders: Collection[fx.Node]) -> float:
+    """How far the strides of some leaders may fall until a stored tensor is too short.
+
+    At strides times this factor, the same for all, no map is longer than what the network cuts to
+    its size by ``cut``, such as the positions of a sequence.
+    """
+    stored, needed = groups.trace.values[source_of(cut)], set(groups.sources(cut))
+    slices = list(axis_slices(cut.args[1], stored.dim()))
+    nodes = [node for node in groups.trace.graph.nodes if node in needed]
+
+    def is_too_short(step: int) -> bool:
+        factors = dict.fromkeys(groups.leaders.values(), 1.0)
+        factors |= dict.fromkeys(leaders, FALLING_FACTOR ** (step + 1))
+        values = _run(groups, factors, nodes).values
+        return any(values.get(each.stop, 0) > stored.shape[each.axis] for each in slices)
+
+    return FALLING_FACTOR ** bisect_left(range(MOST_FALLS), True, key=is_too_short)
 
 
 def _directions(leaders: Sequence[fx.Node]) -> Iterator[dict[fx.Node, int]]:
@@ -90,27 +112,26 @@ def _cuts(groups: StrideGroups, node: fx.Node) -> bool:
     """Whether a node is a slice that begins or ends within an axis that strides change."""
     if node.target is not operator.getitem or not isinstance(groups.values[node], Tensor):
         return False
-    dims, index = groups.dims(source_of(node)), node.args[1]
-    parts: list[Any] = list(index) if isinstance(index, tuple) else [index]
-    if ... in parts:
-        at = parts.index(...)
-        parts[at : at + 1] = [slice(None)] * (len(dims) - len(parts) + 1)
+    dims = groups.dims(source_of(node))
     return any(
-        isinstance(part, slice)
-        and any(end is not None for end in (part.start, part.stop))
-        and (dim.growth or part.start in groups.values or part.stop in groups.values)
-        for part, dim in zip(parts, dims, strict=False)
+        any(end is not None for end in each[1:])
+        and (dims[each.axis].growth or not groups.values.keys().isdisjoint(each[1:]))
+        for each in axis_slices(node.args[1], len(dims))
     )
 
 
-def _run(groups: StrideGroups, factors: Mapping[fx.Node, float]) -> Run:
+def _run(
+    groups: StrideGroups,
+    factors: Mapping[fx.Node, float],
+    nodes: Iterable[fx.Node] | None = None,
+) -> Run:
     """A run with strides that are larger by these factors; operators of others run on data, too."""
-    run = Run({}, {})
+    run, nodes = Run({}, {}), groups.trace.graph.nodes if nodes is None else nodes
 
     def output(call: fx.Node) -> Tensor:
         return _moved_output(groups, run, call, factors[groups.leaders[call]])
 
-    run_with_sizes(groups, groups.trace.graph.nodes, run, output)
+    run_with_sizes(groups, nodes, run, output)
     for node in groups.trace.foreign & run.values.keys():
         _run_on_zeros(groups, node, run)
     return run

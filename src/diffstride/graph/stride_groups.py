@@ -11,6 +11,7 @@ comes in, but for axes that are free. A *mirror* enlarges its map to the size th
 call, as the decoder of a U-Net does.
 """
 
+import operator
 from collections import ChainMap
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
@@ -23,6 +24,7 @@ from torch import Tensor, fx, nn
 from diffstride.graph.fake_run import first_argument, shapes_only
 from diffstride.graph.perturbed_sizes import REMAINDERS, Dim, draw_growths, proportional
 from diffstride.graph.restoring import restoring
+from diffstride.graph.slices import axis_slices, long_enough
 from diffstride.graph.tracer import Trace
 from diffstride.pooling.base import SizedPooling
 
@@ -68,6 +70,7 @@ class StrideGroups:
         trace: the traced network.
         leaders: the first call of the group, for each resizing call.
         pinned, mirrors, square: as for `find_stride_groups`.
+        cuts: the slices of stored tensors, which are long enough in a perturbed run.
         growths: by how many samples the maps of a leader grow along an axis, in the last run.
         runs: the perturbed runs.
     """
@@ -85,6 +88,7 @@ class StrideGroups:
         self.leaders = {call: call for call in calls}
         # Maps that are not square may become so by chance, at these strides.
         self.square = square and all(map(self._pools_square_maps, self.leaders))
+        self.cuts = {node for node in trace.graph.nodes if _cuts_stored(trace, node)}
         self.restart()
 
     def restart(self, seed: int = 0, remainder: int | None = None) -> None:
@@ -335,11 +339,29 @@ def _try_node(groups: StrideGroups, node: fx.Node, values: Mapping[fx.Node, Any]
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n])
     if node in groups.mirrors:  # without a size that it is given
         args, kwargs = (first_argument(args, kwargs),), {}
+    if node in groups.cuts:
+        args = long_enough(*args), args[1]
     try:
         return groups.trace.run(node, args, kwargs)
     except Exception as error:
         why = " ".join(str(error).split())[:200]
         raise SizeMismatchError(node, _disagreement(groups, node), why) from error
+
+
+def _cuts_stored(trace: Trace, node: fx.Node) -> bool:
+    """Whether a node cuts a tensor that depends on no input, by a number that may."""
+    if node.target is not operator.getitem or not isinstance(node.args[0], fx.Node):
+        return False
+    stored, (_, index) = node.args[0], node.args
+    value = trace.values[stored]
+    return (
+        isinstance(value, Tensor)
+        and any(
+            isinstance(each.stop, fx.Node) and trace.values[each.stop] <= value.shape[each.axis]
+            for each in axis_slices(index, value.dim())
+        )
+        and not any(source.op == "placeholder" for source in with_sources(stored))
+    )
 
 
 def _disagreement(groups: StrideGroups, node: fx.Node) -> list[Dim]:
