@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import mean, mode, stdev
 from typing import Any
 
-from diffstride._counts import counted
+from diffstride._wording import counted
 from experiments.groups import POOLINGS, format_stride
 from experiments.published import Figure, find_published
 from experiments.results import CHOSEN, Row, identity

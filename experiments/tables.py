@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from statistics import mean, stdev
 
-from diffstride._counts import counted
+from diffstride._wording import counted
 from experiments.averages import Entry, is_guess, unique_labels
 from experiments.markdown import table
 from experiments.published import Figure

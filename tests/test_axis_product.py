@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffstride import DiffStride, diff_stride, spectral_pool
-from diffstride.spectral import axis_product, map_product
+from diffstride.spectral import axis_product, long_axis, map_product
 from diffstride.spectral.axis_plan import EDGES, plan_axis
 from diffstride.spectral.matrix import axis_matrix, matrix, pooling_matrix
 
@@ -177,3 +177,20 @@ def test_matrices_cached_in_fake_tensor_mode_are_real_tensors():
         made = matrix(axis, torch.float32, torch.device("cpu"))
     assert not isinstance(made, FakeTensor)
     torch.testing.assert_close(made, axis_matrix(axis).float())
+
+
+@pytest.mark.parametrize("size", [100, 2048])
+def test_a_learning_signal_at_stride_1_stays_as_it_is(size: int) -> None:
+    """A transform there and back would change its last digits."""
+    pool, x = DiffStride([1.0]), torch.randn(2, 3, size, requires_grad=True)
+    y = pool(x)
+    assert y.equal(x)
+    (grad,) = torch.autograd.grad(y.square().sum(), x)
+    assert grad.equal(2 * x)
+
+
+def test_gains_of_transforms_are_kept_while_a_stride_moves_within_a_size() -> None:
+    kind, axes = (torch.float32, torch.device("cpu")), [plan_axis(500, s) for s in (2.501, 2.502)]
+    assert axes[0] != axes[1]
+    for gains in (long_axis.pool_gains, long_axis.spread_gains, long_axis.ramp_weights):
+        assert gains(axes[0], *kind) is gains(axes[1], *kind)

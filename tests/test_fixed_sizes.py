@@ -442,6 +442,14 @@ def test_positions_for_hardly_more_samples_pin_the_last_stride(longest):
     check(Sequence(longest), x, names="ab", min_channels=0)
 
 
+def test_positions_that_are_too_few_for_the_only_stride_are_explained():
+    net = Sequence(200)
+    net.b = nn.Conv1d(16, 16, 3, padding=1)
+    message = "getitem.* cuts a stored tensor that is too short for smaller strides.*store more"
+    with pytest.raises(ValueError, match=message):
+        convert(net, torch.rand(2, 1, 800), min_channels=0)
+
+
 def test_positions_that_a_longer_map_is_cut_by_stay_as_many():
     """Where a sequence is cut to the positions, not they to it, all strides learn."""
 

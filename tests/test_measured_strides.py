@@ -28,6 +28,7 @@ from diffstride.cost.map_worth import (
     wanted_moves,
     with_prior,
 )
+from diffstride.cost.rise_measurements import RiseMeasurements
 from diffstride.cost.smaller_maps import smaller_maps
 from diffstride.resnet import resnet18
 
@@ -1031,3 +1032,20 @@ def test_all_processes_move_alike(tmp_path):
     assert [each.returncode for each in ranks] == [0, 0], errors
     assert printed[0] == printed[1] != ""
     assert json.loads(printed[0]) != [[2.0, 2.0], [2.0, 2.0]]
+
+
+def test_batches_are_measured_with_other_random_numbers_each():
+    """Where nothing else draws any, dropout would leave out the same for all."""
+    net, x = nn.Sequential(DiffStride(2.0), nn.Conv2d(3, 4, 3)), torch.rand(2, 3, 16, 16)
+    measurements = RiseMeasurements(CostBudget(net, x), batches=3, remembered=3)
+    drawn = []
+
+    def loss():
+        drawn.append(float(torch.rand(())))
+        return net(x).square().mean()
+
+    measurements.prepare()
+    for _ in range(3):
+        measurements.measure(loss)
+    assert len(set(drawn)) == 3  # one for each batch, the same for all its maps
+    assert len(drawn) > 3

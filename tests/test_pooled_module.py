@@ -161,3 +161,13 @@ def test_copies_call_getstate_of_the_class():
     model[0].count = 7
     assert copy.copy(model[0]).count == 0
     assert pickle.loads(pickle.dumps(model))[0].count == 0
+
+
+def test_strides_that_are_views_of_one_tensor_are_all_saved():
+    """`vector_to_parameters` makes such parameters."""
+    net = nn.Sequential(*(nn.Conv2d(8, 8, 3, stride=2, padding=1) for _ in range(3)))
+    model = convert(net, torch.rand(1, 8, 32, 32))
+    names = list(model.state_dict())
+    vector = nn.utils.parameters_to_vector(model.parameters())
+    nn.utils.vector_to_parameters(vector, model.parameters())
+    assert list(model.state_dict()) == names

@@ -569,3 +569,14 @@ def test_each_axis_may_have_a_limit():
         DiffStride(2.0, shared_stride=True, upper_limit_stride=(3.0, 3.0))
     with pytest.raises(ValueError, match="exceeds"):
         DiffStride((1.0, 2.0), lower_limit_stride=1.5, upper_limit_stride=(1.0, 3.0))
+
+
+def test_strides_that_replace_others_for_a_call_are_read(monkeypatch):
+    """As on an accelerator: a new tensor may have the id of one that is gone."""
+    layer, x = DiffStride((2.0, 2.0)), torch.rand(1, 1, 32, 32)
+    monkeypatch.setattr(DiffStride, "_is_on_cpu", lambda self: False)
+    for size in (16, 8, 4) * 20:
+        y = torch.func.functional_call(layer, {"strides": torch.full((2,), 32 / size)}, (x,))
+        assert y.shape[2:] == (size, size)
+    assert layer(x).shape[2:] == (16, 16)
+    assert pickle.loads(pickle.dumps(layer))(x).shape[2:] == (16, 16)

@@ -426,3 +426,14 @@ def test_a_parametrised_bias_is_refused_too_as_its_convolution_is_not_pooled_bef
     weight_norm(model[0], "bias", dim=None)
     with pytest.raises(ValueError, match=r"bias of '0' was parametrised"):
         save(model, tmp_path / "net.pt")
+
+
+def test_modes_of_single_modules_stay(tmp_path):
+    """Norms in evaluation mode, as where their statistics are kept."""
+    norms = [nn.BatchNorm2d(8) for _ in range(2)]
+    net = nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1), norms[0], norms[1])
+    norms[0].eval()
+    save(convert(net, torch.rand(1, 8, 16, 16)), tmp_path / "net.pt")
+    loaded = load(net, tmp_path / "net.pt")
+    assert [each.training for each in loaded] == [True, False, True]
+    assert loaded[0].pooling.training

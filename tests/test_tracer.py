@@ -13,6 +13,7 @@ from networks import Net, strided
 from torch import nn
 
 from diffstride import CostBudget, DiffStride, MultiplyAdds, convert
+from diffstride.conversion.function_modules import _Recording
 from diffstride.graph.fake_run import SHAPE_KEEPING_MODULES
 from diffstride.graph.restoring import restoring
 from diffstride.graph.tracer import trace
@@ -343,3 +344,25 @@ def test_threads_trace_one_at_a_time_and_others_run_meanwhile():
         sys.setswitchinterval(switched)
     assert errors == []
     assert other(x).shape == (1, 4, 8, 8)  # nn.Module is no longer patched
+
+
+def test_modules_that_other_threads_run_are_not_recorded():
+    recording, seen = _Recording(), []
+    module = nn.Module()
+    module.forward = lambda x: seen.append(len(recording.stack))
+    with recording.of_modules():
+        module(None)
+        other = threading.Thread(target=module, args=(None,))
+        other.start()
+        other.join()
+    assert seen == [1, 0]
+
+
+def test_slices_are_found_inside_a_function_mode():
+    """There ``x[…]`` calls a method, where an operator is called otherwise."""
+    net, x = Net(lambda m, x: m.a(x[:, :, ::2, ::2]), a=strided()), torch.rand(1, 4, 32, 32)
+    with torch.device("cpu"):
+        inside = convert(net, x)
+        assert MultiplyAdds(inside, x).value() == MultiplyAdds(convert(net, x), x).value()
+    assert inside.conversion.strides == convert(net, x).conversion.strides
+    assert len(inside.conversion.strides) == 2

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from diffstride._counts import counted
 from diffstride._torch_compat import is_jit_tracing, outside_jit_trace
+from diffstride._wording import counted
 from diffstride.spectral.axis_plan import check_edge
 
 MAX_AXES = 3

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from diffstride import __version__
-from diffstride._counts import counted
 from diffstride._flag_advice import advise_settings
+from diffstride._wording import counted
 
 USAGE_ERROR = 2
 STOPPED = 130  # the exit code of a program that Ctrl+C has ended, as in shells

@@ -1,4 +1,4 @@
-"""Spectral pooling of tensors: one small real matrix product per axis."""
+"""Spectral pooling of tensors, by real matrix products or, for long axes, by transforms."""
 
 from collections.abc import Sequence
 

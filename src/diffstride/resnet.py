@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from diffstride._arguments import as_strides, as_whole_numbers
-from diffstride._counts import counted
+from diffstride._wording import counted
 
 Stride = float | Sequence[float]
 Activation = Callable[[Tensor], Tensor]

@@ -113,8 +113,8 @@ def convert(
         leaf_modules: names or classes of modules that are not traced into and not converted.
         smoothness_factor, trainable, shared_stride: as for `DiffStride`.
         lower_limit_stride, upper_limit_stride: likewise; one number, or one for each axis.
-        straight_through: likewise, but true by default: weights trained on whole maps lose least
-            if all bins that fit into the smaller maps are kept.
+        straight_through: likewise; weights trained on whole maps lose least if all bins that fit
+            into the smaller maps are kept, as by default.
 
     Returns:
         The converted copy; `report` lists what was converted and what was left out.
@@ -159,17 +159,12 @@ def convert(
         "edge": edge,
         "straight_through": straight_through,
     }
-    options = {
-        "order": order,
-        "min_channels": min_channels,
-        "include": include,
-        "patchify": patchify,
-        "keep_ones": keep_ones,
-        "leaf_modules": leaf_modules,
-    }
+    options = search._asdict() | layer_options
+    options |= {"min_channels": min_channels, "keep_ones": keep_ones}
+    del options["filter_fn"]
     if not found.groups:
-        _check_as_before(model, options | layer_options)
-    _record(converted, found, example, options | layer_options)
+        _check_as_before(model, options)
+    _record(converted, found, example, options)
     _attach_layers(found, partial(_new_pooling, keep_ones=keep_ones, **layer_options))
     attach_mirrors(found.trace, found.mirrors)
     count_calls_from_start(converted)

@@ -7,6 +7,7 @@ with other arguments than at conversion calls the function.
 """
 
 import operator
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -179,13 +180,19 @@ class _Recording(_Watching):
 
     @contextmanager
     def of_modules(self) -> Iterator[None]:
-        """Follow which module runs."""
-        enter = module_hooks.register_module_forward_pre_hook(
-            lambda module, args: self.stack.append((module, Counter()))
-        )
-        leave = module_hooks.register_module_forward_hook(
-            lambda module, args, output: self.stack.pop() and None, always_call=True
-        )
+        """Follow which module runs in this thread; the hooks are those of all."""
+        thread = threading.get_ident()
+
+        def push(module: nn.Module, _: Any) -> None:
+            if threading.get_ident() == thread:
+                self.stack.append((module, Counter()))
+
+        def pop(*_: Any) -> None:
+            if threading.get_ident() == thread:
+                self.stack.pop()
+
+        enter = module_hooks.register_module_forward_pre_hook(push)
+        leave = module_hooks.register_module_forward_hook(pop, always_call=True)
         try:
             with self:
                 yield

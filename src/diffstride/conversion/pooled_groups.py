@@ -182,7 +182,9 @@ def _least_factors(
         factor = least_factor(stride_groups, cut, falling) if falling else 0.0
         if factor > SHORTEST:
             raise StrideConflictError(
-                f"{stride_groups.trace.label(cut)} has too few samples for smaller strides",
+                f"{stride_groups.trace.label(cut)} cuts a stored tensor that is too short for "
+                "smaller strides, as positions for no longer sequences are: store more of them, or "
+                "put adaptive pooling before it",
                 to_pin=members[next(each for each in reversed(before) if each in falling)],
             )
         factors |= {leader: max(factor, factors.get(leader, 0.0)) for leader in falling}

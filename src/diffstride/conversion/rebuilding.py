@@ -10,9 +10,9 @@ from diffstride._arguments import check_network
 from diffstride.conversion.converter import convert
 from diffstride.conversion.example_shapes import example_from
 from diffstride.conversion.recipes import CLASS, FORMAT, Recipe, converted_modules, leaf_name
-from diffstride.conversion.record import records
+from diffstride.conversion.record import level, records
 from diffstride.graph.leaf_modules import Leaf
-from diffstride.graph.network_copies import Model, deep_copy
+from diffstride.graph.network_copies import Model, deep_copy, set_modes
 from diffstride.pooling.frozen import FrozenPooling, is_frozen
 
 DIFFERS = "the network differs from the one that was converted"
@@ -57,8 +57,9 @@ def rebuild(model: Model, recipe: Recipe) -> Model:
 def _rebuild(model: Model, recipe: Recipe) -> Model:
     _check(model, recipe)
     root = nn.Sequential(deep_copy(model))  # so that the network has a parent, too
+    modes = {name: module.training for name, module in root.named_modules()}
     # Parts first: they were converted before the networks that contain them.
-    for step in sorted(recipe["conversions"], key=lambda step: _depth(step["part"]), reverse=True):
+    for step in sorted(recipe["conversions"], key=lambda step: level(step["part"]), reverse=True):
         part = _submodule(root, step["part"])
         _replace(root, part, _convert_again(part, step))
     frozen: dict[nn.Module, FrozenPooling] = {}
@@ -68,17 +69,8 @@ def _rebuild(model: Model, recipe: Recipe) -> Model:
         # Only here: a part may be frozen while another one keeps the layer that they shared.
         parent, _, child = f"0.{name}".rpartition(".")
         setattr(root.get_submodule(parent), child, frozen[layer])
-    root.train(model.training)
+    set_modes({each: modes.get(name, model.training) for name, each in root.named_modules()})
     return root[0]  # type: ignore[return-value]
-
-
-def _depth(name: str) -> int:
-    """How deep in a network the module of this name lies.
-
-    >>> _depth(""), _depth("body"), _depth("body.0")
-    (0, 1, 2)
-    """
-    return name.count(".") + 1 if name else 0
 
 
 def _submodule(root: nn.Module, name: str) -> nn.Module:

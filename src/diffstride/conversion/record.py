@@ -112,6 +112,15 @@ def records(model: nn.Module) -> dict[str, Conversion]:
     return {name: record for name, record in found.items() if isinstance(record, Conversion)}
 
 
+def level(name: str) -> int:
+    """How deep in a network the module of this name lies.
+
+    >>> level(""), level("body"), level("body.0")
+    (0, 1, 2)
+    """
+    return name.count(".") + 1 if name else 0
+
+
 def _converted_parts(model: nn.Module) -> dict[str, Conversion]:
     """The records of the parts of a network that were converted before, by name.
 

@@ -6,6 +6,7 @@ from html import escape
 from typing import NamedTuple
 
 from diffstride._stride_text import strides_text
+from diffstride.conversion.record import level
 
 UNKNOWN = "?"
 HEADINGS = ("module", "strides", "was", "pooled", "map", "MACs", "before")
@@ -92,14 +93,14 @@ class Report:
         Args:
             depth: how many levels of modules to show.
         """
-        shown = [name for name in self.by_module if 0 < _level(name) <= depth]
+        shown = [name for name in self.by_module if 0 < level(name) <= depth]
         rows = [("module", "MACs", "share")]
         rows += [(self._indented(name), *self._cost_and_share(name)) for name in shown]
         rows.append(("whole network", short(self.multiply_adds), ""))
         return "\n".join(_aligned(rows))
 
     def _indented(self, name: str) -> str:
-        return "  " * (_level(name) - 1) + name.rpartition(".")[2]
+        return "  " * (level(name) - 1) + name.rpartition(".")[2]
 
     def _cost_and_share(self, name: str) -> tuple[str, str]:
         cost = self.by_module[name]
@@ -161,10 +162,6 @@ def _row_cells(row: ReportRow) -> Sequence[str]:
 
 def _times(values: Sequence[int]) -> str:
     return " x ".join(map(str, values))
-
-
-def _level(name: str) -> int:
-    return name.count(".") + 1 if name else 0
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -11,6 +11,7 @@ from torch import nn
 from diffstride._arguments import check_network
 from diffstride._files import atomic_file
 from diffstride._torch_compat import unwrapped
+from diffstride._wording import one_line
 from diffstride.conversion.placement import has_own_kernel
 from diffstride.conversion.pooled_module import Pooled
 from diffstride.conversion.rebuilding import rebuild
@@ -162,9 +163,8 @@ def _as_safetensors(path: Path, state: dict[str, Any], metadata: dict[str, str])
     try:
         return _safetensors(path).torch.save(dense, metadata)
     except RuntimeError as error:  # tensors that share memory, as tied weights do
-        why = " ".join(str(error).split())
         raise ValueError(
-            f"{path.name!r} failed ({why}): choose a name that ends with .pt"
+            f"{path.name!r} failed ({one_line(error)}): choose a name that ends with .pt"
         ) from error
 
 

@@ -19,8 +19,8 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from diffstride._arguments import per_axis
-from diffstride._counts import counted
 from diffstride._torch_compat import Conv, ConvTranspose
+from diffstride._wording import counted, one_line
 from diffstride.conversion.kernel_resampling import CoarseTaps, coarse_taps
 from diffstride.conversion.pooled_module import CropPad, Pooled, set_stride
 from diffstride.graph.leaf_modules import Leaf, is_among
@@ -349,7 +349,7 @@ def measure_call(trace: Trace, node: fx.Node, module: nn.Module) -> StridedCall 
                 # A class of its own may do more, such as an activation, that pooling must follow.
                 affine = not isinstance(module, Conv) or convolves(module) or _is_affine(run, noise)
         except Exception as error:
-            return f"cannot be measured at stride 1 ({' '.join(str(error).split())[:150]})"
+            return f"cannot be measured at stride 1 ({one_line(error, most=150)})"
     crop = _first_sample(strided, full, strides)
     if crop is None:
         return "its output is not its output at stride 1, sampled"

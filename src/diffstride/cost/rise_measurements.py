@@ -47,6 +47,7 @@ class RiseMeasurements:
         self._smaller: dict[Key, Smaller] = {}
         self.rises: dict[Key, list[float]] = {}
         self._losses: list[float] = []  # of the network as it is, one for each rise
+        self._count = 0  # of all measurements: where nothing else draws, seeds would be the same
         self._not_finite: NotFiniteError | None = None
 
     def prepare(self) -> None:
@@ -64,6 +65,7 @@ class RiseMeasurements:
         present, found = self._budget.in_use, {}
         try:
             with as_before(self._budget.model) as seed:
+                seed += self._count
                 now = run_loss(loss, seed)
                 for (name, i), smaller in self._smaller.items():
                     self._budget.use_(smaller.logs)
@@ -73,6 +75,7 @@ class RiseMeasurements:
             self._not_finite, now, found = error, nan, dict.fromkeys(self._smaller, nan)
         finally:
             self._budget.use_(present)
+        self._count += 1
         for key, rise in found.items():
             self.rises[key] = [*self.rises[key], rise][-self._remembered :]
         self._losses = [*self._losses, now][-self._remembered :]
@@ -97,12 +100,12 @@ class RiseMeasurements:
 
     def state_dict(self) -> dict[str, Any]:
         """The measurements of this process."""
-        return {"rises": dict(self.rises), "losses": list(self._losses)}
+        return {"rises": dict(self.rises), "losses": list(self._losses), "count": self._count}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a state; measurements of other maps are left out."""
         self.rises = {key: list(values) for key, values in state["rises"].items()}
-        self._losses = list(state.get("losses", []))
+        self._losses, self._count = list(state.get("losses", [])), state.get("count", 0)
         self._smaller = {}
         if self.rises:
             self.prepare()

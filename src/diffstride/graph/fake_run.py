@@ -20,6 +20,7 @@ from diffstride._torch_compat import (
     tree_leaves,
     tree_map_only,
 )
+from diffstride._wording import one_line
 from diffstride.graph.example_inputs import as_inputs, empty_like_weights
 from diffstride.graph.recurrent_layers import StepsAtOnce
 from diffstride.graph.restoring import restoring
@@ -146,8 +147,7 @@ def run_network(
                 output = model(*inputs)
         except Exception as error:
             inner = max(counter.mod_tracker.parents, key=len, default="")
-            why = " ".join(str(error).split())[:200]
-            raise NetworkRunError(inner.partition(".")[2], why) from error
+            raise NetworkRunError(inner.partition(".")[2], one_line(error)) from error
         costs = {
             name.partition(".")[2]: sum(counts.values()) // 2
             for name, counts in counter.flop_counts.items()

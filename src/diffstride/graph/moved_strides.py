@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from diffstride._torch_compat import tree_map_only
+from diffstride._wording import one_line
 from diffstride.graph.restoring import restoring
 from diffstride.graph.slices import axis_slices
 from diffstride.graph.stride_groups import (
@@ -150,7 +151,7 @@ def _run_on_zeros(groups: StrideGroups, node: fx.Node, run: Run) -> None:
     if _error_on_zeros(groups, node, groups.trace.values) is None:
         error = _error_on_zeros(groups, node, ChainMap(run.values, groups.trace.values))
         if error is not None:
-            raise SizeMismatchError(node, [], " ".join(str(error).split())[:200]) from error
+            raise SizeMismatchError(node, [], one_line(error)) from error
 
 
 def _error_on_zeros(

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils.weight_norm import WeightNorm
 
 from diffstride._torch_compat import hook_dictionaries
+from diffstride._wording import one_line
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -37,9 +38,9 @@ def deep_copy(model: Model) -> Model:
     try:
         copied = copy.deepcopy(model, memo)
     except RuntimeError as error:
-        why = " ".join(str(error).split())[:80]
+        why = f"{one_line(error, most=80)}…"
         raise ValueError(
-            f"this {type(model).__name__} cannot be copied ({why}…): {advice}"
+            f"this {type(model).__name__} cannot be copied ({why}): {advice}"
         ) from error
     modes = {memo[id(module)]: module.training for module in model.modules() if id(module) in memo}
     set_modes(modes)  # the copy of a module may be in training mode, as of torchvision's extractors

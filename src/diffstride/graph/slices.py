@@ -20,8 +20,8 @@ class AxisSlice(NamedTuple):
 def axis_slices(index: Any, num_dims: int) -> Iterator[AxisSlice]:
     """The slices of an index up to its first tensor; their ends may be nodes of a graph.
 
-    >>> list(axis_slices((..., 0, slice(2, 5)), 4))
-    [AxisSlice(axis=3, start=2, stop=5)]
+    >>> list(axis_slices((0, ..., slice(2, 5)), 3))
+    [AxisSlice(axis=1, start=None, stop=None), AxisSlice(axis=2, start=2, stop=5)]
     """
     parts: list[Any] = list(index) if isinstance(index, tuple) else [index]
     for at, part in enumerate(parts):

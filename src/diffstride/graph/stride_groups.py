@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from torch import Tensor, fx, nn
 
+from diffstride._wording import one_line
 from diffstride.graph.fake_run import first_argument, shapes_only
 from diffstride.graph.perturbed_sizes import REMAINDERS, Dim, draw_growths, proportional
 from diffstride.graph.restoring import restoring
@@ -344,8 +345,7 @@ def _try_node(groups: StrideGroups, node: fx.Node, values: Mapping[fx.Node, Any]
     try:
         return groups.trace.run(node, args, kwargs)
     except Exception as error:
-        why = " ".join(str(error).split())[:200]
-        raise SizeMismatchError(node, _disagreement(groups, node), why) from error
+        raise SizeMismatchError(node, _disagreement(groups, node), one_line(error)) from error
 
 
 def _cuts_stored(trace: Trace, node: fx.Node) -> bool:

@@ -6,6 +6,7 @@ The graph is for analysis only, and runs on fake tensors alone.
 """
 
 import inspect
+import operator
 import os
 import threading
 import traceback
@@ -29,6 +30,7 @@ from diffstride._torch_compat import (
     tree_leaves,
     tree_map_only,
 )
+from diffstride._wording import one_line
 from diffstride.graph.example_inputs import (
     ExampleError,
     as_inputs,
@@ -133,7 +135,7 @@ class Trace:
         return shapes_of(self.values[self.graph.output_node()])
 
     def used(self) -> set[fx.Node]:
-        """The nodes that the output of the network depends on, or that write to a tensor in use."""
+        """The nodes that the output of the network depends on, and those that write to tensors."""
         used: set[fx.Node] = set()
         for node in reversed(self.graph.nodes):
             if node.op == "output" or node in used or _writes(node):
@@ -317,8 +319,10 @@ class Tracer(fx.Tracer):
         self.tensors[name] = a
         return self.create_node("get_attr", name, (), {})
 
-    def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
-        node = super().create_node(kind, *args, **kwargs)
+    def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        if (kind, target) == ("call_method", "__getitem__"):  # as inside a function mode
+            kind, target = "call_function", operator.getitem
+        node = super().create_node(kind, target, *args, **kwargs)
         self.traced.owners[node] = self.stack[-1]
         before, foreign = len(self.counter.multiply_adds), self.counter.foreign
         self.evaluating = True
@@ -416,7 +420,7 @@ class Tracer(fx.Tracer):
         """The message for an error raised while tracing: where, why, and what to do."""
         name = self.stack[-1]
         module = self.traced.modules[name]
-        kind, cause = type(module).__name__, f"{_where(error)}: {_one_line(error)}"
+        kind, cause = type(module).__name__, f"{_where(error)}: {_described(error)}"
         if isinstance(error, DataDependentError | ReadsDataError) and self.traced.model.training:
             cause += " (if layers are dropped at random in training, call model.eval() before)"
         for part in (each for each in PARTS if hasattr(self.traced.model, each)):
@@ -458,8 +462,8 @@ def _where(error: Exception) -> str:
     return ""
 
 
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())[:300]
+def _described(error: Exception) -> str:
+    text = one_line(error, most=300)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

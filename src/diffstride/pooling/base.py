@@ -87,7 +87,7 @@ class SizedPooling(nn.Module):
 
 
 class SpectralPooling(SizedPooling):
-    """Base class of pooling layers that are one matrix product per axis, as `plan` says."""
+    """Base class of pooling layers that pool each axis by one matrix, as `plan` says."""
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(self, x)

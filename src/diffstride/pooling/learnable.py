@@ -1,5 +1,6 @@
 """Pooling with learnable strides."""
 
+import weakref
 from collections.abc import Sequence
 from math import inf, isfinite
 from typing import Any
@@ -79,6 +80,7 @@ class DiffStride(SpectralPooling):
 
     strides: nn.Parameter
     has_stride_gradient = True  # `MeasuredStrides` needs none
+    _seen: "tuple[weakref.ref[Tensor], float] | None" = None  # the parameter when it was read
 
     def __init__(
         self,
@@ -115,11 +117,11 @@ class DiffStride(SpectralPooling):
         initial = torch.tensor(values[:1] if shared_stride else values, dtype=torch.float32)
         self.strides = nn.Parameter(initial, requires_grad=trainable)
         self._values, self._texts = values, tuple(map(repr, values))
-        self._version: tuple[int, float] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """What copies and files have: strides that learn by gradients, whatever moves them here."""
-        return {name: value for name, value in vars(self).items() if name != "has_stride_gradient"}
+        own = {name: value for name, value in vars(self).items() if name != "has_stride_gradient"}
+        return own | {"_seen": None}  # a reference to this parameter
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(self, x)
@@ -225,7 +227,7 @@ class DiffStride(SpectralPooling):
             # Constants of the program. They are strings because the compiler turns a number that
             # has changed once into a variable.
             return tuple([float(value) for value in self._texts])
-        if self._is_on_cpu() or self._version != _version_of(self.strides):
+        if self._is_on_cpu() or self._has_changed():
             self._refresh()
         return self._values
 
@@ -239,14 +241,21 @@ class DiffStride(SpectralPooling):
         if torch.compiler.is_compiling():
             return self.strides
         if is_transformed(self.strides) or not torch.is_grad_enabled():
-            self._version = None
+            self._seen = None
             return self.strides
         watched = self.strides.view_as(self.strides)
         watched.register_hook(self._forget)
         return watched
 
     def _forget(self, _: Tensor) -> None:
-        self._version = None
+        self._seen = None
+
+    def _has_changed(self) -> bool:
+        """Whether the parameter was written to since it was read, or is another one."""
+        if self._seen is None:
+            return True
+        seen, version = self._seen  # `torch.func.functional_call` replaces it for a moment
+        return seen() is not self.strides or version != _version_of(self.strides)
 
     def _is_on_cpu(self) -> bool:
         return self.strides.device.type == "cpu"
@@ -267,7 +276,7 @@ class DiffStride(SpectralPooling):
         values = tuple(known)
         self._values = values * self.num_axes if self.shared_stride else values
         self._texts = tuple(map(repr, self._values))
-        self._version = _version_of(self.strides)
+        self._seen = weakref.ref(self.strides), _version_of(self.strides)
 
     def train(self, mode: bool = True) -> "DiffStride":
         self._refresh()
@@ -299,7 +308,6 @@ def _limit_text(limit: Limit) -> str:
     return f"({', '.join('None' if each is None else f'{each:g}' for each in limit)})"
 
 
-def _version_of(parameter: Tensor) -> tuple[int, float]:
-    """A key that changes with the parameter; NaN, never equal, for inference tensors."""
-    # With the id, since `torch.func.functional_call` replaces the parameter for a moment.
-    return id(parameter), float("nan") if parameter.is_inference() else parameter._version
+def _version_of(parameter: Tensor) -> float:
+    """How often a parameter was written to; NaN, never equal, for inference tensors."""
+    return float("nan") if parameter.is_inference() else parameter._version

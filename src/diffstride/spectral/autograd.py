@@ -1,4 +1,4 @@
-"""Pool the axes of a tensor by matrix products, with gradients of the input and of the strides."""
+"""Pool the axes of a tensor, with gradients of the input and of the strides."""
 
 from typing import Any
 

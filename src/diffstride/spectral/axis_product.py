@@ -22,8 +22,8 @@ from diffstride.spectral.memory_format import FIRST_DIM, FULL_PRECISION
 # samples transforms are faster only for contiguous maps of a length without large prime factors.
 HALVED_AXIS = 320
 LONG_AXIS = 1024
-# Signals take transforms at any length at which these cost less. From a length on, the cost would
-# jump down there, and strides held to a budget would jump with it.
+# Signals take transforms at any length at which these cost less: from a length on, the cost would
+# jump down there, and strides held to a budget would jump with it. Tests and benchmarks change it.
 LONG_SIGNAL = 1
 
 

@@ -11,16 +11,18 @@ where ``h`` halves the Nyquist bin of an even ``M < N``: it is one bin of ``M`` 
 the bins on the ramp, so the stride's gradient costs nothing extra.
 """
 
-from functools import lru_cache
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffstride.spectral.axis_plan import Axis, window
-from diffstride.spectral.cache import as_constant, on_device, outside_modes
+from diffstride.spectral.cache import as_constant, cached_per_axis, cached_vectors, on_device
 from diffstride.spectral.matrix import bin_weights
 from diffstride.spectral.memory_format import FULL_PRECISION
+
+PerAxis = Callable[[Axis, torch.dtype, torch.device], Tensor]
 
 
 def fourier_pool(
@@ -31,10 +33,10 @@ def fourier_pool(
         on_ramp = _resized(x, dim, 2 * len(axis.ramp)) if learning else None
         return _resized(x, dim, axis.output_size), on_ramp
     bins = _transform(x, dim, axis)
-    y = torch.fft.irfft(bins * _gains(axis, 0, bins, dim), n=axis.output_size, dim=dim)
+    y = x if axis.is_identity else _synthesis(bins, pool_gains, axis, dim, axis.output_size)
     if not learning:
         return y.to(x.dtype), None
-    on_ramp = _ramp(axis, bins, dim) * _gains(axis, 1, bins, dim)
+    on_ramp = _ramp(axis, bins, dim) * _along(ramp_weights, axis, bins, dim)
     return y.to(x.dtype), _as_real(on_ramp, dim).to(x.dtype)
 
 
@@ -43,7 +45,7 @@ def fourier_spread(axis: Axis, grad: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     if not grad.numel():
         return _resized(grad, dim, axis.size), _resized(grad, dim, 2 * len(axis.ramp))
     bins = _transform(grad, dim, axis)
-    grad_x = torch.fft.irfft(bins * _gains(axis, 2, bins, dim), n=axis.size, dim=dim)
+    grad_x = grad if axis.is_identity else _synthesis(bins, spread_gains, axis, dim, axis.size)
     return grad_x.to(grad.dtype), _as_real(_ramp(axis, bins, dim), dim).to(grad.dtype)
 
 
@@ -67,27 +69,45 @@ def _as_real(bins: Tensor, dim: int) -> Tensor:
     return torch.cat([bins.real, -bins.imag], dim)
 
 
-def _gains(axis: Axis, which: int, bins: Tensor, dim: int) -> Tensor:
-    """Factors of the bins for ``y`` (0), for the ramp (1) or for the input's gradient (2)."""
-    gains = _constant_gains(*tuple(axis), which, bins.real.dtype, bins.device)
-    return gains.view(-1, *[1] * (bins.dim() - dim - 1))
+def _synthesis(bins: Tensor, gains: PerAxis, axis: Axis, dim: int, size: int) -> Tensor:
+    return torch.fft.irfft(bins * _along(gains, axis, bins, dim), n=size, dim=dim)
+
+
+def _along(gains: PerAxis, axis: Axis, bins: Tensor, dim: int) -> Tensor:
+    """Factors of the bins along ``dim``."""
+    return gains(axis, bins.real.dtype, bins.device).view(-1, *[1] * (bins.dim() - dim - 1))
+
+
+def _pool_gains(axis: Axis, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Gains of the bins of ``x`` in those of ``A x``."""
+    gains = window(axis) * (axis.output_size / axis.size)
+    _halve_nyquist(gains, axis.size, axis.output_size)
+    return on_device(gains, device, dtype)
+
+
+def _spread_gains(axis: Axis, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Gains of the bins of ``grad`` in those of ``A^T grad``."""
+    gains = window(axis)
+    _halve_nyquist(gains, axis.output_size, axis.size)
+    return on_device(gains, device, dtype)
+
+
+pool_gains = cached_per_axis(_pool_gains, cached_vectors)
+spread_gains = cached_per_axis(_spread_gains, cached_vectors)
+
+
+def ramp_weights(axis: Axis, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The weights of the bins of ``x`` in those on the ramp."""
+    ramp = axis.ramp
+    return _weights(axis.size, axis.output_size, ramp.start, ramp.stop, dtype, device)
 
 
 @as_constant
-@lru_cache(maxsize=64)
-@outside_modes
-def _constant_gains(*args: Any) -> Tensor:
-    *fields, which, dtype, device = args
-    axis = Axis(*fields)
-    if which == 0:
-        gains = window(axis) * (axis.output_size / axis.size)
-        _halve_nyquist(gains, axis.size, axis.output_size)
-    elif which == 1:
-        gains = bin_weights(axis.size, axis.output_size)[list(axis.ramp)]
-    else:
-        gains = window(axis)
-        _halve_nyquist(gains, axis.output_size, axis.size)
-    return on_device(gains, device, dtype)
+@cached_vectors
+def _weights(size: int, output_size: int, start: int, stop: int, *kind: Any) -> Tensor:
+    # The key has the bins and not the stride, which moves in every step.
+    dtype, device = kind
+    return on_device(bin_weights(size, output_size)[start:stop], device, dtype)
 
 
 def _halve_nyquist(gains: Tensor, size: int, new_size: int) -> None:

@@ -38,14 +38,14 @@ def multiply_adds(
     """Multiply-adds of pooling one channel of one sample, in evaluation.
 
     Each axis costs the number of samples of the map when it is pooled, times its output length
-    ``M``. A long one costs ``5/4 (N log2 N + M log2 M)`` for each line of ``N`` samples, where that
-    is less: a real Fourier transform of ``n`` samples takes about ``5/2 n log2 n`` additions and
-    multiplications. An axis that keeps all its bins costs nothing.
+    ``M``. An axis that is transformed, see `takes_transforms`, costs ``5/4 (N log2 N + M log2 M)``
+    for each line of ``N`` samples: a real Fourier transform of ``n`` samples takes about
+    ``5/2 n log2 n`` additions and multiplications. An axis that keeps all its bins costs nothing.
 
     Args:
         axes: the plan of each axis.
         sizes, output_sizes: lengths to count with, if not those of the axes; see `SizedPooling`.
-        transforms: whether long axes are pooled by Fourier transforms, and not by products.
+        transforms: whether axes are transformed where `takes_transforms` says so.
 
     >>> from diffstride.spectral import plan_axis
     >>> multiply_adds([plan_axis(32, 2.0)] * 2) == 16 * 32 * 32 + 16 * 16 * 32

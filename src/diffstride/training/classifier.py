@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
-from diffstride._counts import counted
+from diffstride._wording import counted
 from diffstride.strides import stride_penalty, stride_scalars
 from diffstride.training.augment import seeded_generator
 from diffstride.training.lightning_compat import pl

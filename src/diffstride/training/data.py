@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from diffstride._counts import counted
 from diffstride._processes import process_count, process_rank
+from diffstride._wording import counted
 from diffstride.training.argument_types import check_arguments, check_at_least
 from diffstride.training.augment import (
     Augmentation,

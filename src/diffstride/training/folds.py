@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from diffstride._counts import counted
+from diffstride._wording import counted
 from diffstride.training.data_error import DataError
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from diffstride._counts import counted
 from diffstride._files import atomic_file
 from diffstride._stride_text import strides_text
+from diffstride._wording import counted
 from diffstride.plots import plot_stride_trajectories, plot_windows, read_trajectories
 from diffstride.pooling.fixed import FixedSpectralPooling
 from diffstride.pooling.learnable import DiffStride

@@ -4,7 +4,7 @@ import sys
 import time
 from typing import Any
 
-from diffstride._counts import counted
+from diffstride._wording import counted
 from diffstride.training.lightning_compat import pl
 
 STEPS = 3  # that are timed, after the first, which also prepares memory and matrices

@@ -1,4 +1,4 @@
-"""Numbers of things in messages."""
+"""Numbers of things, and errors of others, in messages."""
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:
@@ -8,3 +8,12 @@ def counted(number: int, noun: str, plural: str = "") -> str:
     ('1 epoch', '0 epochs', '1,200 axes')
     """
     return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def one_line(error: Exception, most: int = 200) -> str:
+    """The first characters of what an error says, without line breaks.
+
+    >>> one_line(ValueError("a size\\n    of 0"), most=8)
+    'a size o'
+    """
+    return " ".join(str(error).split())[:most]
