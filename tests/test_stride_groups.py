@@ -7,7 +7,8 @@ from networks import Net, strided
 from torch import nn
 
 from diffstride import DiffStride
-from diffstride.graph.stride_groups import StrideConflictError, find_stride_groups
+from diffstride.graph.stride_conflicts import StrideConflictError
+from diffstride.graph.stride_groups import find_stride_groups
 from diffstride.graph.tracer import trace
 
 

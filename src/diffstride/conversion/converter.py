@@ -42,7 +42,7 @@ from diffstride.graph.fake_run import NetworkRun, NetworkRunError, run_network
 from diffstride.graph.leaf_modules import Leaf, as_leaves
 from diffstride.graph.network_copies import Model, check_unwrapped, deep_copy
 from diffstride.graph.restoring import restoring
-from diffstride.graph.stride_groups import StrideConflictError
+from diffstride.graph.stride_conflicts import StrideConflictError
 from diffstride.graph.tracer import Trace, trace
 from diffstride.pooling.adaptive import AdaptiveSpectralPooling
 from diffstride.pooling.frozen import is_frozen

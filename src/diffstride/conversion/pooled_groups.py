@@ -9,7 +9,8 @@ from diffstride.conversion.enlarging_modules import find_mirrors
 from diffstride.conversion.pooled_module import CropPad
 from diffstride.conversion.strided_modules import StridedCall, common_size
 from diffstride.graph.moved_strides import find_groups_at_all_strides, least_factor
-from diffstride.graph.stride_groups import StrideConflictError, StrideGroups
+from diffstride.graph.stride_conflicts import StrideConflictError
+from diffstride.graph.stride_groups import StrideGroups
 from diffstride.graph.tracer import Trace
 from diffstride.pooling.base import SizedPooling
 from diffstride.strides import stride_layers

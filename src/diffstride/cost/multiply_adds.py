@@ -32,7 +32,8 @@ from diffstride.graph.minimum_sizes import EmptyMapError, MinimumSizes
 from diffstride.graph.moved_strides import find_groups_at_all_strides
 from diffstride.graph.perturbed_sizes import Dim, proportional
 from diffstride.graph.restoring import restoring
-from diffstride.graph.stride_groups import StrideConflictError, StrideGroups
+from diffstride.graph.stride_conflicts import StrideConflictError
+from diffstride.graph.stride_groups import StrideGroups
 from diffstride.graph.tracer import Trace, trace
 from diffstride.pooling.base import SizedPooling
 from diffstride.spectral.axis_plan import CPU, Axis

@@ -1,8 +1,12 @@
-"""Modules that the tracer records as one call: how they are named, and where that is kept."""
+"""Modules that the tracer records as one call: which these are, and where their names are kept."""
 
 from collections.abc import Iterable, Sequence
 
+import torch
 from torch import nn
+
+from diffstride._torch_compat import class_of
+from diffstride.pooling.base import SizedPooling
 
 Leaf = str | type[nn.Module]
 
@@ -43,3 +47,38 @@ def recorded_leaves(model: nn.Module) -> tuple[Leaf, ...]:
             elif name in modules:
                 leaves.append(name)
     return tuple(leaves)
+
+
+def is_leaf(module: nn.Module, name: str, leaves: Sequence[Leaf]) -> bool:
+    """Whether a module is recorded as one call: see `diffstride.graph.tracer.trace`."""
+    if isinstance(module, TracedInto):
+        return False
+    return (
+        is_among(leaves, name, module)
+        or isinstance(module, SizedPooling | torch.jit.ScriptModule)
+        or (hasattr(module, "stride") and not any(map(_is_network, _inner_modules(module))))
+        or (_is_of_torch(module) and not any(map(_is_to_be_traced, _inner_modules(module))))
+    )
+
+
+def _inner_modules(module: nn.Module) -> list[nn.Module]:
+    """All modules inside, without parametrizations."""
+    children = [child for name, child in module.named_children() if name != "parametrizations"]
+    return [*children, *(inner for child in children for inner in _inner_modules(child))]
+
+
+def _is_network(module: nn.Module) -> bool:
+    """Whether a module pools or has weights or strides, unlike a padding or an activation."""
+    pools = isinstance(module, SizedPooling) or hasattr(module, "stride")
+    return pools or any(True for _ in module.parameters(recurse=False))
+
+
+def _is_of_torch(module: nn.Module) -> bool:
+    name = class_of(module).__module__
+    of_torch = name.startswith(("torch.nn.", "torch.ao.nn."))
+    return of_torch and not isinstance(module, nn.Sequential | nn.DataParallel)
+
+
+def _is_to_be_traced(module: nn.Module) -> bool:
+    """Whether a module inside one of torch, such as a user's layer, may have a stride."""
+    return hasattr(module, "stride") or not _is_of_torch(module)

@@ -12,7 +12,8 @@ from torch import Tensor, fx
 
 from diffstride.graph.fake_run import run_node
 from diffstride.graph.perturbed_sizes import Dim, proportional
-from diffstride.graph.stride_groups import SizeMismatchError, StrideGroups
+from diffstride.graph.stride_conflicts import SizeMismatchError
+from diffstride.graph.stride_groups import StrideGroups
 
 Number = float
 

@@ -11,7 +11,8 @@ from torch import fx, nn
 from diffstride._torch_compat import CircularPad, Conv, InstanceNorm, ReflectionPad
 from diffstride.graph.map_sizes import MapSizes, Number, SizeExpression
 from diffstride.graph.perturbed_sizes import Dim
-from diffstride.graph.stride_groups import SizeMismatchError, StrideGroups
+from diffstride.graph.stride_conflicts import SizeMismatchError
+from diffstride.graph.stride_groups import StrideGroups
 from diffstride.pooling.base import SizedPooling
 
 MAP_FUNCTIONS = "conv", "pool", "interpolate", "pad"  # in names

@@ -19,10 +19,9 @@ from diffstride._torch_compat import tree_map_only
 from diffstride._wording import one_line
 from diffstride.graph.restoring import restoring
 from diffstride.graph.slices import axis_slices
+from diffstride.graph.stride_conflicts import SizeMismatchError, StrideConflictError
 from diffstride.graph.stride_groups import (
     Run,
-    SizeMismatchError,
-    StrideConflictError,
     StrideGroups,
     find_stride_groups,
     run_with_sizes,

@@ -13,11 +13,11 @@ call, as the decoder of a U-Net does.
 
 import operator
 from collections import ChainMap
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from itertools import combinations
 from math import prod
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from torch import Tensor, fx, nn
 
@@ -26,35 +26,12 @@ from diffstride.graph.fake_run import first_argument, shapes_only
 from diffstride.graph.perturbed_sizes import REMAINDERS, Dim, draw_growths, proportional
 from diffstride.graph.restoring import restoring
 from diffstride.graph.slices import axis_slices, long_enough
+from diffstride.graph.stride_conflicts import (
+    SizeMismatchError,
+    last_calls,
+    raise_conflict,
+)
 from diffstride.graph.tracer import Trace
-from diffstride.pooling.base import SizedPooling
-
-
-class StrideConflictError(ValueError):
-    """The strides of ``calls`` cannot be learned: sizes would no longer agree.
-
-    ``to_pin`` are calls that would have to return maps of one size, so that those before can learn.
-    """
-
-    def __init__(
-        self, message: str, calls: Iterable[fx.Node] = (), to_pin: Iterable[fx.Node] = ()
-    ) -> None:
-        super().__init__(message)
-        self.calls, self.to_pin = list(calls), list(to_pin)
-
-
-class SizeMismatchError(Exception):
-    """A node cannot run with perturbed sizes.
-
-    ``dims`` are the dimensions of two operands that no longer agree, if there are any. ``blamed``
-    are the calls to leave out if no shared stride makes them agree.
-    """
-
-    def __init__(
-        self, node: fx.Node, dims: list[Dim], why: str, blamed: Sequence[fx.Node] = ()
-    ) -> None:
-        super().__init__(why)
-        self.node, self.dims, self.why, self.blamed = node, dims, why, list(blamed)
 
 
 class Run(NamedTuple):
@@ -337,11 +314,13 @@ def _mirrored(groups: StrideGroups, node: fx.Node, values: Mapping[fx.Node, Any]
 
 
 def _try_node(groups: StrideGroups, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+    args: Any
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n])
     if node in groups.mirrors:  # without a size that it is given
         args, kwargs = (first_argument(args, kwargs),), {}
     if node in groups.cuts:
-        args = long_enough(*args), args[1]
+        stored, index = args
+        args = long_enough(stored, index), index
     try:
         return groups.trace.run(node, args, kwargs)
     except Exception as error:
@@ -407,9 +386,9 @@ def _merge(groups: StrideGroups, mismatch: SizeMismatchError) -> fx.Node:
     blamed = [call for _, (call, _) in origins]
     if not _can_share(groups, origins):
         blamed = mismatch.blamed or blamed
-        last = [] if mismatch.blamed else _last_calls(groups, mismatch.node)
+        last = [] if mismatch.blamed else last_calls(groups, mismatch.node)
         if len(last) < 2 or len({groups.trace.values[call].shape[2:] for call in last}) > 1:
-            _raise_conflict(groups, mismatch, blamed)
+            raise_conflict(groups, mismatch, blamed)
         blamed = last[:2]
     keep, drop = sorted(blamed, key=list(groups.leaders).index)
     for call, leader in groups.leaders.items():
@@ -424,77 +403,6 @@ def _can_share(groups: StrideGroups, origins: list[tuple[Dim, tuple[fx.Node, int
         shape = groups.trace.values[call].shape[2:]
         found.add((shape, axis, dim.size - shape[axis]))
     return len(origins) == 2 and len(found) == 1
-
-
-def _last_calls(groups: StrideGroups, node: fx.Node) -> list[fx.Node]:
-    """The leader of the last call before each operand that grows: it may be a product of sizes."""
-    operands = [n for n in node.all_input_nodes if any(dim.growth for dim in groups.dims(n))]
-    last = [groups.upstream(operand)[-1] for operand in operands]
-    return list(dict.fromkeys(groups.leaders[call] for call in last))
-
-
-def _advice(groups: StrideGroups, node: fx.Node) -> str:
-    """What to do about maps that must have one size: fix it, or leave modules as they are."""
-    calls = {str(call.target): call for call in groups.upstream(node)}
-    layers = [name for name, call in calls.items() if _is_pooling(groups, call)]
-    if not layers:
-        names = ", ".join(map(repr, list(calls)[:3])) + " and others" * (len(calls) > 3)
-        return f"put adaptive pooling before it, or leave out {names} with filter_fn"
-    last = layers[-1]
-    size = tuple(groups.trace.values[calls[last]].shape[2:])
-    return (
-        f"put nn.AdaptiveAvgPool2d({size}) behind {last!r} "
-        f"({type(groups.trace.module(calls[last])).__name__}), whose map has this size now, or "
-        f"diffstride.AdaptiveSpectralPooling({size}) in its place"
-    )
-
-
-def _is_pooling(groups: StrideGroups, call: fx.Node) -> bool:
-    return isinstance(groups.trace.module(call), SizedPooling)
-
-
-def _raise_conflict(
-    groups: StrideGroups, mismatch: SizeMismatchError, blamed: list[fx.Node]
-) -> NoReturn:
-    """Raise an error with the calls to leave out: those blamed, or the last ones before."""
-    node, label = mismatch.node, groups.trace.label(mismatch.node)
-    if not mismatch.dims or _meets_constant(groups, node):
-        shapes = [[dim.size for dim in groups.dims(source)] for source in node.all_input_nodes]
-        here = " and ".join(str(tuple(shape)) for shape in shapes if shape)
-        nearest = _nearest_leader(groups, node)
-        raise StrideConflictError(
-            f"{label} accepts maps of one size only, here {here}, but learned strides change it "
-            f"({mismatch.why}): {_advice(groups, node)}",
-            to_pin=[call for call, leader in groups.leaders.items() if leader is nearest],
-        )
-    blamed = blamed or _last_calls(groups, node)
-    meeting = f"meets maps in {label} whose size does not follow its stride"
-    raise StrideConflictError(
-        mismatch.why if mismatch.blamed else meeting,
-        [call for call, leader in groups.leaders.items() if leader in blamed],
-    )
-
-
-def _meets_constant(groups: StrideGroups, node: fx.Node) -> bool:
-    """Whether a node takes a tensor that depends on no input, such as stored positions."""
-    return any(
-        dims and not any(dim.growth for dim in dims) and not _depends_on_input(groups, source)
-        for source in node.all_input_nodes
-        if (dims := groups.dims(source))
-    )
-
-
-def _depends_on_input(groups: StrideGroups, node: fx.Node) -> bool:
-    return any(source.op == "placeholder" for source in groups.sources(node))
-
-
-def _nearest_leader(groups: StrideGroups, node: fx.Node) -> fx.Node | None:
-    """The group whose size a node sees: that of the nearest map before it, or the last one."""
-    for source in groups.sources(node):
-        for dim in groups.dims(source):
-            if dim.growth in groups.origins:
-                return groups.origins[dim.growth][0]
-    return next((groups.leaders[call] for call in reversed(groups.upstream(node))), None)
 
 
 def with_sources(node: fx.Node, stop: Collection[fx.Node] = ()) -> list[fx.Node]:

@@ -5,12 +5,9 @@ is recorded, on fake tensors, which have a shape and no data. So control flow ma
 The graph is for analysis only, and runs on fake tensors alone.
 """
 
-import inspect
 import operator
-import os
 import threading
-import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,12 +22,10 @@ from diffstride._torch_compat import (
     FakeTensorMode,
     OperationCounter,
     call_with_hooks,
-    class_of,
     disable_current_modes,
     tree_leaves,
     tree_map_only,
 )
-from diffstride._wording import one_line
 from diffstride.graph.example_inputs import (
     ExampleError,
     as_inputs,
@@ -39,18 +34,16 @@ from diffstride.graph.example_inputs import (
     check_traceable,
     empty_like_weights,
     has_tensor,
-    integer_types,
     name_inputs,
 )
 from diffstride.graph.fake_run import run_node, shapes_of, shapes_only
-from diffstride.graph.leaf_modules import Leaf, TracedInto, as_leaves, is_among, recorded_leaves
+from diffstride.graph.leaf_modules import Leaf, as_leaves, is_leaf, recorded_leaves
 from diffstride.graph.restoring import restoring
+from diffstride.graph.trace_errors import ReadsDataError, explain
 from diffstride.graph.value_proxies import as_proxy
 from diffstride.pooling.base import SizedPooling
 
-PARTS = "backbone", "encoder"  # of detectors and the like, whose heads depend on data
 IN_PLACE = ("iadd", "isub", "imul", "itruediv", "setitem")  # operators
-PACKAGE = os.path.dirname(os.path.dirname(__file__))
 
 # They take sizes one by one, or in a list, where torch does not look for proxies.
 FACTORIES = (
@@ -61,10 +54,6 @@ FACTORIES = (
 
 class FeaturesError(ExampleError):
     """A linear layer gets another number of features than it was built for."""
-
-
-class ReadsDataError(ValueError):
-    """A number is needed that depends on the input of the network, not on its shape alone."""
 
 
 @dataclass(frozen=True)
@@ -199,26 +188,8 @@ def trace(model: nn.Module, example: Any, leaf_modules: Iterable[Leaf] = ()) -> 
         except ExampleError:
             raise
         except Exception as error:
-            raise ValueError(tracer.describe_error(error) + _taken_as_one(model, inputs)) from error
+            raise ValueError(explain(error, tracer)) from error
     return traced
-
-
-def _taken_as_one(model: nn.Module, inputs: tuple) -> str:
-    """What to say more where a dictionary or a list was taken as one input."""
-    (given, *others) = inputs
-    if others or not isinstance(given, Mapping | list):
-        return ""
-    if isinstance(given, list):
-        return (
-            f". The example is a list of {len(given)}, as a batch of a DataLoader, and was passed "
-            "as one input: pass the images alone, as in example[0], or a tuple of several inputs"
-        )
-    names = ", ".join(map(repr, given))
-    return (
-        f". The example is a dictionary of {names}, which are no arguments of "
-        f"{type(model).__name__}.forward{inspect.signature(model.forward)}, so that it was passed "
-        "as one input: use their names, or pass a tensor"
-    )
 
 
 class Tracer(fx.Tracer):
@@ -263,14 +234,7 @@ class Tracer(fx.Tracer):
         return forward, [model, *proxies]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, TracedInto):
-            return False
-        return (
-            is_among(self.leaves, module_qualified_name, m)
-            or isinstance(m, SizedPooling | torch.jit.ScriptModule)
-            or (hasattr(m, "stride") and not any(map(_is_network, _inner_modules(m))))
-            or (_is_of_torch(m) and not any(map(_is_to_be_traced, _inner_modules(m))))
-        )
+        return is_leaf(m, module_qualified_name, self.leaves)
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple, kwargs: dict) -> Any:
         if threading.get_ident() != self.thread:  # torch.fx patches the calls of all threads
@@ -288,7 +252,7 @@ class Tracer(fx.Tracer):
 
         inner = record if self.is_leaf_module(m, name) else _forward_of(m)
         result = call_with_hooks(m, inner, args, kwargs)
-        self.stack.pop()  # not after an error: `describe_error` needs it
+        self.stack.pop()  # not after an error: `explain` needs it
         return result
 
     def _check_weights(self, module: nn.Module) -> None:
@@ -416,83 +380,10 @@ class Tracer(fx.Tracer):
     def keys(self, obj: Any) -> Any:
         return self.values[obj.node].keys()
 
-    def describe_error(self, error: Exception) -> str:
-        """The message for an error raised while tracing: where, why, and what to do."""
-        name = self.stack[-1]
-        module = self.traced.modules[name]
-        kind, cause = type(module).__name__, f"{_where(error)}: {_described(error)}"
-        if isinstance(error, DataDependentError | ReadsDataError) and self.traced.model.training:
-            cause += " (if layers are dropped at random in training, call model.eval() before)"
-        for part in (each for each in PARTS if hasattr(self.traced.model, each)):
-            cause += f". Convert a part of the network: model.{part} = convert(model.{part}, x)"
-            break
-        shape = "the example has the shape the model expects"
-        if (integers := integer_types(self.inputs)) and "type" in cause:
-            shape = (
-                f"the example has the dtype of the weights: it is {integers}, and example.float() "
-                "makes it floating-point"
-            )
-        if not name:
-            return (
-                f"the forward pass of {kind} cannot be traced{cause}; check that {shape}; if it "
-                "has, move that operation into a module of its own and name it in leaf_modules"
-            )
-        if is_among(self.leaves, name, module):
-            return (
-                f"{name!r} ({kind}) is in leaf_modules, but cannot run on shapes alone"
-                f"{cause}; if the example is right, the module depends on the data: convert the "
-                "part without it, as in model.encoder = convert(model.encoder, maps)"
-            )
-        if self.is_leaf_module(module, name):
-            return f"{name!r} ({kind}) cannot run on its input{cause}; check that {shape}"
-        return (
-            f"the forward pass cannot be traced into {name!r} ({kind}){cause}; if the example is "
-            f"right, exclude the module with leaf_modules=[{name!r}]: its own strides then stay "
-            "as they are"
-        )
-
-
-def _where(error: Exception) -> str:
-    """The line of the network that raised an error."""
-    here = tuple(os.path.join(folder, "") for folder in (PACKAGE, os.path.dirname(torch.__file__)))
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if frame.line and not frame.filename.startswith(here):
-            file = os.path.basename(frame.filename)
-            return f" at {frame.line!r} ({file}, line {frame.lineno})"
-    return ""
-
-
-def _described(error: Exception) -> str:
-    text = one_line(error, most=300)
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
 
 def _forward_of(module: nn.Module) -> Any:
     """What a call of a module runs; of a data-parallel wrapper, the network on one device."""
     return module.module if isinstance(module, nn.DataParallel) else module.forward
-
-
-def _inner_modules(module: nn.Module) -> list[nn.Module]:
-    """All modules inside, without parametrizations."""
-    children = [child for name, child in module.named_children() if name != "parametrizations"]
-    return [*children, *(inner for child in children for inner in _inner_modules(child))]
-
-
-def _is_network(module: nn.Module) -> bool:
-    """Whether a module pools or has weights or strides, unlike a padding or an activation."""
-    pools = isinstance(module, SizedPooling) or hasattr(module, "stride")
-    return pools or any(True for _ in module.parameters(recurse=False))
-
-
-def _is_of_torch(module: nn.Module) -> bool:
-    name = class_of(module).__module__
-    of_torch = name.startswith(("torch.nn.", "torch.ao.nn."))
-    return of_torch and not isinstance(module, nn.Sequential | nn.DataParallel)
-
-
-def _is_to_be_traced(module: nn.Module) -> bool:
-    """Whether a module inside one of torch, such as a user's layer, may have a stride."""
-    return hasattr(module, "stride") or not _is_of_torch(module)
 
 
 def _is_random(node: fx.Node) -> bool:
