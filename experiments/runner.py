@@ -8,6 +8,7 @@ from typing import Any
 
 import gin
 import torch
+from torch import nn
 
 import experiments.learned_resizing  # noqa: F401  registers them with Gin
 from diffstride._files import atomic_file
@@ -138,14 +139,17 @@ class GridRunner:
         words = "-".join(str(part) for part in parts if part is not None)
         return f"{row['config']}/{words}".replace(" ", "_")
 
-    def cost(self, run: Run, num_classes: int = 10) -> int:
-        """MACs of one image or sound at the initial strides, before a budget is applied."""
+    def network(self, run: Run, num_classes: int = 10) -> tuple[nn.Module, tuple[int, ...]]:
+        """The network of a run before a budget is applied, and the shape of its input."""
         self._configure(run)
         model = gin.get_configurable(self._model_name(run))
         channels, *size = shape = _example_shape(run.dataset)
         axes = {"num_axes": len(size)} if len(size) != 2 else {}
-        network = model(num_output_classes=num_classes, in_channels=channels, **axes)
-        return measure_cost(network, shape).multiply_adds
+        return model(num_output_classes=num_classes, in_channels=channels, **axes), shape
+
+    def cost(self, run: Run, num_classes: int = 10) -> int:
+        """MACs of one image or sound at the initial strides, before a budget is applied."""
+        return measure_cost(*self.network(run, num_classes)).multiply_adds
 
     def weight(self, run: Run) -> float:
         """An estimate of a run's duration, in MACs of one image times epochs."""

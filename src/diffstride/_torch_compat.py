@@ -41,7 +41,7 @@ FAKE_TENSOR_LOGGER = "torch._subclasses.fake_tensor"
 def shares_memory(x: Tensor, y: Tensor) -> bool:
     """Whether two tensors begin at the same place of one storage; on the meta device, too."""
     same_storage = x.untyped_storage()._cdata == y.untyped_storage()._cdata
-    return same_storage and x.storage_offset() == y.storage_offset()
+    return same_storage and bool(x.storage_offset() == y.storage_offset())
 
 
 def has_function_mode() -> bool:

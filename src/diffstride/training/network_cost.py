@@ -1,14 +1,17 @@
 """Counts the multiply-adds and map sizes of a network at its current strides."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from diffstride._torch_compat import OperationCounter
 from diffstride.graph.restoring import evaluating
+from diffstride.pooling.base import SpectralPooling
 from diffstride.strides import AXIS_SUFFIXES, stride_layers
 
 
@@ -40,8 +43,9 @@ class NetworkCost:
 def measure_cost(network: nn.Module, image_shape: tuple[int, ...]) -> NetworkCost:
     """Count multiply-adds and map sizes with one blank image.
 
-    Matrix products, convolutions and what is made of them count, but not the FFTs of
-    `diffstride.reference`. The network runs in evaluation mode.
+    Matrix products, convolutions and what is made of them count, and pooling layers as for a
+    budget, by `diffstride.MultiplyAdds`. The FFTs of `diffstride.reference` do not. The network
+    runs in evaluation mode.
 
     >>> measure_cost(nn.Conv2d(3, 8, 3, padding=1), (3, 32, 32)).multiply_adds
     221184
@@ -61,8 +65,29 @@ def measure_cost(network: nn.Module, image_shape: tuple[int, ...]) -> NetworkCos
     ]
     with evaluating(network):
         network(image)  # builds the pooling matrices, which are cached: not part of the cost
-        with OperationCounter() as counter:
+        with OperationCounter() as counter, _pooling_planned(network, counter.multiply_adds):
             network(image)
     for hook in hooks:
         hook.remove()
-    return NetworkCost(sum(counter.multiply_adds), sizes, given)
+    return NetworkCost(round(sum(counter.multiply_adds)), sizes, given)
+
+
+@contextmanager
+def _pooling_planned(network: nn.Module, counts: list[Any]) -> Iterator[None]:
+    """Count what each pooling layer plans: of its operations, transforms would count nothing."""
+    before: list[int] = []
+
+    def begin(layer: SpectralPooling, inputs: Any) -> None:
+        before.append(len(counts))
+
+    def end(layer: SpectralPooling, inputs: Any, output: Tensor) -> None:
+        (samples, channels, *sizes), outputs = inputs[0].shape, output.shape[2:]
+        of_channel = layer.multiply_adds(layer.plan(sizes), sizes, outputs)
+        counts[before.pop() :] = [samples * channels * of_channel]
+
+    with ExitStack() as hooks:
+        for layer in network.modules():
+            if isinstance(layer, SpectralPooling):
+                hooks.callback(layer.register_forward_pre_hook(begin).remove)
+                hooks.callback(layer.register_forward_hook(end).remove)
+        yield
