@@ -378,6 +378,8 @@ class Sequence(nn.Module):
         lambda positions, n: positions[0, :n],
         lambda positions, n: positions[..., :n, :],
         lambda positions, n: positions[0][None, 0:n],
+        lambda positions, n: positions[:, -n:],
+        lambda positions, n: positions[:, (128 - n) // 2 : (128 - n) // 2 + n],
     ],
 )
 def test_positions_cut_to_a_sequence_limit_how_far_strides_fall(cut):
@@ -461,6 +463,22 @@ def test_positions_that_a_longer_map_is_cut_by_stay_as_many():
     net.positions = nn.Parameter(torch.zeros(1, 8, 40))
     layers = stride_layers(convert(net, torch.rand(2, 1, 800))).values()
     assert [layer.lower_limit_stride for layer in layers] == [None, None]
+
+
+@pytest.mark.parametrize("last", [nn.Flatten(1), nn.Flatten(0)])
+def test_a_kernel_that_covers_the_map_is_a_linear_layer(last):
+    """Else the number of logits would follow the strides, and no loss would tell."""
+    net = nn.Sequential(strided(), strided(), nn.AvgPool2d(2), nn.Conv2d(4, 5, 4), last)
+    converted = check(net, names="012")
+    assert isinstance(converted[1].pooling, DiffStride)
+    assert converted[2].pooling.fixed_size == (4, 4)
+
+
+def test_a_kernel_that_covers_an_axis_without_strides_pins_nothing():
+    """As of an EEG: a convolution over all electrodes at each time."""
+    layers = nn.Conv2d(4, 4, (1, 9), (1, 4), (0, 4)), nn.Conv2d(4, 4, (8, 1)), nn.ReLU()
+    model = convert(nn.Sequential(*layers), torch.rand(2, 4, 8, 64))
+    assert isinstance(model[0].pooling, DiffStride)
 
 
 def test_two_heads():

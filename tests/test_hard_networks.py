@@ -3,6 +3,7 @@
 import functools
 import math
 
+import networks
 import numpy as np
 import pytest
 import torch
@@ -631,3 +632,47 @@ def test_numbers_in_buffers_may_be_compared():
     net = two(forward)
     net.register_buffer("size", torch.tensor(5))
     check(net, X)
+
+
+class Sequences(nn.Module):
+    """Strided convolutions, and a transformer of torch behind them."""
+
+    def __init__(self, run):
+        super().__init__()
+        layer = functools.partial(nn.TransformerEncoderLayer, 8, 2, 16, batch_first=True)
+        self.a, self.b = (nn.Conv1d(c, 8, 9, 4, 4) for c in (8, 8))
+        self.encoder = nn.TransformerEncoder(layer(), 1, enable_nested_tensor=False)
+        self.decoder = nn.TransformerDecoder(
+            nn.TransformerDecoderLayer(8, 2, 16, batch_first=True), 1
+        )
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(64))
+        self.queries = nn.Parameter(torch.rand(1, 3, 8))
+        self.run = run
+
+    def forward(self, x):
+        return self.run(self, self.b(self.a(x)).mT)
+
+
+def causal_mask(size):
+    return nn.Transformer.generate_square_subsequent_mask(size)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda m, z: m.encoder(z, mask=m.mask[: z.size(1), : z.size(1)]),
+        lambda m, z: m.encoder(z, mask=causal_mask(z.size(1))),
+        lambda m, z: m.decoder(m.queries.expand(z.size(0), -1, -1), z),
+        lambda m, z: m.decoder(m.queries.repeat(2, 1, 1), z, tgt_mask=causal_mask(3)),
+    ],
+)
+def test_masks_and_queries_of_transformers(run):
+    net, x = Sequences(run).eval(), torch.rand(2, 8, 256)
+    detects = nn.modules.transformer._detect_is_causal_mask
+    model = convert(net, x)
+    assert list(model.conversion.strides) == ["a", "b"]
+    for stride in (2.5, 4.0, 7.0):
+        for layer in stride_layers(model).values():
+            layer.strides.data.fill_(stride)
+        assert MultiplyAdds(model, x).value() == networks.counted(model, x)
+    assert nn.modules.transformer._detect_is_causal_mask is detects

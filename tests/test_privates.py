@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.module_tracker import ModuleTracker
 
 SOURCES = Path(__file__).parents[1] / "src" / "diffstride"
 CONV = nn.Conv2d(1, 1, 1, padding_mode="circular")
@@ -43,6 +44,10 @@ TORCH: dict[str, Callable[[], Any]] = {
         lambda: torch._C._are_functorch_transforms_active() is False
     ),
     "_autograd": lambda: torch._C._autograd,
+    "_detect_is_causal_mask": lambda: nn.modules.transformer._detect_is_causal_mask,
+    "_get_append_fn": lambda: ModuleTracker._get_append_fn,
+    "_get_mod_name": lambda: ModuleTracker._get_mod_name,
+    "_get_pop_fn": lambda: ModuleTracker._get_pop_fn,
     "_cdata": lambda: torch.empty(1).untyped_storage()._cdata,
     "_count_flops": lambda: FlopCounterMode._count_flops,
     "_cudnn_rnn": lambda: torch.ops.aten._cudnn_rnn,

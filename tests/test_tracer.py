@@ -252,8 +252,9 @@ def test_subclasses_of_activations_are_run():
 
 def test_a_module_that_cannot_be_traced_is_named():
     net = nn.Sequential(strided(), nn.Sequential(DataDependent()))
-    with pytest.raises(ValueError, match=r"into '1\.0' \(DataDependent\).*leaf_modules=\['1\.0'\]"):
+    with pytest.raises(ValueError, match=r"into '1\.0' \(DataDependent\).* on the data") as e:
         trace(net, torch.zeros(1, 4, 8, 8))
+    assert "leaf_modules=[" not in str(e.value)  # which would not help
     with pytest.raises(ValueError, match="no module named 'nowhere'"):
         trace(net, torch.zeros(1, 4, 8, 8), leaf_modules=["nowhere"])
     with pytest.raises(ValueError, match="check that the example has the shape"):
@@ -276,7 +277,7 @@ def test_the_line_that_cannot_be_traced_is_quoted():
 def test_leaf_modules_that_depend_on_data_are_refused():
     net, x = nn.Sequential(strided(), DataDependent()), torch.zeros(1, 4, 8, 8)
     for leaf in ("1", DataDependent):
-        with pytest.raises(ValueError, match=r"'1' .* is in leaf_modules, but .* on the data") as e:
+        with pytest.raises(ValueError, match=r"into '1' .* on the data") as e:
             trace(net, x, leaf_modules=[leaf])
         assert "leaf_modules=[" not in str(e.value)
     with pytest.raises(ValueError, match=r"'0' \(Conv2d\) cannot run .* check that the exa") as e:

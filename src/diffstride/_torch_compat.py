@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException as _DataDependent
+from torch._subclasses.fake_tensor import DynamicOutputShapeException as _DynamicShape
 from torch._subclasses.fake_tensor import FakeTensor as FakeTensor
 from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 from torch.autograd import forward_ad
@@ -20,6 +21,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves as tree_leaves
 from torch.utils._pytree import tree_map_only as tree_map_only
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.module_tracker import ModuleTracker
 
 # The base classes of layers of one to three axes.
 BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -30,6 +32,7 @@ InstanceNorm = nn.modules.instancenorm._InstanceNorm
 ReflectionPad = nn.modules.padding._ReflectionPadNd
 
 DataDependentError = _DataDependent  # raised where a fake tensor has to have data
+DynamicShapeError = _DynamicShape  # where the shape of a result depends on data
 
 # A context without fake tensors and operation counters, to compute on real tensors.
 disable_current_modes = _disable_current_modes
@@ -241,6 +244,7 @@ class OperationCounter(FlopCounterMode):
         found = {getattr(torch.ops.aten, name, None): each for name, each in formulas.items()}
         found.pop(None, None)
         super().__init__(display=False, custom_mapping=found)
+        self.mod_tracker = _ForwardTracker()
         self.multiply_adds: list[int] = []
         self.foreign = 0
 
@@ -250,6 +254,38 @@ class OperationCounter(FlopCounterMode):
         if formula := self.flop_registry.get(func_packet):
             self.multiply_adds.append(formula(*args, **kwargs, out_val=out) // 2)
         return super()._count_flops(func_packet, out, args, kwargs)
+
+
+class _ForwardTracker(ModuleTracker):
+    """Follows which modules run, in forward passes alone.
+
+    Torch's asks their inputs for gradients, which views of parameters refuse without autograd.
+    """
+
+    def _fw_pre_hook(self, mod: Any, input: Any) -> None:
+        self._get_append_fn(self._get_mod_name(mod), False)()
+
+    def _fw_post_hook(self, mod: Any, input: Any, output: Any) -> None:
+        self._get_pop_fn(self._get_mod_name(mod), False)()
+
+
+@contextmanager
+def causal_masks_unread() -> Iterator[None]:
+    """A context in which transformers of torch do not read whether their mask is causal.
+
+    They may then be slower, but return the same.
+    """
+    transformer: Any = nn.modules.transformer
+    read = transformer._detect_is_causal_mask
+    transformer._detect_is_causal_mask = _given_causal
+    try:
+        yield
+    finally:
+        transformer._detect_is_causal_mask = read
+
+
+def _given_causal(mask: Any, is_causal: bool | None = None, size: int | None = None) -> bool:
+    return bool(is_causal)
 
 
 def _attend(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:

@@ -5,11 +5,17 @@ from typing import NamedTuple
 
 from torch import fx, nn
 
+from diffstride._torch_compat import Conv
 from diffstride.conversion.enlarging_modules import find_mirrors
 from diffstride.conversion.pooled_module import CropPad
 from diffstride.conversion.strided_modules import StridedCall, common_size
 from diffstride.graph.moved_strides import find_groups_at_all_strides, least_factor
-from diffstride.graph.stride_conflicts import StrideConflictError
+from diffstride.graph.perturbed_sizes import Dim
+from diffstride.graph.stride_conflicts import (
+    SizeMismatchError,
+    StrideConflictError,
+    raise_conflict,
+)
 from diffstride.graph.stride_groups import StrideGroups
 from diffstride.graph.tracer import Trace
 from diffstride.pooling.base import SizedPooling
@@ -142,6 +148,7 @@ def _pooled_groups(
 ) -> list[PooledGroup]:
     """One group for each stride group, joined where a module is called in several of them."""
     groups: list[PooledGroup] = []
+    _check_whole_kernels(stride_groups, by_node)
     factors = _least_factors(stride_groups, by_node)
     for nodes in (*stride_groups.members(), *(each.calls for each in pinned)):
         group = _pooled_group(stride_groups, nodes, by_node)
@@ -158,6 +165,35 @@ def _pooled_groups(
         (group for group in groups if group.calls),
         key=lambda group: order.index(group.calls[0].node),
     )
+
+
+def _check_whole_kernels(stride_groups: StrideGroups, by_node: dict[fx.Node, StridedCall]) -> None:
+    """Check that no strides change a map that the kernel of a convolution covers.
+
+    Such a convolution is a linear layer: its output of one sample would become one of several.
+
+    Raises:
+        StrideConflictError: some do.
+    """
+    for node in stride_groups.values:
+        module = stride_groups.trace.module(node)
+        if not isinstance(module, Conv) or node in stride_groups.leaders:
+            continue
+        kernel = [d * (k - 1) + 1 for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+        outputs = stride_groups.dims(node)[2:]
+        axes = zip(kernel, stride_groups.input_dims(node), outputs, strict=False)  # without a batch
+        covered = [size for k, size, out in axes if k == size.size > 1 == out.size and out.growth]
+        if any(_strides_along(stride_groups, size, by_node) for size in covered):
+            why = "its kernel covers the whole map, and would not cover a larger one"
+            raise_conflict(stride_groups, SizeMismatchError(node, [], why), [])
+
+
+def _strides_along(
+    stride_groups: StrideGroups, dim: Dim, by_node: dict[fx.Node, StridedCall]
+) -> bool:
+    """Whether a dimension follows an axis along which a new call strides."""
+    call, axis = stride_groups.origins.get((dim.perturbed[-1] - dim.size,), (None, 0))
+    return call in by_node and by_node[call].strides[axis] > 1
 
 
 def _least_factors(

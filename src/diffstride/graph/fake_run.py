@@ -16,6 +16,7 @@ from diffstride._torch_compat import (
     BatchNorm,
     FakeTensorMode,
     OperationCounter,
+    causal_masks_unread,
     disable_current_modes,
     tree_leaves,
     tree_map_only,
@@ -48,7 +49,13 @@ def shapes_only(fake_mode: FakeTensorMode) -> Iterator[OperationCounter]:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with warnings.catch_warnings(), torch.no_grad(), fake_mode, OperationCounter() as counter:
+        with (
+            warnings.catch_warnings(),
+            torch.no_grad(),
+            causal_masks_unread(),
+            fake_mode,
+            OperationCounter() as counter,
+        ):
             warnings.simplefilter("ignore")  # the network warns again when it runs
             yield counter
     finally:

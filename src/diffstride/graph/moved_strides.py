@@ -57,14 +57,15 @@ def least_factor(groups: StrideGroups, cut: fx.Node, leaders: Collection[fx.Node
     its size by ``cut``, such as the positions of a sequence.
     """
     stored, needed = groups.trace.values[source_of(cut)], set(groups.sources(cut))
-    slices = list(axis_slices(cut.args[1], stored.dim()))
     nodes = [node for node in groups.trace.graph.nodes if node in needed]
 
     def is_too_short(step: int) -> bool:
         factors = dict.fromkeys(groups.leaders.values(), 1.0)
         factors |= dict.fromkeys(leaders, FALLING_FACTOR ** (step + 1))
-        values = _run(groups, factors, nodes).values
-        return any(values.get(each.stop, 0) > stored.shape[each.axis] for each in slices)
+        values = ChainMap(_run(groups, factors, nodes).values, groups.trace.values)
+        index = fx.map_arg(cut.args[1], lambda n: values[n])
+        slices = axis_slices(index, stored.dim())
+        return not all(each.fits(stored.shape[each.axis]) for each in slices)
 
     return FALLING_FACTOR ** bisect_left(range(MOST_FALLS), True, key=is_too_short)
 
@@ -114,8 +115,8 @@ def _cuts(groups: StrideGroups, node: fx.Node) -> bool:
         return False
     dims = groups.dims(source_of(node))
     return any(
-        any(end is not None for end in each[1:])
-        and (dims[each.axis].growth or not groups.values.keys().isdisjoint(each[1:]))
+        any(end is not None for end in each[2:])
+        and (dims[each.axis].growth or not groups.values.keys().isdisjoint(each[2:]))
         for each in axis_slices(node.args[1], len(dims))
     )
 

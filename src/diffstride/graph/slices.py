@@ -10,38 +10,59 @@ from torch import Tensor
 
 
 class AxisSlice(NamedTuple):
-    """A slice along one axis of a tensor, of which an index may have several."""
+    """A slice along one axis of a tensor, and which part of an index it is.
 
+    >>> AxisSlice(0, 0, -5, None).asked(40), AxisSlice(0, 0, 10, 30).asked(25)
+    (5, 20)
+    """
+
+    part: int
     axis: int
     start: Any
     stop: Any
 
+    def asked(self, size: int) -> int:
+        """How many samples it asks for, of an axis that may have fewer."""
+        start, stop = self.start or 0, size if self.stop is None else self.stop
+        if start < 0 and self.stop is None:
+            return -start
+        return stop - start if stop >= 0 else size + stop - start
 
-def axis_slices(index: Any, num_dims: int) -> Iterator[AxisSlice]:
-    """The slices of an index up to its first tensor; their ends may be nodes of a graph.
+    def fits(self, size: int) -> bool:
+        """Whether an axis of this size has all samples that it asks for."""
+        return max(self.asked(size), self.stop or 0) <= size
 
-    >>> list(axis_slices((0, ..., slice(2, 5)), 3))
-    [AxisSlice(axis=1, start=None, stop=None), AxisSlice(axis=2, start=2, stop=5)]
-    """
-    parts: list[Any] = list(index) if isinstance(index, tuple) else [index]
+
+def parts_of(index: Any, num_dims: int) -> list[Any]:
+    """The parts of an index, with whole axes in place of an ellipsis."""
+    parts = list(index) if isinstance(index, tuple) else [index]
     for at, part in enumerate(parts):
         if part is ...:
             indexed = sum(each is not None for each in parts) - 1
             parts[at : at + 1] = [slice(None)] * (num_dims - indexed)
             break
+    return parts
+
+
+def axis_slices(index: Any, num_dims: int) -> Iterator[AxisSlice]:
+    """The slices of an index up to its first tensor; their ends may be nodes of a graph.
+
+    >>> list(axis_slices((0, ..., slice(2, 5)), 3))[-1]
+    AxisSlice(part=2, axis=2, start=2, stop=5)
+    """
     axis = 0
-    for part in parts:
+    for at, part in enumerate(parts_of(index, num_dims)):
         if isinstance(part, Sequence | Tensor | bool):
             return  # it may stand for several axes, or move them
         if isinstance(part, slice):
-            yield AxisSlice(axis, part.start, part.stop)
+            yield AxisSlice(at, axis, part.start, part.stop)
         axis += part is not None
 
 
-def long_enough(stored: Tensor, index: Any) -> Tensor:
-    """A tensor of the shape of a stored one, along which a slice is as long as it asks for."""
-    shape = list(stored.shape)
+def with_all_samples(stored: Tensor, index: Any) -> tuple[Tensor, Any]:
+    """A tensor like a stored one, and an index of it, that have all samples asked for."""
+    shape, parts = list(stored.shape), parts_of(index, stored.dim())
     for each in axis_slices(index, stored.dim()):
-        if isinstance(each.stop, int):
-            shape[each.axis] = max(shape[each.axis], each.stop)
-    return stored if shape == [*stored.shape] else stored.new_empty(shape)
+        parts[each.part] = slice(each.asked(shape[each.axis]))
+        shape[each.axis] = max(shape[each.axis], each.asked(shape[each.axis]))
+    return stored.new_empty(shape), tuple(parts)

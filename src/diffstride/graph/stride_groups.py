@@ -25,7 +25,7 @@ from diffstride._wording import one_line
 from diffstride.graph.fake_run import first_argument, shapes_only
 from diffstride.graph.perturbed_sizes import REMAINDERS, Dim, draw_growths, proportional
 from diffstride.graph.restoring import restoring
-from diffstride.graph.slices import axis_slices, long_enough
+from diffstride.graph.slices import axis_slices, with_all_samples
 from diffstride.graph.stride_conflicts import (
     SizeMismatchError,
     last_calls,
@@ -319,8 +319,7 @@ def _try_node(groups: StrideGroups, node: fx.Node, values: Mapping[fx.Node, Any]
     if node in groups.mirrors:  # without a size that it is given
         args, kwargs = (first_argument(args, kwargs),), {}
     if node in groups.cuts:
-        stored, index = args
-        args = long_enough(stored, index), index
+        args = with_all_samples(*args)
     try:
         return groups.trace.run(node, args, kwargs)
     except Exception as error:
@@ -331,16 +330,14 @@ def _cuts_stored(trace: Trace, node: fx.Node) -> bool:
     """Whether a node cuts a tensor that depends on no input, by a number that may."""
     if node.target is not operator.getitem or not isinstance(node.args[0], fx.Node):
         return False
-    stored, (_, index) = node.args[0], node.args
+    stored, index = node.args
     value = trace.values[stored]
-    return (
-        isinstance(value, Tensor)
-        and any(
-            isinstance(each.stop, fx.Node) and trace.values[each.stop] <= value.shape[each.axis]
-            for each in axis_slices(index, value.dim())
-        )
-        and not any(source.op == "placeholder" for source in with_sources(stored))
-    )
+    if not isinstance(value, Tensor) or not any(n is not stored for n in node.all_input_nodes):
+        return False
+    index = fx.map_arg(index, lambda n: trace.values[n])
+    fit = [each.fits(value.shape[each.axis]) for each in axis_slices(index, value.dim())]
+    from_input = any(source.op == "placeholder" for source in with_sources(stored))
+    return bool(fit) and all(fit) and not from_input
 
 
 def _disagreement(groups: StrideGroups, node: fx.Node) -> list[Dim]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from diffstride._torch_compat import DataDependentError
+from diffstride._torch_compat import DataDependentError, DynamicShapeError
 from diffstride._wording import one_line
 from diffstride.graph.example_inputs import integer_types
 from diffstride.graph.leaf_modules import is_among, is_leaf
@@ -34,11 +34,21 @@ def _explained(error: Exception, tracer: "Tracer") -> str:
     name = tracer.stack[-1]
     module = tracer.traced.modules[name]
     kind, cause = type(module).__name__, f"{_where(error)}: {_described(error)}"
-    if isinstance(error, DataDependentError | ReadsDataError) and tracer.traced.model.training:
+    reads_data = isinstance(error, DataDependentError | DynamicShapeError | ReadsDataError)
+    if reads_data and tracer.traced.model.training:
         cause += " (if layers are dropped at random in training, call model.eval() before)"
     for part in (each for each in PARTS if hasattr(tracer.traced.model, each)):
-        cause += f". Convert a part of the network: model.{part} = convert(model.{part}, x)"
+        cause += f". Convert a part of the network: {_conversion_of(part)}"
         break
+    where = f"the forward pass of {kind} cannot be traced"
+    if name:
+        where = f"the forward pass cannot be traced into {name!r} ({kind})"
+    if reads_data:
+        return (
+            f"{where}{cause}; what is computed there depends on the data, and would in "
+            "leaf_modules: convert the part of the network before it, as in "
+            f"{_conversion_of('encoder')}"
+        )
     shape = "the example has the shape the model expects"
     if (integers := integer_types(tracer.inputs)) and "type" in cause:
         shape = (
@@ -47,22 +57,25 @@ def _explained(error: Exception, tracer: "Tracer") -> str:
         )
     if not name:
         return (
-            f"the forward pass of {kind} cannot be traced{cause}; check that {shape}; if it "
-            "has, move that operation into a module of its own and name it in leaf_modules"
+            f"{where}{cause}; check that {shape}; if it has, move that operation into a module of "
+            "its own and name it in leaf_modules"
         )
     if is_among(tracer.leaves, name, module):
         return (
             f"{name!r} ({kind}) is in leaf_modules, but cannot run on shapes alone"
-            f"{cause}; if the example is right, the module depends on the data: convert the "
-            "part without it, as in model.encoder = convert(model.encoder, maps)"
+            f"{cause}; if the example is right, convert the part of the network without it, as in "
+            f"{_conversion_of('encoder')}"
         )
     if is_leaf(module, name, tracer.leaves):
         return f"{name!r} ({kind}) cannot run on its input{cause}; check that {shape}"
     return (
-        f"the forward pass cannot be traced into {name!r} ({kind}){cause}; if the example is "
-        f"right, exclude the module with leaf_modules=[{name!r}]: its own strides then stay "
-        "as they are"
+        f"{where}{cause}; if the example is right, exclude the module with "
+        f"leaf_modules=[{name!r}]: its own strides then stay as they are"
     )
+
+
+def _conversion_of(part: str) -> str:
+    return f"model.{part} = convert(model.{part}, x)"
 
 
 def _taken_as_one(model: nn.Module, inputs: tuple) -> str:
