@@ -444,6 +444,18 @@ def test_positions_for_hardly_more_samples_pin_the_last_stride(longest):
     check(Sequence(longest), x, names="ab", min_channels=0)
 
 
+def test_positions_that_skip_some_are_no_cut():
+    """Of those the network takes every second one, whatever the length of the sequence."""
+
+    class Skipping(Sequence):
+        def forward(self, x):
+            z = self.b(self.a(x)).mT
+            return self.out(z).mean(1) + self.positions[:, : 2 * z.shape[1] : 2, :4].mean(1)
+
+    model = convert(Skipping(128), torch.rand(2, 1, 800), min_channels=0)
+    assert [layer.lower_limit_stride for layer in stride_layers(model).values()] == [None, None]
+
+
 def test_positions_that_are_too_few_for_the_only_stride_are_explained():
     net = Sequence(200)
     net.b = nn.Conv1d(16, 16, 3, padding=1)
@@ -472,6 +484,12 @@ def test_a_kernel_that_covers_the_map_is_a_linear_layer(last):
     converted = check(net, names="012")
     assert isinstance(converted[1].pooling, DiffStride)
     assert converted[2].pooling.fixed_size == (4, 4)
+
+
+def test_a_kernel_that_covers_the_map_may_move_on_in_front_of_a_global_pooling():
+    layers = strided(), strided(), nn.Conv2d(4, 5, 8), nn.AdaptiveAvgPool2d(1)
+    model = convert(nn.Sequential(*layers), X)
+    assert list(stride_layers(model)) == ["0.pooling", "1.pooling"]
 
 
 def test_a_kernel_that_covers_an_axis_without_strides_pins_nothing():

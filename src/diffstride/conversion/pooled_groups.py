@@ -9,6 +9,7 @@ from diffstride._torch_compat import Conv
 from diffstride.conversion.enlarging_modules import find_mirrors
 from diffstride.conversion.pooled_module import CropPad
 from diffstride.conversion.strided_modules import StridedCall, common_size
+from diffstride.graph.fake_run import shapes_of
 from diffstride.graph.moved_strides import find_groups_at_all_strides, least_factor
 from diffstride.graph.perturbed_sizes import Dim
 from diffstride.graph.stride_conflicts import (
@@ -170,12 +171,17 @@ def _pooled_groups(
 def _check_whole_kernels(stride_groups: StrideGroups, by_node: dict[fx.Node, StridedCall]) -> None:
     """Check that no strides change a map that the kernel of a convolution covers.
 
-    Such a convolution is a linear layer: its output of one sample would become one of several.
+    Such a convolution is a linear layer: its output of one sample would become one of several, and
+    with it what the network returns. Where that stays, as behind a global pooling, all is well.
 
     Raises:
         StrideConflictError: some do.
     """
-    for node in stride_groups.values:
+    returned = stride_groups.trace.graph.output_node().all_input_nodes
+    now, before = stride_groups.values, stride_groups.trace.values
+    if all(shapes_of(now.get(node, before[node])) == shapes_of(before[node]) for node in returned):
+        return
+    for node in now:
         module = stride_groups.trace.module(node)
         if not isinstance(module, Conv) or node in stride_groups.leaders:
             continue

@@ -115,8 +115,8 @@ def _cuts(groups: StrideGroups, node: fx.Node) -> bool:
         return False
     dims = groups.dims(source_of(node))
     return any(
-        any(end is not None for end in each[2:])
-        and (dims[each.axis].growth or not groups.values.keys().isdisjoint(each[2:]))
+        any(end is not None for end in (each.start, each.stop))
+        and (dims[each.axis].growth or not groups.values.keys().isdisjoint((each.start, each.stop)))
         for each in axis_slices(node.args[1], len(dims))
     )
 

@@ -12,7 +12,7 @@ from torch import Tensor
 class AxisSlice(NamedTuple):
     """A slice along one axis of a tensor, and which part of an index it is.
 
-    >>> AxisSlice(0, 0, -5, None).asked(40), AxisSlice(0, 0, 10, 30).asked(25)
+    >>> AxisSlice(0, 0, -5, None, None).asked(40), AxisSlice(0, 0, 10, 30, None).asked(25)
     (5, 20)
     """
 
@@ -20,6 +20,13 @@ class AxisSlice(NamedTuple):
     axis: int
     start: Any
     stop: Any
+    step: Any
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its ends are numbers, and it leaves out no sample between them."""
+        ends = (end is None or isinstance(end, int) for end in (self.start, self.stop))
+        return all(ends) and self.step in (None, 1)
 
     def asked(self, size: int) -> int:
         """How many samples it asks for, of an axis that may have fewer."""
@@ -48,14 +55,14 @@ def axis_slices(index: Any, num_dims: int) -> Iterator[AxisSlice]:
     """The slices of an index up to its first tensor; their ends may be nodes of a graph.
 
     >>> list(axis_slices((0, ..., slice(2, 5)), 3))[-1]
-    AxisSlice(part=2, axis=2, start=2, stop=5)
+    AxisSlice(part=2, axis=2, start=2, stop=5, step=None)
     """
     axis = 0
     for at, part in enumerate(parts_of(index, num_dims)):
         if isinstance(part, Sequence | Tensor | bool):
             return  # it may stand for several axes, or move them
         if isinstance(part, slice):
-            yield AxisSlice(at, axis, part.start, part.stop)
+            yield AxisSlice(at, axis, part.start, part.stop, part.step)
         axis += part is not None
 
 

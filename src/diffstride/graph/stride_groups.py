@@ -328,14 +328,14 @@ def _try_node(groups: StrideGroups, node: fx.Node, values: Mapping[fx.Node, Any]
 
 def _cuts_stored(trace: Trace, node: fx.Node) -> bool:
     """Whether a node cuts a tensor that depends on no input, by a number that may."""
-    if node.target is not operator.getitem or not isinstance(node.args[0], fx.Node):
+    if node.target is not operator.getitem or len(node.all_input_nodes) < 2:
         return False
-    stored, index = node.args
-    value = trace.values[stored]
-    if not isinstance(value, Tensor) or not any(n is not stored for n in node.all_input_nodes):
+    stored = source_of(node)
+    value, index = trace.values[stored], fx.map_arg(node.args[1], lambda n: trace.values[n])
+    if not isinstance(value, Tensor):
         return False
-    index = fx.map_arg(index, lambda n: trace.values[n])
-    fit = [each.fits(value.shape[each.axis]) for each in axis_slices(index, value.dim())]
+    slices = list(axis_slices(index, value.dim()))
+    fit = [each.is_plain and each.fits(value.shape[each.axis]) for each in slices]
     from_input = any(source.op == "placeholder" for source in with_sources(stored))
     return bool(fit) and all(fit) and not from_input
 
