@@ -124,9 +124,9 @@ published window, float32, next to the published layer on FFTs. In the tables of
 tensor has 2 to 4 million elements.""",
     "signals": """\
 This section times the default layer on maps of one axis, in float32, contiguous, of 64 channels and
-about 2 million samples in all. `transforms` is what the layer does: it transforms a signal wherever
-that takes fewer MACs than the product with a matrix. `products` is the same layer with matrices at
-all lengths, `average` is `F.avg_pool1d`.""",
+about 2 million samples in all. `transforms` is the layer where it transforms signals of all lengths
+that then take fewer MACs, `products` where it has matrices at all lengths, and `average` is
+`F.avg_pool1d`. The layer takes the faster of the two: [Long axes](layer.md#long-axes).""",
     "frozen": """\
 This section times inference in float32. The strides are those that networks start from, so all maps
 have the sizes of the `strided` network.

@@ -114,9 +114,11 @@ def _takes_products(x: Tensor, *strides: float) -> bool:
     return counter.get_total_flops() > 0
 
 
-def test_signals_are_transformed_where_it_costs_less_and_axes_of_images_from_1024() -> None:
-    signals = [torch.rand(2, 3, n) for n in (8, 16, 384)]
-    assert [_takes_products(x, 2.0) for x in signals] == [True, False, False]
+def test_signals_are_transformed_where_it_is_faster_and_axes_of_images_from_1024() -> None:
+    signals = [torch.rand(2, 3, n) for n in (16, 250, 254, 256, 508, 797, 1000, 1024, 1031)]
+    products = [True, True, True, False, True, True, False, False, False]
+    assert [_takes_products(x, 2.0) for x in signals] == products
+    assert _takes_products(torch.rand(2, 3, 500), 500 / 251)  # pooled to a prime
     images = [torch.rand(1, 1, n, 4) for n in (384, 1023, 1024)]
     assert [_takes_products(x, 2.0, 1.0) for x in images] == [True, True, False]
 

@@ -32,7 +32,7 @@ class DiffStride(SpectralPooling):
     ``y = A(s_1) … A(s_n) x``: every spatial axis of length ``N`` is low-passed in the frequency
     domain by a window whose edge lies at bin ``N / (2 s)``, cropped, and transformed back. Each
     axis takes one real matrix product (`diffstride.spectral`), or Fourier transforms if it has
-    1,024 samples or more, or is a signal for which they cost less. The mean of the map is kept.
+    1,024 samples or more, or is a signal for which they are faster. The mean of the map is kept.
 
     Call `project_` after each optimiser step, or use `diffstride.callbacks.StrideMonitor`. Call it
     too after writing strides in place: compiled programs hold fixed strides, and in evaluation all

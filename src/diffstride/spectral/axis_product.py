@@ -3,11 +3,12 @@
 Up to about 300 samples one matrix product is fastest. Longer axes are multiplied in halves: the sum
 of a line's two halves has its even bins and their difference has its odd bins. Matrices of half the
 height and width multiply these, with half the multiply-adds. From 1,024 samples on, axes are
-transformed, and those of signals, whose lines are contiguous, wherever that costs fewer.
+transformed, and those of signals, whose lines are contiguous, from 256 on at fast lengths.
 """
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -25,6 +26,10 @@ LONG_AXIS = 1024
 # Signals take transforms at any length at which these cost less: from a length on, the cost would
 # jump down there, and strides held to a budget would jump with it. Tests and benchmarks change it.
 LONG_SIGNAL = 1
+# Below `LONG_AXIS` a signal counts as transformed where that costs less, but is multiplied where
+# that takes less time: short ones, and those with lengths that have a large prime factor.
+FAST_SIGNAL = 256
+LARGEST_FACTOR = 13
 
 
 def pool_axis(
@@ -72,9 +77,9 @@ def spread_axis(
 
 
 def takes_transforms(axis: Axis, is_signal: bool) -> bool:
-    """Whether an axis is pooled by Fourier transforms in full precision.
+    """Whether an axis counts as pooled by Fourier transforms: where they cost less than a matrix.
 
-    A matrix of few rows costs less than they do.
+    From `LONG_AXIS` on it then is, and a signal below that where they are fast, too.
 
     Args:
         axis: how it is pooled.
@@ -93,12 +98,35 @@ def cost_of_transforms(size: float, output_size: float) -> float:
 def _pools_by_transforms(axis: Axis, x: Tensor) -> bool:
     """Whether an axis of this tensor is pooled by transforms.
 
-    A signal below `LONG_AXIS` is not in half precision, whose products are faster, nor in a
+    A signal below `LONG_AXIS` is not where products are faster, as in half precision, nor in a
     compiled program, which has no complex numbers.
     """
-    is_signal = x.dim() == FIRST_DIM + 1
-    by_product = x.dtype not in FULL_PRECISION or torch.compiler.is_compiling()
-    return takes_transforms(axis, is_signal and not by_product)
+    if axis.size < LONG_AXIS:
+        by_product = x.dtype not in FULL_PRECISION or torch.compiler.is_compiling()
+        if by_product or not are_fast(axis.size, axis.output_size):
+            return False
+    return takes_transforms(axis, is_signal=x.dim() == FIRST_DIM + 1)
+
+
+@lru_cache(1024)
+def are_fast(size: int, output_size: int) -> bool:
+    """Whether transforms of these lengths take less time than a product, as measured on a CPU."""
+    return size >= FAST_SIGNAL and max(map(_largest_factor, (size, output_size))) <= LARGEST_FACTOR
+
+
+def _largest_factor(number: int) -> int:
+    """The largest prime factor.
+
+    >>> [_largest_factor(n) for n in (1, 250, 254, 797)]
+    [1, 5, 127, 797]
+    """
+    largest, factor = 1, 2
+    while factor * factor <= number:
+        if number % factor:
+            factor += 1
+        else:
+            number, largest = number // factor, factor
+    return max(largest, number)
 
 
 def is_halved(axis: Axis, dtype: torch.dtype) -> bool:
