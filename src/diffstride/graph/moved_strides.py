@@ -30,7 +30,7 @@ from diffstride.graph.stride_groups import (
 from diffstride.graph.tracer import Trace
 
 GROWING_FACTORS = 1.3, 2.0, 4.0, 16.0  # until a map gets too small
-FALLING_FACTOR, MOST_FALLS = 0.95, 60
+FALLING_FACTOR, MOST_FALLS = 0.95, 60  # until a stored tensor is too short, at strides from 1 to 20
 
 
 def find_groups_at_all_strides(
