@@ -126,7 +126,7 @@ tensor has 2 to 4 million elements.""",
 This section times the default layer on maps of one axis, in float32, contiguous, of 64 channels and
 about 2 million samples in all. `transforms` is the layer where it transforms signals of all lengths
 that then take fewer MACs, `products` where it has matrices at all lengths, and `average` is
-`F.avg_pool1d`. The layer takes the faster of the two: [Long axes](layer.md#long-axes).""",
+`F.avg_pool1d`. [Long axes](layer.md#long-axes) says which of the two the layer takes.""",
     "frozen": """\
 This section times inference in float32. The strides are those that networks start from, so all maps
 have the sizes of the `strided` network.

@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 
 from diffstride import CostBudget, stride_layers
+from diffstride.training.command_line import USAGE_ERROR
 from diffstride.training.gin_errors import explain
 from diffstride.training.network_cost import measure_cost
 from experiments.grid import Run
 from experiments.results import Row, identity, update_rows
 from experiments.runner import GridRunner
 
-FAILED = 2
 NETWORK = ("dataset", "pooling", "edge", "budget", "order", "strides_start", "width")
 """Keys of a row that say which network it is of, before it is trained."""
 
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         changed = recount_file(runner, folder / "runs.jsonl", options.num_classes)
     except Exception as error:  # Gin raises many types for mistakes in a configuration
         print(f"error: {explain(error)}", file=sys.stderr)
-        return FAILED
+        return USAGE_ERROR
     for row in changed:
         print(f"{identity(row)}: {row['multiply_adds_start']:,} to {row['multiply_adds_end']:,}")
     print(f"{len(changed)} rows changed")

@@ -22,7 +22,8 @@ from diffstride.graph.tracer import Trace
 from diffstride.pooling.base import SizedPooling
 from diffstride.strides import stride_layers
 
-SHORTEST = 0.8  # Where strides may fall less, the last one before a stored tensor is pinned.
+# Strides that a stored tensor does not let fall below this share are not limited: one is pinned.
+PINNED_ABOVE = 0.8
 SEVERAL = "is called several times, on maps that cannot share a stride: use one for each"
 
 
@@ -219,11 +220,11 @@ def _least_factors(
         and _settled(by_node[leader], len(calls) == 1).placement != "on top"
     }
     factors: dict[fx.Node, float] = {}
-    for cut in (node for node in stride_groups.values if node in stride_groups.cuts):
+    for cut in (node for node in stride_groups.values if node in stride_groups.stored_slices):
         before = [stride_groups.leaders[call] for call in stride_groups.upstream(cut)]
         falling = new.intersection(before)
         factor = least_factor(stride_groups, cut, falling) if falling else 0.0
-        if factor > SHORTEST:
+        if factor > PINNED_ABOVE:
             raise StrideConflictError(
                 f"{stride_groups.trace.label(cut)} cuts a stored tensor that is too short for "
                 "smaller strides, as positions for no longer sequences are: store more of them, or "

@@ -48,7 +48,7 @@ class StrideGroups:
         trace: the traced network.
         leaders: the first call of the group, for each resizing call.
         pinned, mirrors, square: as for `find_stride_groups`.
-        cuts: the slices of stored tensors, which are long enough in a perturbed run.
+        stored_slices: the slices of stored tensors, which are long enough in a perturbed run.
         growths: by how many samples the maps of a leader grow along an axis, in the last run.
         runs: the perturbed runs.
     """
@@ -66,7 +66,7 @@ class StrideGroups:
         self.leaders = {call: call for call in calls}
         # Maps that are not square may become so by chance, at these strides.
         self.square = square and all(map(self._pools_square_maps, self.leaders))
-        self.cuts = {node for node in trace.graph.nodes if _cuts_stored(trace, node)}
+        self.stored_slices = {node for node in trace.graph.nodes if _slices_stored(trace, node)}
         self.restart()
 
     def restart(self, seed: int = 0, remainder: int | None = None) -> None:
@@ -318,7 +318,7 @@ def _try_node(groups: StrideGroups, node: fx.Node, values: Mapping[fx.Node, Any]
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n])
     if node in groups.mirrors:  # without a size that it is given
         args, kwargs = (first_argument(args, kwargs),), {}
-    if node in groups.cuts:
+    if node in groups.stored_slices:
         args = with_all_samples(*args)
     try:
         return groups.trace.run(node, args, kwargs)
@@ -326,7 +326,7 @@ def _try_node(groups: StrideGroups, node: fx.Node, values: Mapping[fx.Node, Any]
         raise SizeMismatchError(node, _disagreement(groups, node), one_line(error)) from error
 
 
-def _cuts_stored(trace: Trace, node: fx.Node) -> bool:
+def _slices_stored(trace: Trace, node: fx.Node) -> bool:
     """Whether a node cuts a tensor that depends on no input, by a number that may."""
     if node.target is not operator.getitem or len(node.all_input_nodes) < 2:
         return False
