@@ -91,6 +91,47 @@ def test_unets(kind):
     assert list(converted.conversion.mirrors.values()) == [("c",), ("b",)]
 
 
+class PaddingUNet(nn.Module):
+    """Its decoder pads what it has enlarged to the map of the encoder, as much copied ones do."""
+
+    def __init__(self, up):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.pools = nn.ModuleList([nn.MaxPool2d(2), nn.AvgPool2d(2)])
+        self.ups = nn.ModuleList([up, copy.deepcopy(up)])
+        self.last = nn.Conv2d(8, 3, 3, padding=1)
+
+    def forward(self, x):
+        a = self.a(x)
+        b = self.b(self.pools[0](a))
+        b = b + self.enlarged(0, self.pools[1](b), b)
+        return self.last(torch.cat([a, self.enlarged(1, b, a)], 1))
+
+    def enlarged(self, i, x, like):
+        x = self.ups[i](x)
+        rows, columns = like.size(2) - x.size(2), like.size(3) - x.size(3)
+        left, top = columns // 2, rows // 2
+        self.padded = columns, rows
+        return F.pad(x, [left, columns - left, top, rows - top])
+
+
+@pytest.mark.parametrize("size", [(30, 41), (27, 27)])
+@pytest.mark.parametrize("kind", ["transposed", "nearest", "bilinear"])
+def test_unets_that_pad_odd_maps(kind, size):
+    x = torch.rand(2, 4, *size)
+    net = PaddingUNet(enlargers()[kind]).eval()
+    converted = check(net, x, names=("pools.0", "pools.1"))
+    assert converted.conversion.mirrors == {"ups.0": ("pools.1",), "ups.1": ("pools.0",)}
+    net(x)
+    padded = tuple(map(int, net.padded))
+    assert padded == (size[1] % 2, size[0] % 2)
+    for stride in (2.0, 1.3, 3.7):
+        for pool in converted.pools:
+            pool.pooling.strides.data.fill_(stride)
+        assert converted(x).shape == (2, 3, *size)
+        assert tuple(map(int, converted.padded)) == padded
+
+
 class DeepSupervision(nn.Module):
     """One module enlarges at all places, at one more in training, and in a part alone."""
 

@@ -308,8 +308,10 @@ def _enlarged_output(groups: StrideGroups, call: fx.Node) -> Tensor:
 
 
 def _mirrored(groups: StrideGroups, node: fx.Node, values: Mapping[fx.Node, Any]) -> Tensor:
-    """The output of an enlarging call, brought to the size that goes into the call it mirrors."""
-    size = values[source_of(groups.mirrors[node])].shape[2:]
+    """The output of an enlarging call, which follows the input size of the call that it mirrors."""
+    mirrored, of_trace = source_of(groups.mirrors[node]), groups.trace.values
+    shapes = of_trace[node].shape, values[mirrored].shape, of_trace[mirrored].shape
+    size = [out + now - before for out, now, before in list(zip(*shapes, strict=True))[2:]]
     return values[node].new_empty((*values[node].shape[:2], *size))
 
 
