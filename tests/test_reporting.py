@@ -140,11 +140,11 @@ def test_report_lists_modules_sizes_and_costs():
     first, second = found
     assert first.strides == pytest.approx((1.6, 2.5))
     assert first[2:] == (
-        *((2, 2), "after", False, False, (32, 32), (20, 13)),
+        *((2, 2), "after", False, (), (32, 32), (20, 13)),
         *(convolution + pooling, 147_456),
     )
     assert second[0] == "shortcut"
-    assert second[2:] == ((2, 2), "before", True, False, (), (), 20 * 13 * 64, 16_384)
+    assert second[2:] == ((2, 2), "before", True, (), (), (), 20 * 13 * 64, 16_384)
     lines = str(found).splitlines()
     assert "\n".join(lines) == str(found)
     expected = "conv 1.60 x 2.50 2 x 2 after 32 x 32 -> 20 x 13 936 k 147 k"

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 from torch import Tensor, nn
@@ -86,6 +86,53 @@ def refuse_data_format(data_format: Any) -> None:
             "width) in either memory format. Leave data_format out, and permute an array of shape "
             "(batch, height, width, channels) with x.permute(0, 3, 1, 2)"
         )
+
+
+def as_fixed_size(
+    fixed_size: Any, strides: Sequence[float], cropping: bool, shared_stride: bool
+) -> tuple[int | None, ...]:
+    """A length in samples for some axes, None for others; strides of fixed axes must be 1.
+
+    >>> as_fixed_size([None, 5], (2.0, 1.0), cropping=True, shared_stride=False)
+    (None, 5)
+    """
+    sizes = as_lengths(fixed_size, "fixed_size") if isinstance(fixed_size, Sequence) else ()
+    if len(sizes) != len(strides):
+        expected = counted(len(strides), "axis", "axes")
+        raise ValueError(
+            f"fixed_size must have a whole number or None for each of {expected}, but got "
+            f"{fixed_size!r}"
+        )
+    fixed = [stride for stride, size in zip(strides, sizes, strict=True) if size is not None]
+    if len(fixed) in (0, len(strides)):
+        raise ValueError(
+            f"fixed_size must fix some axes and leave others, but got {fixed_size!r}: leave it out "
+            "to fix none, and use AdaptiveSpectralPooling to fix all"
+        )
+    if max(fixed) > 1:
+        raise ValueError(
+            f"strides must be 1 on the axes that fixed_size={fixed_size!r} fixes, but got "
+            f"{tuple(strides)}"
+        )
+    if shared_stride or not cropping:
+        option = "shared_stride=True" if shared_stride else "cropping=False"
+        raise ValueError(f"fixed_size={fixed_size!r} cannot be combined with {option}")
+    return sizes
+
+
+def as_lengths(sizes: Sequence[Any], name: str) -> tuple[int | None, ...]:
+    """Lengths of axes in samples, None for some.
+
+    >>> as_lengths([5, None], "output_size")
+    (5, None)
+    """
+    given = [each for each in sizes if each is not None]
+    if not all(isinstance(each, Integral) and int(each) >= 1 for each in given):
+        raise ValueError(
+            f"{name} must be whole numbers of at least 1, one per axis, or None for some, but got "
+            f"{sizes!r}"
+        )
+    return tuple(None if each is None else int(each) for each in sizes)
 
 
 def per_axis(module: nn.Module, name: str, axes: int) -> tuple[int, ...]:

@@ -148,7 +148,17 @@ def convert(
     starts_at_1 = all((limit or 1.0) <= 1.0 for limit in each_limit(lower_limit_stride, 1))
     keeps = straight_through and edge == "stopband" and starts_at_1
     least = min_channels if keeps else 0
-    search = Search(order, least, filter_fn, include, patchify, leaf_modules, shared_stride)
+    search = Search(
+        order,
+        least,
+        filter_fn,
+        include,
+        patchify,
+        keep_ones,
+        leaf_modules,
+        shared_stride,
+        upper_limit_stride,
+    )
     found = _find(model, converted, example, search)
     layer_options = {
         "smoothness_factor": smoothness_factor,
@@ -160,12 +170,12 @@ def convert(
         "straight_through": straight_through,
     }
     options = search._asdict() | layer_options
-    options |= {"min_channels": min_channels, "keep_ones": keep_ones}
+    options["min_channels"] = min_channels
     del options["filter_fn"]
     if not found.groups:
         _check_as_before(model, options)
     _record(converted, found, example, options)
-    _attach_layers(found, partial(_new_pooling, keep_ones=keep_ones, **layer_options))
+    _attach_layers(found, partial(_new_pooling, **layer_options))
     attach_mirrors(found.trace, found.mirrors)
     count_calls_from_start(converted)
     with restoring(converted):
@@ -185,8 +195,10 @@ class Search(NamedTuple):
     filter_fn: Filter | None
     include: tuple[str, ...]
     patchify: bool
+    keep_ones: bool
     leaf_modules: Sequence[Leaf]
     shared_stride: bool
+    upper_limit_stride: Limit
 
 
 class Found(NamedTuple):
@@ -236,6 +248,8 @@ def _find_in(model: nn.Module, traced: Trace, search: Search) -> Found:
     calls, left_out = find_strided_calls(
         traced, search.filter_fn, names, search.patchify, search.leaf_modules
     )
+    for call in calls:
+        call.kept = _kept_axes(call.strides, search.keep_ones, search.upper_limit_stride)
     place(calls, traced, search.order, search.min_channels)
     pool_whole_maps(traced)
     try:
@@ -244,6 +258,13 @@ def _find_in(model: nn.Module, traced: Trace, search: Search) -> Found:
         _explain_patches(model, calls, error)
         raise
     return Found(traced, groups, mirrors, left_out)
+
+
+def _kept_axes(strides: tuple[int, ...], keep_ones: bool, upper: Limit) -> frozenset[int]:
+    """The axes of stride 1 that keep their samples, beside others that learn."""
+    each = enumerate(zip(strides, each_limit(upper, len(strides)), strict=False))
+    kept = {axis for axis, (stride, limit) in each if stride == 1 and (keep_ones or limit == 1)}
+    return frozenset(kept if len(kept) < len(strides) else ())
 
 
 def _explain_patches(model: nn.Module, calls: list[StridedCall], why: ValueError) -> None:
@@ -371,25 +392,27 @@ def _check_model(model: nn.Module) -> None:
             )
 
 
-def _new_pooling(group: PooledGroup, keep_ones: bool, **options: Any) -> nn.Module:
+def _new_pooling(group: PooledGroup, **options: Any) -> nn.Module:
     """A layer that starts at the strides of these calls, or keeps the size of their maps."""
-    calls = group.calls
-    if group.pinned:
-        sizes = enumerate(calls[0].strided_size)
-        return AdaptiveSpectralPooling([None if i in group.free else size for i, size in sizes])
+    calls, (fixed, kept) = group.calls, group.unlearned
+    sizes = [size if i in fixed else None for i, size in enumerate(calls[0].strided_size)]
+    if len(fixed | kept) == len(sizes):
+        return AdaptiveSpectralPooling(sizes)
+    strides = tuple(1.0 if i in fixed else each for i, each in enumerate(calls[0].strides))
+    options |= {"fixed_size": sizes} if fixed else {}
     own = stride_of(calls[0].module, len(calls[0].strides))
     least = [stride * group.least_factor for stride in calls[0].strides]
     if max(least) > 1:
         given = each_limit(options["lower_limit_stride"], len(least))
         lower = [max(own, limit or 1.0) for own, limit in zip(least, given, strict=True)]
         options["lower_limit_stride"] = lower[0] if len(set(lower)) == 1 else tuple(lower)
-    if keep_ones and 1 in own and max(own) > 1:
+    if kept:
         for name in ("lower_limit_stride", "upper_limit_stride"):
-            limits = zip(own, each_limit(options[name], len(own)), strict=True)
-            options[name] = tuple(1.0 if stride == 1 else limit for stride, limit in limits)
+            limits = enumerate(each_limit(options[name], len(own)))
+            options[name] = tuple(1.0 if i in kept else limit for i, limit in limits)
     try:
         with torch.device(CPU):  # whatever the default device is
-            return DiffStride(calls[0].strides, **options)
+            return DiffStride(strides, **options)
     except ValueError as error:
         names = " and ".join(dict.fromkeys(repr(call.name) for call in calls))
         message = f"{names} cannot have such a layer: {error}, or use filter_fn to leave it out"

@@ -1,5 +1,6 @@
 """Group the strided calls of a network that share one pooling layer."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -11,13 +12,12 @@ from diffstride.conversion.pooled_module import CropPad
 from diffstride.conversion.strided_modules import StridedCall, common_size
 from diffstride.graph.fake_run import shapes_of
 from diffstride.graph.moved_strides import find_groups_at_all_strides, least_factor
-from diffstride.graph.perturbed_sizes import Dim
 from diffstride.graph.stride_conflicts import (
     SizeMismatchError,
     StrideConflictError,
     raise_conflict,
 )
-from diffstride.graph.stride_groups import StrideGroups
+from diffstride.graph.stride_groups import StrideGroups, UnlearnedAxes, unlearned_axes
 from diffstride.graph.tracer import Trace
 from diffstride.pooling.base import SizedPooling
 from diffstride.strides import stride_layers
@@ -28,19 +28,18 @@ SEVERAL = "is called several times, on maps that cannot share a stride: use one 
 
 
 class Pinned(NamedTuple):
-    """Calls that are pinned together, along all axes but those that are ``free``."""
+    """Calls that are pinned together: along ``axes`` their maps keep their present length."""
 
     calls: list[fx.Node]
-    free: tuple[int, ...]
+    axes: frozenset[int]
 
 
 @dataclass
 class PooledGroup:
     """Strided calls that share one pooling layer, which may exist already.
 
-    ``crop_pads`` give the maps of all modules the same ``size`` before they are pooled. ``pinned``
-    says that the pooled map keeps its present size, whatever comes in, but for its ``free`` axes.
-    Strides may fall to ``least_factor`` times what they are, see `least_factor`.
+    ``crop_pads`` give the maps of all modules the same ``size`` before they are pooled. Strides may
+    fall to ``least_factor`` times what they are, see `least_factor`.
     """
 
     calls: list[StridedCall]
@@ -48,8 +47,7 @@ class PooledGroup:
     pooling: nn.Module | None
     size: tuple[int, ...]
     trace: Trace
-    pinned: bool = False
-    free: tuple[int, ...] = ()
+    unlearned: UnlearnedAxes
     least_factor: float = 0.0
 
     def sharers(self, call: StridedCall) -> int:
@@ -77,7 +75,8 @@ def group_calls(
     """Group calls that share a layer; those whose strides conflict are added to ``left_out``.
 
     Where an operation accepts maps of one size only, the calls before it are pinned: along the axes
-    along which they stride if that is enough, else along all.
+    whose length it does not accept if these are known, else along those along which the calls
+    stride, and if that is not enough along all.
 
     Args:
         traced: the network.
@@ -89,36 +88,27 @@ def group_calls(
     Returns:
         The groups, and the strided call that each enlarging call mirrors.
     """
-    modules = {node: traced.module(node) for node in traced.graph.nodes}
-    pooled = set(stride_layers(traced.model).values())
-    fixed = {
-        node: module.free_axes
-        for node, module in modules.items()
-        if isinstance(module, SizedPooling) and module.fixes_size
-    }
+    layers = _layers_called(traced)
     pinned: list[Pinned] = []
     while True:
         by_node = {call.node: call for call in calls}
-        constant = fixed | {node: each.free for each in pinned for node in each.calls}
-        nodes = [n for n, m in modules.items() if n in by_node or m in pooled]
+        unlearned = layers | {node: _unlearned(call, pinned) for node, call in by_node.items()}
         mirrors = find_mirrors(traced, calls)
         try:
             found = find_groups_at_all_strides(
                 traced,
-                [node for node in nodes if node not in constant],
-                pinned=constant,
+                [node for node in traced.graph.nodes if node in unlearned],
+                unlearned=unlearned,
                 mirrors=mirrors,
                 square=square,
             )
             return _pooled_groups(found, pinned, by_node), mirrors
         except StrideConflictError as error:
-            if any(each.free for each in pinned):  # it was not enough
-                pinned = [each._replace(free=()) for each in pinned]
-                continue
-            learning = by_node.keys() - constant - set(error.to_pin)
-            if error.to_pin and learning and by_node.keys() >= set(error.to_pin):
-                _refuse_included([by_node[node] for node in error.to_pin], include, error)
-                pinned.append(Pinned(error.to_pin, _unstrided([by_node[n] for n in error.to_pin])))
+            more = _with_more_pinned(pinned, error, by_node, square)
+            if any(_learns(call, more, include) for call in calls if more):
+                whole = [call for call in calls if not _learned(call, more)]
+                _refuse_included(whole, include, error)
+                pinned = more
                 continue
             names = {by_node[node].name for node in error.calls if node in by_node}
             if not names:
@@ -127,14 +117,65 @@ def group_calls(
             left_out.update(dict.fromkeys(sorted(names), str(error)))
             calls = [call for call in calls if call.name not in names]
             left = {call.node for call in calls}
-            kept = [Pinned([n for n in each.calls if n in left], each.free) for each in pinned]
+            kept = [Pinned([n for n in each.calls if n in left], each.axes) for each in pinned]
             pinned = [each for each in kept if each.calls]
 
 
-def _unstrided(calls: list[StridedCall]) -> tuple[int, ...]:
-    """The axes along which none of these calls strides."""
-    strides = zip(*(call.strides for call in calls), strict=True)
-    return tuple(axis for axis, each in enumerate(strides) if set(each) == {1})
+def _layers_called(traced: Trace) -> dict[fx.Node, UnlearnedAxes]:
+    """The calls of layers that the network has already, whose strides learn or set no size."""
+    learning = set(stride_layers(traced.model).values())
+    found = {}
+    for node in traced.graph.nodes:
+        layer = traced.module(node)
+        is_sized = isinstance(layer, SizedPooling)
+        if layer in learning or (is_sized and layer.fixes_size):
+            found[node] = unlearned_axes(layer) if is_sized else UnlearnedAxes()
+    return found
+
+
+def _unlearned(call: StridedCall, pinned: list[Pinned]) -> UnlearnedAxes:
+    fixed = frozenset().union(*(each.axes for each in pinned if call.node in each.calls))
+    return UnlearnedAxes(fixed, call.kept - fixed)
+
+
+def _with_more_pinned(
+    pinned: list[Pinned],
+    error: StrideConflictError,
+    by_node: dict[fx.Node, StridedCall],
+    square: bool,
+) -> list[Pinned]:
+    """Pins as an error asks for, else the same along all axes; empty if there are these already."""
+    calls = set(error.to_pin)
+    if calls and by_node.keys() >= calls:
+        met = [each for each in pinned if calls.intersection(each.calls)]
+        before = frozenset().union(*(each.axes for each in met))
+        axes = before.union(error.axes or _strided_axes(by_node[node] for node in calls))
+        if square:
+            axes = axes.union(_all_axes(by_node[error.to_pin[0]]))
+        together = calls.union(*(each.calls for each in met))
+        one = Pinned([node for node in by_node if node in together], axes)
+        if one not in pinned:
+            return [*(each for each in pinned if each not in met), one]
+    whole = [each._replace(axes=_all_axes(by_node[each.calls[0]])) for each in pinned]
+    return whole if whole != pinned else []
+
+
+def _learned(call: StridedCall, pinned: list[Pinned]) -> frozenset[int]:
+    return _all_axes(call).difference(*_unlearned(call, pinned))
+
+
+def _learns(call: StridedCall, pinned: list[Pinned], include: tuple[str, ...]) -> bool:
+    """Whether a call learns in place of a stride, or as a module that is included."""
+    axes = _learned(call, pinned)
+    return any(call.strides[axis] > 1 or call.name in include for axis in axes)
+
+
+def _strided_axes(calls: Iterable[StridedCall]) -> frozenset[int]:
+    return frozenset(i for call in calls for i, stride in enumerate(call.strides) if stride > 1)
+
+
+def _all_axes(call: StridedCall) -> frozenset[int]:
+    return frozenset(range(len(call.strides)))
 
 
 def _refuse_included(
@@ -152,7 +193,8 @@ def _pooled_groups(
     groups: list[PooledGroup] = []
     _check_whole_kernels(stride_groups, by_node)
     factors = _least_factors(stride_groups, by_node)
-    for nodes in (*stride_groups.members(), *(each.calls for each in pinned)):
+    whole = ([n for n in each.calls if n not in stride_groups.leaders] for each in pinned)
+    for nodes in (*stride_groups.members(), *filter(None, whole)):
         group = _pooled_group(stride_groups, nodes, by_node)
         group.least_factor = factors.get(nodes[0], 0.0)
         modules = {call.module for call in group.calls}
@@ -190,17 +232,11 @@ def _check_whole_kernels(stride_groups: StrideGroups, by_node: dict[fx.Node, Str
         outputs = stride_groups.dims(node)[2:]
         axes = zip(kernel, stride_groups.input_dims(node), outputs, strict=False)  # without a batch
         covered = [size for k, size, out in axes if k == size.size > 1 == out.size and out.growth]
-        if any(_strides_along(stride_groups, size, by_node) for size in covered):
-            why = "its kernel covers the whole map, and would not cover a larger one"
-            raise_conflict(stride_groups, SizeMismatchError(node, [], why), [])
-
-
-def _strides_along(
-    stride_groups: StrideGroups, dim: Dim, by_node: dict[fx.Node, StridedCall]
-) -> bool:
-    """Whether a dimension follows an axis along which a new call strides."""
-    call, axis = stride_groups.origins.get((dim.perturbed[-1] - dim.size,), (None, 0))
-    return call in by_node and by_node[call].strides[axis] > 1
+        why = "its kernel covers the whole map, and would not cover a larger one"
+        for dim in covered:
+            call, axis = stride_groups.origins.get((dim.perturbed[-1] - dim.size,), (None, 0))
+            if call in by_node and by_node[call].strides[axis] > 1:
+                raise_conflict(stride_groups, SizeMismatchError(node, [], why, [call], [axis]), [])
 
 
 def _least_factors(
@@ -255,9 +291,7 @@ def _pooled_group(
     if any(call.crop_pad_to(size) != crop_pads[call.module] for call in calls):
         raise StrideConflictError(SEVERAL, nodes)
     layer = trace.module(pooled[0]) if pooled else None
-    pinned = stride_groups.pinned
-    is_pinned, free = nodes[0] in pinned, tuple(pinned.get(nodes[0], ()))
-    return PooledGroup(calls, crop_pads, layer, size, trace, is_pinned, free)
+    return PooledGroup(calls, crop_pads, layer, size, trace, stride_groups.unlearned[nodes[0]])
 
 
 def _settled(call: StridedCall, alone: bool) -> StridedCall:
@@ -268,15 +302,11 @@ def _settled(call: StridedCall, alone: bool) -> StridedCall:
 
 
 def _apart(one: PooledGroup, two: PooledGroup) -> bool:
-    """Whether calls of one module in both groups may have a layer each: only one is pinned."""
+    """Whether calls of one module in both groups may have a layer each: they pin other axes."""
     shared = one.crop_pads.keys() & two.crop_pads.keys()
     calls = [call for call in (*one.calls, *two.calls) if call.module in shared]
     resampled = any(call.placement == "before" and not call.pointwise for call in calls)
-    return _pins(one) != _pins(two) and not resampled
-
-
-def _pins(group: PooledGroup) -> tuple[bool, tuple[int, ...]]:
-    return group.pinned, group.free
+    return one.unlearned != two.unlearned and not resampled
 
 
 def _join(one: PooledGroup, two: PooledGroup) -> PooledGroup:
@@ -285,7 +315,7 @@ def _join(one: PooledGroup, two: PooledGroup) -> PooledGroup:
         one.crop_pads[module] == two.crop_pads[module]
         for module in one.crop_pads.keys() & two.crop_pads.keys()
     )
-    if not same or (one.pooling and two.pooling) or _pins(one) != _pins(two):
+    if not same or (one.pooling and two.pooling) or one.unlearned != two.unlearned:
         raise StrideConflictError(SEVERAL, [call.node for call in calls])
     return replace(
         one,

@@ -23,7 +23,7 @@ class ReportRow(NamedTuple):
         old_strides: the stride of the module before conversion; empty for a layer on its own.
         placement: where the module is pooled, ``"before"``, ``"after"`` or ``"on top"``.
         shared: whether its layer is that of the row above.
-        pinned: whether the layer returns maps of one size, whatever comes in.
+        pinned: the axes along which the layer returns maps of one length, whatever comes in.
         map_size, pooled_size: the size of the map that is pooled, and of the result; empty if they
             are not known or the layer is shared.
         multiply_adds: for one sample, of the module and its pooling; None if not known. Pooling by
@@ -36,7 +36,7 @@ class ReportRow(NamedTuple):
     old_strides: tuple[int, ...] = ()
     placement: str = ""
     shared: bool = False
-    pinned: bool = False
+    pinned: tuple[int, ...] = ()
     map_size: tuple[int, ...] = ()
     pooled_size: tuple[int, ...] = ()
     multiply_adds: int | None = None
@@ -143,10 +143,7 @@ def short(multiply_adds: int | None) -> str:
 
 
 def _row_cells(row: ReportRow) -> Sequence[str]:
-    if row.shared:
-        strides = "  same"
-    else:
-        strides = "pinned" if row.pinned else strides_text(row.strides, row.map_size)
+    strides = "  same" if row.shared else _strides_text(row)
     sizes = f"{_times(row.map_size)} -> {_times(row.pooled_size)}" if row.map_size else UNKNOWN
     before = "" if row.multiply_adds_before is None else short(row.multiply_adds_before)
     return (
@@ -158,6 +155,13 @@ def _row_cells(row: ReportRow) -> Sequence[str]:
         short(row.multiply_adds),
         before,
     )
+
+
+def _strides_text(row: ReportRow) -> str:
+    """The strides of a row, without those of axes that are pinned."""
+    texts = strides_text(row.strides, row.map_size, between="\n").split("\n")
+    texts = ["pinned" if i in row.pinned else text for i, text in enumerate(texts)]
+    return texts[0] if set(texts) == {"pinned"} else " x ".join(texts)
 
 
 def _times(values: Sequence[int]) -> str:

@@ -26,7 +26,7 @@ def report(model: nn.Module, example: Any = None) -> Report:
     """The pooling layers of a network with their strides, map sizes and multiply-adds (MACs).
 
     Printed, it is a table. Its columns are the module, the current and the old strides ("pinned"
-    where the map has one size whatever comes in, since a layer behind it needs that), where the
+    where the map has one length whatever comes in, since a layer behind it needs that), where the
     pooling is (before or after the module, or on top of its old stride), the size of the map before
     and after pooling, and the multiply-adds of one sample, of the module with its pooling, now and
     before conversion. Modules that share a layer follow each other; the first has the strides. The
@@ -132,7 +132,7 @@ def _rows(
                     old_strides=conversion.strides.get(name, ()),
                     placement=conversion.placements.get(name, ""),
                     shared=shared,
-                    pinned=_is_pinned(layer),
+                    pinned=_pinned_axes(layer),
                     map_size=() if shared else tuple(axis.size for axis in axes),
                     pooled_size=() if shared else tuple(axis.output_size for axis in axes),
                     multiply_adds=None if costs is None else pooling + own,
@@ -153,9 +153,10 @@ def _pooling_layers(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def _is_pinned(layer: Any) -> bool:
-    """Whether its output has one size; that of a frozen layer has one for each size it knows."""
-    return layer.fixes_size and getattr(layer, "fixed_size", ()) is not None
+def _pinned_axes(layer: Any) -> tuple[int, ...]:
+    """The axes of one length; those of a frozen layer have one for each size it knows."""
+    sizes = getattr(layer, "fixed_size", None) or ()
+    return tuple(i for i, size in enumerate(sizes) if size is not None)
 
 
 def _costliest(model: nn.Module, costs: dict[str, int]) -> str:

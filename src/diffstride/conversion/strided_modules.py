@@ -45,6 +45,7 @@ class StridedCall:
         strided_size: size of the strided output.
         affine: whether the module is an affine function of its input, if it is a convolution.
         placement: where the pooling goes, see `diffstride.conversion.placement`.
+        kept: the axes that keep their samples, of stride 1.
     """
 
     node: fx.Node
@@ -56,6 +57,7 @@ class StridedCall:
     strided_size: tuple[int, ...]
     affine: bool = True
     placement: str = "after"
+    kept: frozenset[int] = frozenset()
 
     @property
     def name(self) -> str:

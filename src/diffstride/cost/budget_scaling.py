@@ -132,8 +132,8 @@ def _beginning(path: Path, space: StrideSpace, fit: Fit) -> tuple[float, float]:
     found = []
     for name, start in path.start.items():
         axes = fit.maps[name]
-        for value, axis in zip(each_axis(start, len(axes)), axes, strict=True):
-            window = space.layers[name].window_settings
+        windows = space.layers[name].axis_settings
+        for value, axis, window in zip(each_axis(start, len(axes)), axes, windows, strict=True):
             at = first_log(window, axis.size, axis.output_size)
             found.append((path.amount(value, at), path.amount(value, at - BEHIND)))
     return max(found)

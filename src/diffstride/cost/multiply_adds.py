@@ -33,7 +33,7 @@ from diffstride.graph.moved_strides import find_groups_at_all_strides
 from diffstride.graph.perturbed_sizes import Dim, proportional
 from diffstride.graph.restoring import restoring
 from diffstride.graph.stride_conflicts import StrideConflictError
-from diffstride.graph.stride_groups import StrideGroups
+from diffstride.graph.stride_groups import StrideGroups, unlearned_axes
 from diffstride.graph.tracer import Trace, trace
 from diffstride.pooling.base import SizedPooling
 from diffstride.spectral.axis_plan import CPU, Axis
@@ -116,26 +116,26 @@ class MultiplyAdds:
         return groups
 
     def _find_groups(self, traced: Trace, calls: list[fx.Node]) -> StrideGroups:
-        """The stride groups of these calls of pooling layers, without those of a fixed size.
+        """The stride groups of these calls of pooling layers.
 
         Fixed strides may meet strides of other modules, which are fixed as well. If so, the maps of
-        their layers follow those before, and they are in no group, either.
+        their layers follow those before, and they are in no group.
         """
         layers: dict[fx.Node, Any] = {node: traced.module(node) for node in calls}
         find_groups = partial(
             find_groups_at_all_strides,
             traced,
-            pinned={node: layers[node].free_axes for node in calls if layers[node].fixes_size},
+            unlearned={node: unlearned_axes(layer) for node, layer in layers.items()},
             square=all(getattr(each, "shared_stride", each.fixes_size) for each in layers.values()),
         )
-        resizing = [node for node in calls if not layers[node].fixes_size]
-        learnable = [node for node in resizing if layers[node] in self.layers.values()]
+        others = [layer for layer in layers.values() if not layer.fixes_size]
         try:
-            return find_groups(resizing)
+            return find_groups(calls)
         except StrideConflictError:
-            if learnable == resizing:
+            fixed = set(others).difference(self.layers.values())
+            if not fixed:
                 raise
-            return find_groups(learnable)
+            return find_groups([node for node in calls if layers[node] not in fixed])
 
     def _verify(self, groups: StrideGroups, run: Callable[[], NetworkRun]) -> None:
         """Run the network itself, at its own and at other strides, and compare costs and shapes.

@@ -109,8 +109,12 @@ class PooledMaps:
         """
         found = []
         for i, (size, key, axis) in enumerate(zip(self.inputs, self.outputs, axes, strict=True)):
-            is_free = i in self.module.free_axes
-            by_size, by_stride = (1.0, 0.0) if is_free else self.module.size_slopes(axis)
+            if i in self.module.fixed_axes:
+                by_size, by_stride = 0.0, 0.0
+            elif i in self.module.kept_axes:
+                by_size, by_stride = 1.0, 0.0
+            else:
+                by_size, by_stride = self.module.size_slopes(axis)
             size.add_slopes(known, slopes[key] * by_size, slopes)
             found.append(slopes[key] * by_stride)
         return found

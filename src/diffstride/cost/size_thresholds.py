@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 from math import exp, log
 
-from diffstride.spectral.axis_plan import Axis, WindowSettings
+from diffstride.spectral.axis_plan import Axis, FixedLength, WindowSettings
 
 BEHIND = 2e-6  # how far a logarithm steps back behind a threshold
 
@@ -27,14 +27,14 @@ def in_float32(numbers: Iterable[float]) -> list[float]:
 
 
 @lru_cache(maxsize=1 << 12)
-def plan_at(window: WindowSettings, size: int, at: float) -> Axis:
+def plan_at(window: WindowSettings | FixedLength, size: int, at: float) -> Axis:
     """How an axis is pooled at the stride of a logarithm."""
     (stride,) = as_stored([at])
     return window.plan(size, stride)
 
 
 @lru_cache(maxsize=1 << 14)
-def first_log(window: WindowSettings, size: int, output_size: int) -> float:
+def first_log(window: WindowSettings | FixedLength, size: int, output_size: int) -> float:
     """The logarithm of the smallest stride that makes at most ``output_size`` of ``size`` samples.
 
     >>> window = WindowSettings()

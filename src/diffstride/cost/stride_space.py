@@ -61,6 +61,11 @@ class StrideSpace:
     def __init__(self, cost: MultiplyAdds, layers: Mapping[str, DiffStride]) -> None:
         self.cost, self.layers = cost, layers
         self._last: dict[Key, Range] = {}
+        self._windows = {
+            (name, i): settings
+            for name, layer in layers.items()
+            for i, settings in enumerate(layer.axis_settings)
+        }
         self._order = [name for name in cost.order if name in layers]
 
         self.limits: dict[str, list[Limits]] = {
@@ -132,7 +137,7 @@ class StrideSpace:
     def nearest(self, key: Key, at: float, incoming: int, output_size: int) -> float:
         """The logarithm nearest to ``at``, within the limits, that leads to this output size."""
         name, i = key
-        window, (low, high) = self.layers[name].window_settings, self.limits[name][i]
+        window, (low, high) = self._windows[key], self.limits[name][i]
         present = self._axis(key, incoming, at).output_size
         if present > output_size:
             return max(at, min(high, first_log(window, incoming, output_size)))
@@ -148,7 +153,7 @@ class StrideSpace:
         last = self._last.get(key)
         if last is not None and last.axis.size == size and last.low <= at < last.high:
             return last.axis
-        window = self.layers[key[0]].window_settings
+        window = self._windows[key]
         axis = plan_at(window, size, at)
         low = first_log(window, size, axis.output_size)
         high = first_log(window, size, axis.output_size - 1) - BEHIND

@@ -129,21 +129,17 @@ def _run(
     """A run with strides that are larger by these factors; operators of others run on data, too."""
     run, nodes = Run({}, {}), groups.trace.graph.nodes if nodes is None else nodes
 
-    def output(call: fx.Node) -> Tensor:
-        return _moved_output(groups, run, call, factors[groups.leaders[call]])
+    def length(call: fx.Node, axis: int) -> int:
+        source, at = source_of(call), 2 + axis
+        before = groups.trace.values[source]
+        old, new = before.shape[at], run.values.get(source, before).shape[at]
+        out, factor = groups.trace.values[call].shape[at], factors[groups.leaders[call]]
+        return min(new, max(1, ceil(new * out / old / factor)))
 
-    run_with_sizes(groups, nodes, run, output)
+    run_with_sizes(groups, nodes, run, length)
     for node in groups.trace.foreign & run.values.keys():
         _run_on_zeros(groups, node, run)
     return run
-
-
-def _moved_output(groups: StrideGroups, run: Run, call: fx.Node, factor: float) -> Tensor:
-    value, source = groups.trace.values[call], source_of(call)
-    before, now = groups.trace.values[source], run.values.get(source, groups.trace.values[source])
-    sizes = zip(before.shape[2:], now.shape[2:], value.shape[2:], strict=True)
-    moved = [min(new, max(1, ceil(new * out / old / factor))) for old, new, out in sizes]
-    return value.new_empty((now.shape[0], value.shape[1], *moved))
 
 
 def _run_on_zeros(groups: StrideGroups, node: fx.Node, run: Run) -> None:

@@ -15,28 +15,40 @@ if TYPE_CHECKING:
 class StrideConflictError(ValueError):
     """The strides of ``calls`` cannot be learned: sizes would no longer agree.
 
-    ``to_pin`` are calls that would have to return maps of one size, so that those before can learn.
+    ``to_pin`` are calls that would have to return maps of one size, so that those before can learn,
+    and ``axes`` the axes along which, as far as known.
     """
 
     def __init__(
-        self, message: str, calls: Iterable[fx.Node] = (), to_pin: Iterable[fx.Node] = ()
+        self,
+        message: str,
+        calls: Iterable[fx.Node] = (),
+        to_pin: Iterable[fx.Node] = (),
+        axes: Iterable[int] = (),
     ) -> None:
         super().__init__(message)
-        self.calls, self.to_pin = list(calls), list(to_pin)
+        self.calls, self.to_pin, self.axes = list(calls), list(to_pin), tuple(axes)
 
 
 class SizeMismatchError(Exception):
     """A node cannot run with perturbed sizes.
 
     ``dims`` are the dimensions of two operands that no longer agree, if there are any. ``blamed``
-    are the calls to leave out if no shared stride makes them agree.
+    are the calls to leave out if no shared stride makes them agree, or with ``axes`` the call whose
+    maps would have to keep their length along these.
     """
 
     def __init__(
-        self, node: fx.Node, dims: list[Dim], why: str, blamed: Sequence[fx.Node] = ()
+        self,
+        node: fx.Node,
+        dims: list[Dim],
+        why: str,
+        blamed: Sequence[fx.Node] = (),
+        axes: Sequence[int] = (),
     ) -> None:
         super().__init__(why)
-        self.node, self.dims, self.why, self.blamed = node, dims, why, list(blamed)
+        self.node, self.dims, self.why = node, dims, why
+        self.blamed, self.axes = list(blamed), tuple(axes)
 
 
 def raise_conflict(
@@ -47,11 +59,12 @@ def raise_conflict(
     if not mismatch.dims or _meets_constant(groups, node):
         shapes = [[dim.size for dim in groups.dims(source)] for source in node.all_input_nodes]
         here = " and ".join(str(tuple(shape)) for shape in shapes if shape)
-        nearest = _nearest_leader(groups, node)
+        nearest, axes = _to_pin(groups, mismatch)
         raise StrideConflictError(
             f"{label} accepts maps of one size only, here {here}, but learned strides change it "
             f"({mismatch.why}): {_advice(groups, node)}",
             to_pin=[call for call, leader in groups.leaders.items() if leader is nearest],
+            axes=axes,
         )
     blamed = blamed or last_calls(groups, node)
     meeting = f"meets maps in {label} whose size does not follow its stride"
@@ -99,6 +112,21 @@ def _meets_constant(groups: "StrideGroups", node: fx.Node) -> bool:
 
 def _depends_on_input(groups: "StrideGroups", node: fx.Node) -> bool:
     return any(source.op == "placeholder" for source in groups.sources(node))
+
+
+def _to_pin(
+    groups: "StrideGroups", mismatch: SizeMismatchError
+) -> tuple[fx.Node | None, Sequence[int]]:
+    """The group whose maps would have to keep their size, and along which axes if that is known."""
+    if mismatch.axes:
+        return mismatch.blamed[0], mismatch.axes
+    node = mismatch.node
+    if node.op != "output":  # which takes all sizes
+        leaders = dict.fromkeys(groups.leaders[call] for call in reversed(groups.upstream(node)))
+        for leader in leaders:
+            if axes := groups.refused_axes(node, leader):
+                return leader, axes
+    return _nearest_leader(groups, node), ()
 
 
 def _nearest_leader(groups: "StrideGroups", node: fx.Node) -> fx.Node | None:

@@ -6,15 +6,14 @@ own, its *growth*. A dimension that grows by the same number follows that call. 
 had equal sizes and no longer do, their calls must share a stride. No table of operators is needed.
 Where strides round sizes, two may agree by chance: then the graph runs with several growths.
 
-Two kinds of calls set sizes without a stride. A *pinned* call returns maps of one size, whatever
-comes in, but for axes that are free. A *mirror* enlarges its map to the size that went into another
-call, as the decoder of a U-Net does.
+Two things set sizes without a stride. Some axes of a resizing call learn none: *fixed* ones have
+one length, whatever comes in, *kept* ones that of the input. A *mirror* enlarges its map to the
+size that went into another call, as the decoder of a U-Net does.
 """
 
 import operator
 from collections import ChainMap
 from collections.abc import Callable, Collection, Iterable, Mapping
-from functools import partial
 from itertools import combinations
 from math import prod
 from typing import Any, NamedTuple
@@ -32,6 +31,7 @@ from diffstride.graph.stride_conflicts import (
     raise_conflict,
 )
 from diffstride.graph.tracer import Trace
+from diffstride.pooling.base import SizedPooling
 
 
 class Run(NamedTuple):
@@ -41,15 +41,32 @@ class Run(NamedTuple):
     operations: dict[fx.Node, list[int]]
 
 
+class UnlearnedAxes(NamedTuple):
+    """The axes of a resizing call whose length no stride sets.
+
+    ``fixed`` ones have one length, whatever comes in; ``kept`` ones grow as the input does.
+    """
+
+    fixed: frozenset[int] = frozenset()
+    kept: frozenset[int] = frozenset()
+
+
+def unlearned_axes(layer: SizedPooling) -> UnlearnedAxes:
+    """Those of the calls of a pooling layer."""
+    return UnlearnedAxes(frozenset(layer.fixed_axes), frozenset(layer.kept_axes))
+
+
 class StrideGroups:
     """Groups of resizing calls that share a stride, and the sizes in perturbed runs.
 
     Attributes:
         trace: the traced network.
-        leaders: the first call of the group, for each resizing call.
-        pinned, mirrors, square: as for `find_stride_groups`.
+        leaders: the first call of the group, for each resizing call that learns some axis.
+        unlearned: the axes of each resizing call that learn no stride.
+        mirrors, square: as for `find_stride_groups`.
         stored_slices: the slices of stored tensors, which are long enough in a perturbed run.
-        growths: by how many samples the maps of a leader grow along an axis, in the last run.
+        growths: by how many samples the maps of a leader grow along each axis that learns, in the
+            last run.
         runs: the perturbed runs.
     """
 
@@ -57,13 +74,15 @@ class StrideGroups:
         self,
         trace: Trace,
         calls: Iterable[fx.Node],
-        pinned: Mapping[fx.Node, Collection[int]] | None = None,
+        unlearned: Mapping[fx.Node, UnlearnedAxes] | None = None,
         mirrors: Mapping[fx.Node, fx.Node] | None = None,
         square: bool = False,
     ) -> None:
         self.trace = trace
-        self.pinned, self.mirrors = dict(pinned or {}), dict(mirrors or {})
-        self.leaders = {call: call for call in calls}
+        given = dict(unlearned or {})
+        self.unlearned = {call: given.get(call, UnlearnedAxes()) for call in calls}
+        self.mirrors = dict(mirrors or {})
+        self.leaders = {call: call for call in self.unlearned if self.learned_axes(call)}
         # Maps that are not square may become so by chance, at these strides.
         self.square = square and all(map(self._pools_square_maps, self.leaders))
         self.stored_slices = {node for node in trace.graph.nodes if _slices_stored(trace, node)}
@@ -73,9 +92,9 @@ class StrideGroups:
         """Forget all runs, and draw new growths, see `draw_growths`."""
         self.runs = [Run({}, {})]
         sizes = {
-            (leader, axis): size
+            (leader, axis): self.trace.values[leader].shape[2 + axis]
             for leader in dict.fromkeys(self.leaders.values())
-            for axis, size in enumerate(self.trace.values[leader].shape[2:])
+            for axis in self.learned_axes(leader)
         }
         like = {key: self._like(*key) for key in sizes}
         drawn = {key: size for key, size in sizes.items() if like[key] == key}
@@ -93,6 +112,15 @@ class StrideGroups:
     def _pools_square_maps(self, call: fx.Node) -> bool:
         maps = (self.trace.values[node] for node in (call, *call.all_input_nodes))
         return all(len(set(x.shape[2:])) <= 1 for x in maps if isinstance(x, Tensor))
+
+    def learned_axes(self, call: fx.Node) -> tuple[int, ...]:
+        """The axes of a resizing call whose length a stride sets."""
+        axes = range(self.trace.values[call].dim() - 2)
+        return tuple(axis for axis in axes if axis not in frozenset().union(*self.unlearned[call]))
+
+    def returns_one_size(self, call: fx.Node) -> bool:
+        """Whether all axes of a resizing call are fixed."""
+        return len(self.unlearned[call].fixed) == self.trace.values[call].dim() - 2
 
     @property
     def values(self) -> dict[fx.Node, Any]:
@@ -151,7 +179,32 @@ class StrideGroups:
 
     def sources(self, node: fx.Node) -> list[fx.Node]:
         """A node and those that its size depends on, the nearest first."""
-        return with_sources(node, [call for call, free in self.pinned.items() if not free])
+        return with_sources(node, [*filter(self.returns_one_size, self.unlearned)])
+
+    def refused_axes(self, node: fx.Node, leader: fx.Node) -> tuple[int, ...]:
+        """The axes of a group's maps of which a node takes no other length, each tried alone."""
+        nodes = list(self.trace.graph.nodes)
+        before = nodes[: nodes.index(node) + 1]
+
+        def refuses(axis: int) -> bool:
+            def length(call: fx.Node, at: int) -> int:
+                grows = self.leaders[call] is leader and at == axis
+                return self._given_length(call, at) + self.growths[leader, axis] * grows
+
+            try:
+                run_with_sizes(self, before, Run({}, {}), length)
+            except SizeMismatchError:
+                return True
+            return False
+
+        return tuple(filter(refuses, self.learned_axes(leader)))
+
+    def grown_length(self, call: fx.Node, axis: int) -> int:
+        """The length of an axis that learns, in a run where all grow."""
+        return self._given_length(call, axis) + self.growths[self.leaders[call], axis]
+
+    def _given_length(self, call: fx.Node, axis: int) -> int:
+        return self.trace.values[call].shape[2 + axis]
 
 
 def find_stride_groups(trace: Trace, calls: Iterable[fx.Node], **sizes: Any) -> StrideGroups:
@@ -160,10 +213,9 @@ def find_stride_groups(trace: Trace, calls: Iterable[fx.Node], **sizes: Any) -> 
     Args:
         trace: the traced network.
         calls: the resizing calls, in order of execution.
-        **sizes: what else sets sizes. ``pinned``: calls that return maps of one size whatever comes
-            in, each with the spatial axes that are free of that. ``mirrors``: calls that enlarge
-            their map, each with the call to the size of whose input. ``square``: whether all axes
-            share a stride, so that square maps stay square.
+        **sizes: what else sets sizes. ``unlearned``: the `UnlearnedAxes` of calls, none by default.
+            ``mirrors``: calls that enlarge their map, each with the call to the size of whose
+            input. ``square``: whether all axes share a stride, so that square maps stay square.
 
     Raises:
         StrideConflictError: if two maps meet and only one follows a stride; it holds the calls to
@@ -217,7 +269,7 @@ def _merge_until_consistent(groups: StrideGroups) -> bool:
     while True:
         try:
             rest = nodes[nodes.index(start) :]
-            run_with_sizes(groups, rest, groups.runs[-1], partial(_enlarged_output, groups))
+            run_with_sizes(groups, rest, groups.runs[-1], groups.grown_length)
             _check_inputs(groups)
             _check_batch(groups)
         except SizeMismatchError as mismatch:
@@ -244,9 +296,15 @@ def run_with_sizes(
     groups: StrideGroups,
     nodes: Iterable[fx.Node],
     run: Run,
-    output: Callable[[fx.Node], Tensor],
+    length: Callable[[fx.Node, int], int],
 ) -> None:
-    """Run those of ``nodes`` that depend on a resizing call, whose ``output`` is given.
+    """Run those of ``nodes`` that depend on a resizing call.
+
+    Args:
+        groups: the stride groups.
+        nodes: of the graph, in order.
+        run: what has been run before; receives the values and costs.
+        length: the output length of an axis that learns, of each resizing call.
 
     Raises:
         SizeMismatchError: if a node cannot run.
@@ -257,13 +315,10 @@ def run_with_sizes(
     others = [each for each in modules if not type(each).__module__.startswith("torch.nn.")]
     with restoring(nn.ModuleList(others)), shapes_only(groups.trace.fake_mode) as counter:
         for node in nodes:
-            if node in groups.pinned:
-                if groups.pinned[node] and source_of(node) in run.values:
-                    run.values[node] = _pinned_output(groups, node, run)
-                continue  # a constant otherwise
-            if node in groups.leaders:
-                _check_axes(groups, node, run)
-                run.values[node] = output(node)
+            if node in groups.unlearned:
+                resized = _resized_output(groups, node, run, length)
+                if node in groups.leaders or resized.shape != groups.trace.values[node].shape:
+                    run.values[node] = resized  # a constant otherwise
             elif node.op != "output" and _depends_on_sizes(groups, node, run):
                 before = len(counter.multiply_adds)
                 values = ChainMap(run.values, groups.trace.values)
@@ -273,23 +328,22 @@ def run_with_sizes(
                     run.values[node] = _mirrored(groups, node, values)
 
 
-def _pinned_output(groups: StrideGroups, call: fx.Node, run: Run) -> Tensor:
-    """The output of a pinned call, whose free axes have as many more samples as its input."""
-    _check_axes(groups, call, run)
+def _resized_output(
+    groups: StrideGroups, call: fx.Node, run: Run, length: Callable[[fx.Node, int], int]
+) -> Tensor:
+    """The output of a resizing call; ``length`` gives that of axes that learn."""
     value, source = groups.trace.values[call], source_of(call)
-    before, now = groups.trace.values[source].shape[2:], run.values[source].shape[2:]
+    before = groups.trace.values[source].shape
+    now = run.values.get(source, groups.trace.values[source]).shape
+    if len(now) != len(before):  # an axis of one sample may have been squeezed away
+        raise SizeMismatchError(call, [], f"gets {len(now)} dimensions")
     sizes = [*value.shape[2:]]
-    for axis in groups.pinned[call]:
-        sizes[axis] += now[axis] - before[axis]
-    return value.new_empty((*value.shape[:2], *(max(1, size) for size in sizes)))
-
-
-def _check_axes(groups: StrideGroups, call: fx.Node, run: Run) -> None:
-    """The map of a call must keep its axes: an axis of one sample may have been squeezed away."""
-    source = source_of(call)
-    before = groups.trace.values[source].dim()
-    if source in run.values and run.values[source].dim() != before:
-        raise SizeMismatchError(call, [], f"gets {run.values[source].dim()} dimensions")
+    for axis in groups.unlearned[call].kept:
+        sizes[axis] = max(1, sizes[axis] + now[2 + axis] - before[2 + axis])
+    for axis in groups.learned_axes(call):
+        sizes[axis] = length(call, axis)
+    # The batch may grow, too, where rows or patches have become samples.
+    return value.new_empty((value.shape[0] + now[0] - before[0], value.shape[1], *sizes))
 
 
 def _depends_on_sizes(groups: StrideGroups, node: fx.Node, run: Run) -> bool:
@@ -297,14 +351,6 @@ def _depends_on_sizes(groups: StrideGroups, node: fx.Node, run: Run) -> bool:
     mirrored = groups.mirrors.get(node)
     more = [] if mirrored is None else [source_of(mirrored)]
     return any(source in run.values for source in (*node.all_input_nodes, *more))
-
-
-def _enlarged_output(groups: StrideGroups, call: fx.Node) -> Tensor:
-    value, leader = groups.trace.values[call], groups.leaders[call]
-    # The batch may grow, too, where rows or patches have become samples.
-    batch = groups.values.get(source_of(call), value).shape[0]
-    sizes = (size + groups.growths[leader, axis] for axis, size in enumerate(value.shape[2:]))
-    return value.new_empty((batch, value.shape[1], *sizes))
 
 
 def _mirrored(groups: StrideGroups, node: fx.Node, values: Mapping[fx.Node, Any]) -> Tensor:
@@ -357,7 +403,8 @@ def _check_inputs(groups: StrideGroups) -> None:
     """Calls of one group must also have equal input sizes, up to a constant margin."""
     for one, *others in groups.members():
         for call in others:
-            for dim, other in zip(groups.input_dims(one), groups.input_dims(call), strict=True):
+            for axis in groups.learned_axes(one):
+                dim, other = groups.input_dims(one)[axis], groups.input_dims(call)[axis]
                 if dim.growth != other.growth:
                     why = (
                         f"{one.target} and {call.target} meet, but their inputs have passed "
@@ -386,7 +433,7 @@ def _merge(groups: StrideGroups, mismatch: SizeMismatchError) -> fx.Node:
     if not _can_share(groups, origins):
         blamed = mismatch.blamed or blamed
         last = [] if mismatch.blamed else last_calls(groups, mismatch.node)
-        if len(last) < 2 or len({groups.trace.values[call].shape[2:] for call in last}) > 1:
+        if len(last) < 2 or len({_maps_of(groups, call) for call in last}) > 1:
             raise_conflict(groups, mismatch, blamed)
         blamed = last[:2]
     keep, drop = sorted(blamed, key=list(groups.leaders).index)
@@ -399,9 +446,14 @@ def _can_share(groups: StrideGroups, origins: list[tuple[Dim, tuple[fx.Node, int
     """Whether both dimensions follow the same axis of maps of equal size, by the same margin."""
     found = set()
     for dim, (call, axis) in origins:
-        shape = groups.trace.values[call].shape[2:]
-        found.add((shape, axis, dim.size - shape[axis]))
+        shape, unlearned = _maps_of(groups, call)
+        found.add((shape, unlearned, axis, dim.size - shape[axis]))
     return len(origins) == 2 and len(found) == 1
+
+
+def _maps_of(groups: StrideGroups, call: fx.Node) -> tuple[Any, UnlearnedAxes]:
+    """The size of the maps of a call and its unlearned axes, which calls of one group share."""
+    return groups.trace.values[call].shape[2:], groups.unlearned[call]
 
 
 def with_sources(node: fx.Node, stop: Collection[fx.Node] = ()) -> list[fx.Node]:

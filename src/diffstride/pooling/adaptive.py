@@ -1,9 +1,8 @@
 """Spectral pooling to a fixed map size."""
 
 from collections.abc import Sequence
-from numbers import Integral
 
-from diffstride._arguments import check_input_size
+from diffstride._arguments import as_lengths, check_input_size
 from diffstride.pooling.base import Plan, SpectralPooling
 from diffstride.pooling.frozen import FrozenPooling
 from diffstride.spectral.axis_plan import plan_resized_axis
@@ -36,24 +35,21 @@ class AdaptiveSpectralPooling(SpectralPooling):
     torch.Size([1, 3, 1, 10])
     """
 
-    fixes_size = True
-
     def __init__(self, output_size: Sequence[int | None] | int) -> None:
         super().__init__()
         sizes = output_size if isinstance(output_size, Sequence) else (output_size,) * 2
-        fixed = [each for each in sizes if each is not None]
-        if not fixed or not all(isinstance(each, Integral) and each >= 1 for each in fixed):
-            raise ValueError(
-                "output_size must be whole numbers of at least 1, one per axis, or None for some, "
-                f"but got {output_size!r}"
-            )
-        self.fixed_size = tuple(None if each is None else int(each) for each in sizes)
-        self.free_axes = tuple(i for i, each in enumerate(self.fixed_size) if each is None)
+        self.fixed_size: tuple[int | None, ...] = as_lengths(sizes, "output_size")
+        if not self.fixed_axes:
+            raise ValueError(f"output_size must fix the length of an axis, but got {output_size!r}")
         self.num_axes = len(self.fixed_size)
 
     def plan(self, input_size: Sequence[int], strides: Sequence[float] | None = None) -> Plan:
         check_input_size(self, input_size)
         return tuple(map(plan_resized_axis, input_size, self.fixed_size))
+
+    @property
+    def kept_axes(self) -> tuple[int, ...]:
+        return tuple(i for i, each in enumerate(self.fixed_size) if each is None)
 
     def frozen(self, round_to: float | None = None) -> FrozenPooling:
         return FrozenPooling(self.stride_values(), fixed_size=self.fixed_size)

@@ -30,10 +30,8 @@ class SizedPooling(nn.Module):
         def __call__(self, x: Tensor) -> Tensor: ...
 
     num_axes: int
-    fixes_size = False
-    """Whether no strides that may change set the size of the output."""
-    free_axes: tuple[int, ...] = ()
-    """Of a layer with one output size, the axes that keep the length that comes in."""
+    fixed_size: tuple[int | None, ...] | None = None
+    """The length of each axis that has one whatever comes in, None for others; None if none has."""
     loaded_with: list[str] | None = None
     """The list of errors of the last `load_state_dict` that has loaded the layer."""
 
@@ -43,11 +41,26 @@ class SizedPooling(nn.Module):
             self.loaded_with = others[-1]
 
     @property
+    def fixed_axes(self) -> tuple[int, ...]:
+        """The axes that have one length, whatever comes in."""
+        return tuple(i for i, each in enumerate(self.fixed_size or ()) if each is not None)
+
+    @property
+    def kept_axes(self) -> tuple[int, ...]:
+        """The axes that keep the length that comes in, at all strides that the layer allows."""
+        return ()
+
+    @property
+    def fixes_size(self) -> bool:
+        """Whether no stride that may change sets the length of any axis."""
+        return len({*self.fixed_axes, *self.kept_axes}) == self.num_axes
+
+    @property
     def learns_size(self) -> bool:
         """Whether learnable strides change the size of the output.
 
         A layer that returns true needs what a `CostBudget` reads and writes, as `DiffStride` has
-        it: the parameter ``strides``, ``limits``, ``window_settings``, ``has_stride_gradient`` and
+        it: the parameter ``strides``, ``limits``, ``axis_settings``, ``has_stride_gradient`` and
         ``write_``.
         """
         return False
@@ -73,9 +86,10 @@ class SizedPooling(nn.Module):
         return tuple(map(Axis, input_size, outputs, values))
 
     def size_slopes(self, axis: Axis) -> tuple[float, float]:
-        """The derivatives of an axis's output length ``N/s``, unrounded, by ``N`` and by ``s``."""
-        if self.fixes_size:
-            return 0.0, 0.0
+        """The derivatives of an axis's output length ``N/s``, unrounded, by ``N`` and by ``s``.
+
+        Of axes that are neither fixed nor kept.
+        """
         return 1 / axis.stride, -axis.size / axis.stride**2
 
     def multiply_adds(self, axes: Sequence[Axis], sizes: Lengths, output_sizes: Lengths) -> float:

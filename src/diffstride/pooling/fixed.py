@@ -46,6 +46,10 @@ class FixedSpectralPooling(SpectralPooling):
         values = self.strides if strides is None else strides
         return tuple(map(plan_spectral_axis, input_size, values))
 
+    @property
+    def kept_axes(self) -> tuple[int, ...]:
+        return tuple(i for i, stride in enumerate(self.strides) if stride == 1)
+
     def frozen(self, round_to: float | None = None) -> FrozenPooling:
         return FrozenPooling(self.strides, round_to=round_to)
 

@@ -30,8 +30,8 @@ class FrozenPooling(SizedPooling):
         strides: strides, one per axis, each at least 1.
         settings: arguments of `diffstride.spectral.plan_axis` that follow size and stride.
         round_to: if given, strides are rounded as in `diffstride.freeze`.
-        fixed_size: if given, the size of the output for every input, whatever the strides; None
-            for axes that keep their length.
+        fixed_size: the length of each axis that has one whatever its stride, None for others; None
+            if none has.
 
     Shape:
         ``(B, C, N_1, …, N_n)`` to ``(B, C, M_1, …, M_n)``, for sizes given to `add_size` only.
@@ -48,7 +48,6 @@ class FrozenPooling(SizedPooling):
     FrozenPooling((8, 8) -> (4, 4))
     """
 
-    fixes_size = True
     _rounded: tuple[float, ...] = ()  # kept, as each forward pass may ask and rounding is a search
 
     def __init__(
@@ -83,12 +82,18 @@ class FrozenPooling(SizedPooling):
         """The strides, rounded for the first map size that was added if they are rounded."""
         return self._rounded or self.frozen_strides
 
-    def _axes(self, sizes: Sequence[int]) -> list[Axis]:
-        if self.fixed_size is not None:
-            return list(map(plan_resized_axis, sizes, self.fixed_size))
-        return list(map(self._axis, sizes, self.frozen_strides))
+    @property
+    def fixed_axes(self) -> tuple[int, ...]:
+        """All axes: their lengths are those of the sizes that were added."""
+        return tuple(range(self.num_axes))
 
-    def _axis(self, size: int, stride: float) -> Axis:
+    def _axes(self, sizes: Sequence[int]) -> list[Axis]:
+        fixed = self.fixed_size or (None,) * self.num_axes
+        return list(map(self._axis, sizes, self.frozen_strides, fixed))
+
+    def _axis(self, size: int, stride: float, fixed: int | None) -> Axis:
+        if fixed is not None:
+            return plan_resized_axis(size, fixed)
         axis = self.settings.plan(size, stride)
         if self.round_to is None or axis.output_size == size:
             return axis

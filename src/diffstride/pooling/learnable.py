@@ -23,7 +23,7 @@ from diffstride.functional import read_strides
 from diffstride.pooling.base import Plan, SpectralPooling
 from diffstride.pooling.frozen import FrozenPooling
 from diffstride.spectral.autograd import pool
-from diffstride.spectral.axis_plan import Axis, Edge, WindowSettings
+from diffstride.spectral.axis_plan import Axis, Edge, FixedLength, WindowSettings
 
 
 class DiffStride(SpectralPooling):
@@ -62,6 +62,9 @@ class DiffStride(SpectralPooling):
             `FixedSpectralPooling` does, and only the gradient of the strides uses the window (a
             straight-through estimator, https://arxiv.org/abs/1308.3432). A stride of 1 is then the
             identity. Needs ``cropping``.
+        fixed_size: the length in samples of each axis that has one whatever comes in, as in
+            `AdaptiveSpectralPooling`; None for an axis whose stride sets it. The stride of a fixed
+            axis is 1 and stays. By default no axis is fixed. Needs ``cropping``.
         data_format: refused; an argument of the published layer.
 
     Shape:
@@ -94,6 +97,7 @@ class DiffStride(SpectralPooling):
         edge: Edge = "stopband",
         straight_through: bool = True,
         data_format: None = None,
+        fixed_size: Sequence[int | None] | None = None,
     ) -> None:
         super().__init__()
         _arguments.refuse_data_format(data_format)
@@ -101,6 +105,10 @@ class DiffStride(SpectralPooling):
         _arguments.check_window(smoothness_factor, edge, cropping, straight_through)
         axes = None if shared_stride else len(values)
         _arguments.check_limits(lower_limit_stride, upper_limit_stride, axes)
+        if fixed_size is not None:
+            self.fixed_size = _arguments.as_fixed_size(fixed_size, values, cropping, shared_stride)
+            lower_limit_stride = _with_ones(lower_limit_stride, fixed_size)
+            upper_limit_stride = _with_ones(upper_limit_stride, fixed_size)
         if values != clamp_strides(values, lower_limit_stride, upper_limit_stride):
             raise ValueError(
                 f"strides={strides!r} lie outside lower_limit_stride={lower_limit_stride!r}, "
@@ -150,7 +158,16 @@ class DiffStride(SpectralPooling):
         check_input_size(self, input_size)
         values = self._read() if strides is None else strides
         values = clamp_strides(values, self.lower_limit_stride, self.upper_limit_stride)
-        return tuple(map(self.window_settings.plan, input_size, values))
+        if self.fixed_size is None:
+            return tuple(map(self.window_settings.plan, input_size, values))
+        each = zip(self.axis_settings, input_size, values, strict=True)
+        return tuple(settings.plan(size, stride) for settings, size, stride in each)
+
+    @property
+    def kept_axes(self) -> tuple[int, ...]:
+        highest = enumerate(each_limit(self.upper_limit_stride, self.num_axes))
+        kept = [i for i, limit in highest if limit == 1 or not self.cropping]
+        return tuple(i for i in kept if i not in self.fixed_axes)
 
     def size_slopes(self, axis: Axis) -> tuple[float, float]:
         if not self.cropping or (self.edge == "passband" and 2 * axis.cutoff >= axis.size):
@@ -161,7 +178,8 @@ class DiffStride(SpectralPooling):
         return by_size + follows / 2, by_stride
 
     def frozen(self, round_to: float | None = None) -> FrozenPooling:
-        return FrozenPooling(self.stride_values(), self.window_settings, round_to)
+        strides, fixed_size = self.stride_values(), self.fixed_size
+        return FrozenPooling(strides, self.window_settings, round_to, fixed_size)
 
     @property
     def learns_size(self) -> bool:
@@ -173,6 +191,12 @@ class DiffStride(SpectralPooling):
         return WindowSettings(
             self.smoothness_factor, self.edge, self.cropping, self.straight_through
         )
+
+    @property
+    def axis_settings(self) -> tuple[WindowSettings | FixedLength, ...]:
+        """For each axis, the `window_settings` or its fixed length; both plan an axis."""
+        window, fixed_size = self.window_settings, self.fixed_size or (None,) * self.num_axes
+        return tuple(window if each is None else FixedLength(each) for each in fixed_size)
 
     @torch.no_grad()
     def project_(self) -> None:
@@ -212,9 +236,11 @@ class DiffStride(SpectralPooling):
         options += [f"edge={self.edge!r}", *["cropping=False"] * (not self.cropping)]
         options += [f"straight_through={self.straight_through}"]
         options += ["shared_stride=True"] * self.shared_stride
+        options += [f"fixed_size={self.fixed_size}"] * (self.fixed_size is not None)
         for name in ("lower_limit_stride", "upper_limit_stride"):
-            if getattr(self, name) is not None:
-                options.append(f"{name}={_limit_text(getattr(self, name))}")
+            limit = getattr(self, name)
+            if any(each for i, each in enumerate(each_limit(limit, 1)) if i not in self.fixed_axes):
+                options.append(f"{name}={_limit_text(limit)}")
         return ", ".join([*options, state])
 
     # The output length is a Python integer, so the host has to know the strides. On a CPU it reads
@@ -300,6 +326,12 @@ class DiffStride(SpectralPooling):
         super()._load_from_state_dict(*args, **kwargs)
         self._keep_exact(self.strides.detach())  # assign=True takes a checkpoint's dtype
         self._refresh()
+
+
+def _with_ones(limit: Limit, fixed_size: Sequence[int | None]) -> Limit:
+    """A limit of each stride, which is 1 on fixed axes."""
+    each = zip(each_limit(limit, len(fixed_size)), fixed_size, strict=True)
+    return tuple(limit if fixed is None else 1.0 for limit, fixed in each)
 
 
 def _limit_text(limit: Limit) -> str:

@@ -37,6 +37,8 @@ class Axis(NamedTuple):
     @property
     def ramp(self) -> range:
         """The bins whose gain changes with the stride; never bin 0, so the mean is kept."""
+        if math.isinf(self.cutoff):
+            return range(0)
         first = max(1, math.ceil(self.cutoff - self.transition))
         return range(first, min(math.floor(self.cutoff), self.output_size // 2) + 1)
 
@@ -150,6 +152,16 @@ class WindowSettings(NamedTuple):
     def plan(self, size: int, stride: float) -> Axis:
         """How an axis of this size is pooled at this stride."""
         return plan_axis(size, stride, *self)
+
+
+class FixedLength(NamedTuple):
+    """In place of `WindowSettings`: one length, whatever comes in and whatever the stride."""
+
+    output_size: int
+
+    def plan(self, size: int, stride: float) -> Axis:
+        """How an axis of this size is brought to the length; the stride does not count."""
+        return plan_resized_axis(size, self.output_size)
 
 
 def plan_spectral_axis(size: int, stride: float) -> Axis:
