@@ -67,9 +67,23 @@ def regnety_002(num_classes: int, in_channels: int = 3) -> nn.Module:
     return network
 
 
+def vgg11_bn(num_classes: int, in_channels: int = 3) -> nn.Module:
+    """torchvision's VGG-11 with a quarter of its width and a head of one linear layer."""
+    from torchvision.models.vgg import VGG, cfgs, make_layers
+
+    widths = [each // WIDTH_DIVISOR if isinstance(each, int) else each for each in cfgs["A"]]
+    features = make_layers(widths, batch_norm=True)
+    features[0] = nn.Conv2d(in_channels, 64 // WIDTH_DIVISOR, 3, padding=1)
+    network = VGG(features, num_classes)
+    network.avgpool = nn.AdaptiveAvgPool2d(1)  # type: ignore[assignment]
+    network.classifier = nn.Linear(512 // WIDTH_DIVISOR, num_classes)  # type: ignore[assignment]
+    return network
+
+
 NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
     "torchvision resnet18": resnet18,
     "torchvision resnet18, strided stem": resnet18_strided_stem,
     "timm regnety_002": regnety_002,
     "torchvision mobilenet_v2": mobilenet_v2,
+    "torchvision vgg11_bn": vgg11_bn,
 }
