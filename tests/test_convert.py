@@ -532,3 +532,24 @@ def test_a_network_in_data_parallel_is_refused_as_a_whole():
     plain = nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1))
     with pytest.raises(ValueError, match=r"inside a DataParallel.*pass model\.module, and wrap"):
         convert(nn.DataParallel(plain), torch.rand(1, 8, 32, 32))
+
+
+def test_a_network_of_which_only_the_stem_learns_warns():
+    """The shortcut strides along both axes at once, the other branch along one after the other."""
+
+    def forward(net, x):
+        x = net.stem(x)
+        return net.columns(net.rows(x)) + net.shortcut(x)
+
+    net = Net(
+        forward,
+        stem=nn.Conv2d(3, 8, 3, stride=2, padding=1),
+        rows=nn.Conv2d(8, 8, (3, 1), stride=(2, 1), padding=(1, 0)),
+        columns=nn.Conv2d(8, 8, (1, 3), stride=(1, 2), padding=(0, 1)),
+        shortcut=nn.Conv2d(8, 8, 1, stride=2),
+    )
+    x = torch.rand(1, 3, 32, 32)
+    with pytest.warns(UserWarning, match="only 'stem' learns.*3 other strided modules") as caught:
+        converted = convert(net, x)
+    assert caught[0].filename == __file__
+    torch.testing.assert_close(converted(x), net(x))

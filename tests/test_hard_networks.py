@@ -514,6 +514,7 @@ def cut(m, x):
     return m.c(x[..., : up.shape[2], : up.shape[3]] + up)
 
 
+@pytest.mark.filterwarnings("ignore:of this Net only 'c' learns")
 @pytest.mark.parametrize(
     ("forward", "size", "names"),
     [(enlarged, 32, ("a", "c")), (enlarged, 15, ("a", "c")), (cut, 32, ("c",))],
@@ -538,6 +539,7 @@ def test_a_network_with_own_layers_that_cuts_too_small_maps_has_no_cost():
         MultiplyAdds(Net(forward, pool=DiffStride(2.0)), X)
 
 
+@pytest.mark.filterwarnings("ignore:of this Net only 'a' learns")
 def test_operators_that_check_nothing_on_shapes_alone_are_run():
     torchvision = pytest.importorskip("torchvision")
 

@@ -1,6 +1,7 @@
 """Convert the integer strides of a network into learnable ones."""
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -11,6 +12,7 @@ import torch
 from torch import fx, nn
 
 from diffstride._arguments import Limit, check_limits, check_network, check_window, each_limit
+from diffstride._wording import counted
 from diffstride.conversion.call_counting import calls_of, count_calls_from_start
 from diffstride.conversion.enlarging_modules import attach_mirrors
 from diffstride.conversion.function_modules import find_functions, replace_functions
@@ -174,6 +176,7 @@ def convert(
     del options["filter_fn"]
     if not found.groups:
         _check_as_before(model, options)
+    _warn_of_conflicts(model, found)
     _record(converted, found, example, options)
     _attach_layers(found, partial(_new_pooling, **layer_options))
     attach_mirrors(found.trace, found.mirrors)
@@ -205,13 +208,14 @@ class Found(NamedTuple):
     """What a network has to convert.
 
     ``mirrors`` has the strided call that each enlarging call mirrors, ``left_out`` the reason for
-    each module that is left out.
+    each module that is left out, and ``conflicts`` those whose strides cannot be shared.
     """
 
     trace: Trace
     groups: list[PooledGroup]
     mirrors: dict[fx.Node, fx.Node]
     left_out: dict[str, str]
+    conflicts: list[str]
 
 
 def _find(model: nn.Module, converted: nn.Module, example: Any, search: Search) -> Found:
@@ -252,12 +256,14 @@ def _find_in(model: nn.Module, traced: Trace, search: Search) -> Found:
         call.kept = _kept_axes(call.strides, search.keep_ones, search.upper_limit_stride)
     place(calls, traced, search.order, search.min_channels)
     pool_whole_maps(traced)
+    without_calls = list(left_out)
     try:
         groups, mirrors = group_calls(traced, calls, left_out, tuple(names), search.shared_stride)
     except StrideConflictError as error:
         _explain_patches(model, calls, error)
         raise
-    return Found(traced, groups, mirrors, left_out)
+    conflicts = [name for name in left_out if name not in without_calls]
+    return Found(traced, groups, mirrors, left_out, conflicts)
 
 
 def _kept_axes(strides: tuple[int, ...], keep_ones: bool, upper: Limit) -> frozenset[int]:
@@ -277,6 +283,18 @@ def _explain_patches(model: nn.Module, calls: list[StridedCall], why: ValueError
             f"without: {names} cuts the image into patches, and the network is built for their "
             f"number ({reason}). Take a network whose layers shrink maps one after the other"
         ) from why
+
+
+def _warn_of_conflicts(model: nn.Module, found: Found) -> None:
+    """Warn if only one module learns, which keeps its stride, as others could not share theirs."""
+    calls = [call for group in found.groups for call in group.calls]
+    if found.conflicts and [call.placement for call in calls] == ["on top"]:
+        warnings.warn(
+            f"of this {type(model).__name__} only {calls[0].name!r} learns, on top of its stride: "
+            f"{counted(len(found.conflicts), 'other strided module')} cannot share strides and "
+            "stay as they are (diffstride.report says why)",
+            stacklevel=5,  # the caller of convert, behind its two decorators
+        )
 
 
 def _check_as_before(model: nn.Module, options: dict[str, Any]) -> None:

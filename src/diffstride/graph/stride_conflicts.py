@@ -54,7 +54,7 @@ class SizeMismatchError(Exception):
 def raise_conflict(
     groups: "StrideGroups", mismatch: SizeMismatchError, blamed: list[fx.Node]
 ) -> NoReturn:
-    """Raise an error with the calls to leave out: those blamed, or the last ones before."""
+    """Raise an error with the calls to leave out: those blamed, or the last group before."""
     node, label = mismatch.node, groups.trace.label(mismatch.node)
     if not mismatch.dims or _meets_constant(groups, node):
         shapes = [[dim.size for dim in groups.dims(source)] for source in node.all_input_nodes]
@@ -66,7 +66,8 @@ def raise_conflict(
             to_pin=[call for call, leader in groups.leaders.items() if leader is nearest],
             axes=axes,
         )
-    blamed = blamed or last_calls(groups, node)
+    # One at a time: without the last one, those before it may agree.
+    blamed = blamed or sorted(last_calls(groups, node), key=list(groups.leaders).index)[-1:]
     meeting = f"meets maps in {label} whose size does not follow its stride"
     raise StrideConflictError(
         mismatch.why if mismatch.blamed else meeting,
