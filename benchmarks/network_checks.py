@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffstride.conversion.pooled_module import Pooled
-from diffstride.conversion.strided_modules import stride_of
+from diffstride.conversion.strided_call import stride_of
 from diffstride.graph.example_inputs import batch_size
 from diffstride.spectral import axis_product
 from diffstride.strides import stride_layers

@@ -67,7 +67,7 @@ def test_what_is_no_network_is_refused_with_what_to_pass(call, given, advice):
 @pytest.mark.parametrize("features", [8 * 32 * 32, 8 * 8 * 8])
 def test_a_linear_layer_for_other_maps_names_the_pooling_before_it(call, features):
     message = (
-        rf"'3' \(Linear\) takes {features:,} features, but gets 2,048, of maps that '1' "
+        rf"3 \(Linear\) takes {features:,} features, but gets 2,048, of maps that 1 "
         r"\(DiffStride\) pools to 16 x 16. If .*AdaptiveAvgPool2d\(1\)"
     )
     with pytest.raises(ValueError, match=message):

@@ -1,11 +1,12 @@
 """Networks of torchvision and timm by name, with random weights."""
 
-import difflib
 import inspect
 import warnings
 from typing import Any
 
 from torch import nn
+
+from diffstride._wording import suggest
 
 EXAMPLES = "torchvision/resnet18 or timm/regnety_002"
 INITIALISED_SLOWLY = ("googlenet", "inception_v3")
@@ -71,6 +72,4 @@ BUILDERS = {"torchvision": _torchvision, "timm": _timm}
 
 def _check_name(library: str, name: str, known: list[str]) -> None:
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        meant = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"{library} has no network {name!r}{meant}")
+        raise ValueError(f"{library} has no network {name!r}{suggest(name, known)}")

@@ -237,8 +237,7 @@ class OperationCounter(FlopCounterMode):
 
     def __init__(self) -> None:
         formulas = dict.fromkeys(ATTENTION, _attend) | dict.fromkeys(RECURRENT, _recur)
-        formulas |= dict.fromkeys(("mv", "dot", "vdot"), _times_vector)
-        formulas |= dict.fromkeys(("addmv", "addmv_"), _add_times_vector)
+        formulas |= dict.fromkeys(("mv", "dot", "vdot", "addmv", "addmv_"), _times_vector)
         formulas |= dict.fromkeys(("addbmm", "addbmm_", "addmm_", "baddbmm_"), _add_products)
         formulas |= {"_trilinear": _multiply_three}
         found = {getattr(torch.ops.aten, name, None): each for name, each in formulas.items()}
@@ -298,12 +297,9 @@ def _recur(sequences: Any, first: Any, second: Any, *args: Any, **kwargs: Any) -
     return 2 * prod(sequences[:-1]) * sum(prod(each) for each in weights if len(each) == 2)
 
 
-def _times_vector(matrix: Any, vector: Any, **kwargs: Any) -> int:
-    return 2 * prod(matrix)
-
-
-def _add_times_vector(added: Any, matrix: Any, vector: Any, **kwargs: Any) -> int:
-    return 2 * prod(matrix)
+def _times_vector(*shapes: Any, **kwargs: Any) -> int:
+    """Of a matrix, or a vector, and a vector; a sum that they are added to comes first."""
+    return 2 * prod(shapes[-2])
 
 
 def _add_products(added: Any, first: Any, second: Any, **kwargs: Any) -> int:

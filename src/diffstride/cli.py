@@ -113,7 +113,6 @@ def _add_train(commands: Any) -> None:
         "config", nargs="+", metavar="CONFIG", help=f"Gin file, looked up {looked_up}"
     )
     _add_flags(train)
-    train.set_defaults(flags=tuple(FLAGS))
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
@@ -142,7 +141,7 @@ def _train(given: argparse.Namespace) -> int:
     """Train as ``python3 -m diffstride.examples.main`` does with the flags of these arguments."""
     from diffstride.training.command_line import run
 
-    values = {"gin_config": given.config, **{name: getattr(given, name) for name in given.flags}}
+    values = {"gin_config": given.config, **{name: getattr(given, name) for name in FLAGS}}
     flags = [f"--{name}={value}" for name, several in values.items() for value in several]
     return run(["diffstride train", *flags])
 

@@ -28,13 +28,12 @@ from diffstride.conversion.record import (
     records,
     without_data,
 )
+from diffstride.conversion.strided_call import StridedCall, stride_of
 from diffstride.conversion.strided_modules import (
     PATCHIFIES,
     Filter,
-    StridedCall,
     check_filter,
     find_strided_calls,
-    stride_of,
 )
 from diffstride.conversion.whole_map_pooling import pool_whole_maps
 from diffstride.cost.consistency import STRIDE_FACTORS, failed_at, scaled_strides
@@ -51,6 +50,15 @@ from diffstride.pooling.frozen import is_frozen
 from diffstride.pooling.learnable import DiffStride
 from diffstride.spectral.axis_plan import CPU, Edge
 from diffstride.strides import stride_layers
+
+LAYER_OPTIONS = (
+    *("smoothness_factor", "trainable", "shared_stride", "lower_limit_stride"),
+    *("upper_limit_stride", "edge", "straight_through"),
+)
+"""The arguments of `convert` that `DiffStride` takes."""
+
+NOT_RECORDED = "model", "example", "filter_fn"
+"""The arguments that are no options of a conversion: a filter is replaced by what it chose."""
 
 
 @also_named_example_inputs
@@ -136,6 +144,9 @@ def convert(
     >>> converted(torch.zeros(1, 8, 32, 32)).shape
     torch.Size([1, 8, 8, 8])
     """
+    options: dict[str, Any] = {
+        name: value for name, value in locals().items() if name not in NOT_RECORDED
+    }
     _check_model(model)
     check_filter(filter_fn)
     check_order(order)
@@ -150,34 +161,16 @@ def convert(
     starts_at_1 = all((limit or 1.0) <= 1.0 for limit in each_limit(lower_limit_stride, 1))
     keeps = straight_through and edge == "stopband" and starts_at_1
     least = min_channels if keeps else 0
-    search = Search(
-        order,
-        least,
-        filter_fn,
-        include,
-        patchify,
-        keep_ones,
-        leaf_modules,
-        shared_stride,
-        upper_limit_stride,
-    )
+    options |= {"include": include, "leaf_modules": leaf_modules}
+    of_search = {name: options[name] for name in Search._fields if name in options}
+    of_search["min_channels"] = least
+    search = Search(filter_fn=filter_fn, **of_search)
     found = _find(model, converted, example, search)
-    layer_options = {
-        "smoothness_factor": smoothness_factor,
-        "trainable": trainable,
-        "shared_stride": shared_stride,
-        "lower_limit_stride": lower_limit_stride,
-        "upper_limit_stride": upper_limit_stride,
-        "edge": edge,
-        "straight_through": straight_through,
-    }
-    options = search._asdict() | layer_options
-    options["min_channels"] = min_channels
-    del options["filter_fn"]
     if not found.groups:
         _check_as_before(model, options)
     _warn_of_conflicts(model, found)
     _record(converted, found, example, options)
+    layer_options = {name: options[name] for name in LAYER_OPTIONS}
     _attach_layers(found, partial(_new_pooling, **layer_options))
     attach_mirrors(found.trace, found.mirrors)
     count_calls_from_start(converted)

@@ -21,7 +21,8 @@ from diffstride.conversion.call_counting import PassStart as PassStart  # of net
 from diffstride.conversion.call_counting import calls_of, next_call, set_calls
 from diffstride.conversion.mixed_classes import Mixin, mix_in
 from diffstride.conversion.pooled_module import Slot
-from diffstride.conversion.strided_modules import StridedCall, maps_of
+from diffstride.conversion.strided_call import StridedCall
+from diffstride.conversion.strided_modules import maps_of
 from diffstride.graph.leaf_modules import TracedInto
 from diffstride.graph.stride_groups import source_of, with_sources
 from diffstride.graph.tracer import Trace
@@ -113,9 +114,13 @@ def _mirrored(
     calls: Iterable[fx.Node],
     strides: Mapping[fx.Node, Sequence[int]],
 ) -> fx.Node | None:
+
+    def size(of: fx.Node) -> tuple[int, ...]:
+        return tuple(trace.values[of].shape[2:])
+
     """The first of these calls that precedes an enlarging call and that it mirrors."""
     sources = set(with_sources(node))
-    before = [call for call in calls if call in sources]
+    before = [call for call in calls if call in sources and len(size(call)) == len(size(node))]
     for call in before:
         if not any(_margin(trace, node, call)):
             return call

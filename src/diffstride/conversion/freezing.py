@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from diffstride._arguments import check_network
 from diffstride.conversion.recipes import keep_in_config
 from diffstride.graph.example_inputs import also_named_example_inputs, cast_to_weights
-from diffstride.graph.network_copies import Model, deep_copy
+from diffstride.graph.network_copies import Model, deep_copy, replace_modules
 from diffstride.graph.restoring import evaluating
 from diffstride.pooling.base import SpectralPooling
 from diffstride.pooling.frozen import FrozenPooling, is_frozen
@@ -51,10 +51,15 @@ def freeze(model: Model, example: Any, round_to: float | None = None) -> Model:
         raise ValueError(f"round_to must be positive or None, but got {round_to!r}")
     check_network(model)
     root = nn.Sequential(deep_copy(model))  # so that a single layer has a parent, too
-    layers = _replace(root, round_to)
-    if not layers:
+    frozen = {
+        layer: layer.frozen(round_to).train(model.training)
+        for layer in root.modules()
+        if isinstance(layer, SpectralPooling)
+    }
+    if not frozen:
         raise ValueError(_why_not(model))
-    hooks = [layer.train(model.training).register_forward_pre_hook(_add_size) for layer in layers]
+    replace_modules(root, frozen)
+    hooks = [layer.register_forward_pre_hook(_add_size) for layer in frozen.values()]
     with torch.no_grad(), evaluating(root):
         root[0](*cast_to_weights(example, model))
     for hook in hooks:
@@ -74,17 +79,6 @@ def _why_not(model: nn.Module) -> str:
         f"{type(model).__name__} has no pooling layer to freeze: pass a network that "
         "diffstride.convert returned, or one with DiffStride layers"
     )
-
-
-def _replace(model: nn.Module, round_to: float | None) -> list[FrozenPooling]:
-    """Replace layers by frozen ones, and return these; shared layers stay shared."""
-    frozen: dict[nn.Module, FrozenPooling] = {}
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if isinstance(child, SpectralPooling):
-                frozen[child] = frozen.get(child) or child.frozen(round_to)
-                setattr(parent, name, frozen[child])
-    return list(frozen.values())
 
 
 def _add_size(layer: FrozenPooling, args: tuple[Tensor, ...]) -> None:

@@ -15,7 +15,8 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from diffstride._torch_compat import Conv
-from diffstride.conversion.strided_modules import StridedCall, convolves
+from diffstride.conversion.stride_measurement import convolves
+from diffstride.conversion.strided_call import StridedCall
 from diffstride.graph.tracer import Trace
 
 Order = Literal["auto", "before", "after"]

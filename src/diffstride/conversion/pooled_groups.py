@@ -9,7 +9,7 @@ from torch import fx, nn
 from diffstride._torch_compat import Conv
 from diffstride.conversion.enlarging_modules import find_mirrors
 from diffstride.conversion.pooled_module import CropPad
-from diffstride.conversion.strided_modules import StridedCall, common_size
+from diffstride.conversion.strided_call import StridedCall, common_size
 from diffstride.graph.fake_run import shapes_of
 from diffstride.graph.moved_strides import find_groups_at_all_strides, least_factor
 from diffstride.graph.stride_conflicts import (

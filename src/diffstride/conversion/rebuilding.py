@@ -12,7 +12,7 @@ from diffstride.conversion.example_shapes import example_from
 from diffstride.conversion.recipes import CLASS, FORMAT, Recipe, converted_modules, leaf_name
 from diffstride.conversion.record import level, records
 from diffstride.graph.leaf_modules import Leaf
-from diffstride.graph.network_copies import Model, deep_copy, set_modes
+from diffstride.graph.network_copies import Model, deep_copy, replace_modules, set_modes
 from diffstride.pooling.frozen import FrozenPooling, is_frozen
 
 DIFFERS = "the network differs from the one that was converted"
@@ -61,7 +61,7 @@ def _rebuild(model: Model, recipe: Recipe) -> Model:
     # Parts first: they were converted before the networks that contain them.
     for step in sorted(recipe["conversions"], key=lambda step: level(step["part"]), reverse=True):
         part = _submodule(root, step["part"])
-        _replace(root, part, _convert_again(part, step))
+        replace_modules(root, {part: _convert_again(part, step)})
     frozen: dict[nn.Module, FrozenPooling] = {}
     for name, description in recipe["frozen"].items():
         layer = _submodule(root, name)
@@ -146,11 +146,3 @@ def _frozen_again(description: dict[str, Any]) -> FrozenPooling:
     for size in description["sizes"]:
         layer.add_size(size, getattr(torch, description["dtype"]))
     return layer
-
-
-def _replace(root: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Replace a module wherever it is a child."""
-    for parent in list(root.modules()):
-        for name, child in list(parent._modules.items()):
-            if child is old:
-                setattr(parent, name, new)

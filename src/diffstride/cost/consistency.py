@@ -115,13 +115,13 @@ def scaled_strides(layers: Iterable[Any], factor: float) -> Iterator[bool]:
         for layer, data in kept:
             limits = (getattr(layer, f"{end}_limit_stride", None) for end in ("lower", "upper"))
             scaled = clamp_strides((data * factor).tolist(), *limits)
-            _replace(layer, data.new_tensor(scaled))
+            _set_strides(layer, data.new_tensor(scaled))
         yield any(not data.equal(layer.strides.data) for layer, data in kept)
     finally:
         for layer, data in kept:
-            _replace(layer, data)
+            _set_strides(layer, data)
 
 
-def _replace(layer: Any, data: Tensor) -> None:
+def _set_strides(layer: Any, data: Tensor) -> None:
     layer.strides.data = data
     layer.train(layer.training)  # has the layer read its strides

@@ -154,7 +154,7 @@ class MultiplyAdds:
                 if not moved:
                     continue
                 try:
-                    known, _ = self._pool(self._complete(None))
+                    known, _ = self._pool({})
                 except EmptyMapError:
                     continue
                 try:
@@ -188,31 +188,32 @@ class MultiplyAdds:
 
     def value(self, strides: Strides | None = None) -> int:
         """The cost as a whole number without a gradient, for searches; otherwise as a call."""
-        return self.evaluate(self._complete(strides))[0]
+        return self.evaluate(self._as_numbers(strides or {}))[0]
 
-    def maps(self, strides: Mapping[str, Any] | None = None) -> dict[str, Sequence[Axis]]:
-        """How each layer pools its axes in its first call, at these strides.
-
-        In place of strides a layer may have a function that plans its axes, given its input size.
-        """
-        return self.evaluate(self._complete(strides))[1]
+    def maps(self) -> dict[str, Sequence[Axis]]:
+        """How each layer pools its axes in its first call, at the present strides."""
+        return self.evaluate({})[1]
 
     def all_maps(self) -> dict[str, Sequence[Axis]]:
-        """As `maps`, at the present strides, and also for pooling layers that do not learn."""
-        _, pooled = self._pool(self._complete(None))
+        """As `maps`, and also for pooling layers that do not learn."""
+        _, pooled = self._pool({})
         return self._by_layer(pooled, {maps.name for maps in self._pooled_maps})
 
     def evaluate(self, strides: Mapping[str, Any]) -> tuple[int, dict[str, Sequence[Axis]]]:
-        """The results of `value` and of `maps`, at once and without a check of the strides."""
+        """The results of `value` and of `maps` at these strides, which are not checked.
+
+        In place of strides a layer may have a function that plans its axes, given its input size.
+        Layers without an entry have their own strides.
+        """
         known, pooled = self._pool(strides)
         return round(self._cost(known, pooled)), self._by_layer(pooled, self.layers)
 
-    def slopes(self, strides: Strides | None = None) -> tuple[float, dict[str, list[float]]]:
-        """The cost, and its derivatives by the strides of each layer, as numbers.
+    def slopes(self, strides: Strides) -> tuple[float, dict[str, list[float]]]:
+        """The cost, and its derivatives by these strides of layers, as numbers.
 
         They are those of the sizes before rounding, where sizes meet at their whole values.
         """
-        given = self._complete(strides)
+        given = self._as_numbers(strides)
         known, pooled = self._pool(given)
         slopes = self._size_slopes(known)
         for maps, axes in zip(self._pooled_maps, pooled, strict=True):
@@ -228,9 +229,9 @@ class MultiplyAdds:
         """The derivatives of the cost without pooling layers by the output sizes of each layer.
 
         Args:
-            strides: as for `maps`.
+            strides: as for `evaluate`.
         """
-        known, _ = self._pool(self._complete(strides))
+        known, _ = self._pool(strides)
         slopes, first = self._size_slopes(known), self._first_maps.items()
         return {name: [slopes[key] for key in maps.outputs] for name, maps in first}
 
@@ -261,7 +262,7 @@ class MultiplyAdds:
 
     def by_module(self) -> dict[str, int]:
         """The cost at the present strides, by the name of the module."""
-        known, pooled = self._pool(self._complete(None))
+        known, pooled = self._pool({})
         costs: dict[str, float] = defaultdict(float)
         for maps, axes in zip(self._pooled_maps, pooled, strict=True):
             costs[maps.name] += maps.cost(known, axes)
@@ -269,14 +270,11 @@ class MultiplyAdds:
             costs[name] += count * prod(factor.at(known) for factor in factors)
         return {name: round(cost) for name, cost in costs.items()}
 
-    def _complete(self, strides: Mapping[str, Any] | None) -> dict[str, Any]:
-        """These strides as numbers, and for the other layers their own."""
-        given = dict(strides or {})
-        for name, values in given.items():
+    def _as_numbers(self, strides: Strides) -> dict[str, list[float]]:
+        """Strides from outside as numbers, checked."""
+        for name, values in strides.items():
             self._check(name, values)
-            given[name] = values if callable(values) else as_numbers(values)
-        missing = self.layers.keys() - given.keys()
-        return given | {name: self.layers[name].stride_values() for name in missing}
+        return {name: as_numbers(values) for name, values in strides.items()}
 
     def _check(self, name: str, strides: Any) -> None:
         if name not in self.layers:
@@ -289,7 +287,7 @@ class MultiplyAdds:
             )
         axes = self.layers[name].num_axes
         numbers = isinstance(strides, Sequence) or (isinstance(strides, Tensor) and strides.dim())
-        if not callable(strides) and not (numbers and len(strides) in (1, axes)):
+        if not (numbers and len(strides) in (1, axes)):
             raise ValueError(
                 f"strides: {name!r} takes {axes}, one for each axis, but got {strides!r}: pass a "
                 "sequence or a tensor of one dimension"

@@ -4,7 +4,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from math import log
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from diffstride.cost.multiply_adds import MultiplyAdds
 from diffstride.cost.pooling_cost import each_axis
@@ -19,6 +19,7 @@ OutputSizes = dict[Key, int]
 Choose = Callable[[str, list[float], list[int]], tuple[list[float], list[Axis]]]
 NearestEach = Callable[..., tuple[list[float], list[Axis]]]
 Limits = tuple[float, float]
+Value = TypeVar("Value")
 
 JUST_ABOVE = (0.0, 1e-3, 0.01, 0.03, 0.1, 0.3)  # in logarithms: on long axes and on short ones
 AT_LIMIT = 1e-6  # distance of logarithms at which a stride counts as at its limit
@@ -61,11 +62,7 @@ class StrideSpace:
     def __init__(self, cost: MultiplyAdds, layers: Mapping[str, DiffStride]) -> None:
         self.cost, self.layers = cost, layers
         self._last: dict[Key, Range] = {}
-        self._windows = {
-            (name, i): settings
-            for name, layer in layers.items()
-            for i, settings in enumerate(layer.axis_settings)
-        }
+        self._windows = by_key({name: layer.axis_settings for name, layer in layers.items()})
         self._order = [name for name in cost.order if name in layers]
 
         self.limits: dict[str, list[Limits]] = {
@@ -217,11 +214,7 @@ class StrideSpace:
 
     def _find_maps_beside(self) -> dict[Key, set[Key]]:
         """For each axis of a layer, itself, the one before it and those behind it."""
-        beside: dict[Key, set[Key]] = {
-            (name, i): {(name, i)}
-            for name, limits in self.limits.items()
-            for i in range(len(limits))
-        }
+        beside = {key: {key} for key in by_key(self.limits)}
         for key, before in self.maps_before.items():
             beside[before].add(key)
             beside.setdefault(key, {key}).add(before)
@@ -256,7 +249,7 @@ class StrideSpace:
         slopes = self.cost.size_slopes(
             {name: partial(self.axes, name, logs[name]) for name in logs}
         )
-        return {(name, i): slope for name, each in slopes.items() for i, slope in enumerate(each)}
+        return by_key(slopes)
 
     def _large_enough(
         self, name: str, logs: list[float], incoming: list[int]
@@ -306,10 +299,10 @@ class StrideSpace:
         return found
 
 
-def by_key(logs: Logs) -> dict[Key, float]:
-    """The logarithm of each stride by layer and axis.
+def by_key(layers: Mapping[str, Sequence[Value]]) -> dict[Key, Value]:
+    """What each layer has for its axes, by layer and axis.
 
     >>> by_key({"a": [0.5, 0.7], "b": [0.1]})
     {('a', 0): 0.5, ('a', 1): 0.7, ('b', 0): 0.1}
     """
-    return {(name, i): at for name, each in logs.items() for i, at in enumerate(each)}
+    return {(name, i): value for name, each in layers.items() for i, value in enumerate(each)}

@@ -166,6 +166,27 @@ def check_batch_axis(module: nn.Module | None, node: fx.Node, args: tuple) -> No
             )
 
 
+def check_features(
+    module: nn.Linear, node: fx.Node, args: tuple, pooling: str, pooled: Tensor
+) -> None:
+    """Refuse flattened maps of another size than a linear layer behind them was built for.
+
+    Args:
+        module, node, args: a call of such a layer, and its arguments.
+        pooling, pooled: the last pooling layer before it, in words, and its map.
+    """
+    given = args[0].shape[-1:] if args and isinstance(args[0], Tensor) else ()
+    if given and given[0] != module.in_features:
+        size = " x ".join(map(str, pooled.shape[2:]))
+        raise ExampleError(
+            f"{node.target} (Linear) takes {module.in_features:,} features, but gets "
+            f"{given[0]:,}, of maps that {pooling} pools to {size}. If these are flattened maps, "
+            "strides change their number: put a layer of fixed size between, such as "
+            "nn.AdaptiveAvgPool2d(1), and build the linear layer for it; else build it for the "
+            "features that it gets"
+        )
+
+
 def has_tensor(value: Any) -> bool:
     """Whether a value is a tensor or contains one."""
     return any(isinstance(leaf, Tensor) for leaf in tree_leaves(value))

@@ -34,7 +34,7 @@ FALLING_FACTOR, MOST_FALLS = 0.95, 60  # until a stored tensor is too short, at 
 
 
 def find_groups_at_all_strides(
-    trace: Trace, calls: Iterable[fx.Node], **sizes: Any
+    trace: Trace, calls: Iterable[fx.Node], **options: Any
 ) -> StrideGroups:
     """As `find_stride_groups`; then strides move apart, and the groups' runs contain that.
 
@@ -42,7 +42,7 @@ def find_groups_at_all_strides(
         StrideConflictError: as `find_stride_groups`, and if a slice returns a size that the network
             cannot take, or an operator fails on data; it holds the calls to leave out.
     """
-    groups = find_stride_groups(trace, calls, **sizes)
+    groups = find_stride_groups(trace, calls, **options)
     if doubtful := _doubtful_nodes(groups):
         leaders = list(dict.fromkeys(groups.leaders.values()))
         moved = [run for signs in _directions(leaders) for run in _runs(groups, signs, doubtful)]

@@ -73,6 +73,14 @@ def _refer_to_copies(function: FunctionType, memo: dict[int, Any]) -> FunctionTy
     return other
 
 
+def replace_modules(root: nn.Module, replacements: Mapping[Any, nn.Module]) -> None:
+    """Put other modules in the place of some, wherever these are children."""
+    for parent in list(root.modules()):
+        for name, child in list(parent._modules.items()):
+            if child is not None and child in replacements:
+                setattr(parent, name, replacements[child])
+
+
 def set_modes(modes: Mapping[nn.Module, bool]) -> None:
     """Set each module to a mode of its own, training or evaluation, the outer modules first."""
     for module, training in modes.items():

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, NoReturn
 from torch import fx
 
 from diffstride.graph.perturbed_sizes import Dim
-from diffstride.pooling.base import SizedPooling
 
 if TYPE_CHECKING:
     from diffstride.graph.stride_groups import StrideGroups
@@ -85,7 +84,7 @@ def last_calls(groups: "StrideGroups", node: fx.Node) -> list[fx.Node]:
 def _advice(groups: "StrideGroups", node: fx.Node) -> str:
     """What to do about maps that must have one size: fix it, or leave modules as they are."""
     calls = {str(call.target): call for call in groups.upstream(node)}
-    layers = [name for name, call in calls.items() if _is_pooling(groups, call)]
+    layers = [name for name, call in calls.items() if groups.trace.is_pooling(call)]
     if not layers:
         names = ", ".join(map(repr, list(calls)[:3])) + " and others" * (len(calls) > 3)
         return f"put adaptive pooling before it, or leave out {names} with filter_fn"
@@ -96,10 +95,6 @@ def _advice(groups: "StrideGroups", node: fx.Node) -> str:
         f"({type(groups.trace.module(calls[last])).__name__}), whose map has this size now, or "
         f"diffstride.AdaptiveSpectralPooling({size}) in its place"
     )
-
-
-def _is_pooling(groups: "StrideGroups", call: fx.Node) -> bool:
-    return isinstance(groups.trace.module(call), SizedPooling)
 
 
 def _meets_constant(groups: "StrideGroups", node: fx.Node) -> bool:

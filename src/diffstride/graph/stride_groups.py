@@ -207,7 +207,7 @@ class StrideGroups:
         return self.trace.values[call].shape[2 + axis]
 
 
-def find_stride_groups(trace: Trace, calls: Iterable[fx.Node], **sizes: Any) -> StrideGroups:
+def find_stride_groups(trace: Trace, calls: Iterable[fx.Node], **options: Any) -> StrideGroups:
     """Find which resizing calls must share a stride, so that shapes agree at every stride.
 
     Args:
@@ -237,7 +237,7 @@ def find_stride_groups(trace: Trace, calls: Iterable[fx.Node], **sizes: Any) -> 
     >>> find_stride_groups(traced, calls).members()
     [[body, shortcut]]
     """
-    groups = StrideGroups(trace, calls, **sizes)
+    groups = StrideGroups(trace, calls, **options)
     with restoring(trace.model):
         _merge_until_consistent(groups)
         first = groups.runs

@@ -31,6 +31,7 @@ from diffstride.graph.example_inputs import (
     as_inputs,
     batch_size,
     check_batch_axis,
+    check_features,
     check_traceable,
     empty_like_weights,
     has_tensor,
@@ -50,10 +51,6 @@ FACTORIES = (
     *(torch.zeros, torch.ones, torch.empty, torch.full, torch.rand, torch.randn, torch.randint),
     *(torch.eye, torch.arange, torch.linspace, torch.tensor, torch.as_tensor),
 )
-
-
-class FeaturesError(ExampleError):
-    """A linear layer gets another number of features than it was built for."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +141,10 @@ class Trace:
     def module_name(self, node: fx.Node) -> str:
         """The name of the module that a node calls, or of the one that calls the function."""
         return str(node.target) if node.op == "call_module" else self.owners[node]
+
+    def is_pooling(self, node: fx.Node) -> bool:
+        """Whether a node calls a pooling layer of this library."""
+        return isinstance(self.module(node), SizedPooling)
 
     def label(self, node: fx.Node) -> str:
         """The node in an error message: name and class of the module, or function and owner."""
@@ -314,33 +315,14 @@ class Tracer(fx.Tracer):
             return args[0]
         module = self.traced.module(node)
         check_batch_axis(module, node, args)
-        self._check_features(module, node, args)
+        if isinstance(module, nn.Linear):
+            for pooling in [n for n in self.values if self.traced.is_pooling(n)][-1:]:
+                label = self.traced.label(pooling)
+                check_features(module, node, args, label, self.values[pooling])
         try:
             return run_node(module, node, args, kwargs)
         except DataDependentError:
             return self._run_on_data(node)
-
-    def _check_features(self, module: nn.Module | None, node: fx.Node, args: tuple) -> None:
-        """Refuse flattened maps of another size than a linear layer behind them was built for."""
-        if not isinstance(module, nn.Linear) or not args or not isinstance(args[0], Tensor):
-            return
-        given = args[0].shape[-1:]
-        before = [n for n in self.values if isinstance(self.traced.module(n), SizedPooling)]
-        if given and given[0] != module.in_features and before:
-            raise FeaturesError(
-                f"{node.target!r} (Linear) takes {module.in_features:,} features, but gets "
-                f"{given[0]:,}, {self._size_before(before[-1])}"
-            )
-
-    def _size_before(self, pooling: fx.Node) -> str:
-        """The map of the last pooling layer before a linear layer, and what to do about it."""
-        size = " x ".join(map(str, self.values[pooling].shape[2:]))
-        return (
-            f"of maps that {pooling.target!r} ({type(self.traced.module(pooling)).__name__}) pools "
-            f"to {size}. If these are flattened maps, strides change their number: put a layer of "
-            "fixed size between, such as nn.AdaptiveAvgPool2d(1), and build the linear layer for "
-            "it; else build it for the features that it gets"
-        )
 
     def _run_on_data(self, node: fx.Node) -> Any:
         """The value of a node that is computed from buffers and parameters alone."""

@@ -1,4 +1,4 @@
-"""The mathematics of pooling one axis: window and sizes, matrices, products, their cache."""
+"""Pooling by matrices and Fourier transforms: the plan of an axis, its matrix, the products."""
 
 from diffstride.spectral.axis_plan import (
     EDGES,

@@ -17,6 +17,7 @@ import gin
 from absl import app, flags
 
 from diffstride._flag_advice import advise_bindings, advise_settings
+from diffstride._wording import suggest
 from diffstride.training import gin_registry, lightning_compat, trainer
 from diffstride.training.files import expand_home
 from diffstride.training.gin_compat import search_path
@@ -25,7 +26,6 @@ from diffstride.training.gin_errors import (
     check_macros,
     check_macros_of_file,
     explain,
-    suggest,
 )
 from diffstride.training.published_gin import check_published_names
 

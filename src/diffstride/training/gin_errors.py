@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from diffstride._wording import suggest
 from diffstride.training import gin_registry
 from diffstride.training.argument_types import shorten
 from diffstride.training.gin_compat import bound_values, macros_defined, macros_used
@@ -108,16 +109,6 @@ def explain(error: BaseException) -> str:
     suggestion = _suggest_name(str(error))
     text = text.rstrip(".") if suggestion else text
     return (text if len(text) <= LONGEST else f"{text[:LONGEST]}…") + suggestion
-
-
-def suggest(name: str, known: Sequence[str]) -> str:
-    """The end of an error about a misspelt name; empty if no known name is like it.
-
-    >>> suggest("workdri", ["workdir", "seed"]), suggest("x", ["workdir"])
-    ("; did you mean 'workdir'?", '')
-    """
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _explain_syntax(error: BaseException) -> str:

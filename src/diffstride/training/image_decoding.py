@@ -12,9 +12,9 @@ import PIL.ImageOps
 import torch
 from torch import Tensor
 
+from diffstride._wording import first_line
 from diffstride.training.data_error import DataError
 from diffstride.training.decoding import Decoder, read_encoded
-from diffstride.training.sources import first_line
 
 # Without this list Pillow tries dozens of formats on every image. torchvision's decoders are faster
 # by half, but deprecated.

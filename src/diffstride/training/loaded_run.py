@@ -15,6 +15,7 @@ from diffstride.training.command_line import configure
 from diffstride.training.files import expand_home
 from diffstride.training.gin_compat import bound_values
 from diffstride.training.network import model_arguments
+from diffstride.training.run_folder import CONFIG
 from diffstride.training.run_summary import SUMMARY, read_summary
 from diffstride.training.sound import SoundFunction, find_sound_function
 
@@ -147,7 +148,7 @@ def _no_run(folder: Path) -> str:
 
 
 def _configured_model(folder: Path) -> Callable[..., nn.Module]:
-    config = folder / "operative_config.gin"
+    config = folder / CONFIG
     if config.exists():
         configure([str(config)])
         for name, argument, value in bound_values():

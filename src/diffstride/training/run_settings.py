@@ -18,6 +18,15 @@ OPTIONAL = ("labels", "mean", "std", "strides", "scheduled")
 """Settings that old runs did not save: a run without them is not compared in them."""
 
 OF_SCHEDULE = ("schedule", "scheduled")
+OFF = {
+    "budget": None,
+    "stride_rule": "gradient",
+    "stride_penalty": 0.0,
+    "weight_averaging": None,
+    "stride_phase": [0.0, 1.0],
+}
+"""Settings that are left out at these values, as runs before them lack them."""
+
 SETS_SCHEDULE = ("num_epochs", "batch_size", "images", "mixup_alpha", "optimizer")
 """Settings from which those `OF_SCHEDULE` follow: the number of steps and the learning rates."""
 
@@ -29,33 +38,23 @@ def describe_run(
     schedule: Callable[..., LRScheduler] | None,
     *,
     num_epochs: int,
-    label_smoothing: float,
-    seed: int,
-    budget: float | None,
-    stride_penalty: float,
-    weight_averaging: float | None,
     stride_phase: tuple[float, float],
-    stride_rule: str,
+    **options: Any,
 ) -> dict[str, Any]:
     """The settings that determine the result of a run, as values for JSON.
 
     Network, optimiser and schedule are described by their ``repr``. Precision, accelerator and
     devices are left out, as a run may be resumed on another machine.
     """
+    options["stride_phase"] = [*stride_phase]
     settings = {
         "dataset": data.name,
         "batch_size": data.train.batch_size,
         **data.settings,
         "num_epochs": num_epochs,
-        "label_smoothing": label_smoothing,
-        "seed": seed,
         "network": repr(network),
         "strides": _all_strides(network),  # repr(network) rounds them
-        **({"budget": budget} if budget else {}),
-        **({"stride_rule": stride_rule} if stride_rule != "gradient" else {}),
-        **({"stride_penalty": stride_penalty} if stride_penalty else {}),
-        **({"weight_averaging": weight_averaging} if weight_averaging is not None else {}),
-        **({"stride_phase": [*stride_phase]} if tuple(stride_phase) != (0, 1) else {}),
+        **{name: value for name, value in options.items() if name not in OFF or value != OFF[name]},
         **_describe_optimization(build_optimizer, schedule, num_epochs * len(data.train)),
     }
     return as_python(settings)

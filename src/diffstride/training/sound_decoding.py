@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from diffstride._extras import require
+from diffstride._wording import first_line
 from diffstride.training.augment_per_image import name_of
 from diffstride.training.data_error import DataError
 from diffstride.training.decoding import Decoder, read_encoded
 from diffstride.training.sound import SoundFunction, log_mel
-from diffstride.training.sources import first_line
 
 MAX_SAMPLES = 2**26  # of all channels; longer recordings are refused before they are decoded
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from diffstride._wording import first_line
 from diffstride.training.class_folders import check_files, find_files, has_folders
 from diffstride.training.data_error import DataError
 from diffstride.training.files import expand_home
@@ -339,10 +340,6 @@ def _order(labels: np.ndarray) -> np.ndarray:
     order = np.arange(len(labels))
     is_sorted = bool((np.diff(labels) >= 0).all())
     return np.random.default_rng(0).permutation(order) if is_sorted else order
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _quoted(names: Iterable[str]) -> str:
