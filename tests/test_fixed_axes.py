@@ -221,6 +221,34 @@ def test_one_axis_after_the_other_is_pinned_where_both_must_stay():
     assert converted.b.pooling.fixed_size == (8, 8)
 
 
+@pytest.mark.parametrize("meets_first", [True, False])
+def test_modules_that_meet_are_pinned_alike_wherever_they_meet(meets_first):
+    def forward(net, x):
+        x = net.a(x)
+        y, z = net.b(x), net.c(x)
+        if meets_first:
+            return net.last(y + z).mean((2, 3)) + net.rows(y.transpose(2, 3)).mean((1, 2))
+        rows = net.rows(y.transpose(2, 3)).mean((1, 2))
+        return net.last(y + z).mean((2, 3)) + rows
+
+    convs = {name: strided() for name in ("a", "b", "c", "last")}
+    net = Net(forward, **convs, rows=nn.Linear(8, 4))
+    converted = convert(net, torch.rand(2, 4, 32, 48))
+    assert converted.b.pooling is converted.c.pooling
+    assert converted.b.pooling.fixed_size == (8, None)
+
+
+def test_a_checkpoint_of_a_version_that_pinned_all_axes(tmp_path):
+    converted = convert(Reader(), SOUND, order="before")
+    expected = converted(SOUND)
+    state = converted.state_dict()
+    del state["body.2.0.pooling.strides"]
+    other = convert(Reader(), SOUND, order="before")
+    with pytest.warns(UserWarning, match=r"no body.2.0.pooling.strides.*they stay \(1.0, 1.0\)"):
+        other.load_state_dict(state)
+    torch.testing.assert_close(other(SOUND), expected)
+
+
 def test_rows_that_join_the_batch_pass_a_pinned_module():
     """Each column becomes a sample of its own in front of a head of one length."""
 
@@ -251,6 +279,22 @@ def test_kept_axes_follow_the_map_before():
     assert not net[0].fixes_size
     assert DiffStride((1.0, 1.0), upper_limit_stride=1.0).fixes_size
     assert DiffStride(cropping=False, straight_through=False).kept_axes == (0, 1)
+
+
+def test_layers_of_the_network_with_kept_axes_among_shared_strides():
+    own = DiffStride((1.0, 1.0), upper_limit_stride=(1.0, None))
+    net = nn.Sequential(strided(), own, strided(), nn.AdaptiveAvgPool2d(1))
+    converted = convert(net, torch.rand(2, 4, 32, 32), shared_stride=True)
+    assert len(stride_layers(converted)) == 3
+
+
+def test_kept_axes_and_shared_strides_exclude_each_other():
+    net = nn.Sequential(strided(), nn.Conv2d(4, 4, 3, stride=(2, 1), padding=1), nn.Linear(16, 3))
+    x = torch.rand(2, 4, 32, 32)
+    converted = convert(net, x, shared_stride=True, keep_ones=True)
+    assert converted[1].pooling.fixed_size == (8, 16)
+    with pytest.raises(ValueError, match="shared_stride needs equal strides, but got"):
+        convert(net[:2], x, order="before", shared_stride=True, keep_ones=True)
 
 
 def test_a_kept_axis_may_meet_the_map_that_it_was_made_of():

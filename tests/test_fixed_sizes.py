@@ -132,6 +132,54 @@ def test_unets_that_pad_odd_maps(kind, size):
         assert tuple(map(int, converted.padded)) == padded
 
 
+def test_a_decoder_that_pads_returns_the_sizes_that_it_had_at_all_input_sizes():
+    net = PaddingUNet(enlargers()["transposed"]).eval()
+    converted = convert(net, torch.rand(2, 4, 30, 41), order="after")
+    ramp = torch.linspace(0, 1, 48)
+    smooth = (ramp[:, None] + ramp.cos()).expand(1, 4, 48, 48)
+    for rows, columns in ((30, 41), (30, 42), (32, 32), (47, 47)):
+        x = smooth[..., :rows, :columns]
+        assert converted(x).shape == net(x).shape
+        assert tuple(map(int, converted.padded)) == tuple(map(int, net.padded))
+
+
+def test_an_autoencoder_of_odd_maps_returns_the_sizes_that_it_had():
+    ups = [nn.ConvTranspose2d(4, 4, 2, 2) for _ in range(2)]
+    net = nn.Sequential(strided(), nn.ReLU(), strided(), *ups)
+    converted = convert(net, torch.rand(1, 4, 37, 50))
+    assert converted.conversion.mirrors == {"3": ("2",)}
+    for size in ((37, 50), (64, 64), (36, 48), (40, 50), (39, 41)):
+        x = torch.rand(1, 4, *size)
+        assert converted(x).shape == net(x).shape
+
+
+@pytest.mark.parametrize("length", [61, 100, 256])
+def test_a_decoder_without_padding_to_which_the_skip_is_cut(length):
+    def forward(net, x):
+        a = net.a(x)
+        y = net.again(net.b(a))
+        return net.last(y + a[..., : y.shape[-1]])
+
+    down = {name: nn.Conv1d(c, 8, 8, stride=4) for name, c in (("a", 2), ("b", 8))}
+    up = {name: nn.ConvTranspose1d(8, c, 8, stride=4) for name, c in (("again", 8), ("last", 2))}
+    net, x = Net(forward, **down, **up), torch.rand(2, 2, length)
+    converted = convert(net, x)
+    assert converted(x).shape == net(x).shape
+
+
+def test_an_enlarging_module_mirrors_maps_of_as_many_axes():
+    def forward(net, x):
+        x = net.a(x)
+        rows = net.rows(x.mean(3))
+        return net.up(net.b(x)) + rows.mean(2)[..., None, None]
+
+    rows = nn.Conv1d(4, 4, 3, stride=2, padding=1)
+    net = Net(forward, a=strided(), b=strided(), rows=rows, up=nn.Upsample(scale_factor=2))
+    converted = convert(net, X)
+    assert converted.conversion.mirrors == {"up": ("b",)}
+    assert converted(X).shape == net(X).shape
+
+
 class DeepSupervision(nn.Module):
     """One module enlarges at all places, at one more in training, and in a part alone."""
 

@@ -41,6 +41,7 @@ from diffstride.cost.multiply_adds import MultiplyAdds
 from diffstride.graph.example_inputs import also_named_example_inputs, as_inputs
 from diffstride.graph.fake_run import NetworkRun, NetworkRunError, run_network
 from diffstride.graph.leaf_modules import Leaf, as_leaves
+from diffstride.graph.mirror import Mirror
 from diffstride.graph.network_copies import Model, check_unwrapped, deep_copy
 from diffstride.graph.restoring import restoring
 from diffstride.graph.stride_conflicts import StrideConflictError
@@ -168,7 +169,8 @@ def convert(
     found = _find(model, converted, example, search)
     if not found.groups:
         _check_as_before(model, options)
-    _warn_of_conflicts(model, found)
+    if filter_fn is None:
+        _warn_of_conflicts(model, found)
     _record(converted, found, example, options)
     layer_options = {name: options[name] for name in LAYER_OPTIONS}
     _attach_layers(found, partial(_new_pooling, **layer_options))
@@ -206,7 +208,7 @@ class Found(NamedTuple):
 
     trace: Trace
     groups: list[PooledGroup]
-    mirrors: dict[fx.Node, fx.Node]
+    mirrors: dict[fx.Node, Mirror]
     left_out: dict[str, str]
     conflicts: list[str]
 
@@ -246,7 +248,8 @@ def _find_in(model: nn.Module, traced: Trace, search: Search) -> Found:
         traced, search.filter_fn, names, search.patchify, search.leaf_modules
     )
     for call in calls:
-        call.kept = _kept_axes(call.strides, search.keep_ones, search.upper_limit_stride)
+        if not search.shared_stride:
+            call.kept = _kept_axes(call.strides, search.keep_ones, search.upper_limit_stride)
     place(calls, traced, search.order, search.min_channels)
     pool_whole_maps(traced)
     without_calls = list(left_out)
@@ -284,8 +287,8 @@ def _warn_of_conflicts(model: nn.Module, found: Found) -> None:
     if found.conflicts and [call.placement for call in calls] == ["on top"]:
         warnings.warn(
             f"of this {type(model).__name__} only {calls[0].name!r} learns, on top of its stride: "
-            f"{counted(len(found.conflicts), 'other strided module')} cannot share strides and "
-            "stay as they are (diffstride.report says why)",
+            f"{counted(len(found.conflicts), 'other strided module')} cannot share strides "
+            "(diffstride.report says why)",
             stacklevel=5,  # the caller of convert, behind its two decorators
         )
 
@@ -320,8 +323,8 @@ def _record(converted: nn.Module, found: Found, example: Any, options: dict[str,
     for call in calls:
         conversion.strides[call.name] = stride_of(call.module, len(call.strides))
         conversion.placements[call.name] = call.placement
-    for enlarging, mirrored in found.mirrors.items():
-        name, of = str(enlarging.target), str(mirrored.target)
+    for enlarging, mirror in found.mirrors.items():
+        name, of = str(enlarging.target), str(mirror.call.target)
         conversion.mirrors[name] = (*conversion.mirrors.get(name, ()), of)
     converted.conversion = conversion  # type: ignore[assignment]
 

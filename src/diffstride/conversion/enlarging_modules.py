@@ -3,9 +3,8 @@
 The decoder of a U-Net doubles a map as often as its encoder has halved it, and joins the result
 with a map of the encoder. Once strides learn, twice a map's size is no longer the size that it had.
 So each module that enlarges *mirrors* a strided module before it: it returns the size of the map
-that went into that one. Where a stride has rounded an odd size, what is enlarged may have some
-samples more or less than that map, its *margin*, which is padded or cropped behind it. The margin
-stays.
+that went into that one. Where that is not the size that it had, as a stride has rounded, it returns
+what it would at the strides that the network had (`diffstride.graph.mirror`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +23,9 @@ from diffstride.conversion.pooled_module import Slot
 from diffstride.conversion.strided_call import StridedCall
 from diffstride.conversion.strided_modules import maps_of
 from diffstride.graph.leaf_modules import TracedInto
-from diffstride.graph.stride_groups import source_of, with_sources
+from diffstride.graph.mirror import Mirror, RoundTrip, mirrored_size
+from diffstride.graph.stride_conflicts import SizeMismatchError
+from diffstride.graph.stride_groups import StrideGroups, source_of, with_sources
 from diffstride.graph.tracer import Trace
 
 ENLARGING = (nn.Upsample, ConvTranspose, nn.PixelShuffle)
@@ -43,14 +44,14 @@ class Mirroring(Mixin, TracedInto):
     Attributes:
         sizes: a slot for each call in a pass, into which the mirrored module writes the sizes of
             its input and its output. While it is empty, the module enlarges as it did.
-        margins: how many samples more than went into the mirrored module each call returns, along
-            each axis; empty if all return as many.
+        trips: how the size of each call follows from that of the input, if it is another; empty if
+            all are the same.
         calls, call_index: how many calls a pass has, and how many of them have been made.
     """
 
     class_prefix = "Mirroring"
     sizes: list[Slot]
-    margins: Sequence[Sequence[int]] = ()
+    trips: Sequence[Sequence[RoundTrip]] = ()
     calls: int
     call_index: int
 
@@ -58,9 +59,7 @@ class Mirroring(Mixin, TracedInto):
         index = self._index_of_call(x)
         if not self.sizes[index]:
             return super().forward(x, *args, **kwargs)  # type: ignore[misc]
-        size = self.sizes[index][0]
-        if self.margins and any(self.margins[index]):
-            size = tuple(n + more for n, more in zip(size, self.margins[index], strict=True))
+        size = mirrored_size(self.sizes[index][0], self.trips[index] if self.trips else ())
         if isinstance(self, nn.Upsample):
             return F.interpolate(x, size, mode=self.mode, align_corners=self.align_corners)
         # Without the size that a transposed convolution may be given, which it mirrors.
@@ -87,7 +86,7 @@ def resize_linearly(x: Tensor, size: Sequence[int]) -> Tensor:
     return LINEAR[len(x.shape) - 2](x, size, False)
 
 
-def find_mirrors(trace: Trace, calls: Sequence[StridedCall]) -> dict[fx.Node, fx.Node]:
+def find_mirrors(trace: Trace, calls: Sequence[StridedCall]) -> dict[fx.Node, Mirror]:
     """Each enlarging call, and the strided call it mirrors.
 
     That is the last one before it whose input has the size that the enlarging call returns. If
@@ -100,11 +99,11 @@ def find_mirrors(trace: Trace, calls: Sequence[StridedCall]) -> dict[fx.Node, fx
     strides = {call.node: call.strides for call in calls}
     found = {node: _mirrored(trace, node, nodes, strides) for node in enlarging}
     # A module that is called several times has to know for each call.
-    unknown = {trace.module(node) for node, call in found.items() if call is None}
+    unknown = {trace.module(node) for node, mirror in found.items() if mirror is None}
     return {
-        node: call
-        for node, call in found.items()
-        if call is not None and trace.module(node) not in unknown
+        node: mirror
+        for node, mirror in found.items()
+        if mirror is not None and trace.module(node) not in unknown
     }
 
 
@@ -113,55 +112,71 @@ def _mirrored(
     node: fx.Node,
     calls: Iterable[fx.Node],
     strides: Mapping[fx.Node, Sequence[int]],
-) -> fx.Node | None:
+) -> Mirror | None:
+    """The first of these calls that precedes an enlarging call and that it mirrors."""
 
     def size(of: fx.Node) -> tuple[int, ...]:
         return tuple(trace.values[of].shape[2:])
 
-    """The first of these calls that precedes an enlarging call and that it mirrors."""
     sources = set(with_sources(node))
     before = [call for call in calls if call in sources and len(size(call)) == len(size(node))]
     for call in before:
-        if not any(_margin(trace, node, call)):
-            return call
+        if size(source_of(call)) == size(node):
+            return Mirror(call)
     for call in before:
-        reversed_sizes = trace.values[call].shape[2:] == trace.values[source_of(node)].shape[2:]
-        margins = zip(_margin(trace, node, call), strides[call], strict=True)
-        if reversed_sizes and all(abs(margin) < stride for margin, stride in margins):
-            return call
+        margins = [a - b for a, b in zip(size(node), size(source_of(call)), strict=True)]
+        is_less = all(abs(m) < stride for m, stride in zip(margins, strides[call], strict=True))
+        if is_less and size(call) == size(source_of(node)):
+            return _with_trips(trace, node, call, strides[call])
     return None
 
 
-def _margin(trace: Trace, node: fx.Node, mirrored: fx.Node) -> tuple[int, ...]:
-    """How many samples more an enlarging call returns than go into the call that it mirrors."""
-    sizes = trace.values[node].shape[2:], trace.values[source_of(mirrored)].shape[2:]
-    return tuple(returned - taken for returned, taken in zip(*sizes, strict=True))
+def _with_trips(
+    trace: Trace, node: fx.Node, call: fx.Node, strides: Sequence[int]
+) -> Mirror | None:
+    """The mirror of a call whose stride has rounded the size; None if sizes follow another law."""
+    groups = StrideGroups(trace, [], mirrors={node: Mirror(call)})
+    trips = []
+    for axis, stride in enumerate(strides, start=2):
+        given, shortened, enlarged = (
+            trace.values[each].shape[axis] for each in (source_of(call), call, node)
+        )
+        try:
+            grown = [groups.probe(call, source_of(call), axis, i)[axis] for i in range(1 + stride)]
+            factor = groups.probe(node, source_of(node), axis, 1)[axis] - enlarged
+        except SizeMismatchError:
+            return None
+        if grown[0] != shortened or grown[-1] != shortened + 1:
+            return None
+        phase = sum(each > shortened for each in grown) - 1
+        trips.append(RoundTrip(given, enlarged, stride, factor, phase))
+    return Mirror(call, tuple(trips))
 
 
-def attach_mirrors(trace: Trace, mirrors: Mapping[fx.Node, fx.Node]) -> None:
+def attach_mirrors(trace: Trace, mirrors: Mapping[fx.Node, Mirror]) -> None:
     """Have enlarging modules return the size that goes into pooled modules, in place.
 
     Args:
         trace: the network before it was pooled.
         mirrors: as from `find_mirrors`.
     """
-    calls = calls_of(trace, [*mirrors, *mirrors.values()])
+    calls = calls_of(trace, [*mirrors, *(mirror.call for mirror in mirrors.values())])
     for module, nodes in calls.items():
         slots: list[Any] = [[] for _ in nodes]
         if nodes[0] in mirrors:
             mix_in(module, Mirroring)
             module.sizes = slots  # type: ignore[assignment]
-            module.margins = [  # type: ignore[assignment]
-                _margin(trace, node, mirrors[node]) if node in mirrors else () for node in nodes
+            module.trips = [  # type: ignore[assignment]
+                mirrors[node].trips if node in mirrors else () for node in nodes
             ]
         else:
             module.slots = slots  # type: ignore[assignment]
         set_calls(module, len(nodes))
-    for node, mirrored in mirrors.items():
+    for node, mirror in mirrors.items():
         enlarging: Any = trace.module(node)
-        pooled: Any = trace.module(mirrored)
+        pooled: Any = trace.module(mirror.call)
         slot = enlarging.sizes[calls[enlarging].index(node)]
-        pooled.slots[calls[pooled].index(mirrored)].append(slot)
+        pooled.slots[calls[pooled].index(mirror.call)].append(slot)
 
 
 def _enlarges(trace: Trace, node: fx.Node) -> bool:

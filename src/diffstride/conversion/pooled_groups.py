@@ -11,6 +11,7 @@ from diffstride.conversion.enlarging_modules import find_mirrors
 from diffstride.conversion.pooled_module import CropPad
 from diffstride.conversion.strided_call import StridedCall, common_size
 from diffstride.graph.fake_run import shapes_of
+from diffstride.graph.mirror import Mirror
 from diffstride.graph.moved_strides import find_groups_at_all_strides, least_factor
 from diffstride.graph.stride_conflicts import (
     SizeMismatchError,
@@ -71,7 +72,7 @@ def group_calls(
     left_out: dict[str, str],
     include: tuple[str, ...],
     square: bool,
-) -> tuple[list[PooledGroup], dict[fx.Node, fx.Node]]:
+) -> tuple[list[PooledGroup], dict[fx.Node, Mirror]]:
     """Group calls that share a layer; those whose strides conflict are added to ``left_out``.
 
     Where an operation accepts maps of one size only, the calls before it are pinned: along the axes

@@ -22,11 +22,13 @@ from torch import Tensor, fx, nn
 
 from diffstride._wording import one_line
 from diffstride.graph.fake_run import first_argument, shapes_only
+from diffstride.graph.mirror import Mirror, mirrored_size
 from diffstride.graph.perturbed_sizes import REMAINDERS, Dim, draw_growths, proportional
 from diffstride.graph.restoring import restoring
 from diffstride.graph.slices import axis_slices, with_all_samples
 from diffstride.graph.stride_conflicts import (
     SizeMismatchError,
+    StrideConflictError,
     last_calls,
     raise_conflict,
 )
@@ -59,11 +61,18 @@ def unlearned_axes(layer: SizedPooling) -> UnlearnedAxes:
 class StrideGroups:
     """Groups of resizing calls that share a stride, and the sizes in perturbed runs.
 
+    Args:
+        trace: the traced network.
+        calls: the resizing calls, in order of execution.
+        unlearned: the axes of calls that learn no stride; by default all learn.
+        mirrors: calls that enlarge their map, each with the call that it mirrors.
+        square: whether all axes share a stride, so that square maps stay square.
+
     Attributes:
         trace: the traced network.
         leaders: the first call of the group, for each resizing call that learns some axis.
         unlearned: the axes of each resizing call that learn no stride.
-        mirrors, square: as for `find_stride_groups`.
+        mirrors, square: as given; ``square`` only if all maps are.
         stored_slices: the slices of stored tensors, which are long enough in a perturbed run.
         growths: by how many samples the maps of a leader grow along each axis that learns, in the
             last run.
@@ -75,7 +84,7 @@ class StrideGroups:
         trace: Trace,
         calls: Iterable[fx.Node],
         unlearned: Mapping[fx.Node, UnlearnedAxes] | None = None,
-        mirrors: Mapping[fx.Node, fx.Node] | None = None,
+        mirrors: Mapping[fx.Node, Mirror] | None = None,
         square: bool = False,
     ) -> None:
         self.trace = trace
@@ -106,8 +115,9 @@ class StrideGroups:
 
     def _like(self, leader: fx.Node, axis: int) -> tuple[fx.Node, int]:
         """The first axis that grows like this one: of a square map with one stride, both do."""
-        sizes = self.trace.values[leader].shape[2:]
-        return leader, sizes.index(sizes[axis]) if self.square else axis
+        sizes, axes = self.trace.values[leader].shape[2:], self.learned_axes(leader)
+        like = [each for each in axes if sizes[each] == sizes[axis]]
+        return leader, like[0] if self.square else axis
 
     def _pools_square_maps(self, call: fx.Node) -> bool:
         maps = (self.trace.values[node] for node in (call, *call.all_input_nodes))
@@ -184,7 +194,7 @@ class StrideGroups:
     def refused_axes(self, node: fx.Node, leader: fx.Node) -> tuple[int, ...]:
         """The axes of a group's maps of which a node takes no other length, each tried alone."""
         nodes = list(self.trace.graph.nodes)
-        before = nodes[: nodes.index(node) + 1]
+        between = nodes[nodes.index(leader) : nodes.index(node) + 1]
 
         def refuses(axis: int) -> bool:
             def length(call: fx.Node, at: int) -> int:
@@ -192,7 +202,7 @@ class StrideGroups:
                 return self._given_length(call, at) + self.growths[leader, axis] * grows
 
             try:
-                run_with_sizes(self, before, Run({}, {}), length)
+                run_with_sizes(self, between, Run({}, {}), length)
             except SizeMismatchError:
                 return True
             return False
@@ -213,9 +223,7 @@ def find_stride_groups(trace: Trace, calls: Iterable[fx.Node], **options: Any) -
     Args:
         trace: the traced network.
         calls: the resizing calls, in order of execution.
-        **sizes: what else sets sizes. ``unlearned``: the `UnlearnedAxes` of calls, none by default.
-            ``mirrors``: calls that enlarge their map, each with the call to the size of whose
-            input. ``square``: whether all axes share a stride, so that square maps stay square.
+        **options: ``unlearned``, ``mirrors`` and ``square`` of `StrideGroups`.
 
     Raises:
         StrideConflictError: if two maps meet and only one follows a stride; it holds the calls to
@@ -348,16 +356,17 @@ def _resized_output(
 
 def _depends_on_sizes(groups: StrideGroups, node: fx.Node, run: Run) -> bool:
     """Whether a node takes what a run has computed, or mirrors its size."""
-    mirrored = groups.mirrors.get(node)
-    more = [] if mirrored is None else [source_of(mirrored)]
+    mirror = groups.mirrors.get(node)
+    more = [] if mirror is None else [source_of(mirror.call)]
     return any(source in run.values for source in (*node.all_input_nodes, *more))
 
 
 def _mirrored(groups: StrideGroups, node: fx.Node, values: Mapping[fx.Node, Any]) -> Tensor:
     """The output of an enlarging call, which follows the input size of the call that it mirrors."""
-    mirrored, of_trace = source_of(groups.mirrors[node]), groups.trace.values
-    shapes = of_trace[node].shape, values[mirrored].shape, of_trace[mirrored].shape
-    size = [out + now - before for out, now, before in list(zip(*shapes, strict=True))[2:]]
+    mirror = groups.mirrors[node]
+    size = mirrored_size(values[source_of(mirror.call)].shape[2:], mirror.trips)
+    if min(size) < 1:
+        raise SizeMismatchError(node, [], "it would return an empty map")
     return values[node].new_empty((*values[node].shape[:2], *size))
 
 
@@ -433,6 +442,7 @@ def _merge(groups: StrideGroups, mismatch: SizeMismatchError) -> fx.Node:
     if not _can_share(groups, origins):
         blamed = mismatch.blamed or blamed
         last = [] if mismatch.blamed else last_calls(groups, mismatch.node)
+        _check_fixed_alike(groups, mismatch, last)
         if len(last) < 2 or len({_maps_of(groups, call) for call in last}) > 1:
             raise_conflict(groups, mismatch, blamed)
         blamed = last[:2]
@@ -440,6 +450,23 @@ def _merge(groups: StrideGroups, mismatch: SizeMismatchError) -> fx.Node:
     for call, leader in groups.leaders.items():
         groups.leaders[call] = keep if leader is drop else leader
     return drop
+
+
+def _check_fixed_alike(
+    groups: StrideGroups, mismatch: SizeMismatchError, leaders: list[fx.Node]
+) -> None:
+    """Where maps of one size meet, and an axis of one alone is fixed, that of all has to be.
+
+    Raises:
+        StrideConflictError: with the calls of all these groups, to be pinned along that axis.
+    """
+    fixed = {groups.unlearned[leader].fixed for leader in leaders}
+    if len(fixed) > 1 and len({groups.trace.values[each].shape[2:] for each in leaders}) == 1:
+        raise StrideConflictError(
+            f"{groups.trace.label(mismatch.node)} adds or joins maps of which one has a fixed axis",
+            to_pin=[call for call, leader in groups.leaders.items() if leader in leaders],
+            axes=frozenset().union(*fixed),
+        )
 
 
 def _can_share(groups: StrideGroups, origins: list[tuple[Dim, tuple[fx.Node, int]]]) -> bool:
