@@ -238,6 +238,20 @@ def test_modules_that_meet_are_pinned_alike_wherever_they_meet(meets_first):
     assert converted.b.pooling.fixed_size == (8, None)
 
 
+def test_a_module_that_meets_a_layer_of_the_network_with_a_fixed_axis_shares_it():
+    def forward(net, x):
+        x = net.a(x)
+        return net.last(net.own(x) + net.b(x))
+
+    own = DiffStride((2.0, 1.0), fixed_size=(None, 8))
+    net = Net(forward, a=strided(), own=own, b=strided(), last=strided())
+    x = torch.rand(2, 4, 32, 32)
+    converted = convert(net, x)
+    assert converted.b.pooling is converted.own
+    converted.own.strides.data[0] = 3.0
+    assert converted(x).shape == (2, 4, 3, 4)
+
+
 def test_a_checkpoint_of_a_version_that_pinned_all_axes(tmp_path):
     converted = convert(Reader(), SOUND, order="before")
     expected = converted(SOUND)

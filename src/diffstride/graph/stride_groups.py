@@ -458,14 +458,18 @@ def _check_fixed_alike(
     """Where maps of one size meet, and an axis of one alone is fixed, that of all has to be.
 
     Raises:
-        StrideConflictError: with the calls of all these groups, to be pinned along that axis.
+        StrideConflictError: with the calls of these groups, to be pinned where they are not.
     """
     fixed = {groups.unlearned[leader].fixed for leader in leaders}
     if len(fixed) > 1 and len({groups.trace.values[each].shape[2:] for each in leaders}) == 1:
+        label = groups.trace.label(mismatch.node)
+        axes = frozenset().union(*fixed)
+        calls = [call for call, leader in groups.leaders.items() if leader in leaders]
         raise StrideConflictError(
-            f"{groups.trace.label(mismatch.node)} adds or joins maps of which one has a fixed axis",
-            to_pin=[call for call, leader in groups.leaders.items() if leader in leaders],
-            axes=frozenset().union(*fixed),
+            f"{label} adds or joins maps of which one alone has a length that stays",
+            calls,
+            to_pin=[call for call in calls if groups.unlearned[call].fixed != axes],
+            axes=axes,
         )
 
 
