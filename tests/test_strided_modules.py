@@ -56,7 +56,8 @@ class Functional(nn.Module):
 
 def test_strides_of_functions_without_a_module_stay_and_are_reported():
     x = torch.rand(IMAGE)
-    model = convert(Functional(), x)
+    with pytest.warns(UserWarning, match="of this Functional only 'last' learns, on top of its"):
+        model = convert(Functional(), x)
     assert model.conversion.left_out == {
         "lp_pool2d in the model itself": "a function, whose stride stays: call a module "
         "instead to convert it",
