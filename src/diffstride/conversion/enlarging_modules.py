@@ -124,9 +124,9 @@ def _mirrored(
         if size(source_of(call)) == size(node):
             return Mirror(call)
     for call in before:
-        margins = [a - b for a, b in zip(size(node), size(source_of(call)), strict=True)]
-        is_less = all(abs(m) < stride for m, stride in zip(margins, strides[call], strict=True))
-        if is_less and size(call) == size(source_of(node)):
+        axes = zip(size(node), size(source_of(call)), strides[call], strict=True)
+        within_a_stride = all(abs(n - taken) < stride for n, taken, stride in axes)
+        if within_a_stride and size(call) == size(source_of(node)):
             return _with_trips(trace, node, call, strides[call])
     return None
 

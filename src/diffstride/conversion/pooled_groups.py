@@ -89,12 +89,11 @@ def group_calls(
     Returns:
         The groups, and the strided call that each enlarging call mirrors.
     """
-    layers = _layers_called(traced)
+    layers, mirrors = _layers_called(traced), find_mirrors(traced, calls)
     pinned: list[Pinned] = []
     while True:
         by_node = {call.node: call for call in calls}
         unlearned = layers | {node: _unlearned(call, pinned) for node, call in by_node.items()}
-        mirrors = find_mirrors(traced, calls)
         try:
             found = find_groups_at_all_strides(
                 traced,
@@ -117,6 +116,7 @@ def group_calls(
             _refuse_included([by_node[n] for n in error.calls if n in by_node], include, error)
             left_out.update(dict.fromkeys(sorted(names), str(error)))
             calls = [call for call in calls if call.name not in names]
+            mirrors = find_mirrors(traced, calls)
             left = {call.node for call in calls}
             kept = [Pinned([n for n in each.calls if n in left], each.axes) for each in pinned]
             pinned = [each for each in kept if each.calls]
