@@ -19,6 +19,7 @@ from diffstride import (
     report,
     stride_layers,
 )
+from diffstride.conversion.pooled_module import CropPad, attach_pooling
 
 X = torch.rand(2, 3, 24, 30, dtype=torch.float64)
 SOUND = torch.rand(2, 1, 32, 40)
@@ -261,6 +262,12 @@ def test_a_checkpoint_of_a_version_that_pinned_all_axes(tmp_path):
     with pytest.warns(UserWarning, match=r"no body.2.0.pooling.strides.*they stay \(1.0, 1.0\)"):
         other.load_state_dict(state)
     torch.testing.assert_close(other(SOUND), expected)
+
+
+def test_a_pooling_of_torch_in_the_place_of_a_layer_is_loaded():
+    conv = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+    attach_pooling(conv, nn.AvgPool2d(2), [CropPad(), CropPad()])
+    conv.load_state_dict(conv.state_dict())
 
 
 def test_rows_that_join_the_batch_pass_a_pinned_module():

@@ -128,14 +128,14 @@ class Pooled(Mixin):
             if getattr(pooling, "loaded_with", None) is lists[-1]:
                 for name, value in pooling.state_dict().items():
                     state_dict.setdefault(f"{prefix}{layer}.{name}", value)
-            elif pooling.fixed_axes and f"{prefix}{layer}.strides" not in state_dict:
+            elif getattr(pooling, "fixed_axes", ()):
                 self._keep_strides(pooling, state_dict, f"{prefix}{layer}.strides")
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, *lists)
 
     def _keep_strides(self, pooling: Any, state_dict: dict[str, Any], name: str) -> None:
         """Keep the strides of a layer that a checkpoint lacks, as 0.2 pinned all axes."""
         own = pooling.state_dict().get("strides")
-        if own is not None:
+        if own is not None and name not in state_dict:
             warnings.warn(
                 f"the checkpoint has no {name}, as of a version that pinned all axes of this "
                 f"module: they stay {pooling.stride_values()}, at which maps of the example's size "
