@@ -32,6 +32,7 @@ from benchmarks.common import append_row, read_rows, select
 from benchmarks.machine import ROOT, environment
 from benchmarks.tables import table
 from diffstride import CostBudget, MultiplyAdds, stride_layers
+from diffstride.cost.rise_measurements import undisturbed
 from diffstride.cost.smaller_maps import smaller_maps
 from diffstride.spectral.axis_plan import Axis
 from diffstride.training import gin_registry, lightning_compat
@@ -211,6 +212,18 @@ def shown(estimate: dict[str, float] | None) -> str:
     return f"{number:+.1f} ± {error:.1f}".replace("-", "−")
 
 
+def without_disturbance(row: Row) -> dict[str, float]:
+    """The rise with one sample less as measured strides count it, see `undisturbed`."""
+    change = log(row["output_size"] / (row["output_size"] - 1))
+    return {key: undisturbed(each, change) for key, each in row["one_less"].items()}
+
+
+def average(*estimates: dict[str, float]) -> dict[str, float]:
+    """The mean of independent estimates."""
+    error = sum(each["error"] ** 2 for each in estimates) ** 0.5 / len(estimates)
+    return {"mean": mean(each["mean"] for each in estimates), "error": error}
+
+
 def worth(row: Row, share: float) -> str:
     """The loss of a smaller map once adapted, in thousandths, by what a hundredth of MACs buys."""
     found = row["adapted"]
@@ -236,9 +249,7 @@ def summary_table(rows: Sequence[Row]) -> str:
     for first, second in zip(rows[::2], rows[1::2], strict=True):
 
         def both(key: str, first: Row = first, second: Row = second) -> str:
-            pair = first[key], second[key]
-            error = sum(each["error"] ** 2 for each in pair) ** 0.5 / 2
-            return shown({"mean": mean(each["mean"] for each in pair), "error": error})
+            return shown(average(first[key], second[key]))
 
         lines.append(
             [
@@ -246,13 +257,15 @@ def summary_table(rows: Sequence[Row]) -> str:
                 str(first["epoch"]),
                 f"{first['size']} → {first['output_size']}",
                 *map(both, ("by_gradient", "measured", "one_less", "one_more")),
+                shown(average(*map(without_disturbance, (first, second)))),
                 shown(first["adapted"]),
                 worth(first, shares[first["start"]][first["layer"]]),
             ]
         )
     header = ["start", "epoch", "map", "by the gradient", "measured"]
-    changes = ["one sample less", "one more", "one less, adapted", "adapted, for a hundredth"]
-    return table([*header, *changes], lines)
+    changes = ["one sample less", "one more", "one less, undisturbed"]
+    adapted = ["one less, adapted", "adapted, for a hundredth"]
+    return table([*header, *changes, *adapted], lines)
 
 
 def agreement(rows: Sequence[Row]) -> str:

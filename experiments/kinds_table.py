@@ -48,7 +48,7 @@ KINDS = (
         Kind(
             f"digits: {title}",
             ("fsdd", recipe, usual),
-            ("fsdd", f"{recipe}, measured strides"),
+            ("fsdd", f"{recipe}, measured strides, raw rises"),
             (usual, poor),
             "fsdd",
         )

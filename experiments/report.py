@@ -24,11 +24,12 @@ from experiments.grid import Paths
 from experiments.markdown import replace_tables, table_names
 from experiments.questions import QUESTIONS, plot_question, select
 from experiments.results import Row, initial_strides
+from experiments.size_worth import size_worth_table
 from experiments.strip_plot import plot_strips, strips
 from experiments.tables import DETAILS, TABLES, tables_with_legend
 
 PICTURES, STRIP, QUESTION = "pictures", "strip", "question"
-STRIDES_OF_FOLDS = "strides-of-folds"
+STRIDES_OF_FOLDS, SIZE_WORTH = "strides-of-folds", "size-worth"
 IMAGES = "images"
 COSTS, STRIDES, GUESSED = "accuracy_against_cost.png", "learned_strides.png", "guesses.png"
 NO_RESULTS = "No results yet: `python3 -m experiments.table` makes them."
@@ -76,8 +77,8 @@ def parse_name(name: str) -> tuple[str, list[str]]:
             known = ", ".join(QUESTIONS)
             raise ValueError(f"there is no question {recipes!r}: expected one of {known}")
         return kind, []
-    if kind not in (*TABLES, *DRAWN, STRIDES_OF_FOLDS):
-        known = ", ".join((*TABLES, *DRAWN, QUESTION, STRIDES_OF_FOLDS))
+    if kind not in (*TABLES, *DRAWN, STRIDES_OF_FOLDS, SIZE_WORTH):
+        known = ", ".join((*TABLES, *DRAWN, QUESTION, STRIDES_OF_FOLDS, SIZE_WORTH))
         raise ValueError(f"there is no table {name!r}: expected one of {known}, and a recipe")
     return kind, [recipe.strip() for recipe in recipes.split(";") if recipe.strip()]
 
@@ -101,6 +102,8 @@ def table_text(name: str, rows: Iterable[Row], pictures: str = IMAGES) -> str:
         question = name.partition(" ")[2]
         select(QUESTIONS[question], entries)
         return f"![{QUESTIONS[question].title}]({pictures}/{_file_of(name)})"
+    if kind == SIZE_WORTH:
+        return size_worth_table(entries)
     if kind == STRIDES_OF_FOLDS:
         return f"![Strides learned in each fold]({pictures}/{_file_of(name)})"
     if kind == STRIP:

@@ -70,6 +70,14 @@ def known_loss(budget, weights):
     return loss
 
 
+def measured_worth(budget, weights):
+    """What `known_loss` is worth, measured by one sample less on each axis."""
+    found = smaller_maps(budget.space, budget.in_use)
+    return {
+        (name, i): weights[name] / (1 + 5 * smaller.step) for (name, i), smaller in found.items()
+    }
+
+
 def learn(budget, loss, steps=48, **options):
     strides = MeasuredStrides(budget, steps, **options)
     for _ in range(steps):
@@ -85,8 +93,9 @@ def test_each_map_gets_the_share_of_the_cost_that_it_is_worth(start, share):
     learn(budget, lambda: loss() - 10.0, decisions=24)  # without a prior
     saved = smaller_maps(budget.space, budget.in_use)
     own = {name: saved[name, 0].cost + saved[name, 1].cost for name in (FIRST, LAST)}
-    # Maps rest where no exchange of samples brings a tenth more.
-    assert own[FIRST] / sum(own.values()) == pytest.approx(share, abs=0.1)
+    # Maps rest where no exchange of samples brings a tenth more, and of a map of 15 samples a
+    # multiply-add of the next one brings an eighth less than one of the last.
+    assert own[FIRST] / sum(own.values()) == pytest.approx(share, abs=0.11)
 
 
 @pytest.mark.parametrize(("scale", "moves"), [(1.0, True), (0.01, False)])
@@ -113,10 +122,11 @@ def test_worth_is_the_rise_and_a_share_of_the_loss():
     weights = {FIRST: 0.7, LAST: 0.2}
     loss = known_loss(budget, weights)
     level, total = loss().item(), budget.cost.value()
+    measured = measured_worth(budget, weights)
     strides = learn(budget, loss, steps=2, decisions=1)
     mean_cost = sum(each.cost for each in strides.worth.values()) / len(strides.worth)
-    for (name, _), worth in strides.worth.items():
-        expected = weights[name] + 0.3 * level * mean_cost / total
+    for key, worth in strides.worth.items():
+        expected = measured[key] + 0.3 * level * mean_cost / total
         assert worth.mean == pytest.approx(expected, rel=1e-3)
 
 
@@ -124,10 +134,11 @@ def test_at_most_ten_times_the_measured_worth_is_added():
     """So strides far from good ones move although all rises are small for the loss."""
     budget = CostBudget(chain(), IMAGES)
     weights = {FIRST: 1e-3, LAST: 0.0}
+    measured = measured_worth(budget, weights)
     strides = learn(budget, known_loss(budget, weights), steps=2, decisions=1)
-    mean = 2 * weights[FIRST] / len(strides.worth)
-    for (name, _), worth in strides.worth.items():
-        assert worth.mean == pytest.approx(weights[name] + MOST_TIMES_MEASURED * mean, rel=0.01)
+    mean = sum(measured.values()) / len(measured)
+    for key, worth in strides.worth.items():
+        assert worth.mean == pytest.approx(measured[key] + MOST_TIMES_MEASURED * mean, rel=0.01)
 
 
 def test_a_state_that_measured_other_maps_starts_measuring_anew():
@@ -243,13 +254,16 @@ def test_without_any_worth_there_is_no_prior():
 
 
 def test_a_smaller_map_saves_what_the_network_costs_less():
+    """A sixteenth of the map is left out, and a sample at least."""
     budget = CostBudget(chain((1.9, 2.3)), IMAGES)
     sizes = flat_sizes(budget)
+    samples = {(FIRST, 0): 2, (FIRST, 1): 2, (LAST, 0): 1, (LAST, 1): 1}
+    assert [sizes[key] for key in samples] == [34, 34, 15, 15]
     for key, smaller in smaller_maps(budget.space, budget.in_use).items():
         strides = {name: [math.exp(at) for at in logs] for name, logs in smaller.logs.items()}
         axes = budget.cost.evaluate(strides)[1]
         found = {(name, i): axis.output_size for name in axes for i, axis in enumerate(axes[name])}
-        assert found == {**sizes, key: sizes[key] - 1}
+        assert found == {**sizes, key: sizes[key] - samples[key]}
         assert smaller.step == pytest.approx(math.log(sizes[key] / found[key]))
         saved = budget.cost.value() - budget.cost.value(strides)
         assert smaller.cost * smaller.step == pytest.approx(saved)
@@ -290,9 +304,10 @@ def test_maps_that_shrink_along_count_with_what_they_save():
 
 def test_a_negative_loss_counts_as_none():
     budget = CostBudget(chain(), IMAGES)
-    loss = known_loss(budget, {FIRST: 0.7, LAST: 0.2})
+    weights = {FIRST: 0.7, LAST: 0.2}
+    loss, measured = known_loss(budget, weights), measured_worth(budget, weights)
     strides = learn(budget, lambda: loss() - 100, steps=2, decisions=1)
-    assert strides.worth[FIRST, 0].mean == pytest.approx(0.7, rel=1e-3)
+    assert strides.worth[FIRST, 0].mean == pytest.approx(measured[FIRST, 0], rel=1e-3)
 
 
 def test_the_budget_is_kept_and_used_up_after_each_step():
@@ -503,7 +518,7 @@ def test_a_loss_that_fails_leaves_the_strides():
     budget = CostBudget(chain(), IMAGES)
     strides, before = MeasuredStrides(budget, steps=2), output_sizes(budget)
     losses = iter([1.0, 1.0, math.nan] * 2)
-    less = "measured with one sample less on axis 1 of '1', is nan: training has diverged"
+    less = "measured with axis 1 of '1' smaller, is nan: training has diverged"
     strides.step(lambda: torch.tensor(next(losses)))
     with pytest.raises(ValueError, match=less):
         strides.step(lambda: torch.tensor(next(losses)))
@@ -677,18 +692,18 @@ def test_a_map_grows_for_its_next_sample_and_shrinks_for_those_of_others():
     assert moves(3.0, 1.3)[a] > 0 > moves(3.0, 1.3)[b]
 
 
-def test_the_next_sample_of_a_map_costs_more():
+def test_the_next_sample_of_a_map_costs_more_and_brings_less():
     net = nn.Sequential(DiffStride(4.0, shared_stride=True), nn.Conv2d(3, 8, 3, padding=1))
     net.append(DiffStride(2.0)).append(nn.Conv2d(8, 8, 3, padding=1))
     budget = CostBudget(net, IMAGES)
     found = smaller_maps(budget.space, budget.in_use)
-    assert found["0", 0].growth == pytest.approx((16.5 / 15.5) ** 2)  # both axes
-    assert found["2", 1].growth == pytest.approx(8.5 / 7.5)
+    assert found["0", 0].growth == pytest.approx((16.5 / 15.5) ** 3)  # both axes
+    assert found["2", 1].growth == pytest.approx((8.5 / 7.5) ** 2)
     net = nn.Sequential(DiffStride(2.0, edge="passband"), nn.Conv2d(3, 8, 3, padding=1))
     net.append(DiffStride(2.0, edge="passband")).append(nn.Conv2d(8, 8, 3, padding=1))
     (first, *_) = smaller_maps((budget := CostBudget(net, IMAGES)).space, budget.in_use).values()
     size = output_sizes(budget)["0"][0]
-    assert first.growth == pytest.approx((size + 1) / (size - 1))  # such maps lose two samples
+    assert first.growth == pytest.approx(((size + 1) / (size - 1)) ** 2)  # they lose two samples
 
 
 def test_all_that_are_worth_less_than_the_price_pay_for_those_that_grow():

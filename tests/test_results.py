@@ -681,7 +681,7 @@ def test_rows_are_counted_again_by_the_network_they_are_of(tmp_path, capsys):
         if row["strides_start"] == [4, 1, 4, 4, 4] and "wave" in row["config"]
     }
     fixed = rows["fsdd_wave", "spectral"]
-    learned = rows["fsdd_wave, measured strides", "diffstride"]
+    learned = rows["fsdd_wave, measured strides, raw rises", "diffstride"]
     other = fixed | {"config": "mine", "multiply_adds_start": 1, "multiply_adds_end": 2}
     wrong = [row | {"multiply_adds_start": 1, "multiply_adds_end": 2} for row in (fixed, learned)]
     for row in (*wrong, other):

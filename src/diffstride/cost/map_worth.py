@@ -24,10 +24,11 @@ class Worth(NamedTuple):
 
     Args:
         mean: the mean rise of the loss without it over the batches measured, for a change of 1 of
-            the logarithm of the map size; after `with_prior` also what that adds.
+            the logarithm of the map size and without what disturbs the weights; after `with_prior`
+            also what that adds.
         error: its standard error, with few batches larger by `few_samples`.
         cost: the multiply-adds that the same change saves.
-        growth: how many times as much as the last sample the next one costs, at least 1.
+        growth: how many times less a multiply-add of the next sample is worth, at least 1.
         axes: how many axes of maps change likewise, at least 1.
     """
 

@@ -2,8 +2,8 @@
 
 The gradient of a stride tells what the gain of the highest frequency of a map is worth to the
 weights as they are, on average over its sign. In a trained network that is about zero. What the
-network loses without that frequency is not: it is measured here, by running the network with one
-sample less.
+network loses without that frequency is not: it is measured here, by running the network with
+smaller maps.
 """
 
 from bisect import bisect_left, bisect_right
@@ -44,15 +44,15 @@ REMEMBERED = 4  # times ``batches``: measurements that count, where no map has c
 class MeasuredStrides:
     """Moves the strides of a network under a budget by measured losses instead of by gradients.
 
-    At a few decisions during the training, the network runs on some batches as it is and, for each
-    axis of each map, with one sample less (two with ``edge="passband"``). Samples then go from maps
-    where a multiply-add is worth little to maps where it is worth much, at the cost of the budget::
+    At a few decisions during the training, the network runs on some batches as it is and with each
+    axis of each map a sixteenth smaller, by one sample at least. Samples then go from maps where a
+    multiply-add is worth little to maps where it is worth much, at the cost of the budget::
 
         log m  <-  log m + a * clip(log(q / p) / log 5 + 0.3 * log(v / c / q) / log 5, -1, 1)
 
-    for a map size ``m`` whose last sample is worth ``v`` and costs ``c`` multiply-adds, with ``v /
+    for a map size ``m`` whose last samples are worth ``v`` and cost ``c`` multiply-adds, with ``v /
     c`` on average ``q`` in its layer and ``p`` in the network. ``v`` is the rise of the loss
-    without the sample, and a prior. Differences that may be chance move nothing. The page "How it
+    without them, and a prior. Differences that may be chance move nothing. The page "How conversion
     works" has all of it, under "How measured strides move".
 
     Gradients of the strides are not used, and not computed, so that optimisers leave the strides
@@ -62,7 +62,7 @@ class MeasuredStrides:
 
     Args:
         budget: of the network, not attached to an optimiser. It is never exceeded, but by the runs
-            with one sample less, where pooling that sample costs more than it saves.
+            with a smaller map, where pooling costs more than that saves.
         steps: the number of training steps in which strides move, at least 2. Four tenths of the
             training leave the weights time to settle.
         decisions: how many times the strides move, at most; two steps or more lie between them.
@@ -107,7 +107,7 @@ class MeasuredStrides:
         self.worth: dict[Key, Worth] = {}
         """What samples were worth at the last decision, by layer and axis: ``v``, and its error.
 
-        Without maps of which a sample less saves nothing, as where pooling it costs more.
+        Without maps of which less saves nothing, as where pooling costs more.
         """
         self._space: StrideSpace = budget.space
         self._measurements = self._new_measurements()

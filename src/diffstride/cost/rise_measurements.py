@@ -1,4 +1,4 @@
-"""By how much the loss of a network rises if one of its maps has a sample less."""
+"""By how much the loss of a network rises if one of its maps is smaller."""
 
 from collections.abc import Callable, Mapping
 from math import isfinite, nan
@@ -14,6 +14,7 @@ from diffstride.cost.smaller_maps import Smaller, smaller_maps
 from diffstride.cost.stride_space import Key
 
 LOSS = "loss", 0  # the key of losses beside those of rises
+DISTURBANCE = 5.0  # of weights by another map size, see `undisturbed`
 
 
 class Measured(NamedTuple):
@@ -31,7 +32,7 @@ class Measured(NamedTuple):
 
 
 class RiseMeasurements:
-    """Losses of a network on some batches, as it is and with a sample less on each axis.
+    """Losses of a network on some batches, as it is and with each axis of its maps smaller.
 
     Args:
         budget: of the network.
@@ -69,7 +70,7 @@ class RiseMeasurements:
                 now = run_loss(loss, seed)
                 for (name, i), smaller in self._smaller.items():
                     self._budget.use_(smaller.logs)
-                    less = f", measured with one sample less on axis {i} of {name!r},"
+                    less = f", measured with axis {i} of {name!r} smaller,"
                     found[name, i] = run_loss(loss, seed, less) - now
         except NotFiniteError as error:  # of one batch, as in half precision now and then
             self._not_finite, now, found = error, nan, dict.fromkeys(self._smaller, nan)
@@ -113,7 +114,25 @@ class RiseMeasurements:
             self.start_anew()
 
 
+def undisturbed(rise: float, change: float) -> float:
+    """What the loss rises by for a change of 1 of the logarithm of a map size.
+
+    ``rise / (d (1 + 5 d))`` for a rise measured at a change ``d``: another map size disturbs
+    weights that have not learnt it, by the square of its change. Small maps would seem to be worth
+    too much otherwise, as one sample is a large change there.
+
+    >>> [round(undisturbed(rise, change), 2) for rise, change in ((0.06, 0.1), (0.6, 0.4))]
+    [0.4, 0.5]
+    """
+    return rise / (change * (1 + DISTURBANCE * change))
+
+
 def _worth(rises: list[float], smaller: Smaller) -> Worth:
-    error = few_samples(len(rises)) * stdev(rises) / len(rises) ** 0.5 / smaller.step
-    measured = mean(rises) / smaller.step
-    return Worth(measured, error, smaller.cost, smaller.growth, smaller.axes)
+    error = few_samples(len(rises)) * stdev(rises) / len(rises) ** 0.5
+    return Worth(
+        undisturbed(mean(rises), smaller.step),
+        undisturbed(error, smaller.step),
+        smaller.cost,
+        smaller.growth,
+        smaller.axes,
+    )

@@ -1,0 +1,36 @@
+"""What the accuracies of guessed strides say that a map size is worth."""
+
+import pytest
+import torch
+
+from experiments.size_worth import fit, worth
+
+SIZES = torch.tensor(
+    [[[16, 16], [8, 8]], [[20, 14], [5, 9]], [[9, 11], [12, 6]], [[24, 16], [3, 4]]]
+).double()
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 2.0])
+def test_the_worth_is_the_slope_of_the_accuracies(power):
+    """Accuracies by a known law are fitted exactly, and their slope is the worth."""
+    factors = torch.tensor([3.0, 5.0]).double()
+
+    def accuracies(sizes):
+        known = sizes.log() if power == 0 else -(sizes**-power)
+        return 60 + (known.sum(-1) * factors).sum(-1)
+
+    found = fit(SIZES, accuracies(SIZES), torch.ones(len(SIZES)).double(), power)
+    assert found.error == pytest.approx(0.0, abs=1e-9)
+    assert found.factors.tolist() == pytest.approx(factors.tolist())
+    larger = SIZES[0].clone()
+    larger[1, 0] *= 1 + 1e-6
+    rise = (accuracies(larger) - accuracies(SIZES[0])).item() / 1e-6
+    assert worth(found.factors[1], SIZES[0, 1, 0], power).item() == pytest.approx(rise, rel=1e-4)
+
+
+def test_accuracies_of_several_runs_count_more():
+    accuracies = torch.tensor([62.0, 61.0, 60.5, 60.0]).double()
+    sizes, weights = SIZES[:, :1], torch.tensor([1e6, 1.0, 1e6, 1.0]).double()
+    first, _, third, _ = -(1 / sizes).sum((1, 2))
+    slope = (62.0 - 60.5) / (first - third).item()  # through the two that count
+    assert fit(sizes, accuracies, weights, 1.0).factors.item() == pytest.approx(slope, rel=1e-3)
