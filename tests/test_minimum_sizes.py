@@ -164,7 +164,7 @@ def test_a_budget_below_the_smallest_cost_is_refused_and_that_cost_named():
     net, x = lenet()
     with pytest.raises(ValueError, match=r"at which no map is empty the network .*") as refusal:
         CostBudget(net, x, 0.4)
-    found = re.search(r"the network costs ([\d,]+)\.", str(refusal.value))
+    found = re.search(r"the network costs ([\d,]+), and", str(refusal.value))
     assert found is not None
     least = int(found[1].replace(",", ""))
     budget = CostBudget(lenet()[0], x, least)

@@ -5,7 +5,7 @@ from math import exp, inf, log
 from typing import NamedTuple
 
 from diffstride.cost.pooling_cost import each_axis
-from diffstride.cost.size_thresholds import BEHIND, first_log
+from diffstride.cost.size_thresholds import BEHIND, as_stored, first_log
 from diffstride.cost.stride_space import Fit, Logs, StrideSpace
 
 FURTHEST = 24.0  # logarithm of the largest factor that is tried
@@ -52,21 +52,24 @@ def scale_to_budget(logs: Logs, space: StrideSpace, least: float, most: float) -
         found = _least_amount(path, space, most)
         if found is not None:
             return found.logs
-    raise UnreachableBudgetError(_explain(space, space.value(shifted(FURTHEST)), most))
+    raise UnreachableBudgetError(_explain(space, space.runnable(shifted(FURTHEST)), most))
 
 
-def _explain(space: StrideSpace, cheapest: int, most: float) -> str:
+def _explain(space: StrideSpace, cheapest: Fit, most: float) -> str:
     """Why a budget cannot be met, and what can be changed."""
     is_limited = any(high < LARGEST_LOG for each in space.limits.values() for _, high in each)
     limits = ", or the upper_limit_stride of layers" if is_limited else ""
     condition = " at which no map is empty" if space.cost.has_empty_maps else ""
-    costs = space.cost.by_module()
+    costs = space.cost.by_module({name: as_stored(logs) for name, logs in cheapest.logs.items()})
     costliest = max(costs, key=costs.__getitem__)
+    remedy = (
+        ". If diffstride.report(model) has it as pooled after, or on top of a stride that it "
+        "keeps, convert(…, order='before', min_channels=0) pools it before"
+    )
     return (
         f"a budget of {most:,.0f} multiply-adds cannot be met: raise it{limits}; at the largest "
-        f"strides{condition} the network costs {cheapest:,}. Its costliest module now is "
-        f"{costliest!r}, with {costs[costliest]:,}; diffstride.report(model) shows all, and which "
-        "of them run at stride 1, since they are pooled after"
+        f"strides{condition} the network costs {cheapest.cost:,}, and {costliest!r} most, "
+        f"{costs[costliest]:,}{'' if costliest in space.layers else remedy}"
     )
 
 

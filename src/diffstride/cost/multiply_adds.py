@@ -260,9 +260,9 @@ class MultiplyAdds:
         """Whether there are strides at which a map is empty."""
         return bool(self._minimum_sizes)
 
-    def by_module(self) -> dict[str, int]:
-        """The cost at the present strides, by the name of the module."""
-        known, pooled = self._pool({})
+    def by_module(self, strides: Mapping[str, Any] | None = None) -> dict[str, int]:
+        """The cost by the name of the module; strides as for `evaluate`."""
+        known, pooled = self._pool(strides or {})
         costs: dict[str, float] = defaultdict(float)
         for maps, axes in zip(self._pooled_maps, pooled, strict=True):
             costs[maps.name] += maps.cost(known, axes)
