@@ -51,9 +51,10 @@ def smaller_maps(space: StrideSpace, present: Logs) -> dict[Key, Smaller]:
             return space.at_sizes(present, {**sizes, key: size - samples})
 
         one_less = without(1) if size > 1 else None
-        smaller = without(size // SAMPLES_PER_ONE) if size >= 2 * SAMPLES_PER_ONE else one_less
-        if not one_less or not smaller:
+        if not one_less:
             continue
+        samples = size // SAMPLES_PER_ONE
+        smaller = (without(samples) if samples > 1 else None) or one_less
         without_pooling = sum(
             slope * (fit.maps[name][i].output_size - smaller.maps[name][i].output_size)
             for (name, i), slope in slopes.items()
