@@ -1140,7 +1140,7 @@ def test_a_budget_that_cannot_be_met_names_what_costs_most_and_only_limits_that_
 
 def test_a_budget_below_the_cost_of_a_stem_that_keeps_its_stride_can_be_met_without_that():
     net, x = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1)), torch.zeros(1, 3, 32, 32)
-    told = r"and '0' most, 110,592\. .* convert\(…, order='before', min_channels=0\)"
+    told = r"and '0' most, 110,592\. It is pooled on top .* order='before' and min_channels=0"
     with pytest.raises(ValueError, match=told):
         CostBudget(convert(net, x), x, multiply_adds=5e4)
     budget = CostBudget(convert(net, x, order="before", min_channels=0), x, multiply_adds=5e4)

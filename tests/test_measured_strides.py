@@ -269,6 +269,34 @@ def test_a_smaller_map_saves_what_the_network_costs_less():
         assert smaller.cost * smaller.step == pytest.approx(saved)
 
 
+@pytest.mark.parametrize(("limit", "change"), [(2.003, None), (2.1, 23), (None, 31)])
+def test_a_map_near_its_limit_is_measured_if_it_can_become_clearly_smaller(limit, change):
+    """What is measured with one sample less of 500 is chance."""
+    layers = [DiffStride([2.0], upper_limit_stride=limit), nn.Conv1d(4, 4, 3, padding=1)]
+    budget = CostBudget(nn.Sequential(*layers, DiffStride([2.0])), torch.zeros(1, 4, 1000))
+    smaller = smaller_maps(budget.space, budget.in_use).get(("0", 0))
+    assert (smaller and round(500 - 500 / math.exp(smaller.step))) == change
+
+
+def test_half_a_sixteenth_less_is_measured_where_a_map_would_be_empty():
+    net = [nn.Conv1d(1, 1, 1), DiffStride([2.0]), nn.Conv1d(1, 1, 480)]
+    budget = CostBudget(nn.Sequential(*net), torch.zeros(1, 1, 1000))
+    (smaller,) = smaller_maps(budget.space, budget.in_use).values()
+    assert smaller.step == pytest.approx(math.log(500 / 484))
+
+
+def test_measurements_by_another_change_of_the_size_do_not_count():
+    strides = MeasuredStrides(CostBudget(chain(), IMAGES), steps=40, decisions=4)
+    loss = known_loss(strides.budget, {FIRST: 0.2, LAST: 0.8})
+    while not strides.state_dict()["losses"]:
+        strides.step(loss)
+    state = strides.state_dict()
+    for each, kept in ((state, 1), (state | {"steps": {}}, 0)):
+        resumed = MeasuredStrides(CostBudget(chain(), IMAGES), steps=40)
+        resumed.load_state_dict(each)
+        assert len(resumed.state_dict()["losses"]) == kept
+
+
 def before_a_linear_layer():
     blocks = [[nn.Conv2d(c, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)] for c in (3, 8, 8)]
     layers = [module for block in blocks for module in block]

@@ -15,6 +15,7 @@ from diffstride.cost.attached_budget import AttachedBudget
 from diffstride.cost.budget_amount import (
     MOST_TIMES,
     asked_amount,
+    how_to_pool_before,
     known_cost_before,
     warn_of_larger_budget,
     warn_of_raised_strides,
@@ -296,9 +297,10 @@ class CostBudget:
         limits = self._least, self.multiply_adds
         try:
             self._wanted = scale_to_budget(wanted, self.space, *limits)
-        except UnreachableBudgetError:
+        except UnreachableBudgetError as error:
             if self.space.value(self.in_use) > self.multiply_adds:
-                raise
+                remedy = how_to_pool_before(self.model, error.costliest)
+                raise UnreachableBudgetError(f"{error}{remedy}", error.costliest) from None
             self._wanted = self.in_use
         if not stay:
             self._size_search.forget()

@@ -81,6 +81,18 @@ def warn_of_raised_strides(
     )
 
 
+def how_to_pool_before(model: nn.Module, name: str) -> str:
+    """Where a converted module is pooled that holds a cost up, and how it can be pooled before."""
+    placements: dict[str, str] = getattr(getattr(model, "conversion", None), "placements", {})
+    where = {"after": "after", "on top": "on top of a stride that it keeps"}
+    if placements.get(name) not in where:
+        return ""
+    return (
+        f". It is pooled {where[placements[name]]}: convert the original network with "
+        "order='before' and min_channels=0, which pools it before"
+    )
+
+
 def check_amount(name: str, value: Any) -> None:
     """Refuse a budget that is no positive number; ``"before"`` is one by its short name only.
 

@@ -14,7 +14,16 @@ STRETCH = 3.0  # largest factor of the logarithms, before strides of 1 are raise
 
 
 class UnreachableBudgetError(ValueError):
-    """No strides within the limits cost so little."""
+    """No strides within the limits cost so little.
+
+    Args:
+        message: what cannot be met, and why.
+        costliest: name of the module that costs most at the largest strides.
+    """
+
+    def __init__(self, message: str, costliest: str = "") -> None:
+        super().__init__(message)
+        self.costliest = costliest
 
 
 def scale_to_budget(logs: Logs, space: StrideSpace, least: float, most: float) -> Logs:
@@ -52,24 +61,21 @@ def scale_to_budget(logs: Logs, space: StrideSpace, least: float, most: float) -
         found = _least_amount(path, space, most)
         if found is not None:
             return found.logs
-    raise UnreachableBudgetError(_explain(space, space.runnable(shifted(FURTHEST)), most))
+    raise _unreachable(space, space.runnable(shifted(FURTHEST)), most)
 
 
-def _explain(space: StrideSpace, cheapest: Fit, most: float) -> str:
+def _unreachable(space: StrideSpace, cheapest: Fit, most: float) -> UnreachableBudgetError:
     """Why a budget cannot be met, and what can be changed."""
     is_limited = any(high < LARGEST_LOG for each in space.limits.values() for _, high in each)
     limits = ", or the upper_limit_stride of layers" if is_limited else ""
     condition = " at which no map is empty" if space.cost.has_empty_maps else ""
     costs = space.cost.by_module({name: as_stored(logs) for name, logs in cheapest.logs.items()})
     costliest = max(costs, key=costs.__getitem__)
-    remedy = (
-        ". If diffstride.report(model) has it as pooled after, or on top of a stride that it "
-        "keeps, convert(…, order='before', min_channels=0) pools it before"
-    )
-    return (
+    return UnreachableBudgetError(
         f"a budget of {most:,.0f} multiply-adds cannot be met: raise it{limits}; at the largest "
         f"strides{condition} the network costs {cheapest.cost:,}, and {costliest!r} most, "
-        f"{costs[costliest]:,}{'' if costliest in space.layers else remedy}"
+        f"{costs[costliest]:,}",
+        costliest,
     )
 
 

@@ -107,7 +107,7 @@ class MeasuredStrides:
         self.worth: dict[Key, Worth] = {}
         """What samples were worth at the last decision, by layer and axis: ``v``, and its error.
 
-        Without maps of which less saves nothing, as where pooling costs more.
+        Without maps of which less saves nothing, and those that cannot become clearly smaller.
         """
         self._space: StrideSpace = budget.space
         self._measurements = self._new_measurements()

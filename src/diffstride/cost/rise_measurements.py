@@ -46,6 +46,7 @@ class RiseMeasurements:
     def __init__(self, budget: CostBudget, batches: int, remembered: int) -> None:
         self._budget, self._batches, self._remembered = budget, batches, remembered
         self._smaller: dict[Key, Smaller] = {}
+        self._steps: dict[Key, float] = {}  # by which the logarithms of map sizes change
         self.rises: dict[Key, list[float]] = {}
         self._losses: list[float] = []  # of the network as it is, one for each rise
         self._count = 0  # of all measurements: where nothing else draws, seeds would be the same
@@ -53,8 +54,9 @@ class RiseMeasurements:
 
     def prepare(self) -> None:
         """Find the smaller maps; what was measured of the same ones stays."""
-        self._smaller = smaller_maps(self._budget.space, self._budget.in_use)
-        if self.rises.keys() != self._smaller.keys():
+        before, self._smaller = self._steps, smaller_maps(self._budget.space, self._budget.in_use)
+        self._steps = {key: smaller.step for key, smaller in self._smaller.items()}
+        if self._steps != before:
             self.start_anew()
 
     def start_anew(self) -> None:
@@ -101,13 +103,19 @@ class RiseMeasurements:
 
     def state_dict(self) -> dict[str, Any]:
         """The measurements of this process."""
-        return {"rises": dict(self.rises), "losses": list(self._losses), "count": self._count}
+        return {
+            "rises": dict(self.rises),
+            "steps": dict(self._steps),
+            "losses": list(self._losses),
+            "count": self._count,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a state; measurements of other maps are left out."""
         self.rises = {key: list(values) for key, values in state["rises"].items()}
         self._losses, self._count = list(state.get("losses", [])), state.get("count", 0)
-        self._smaller = {}
+        steps = state.get("steps", {})
+        self._smaller, self._steps = {}, {key: steps[key] for key in self.rises if key in steps}
         if self.rises:
             self.prepare()
         if not self._losses:

@@ -3,17 +3,17 @@
 from math import log
 from typing import NamedTuple
 
-from diffstride.cost.stride_space import Fit, Key, Logs, StrideSpace
+from diffstride.cost.stride_space import Fit, Key, Logs, OutputSizes, StrideSpace
 
 # Where maps are large, so much of an axis is left out: the rise without one sample would be lost in
-# chance. A change of the logarithm by as much as on a map of 16 samples is clear.
+# chance.
 SAMPLES_PER_ONE = 16
 # What a change of the logarithm of a map size is worth falls with this power of the size.
 WORTH_POWER = 1.0
 
 
 class Smaller(NamedTuple):
-    """The network with an axis of a map smaller: by one sample of 16, and of fewer as well.
+    """The network with an axis of a map smaller: by one of each 16 samples, and by one at least.
 
     By two at least with ``edge="passband"``.
 
@@ -22,8 +22,9 @@ class Smaller(NamedTuple):
         step: the change of the logarithm of the map size, above 0.
         cost: the multiply-adds that a change of 1 would save.
         growth: how many times less a multiply-add of the next sample is worth than one of the last
-            sample, about: it costs ``r`` times as much, and brings ``1 / r`` as much, with the
-            ratio ``r`` of the sizes in the middle of both.
+            sample, about: with the ratio ``r`` of the sizes in the middle of both, the next one
+            costs ``r`` times as much, to the power of the axes that share the stride, and brings
+            ``1 / r`` as much.
         axes: how many axes of maps become smaller likewise for a change of 1, at least 1: those
             behind that could not keep their sizes count, too, each by the change of its logarithm.
             A layer that is called several times counts once.
@@ -37,7 +38,7 @@ class Smaller(NamedTuple):
 
 
 def smaller_maps(space: StrideSpace, present: Logs) -> dict[Key, Smaller]:
-    """The network with each axis of each layer smaller, where that saves cost.
+    """The network with each axis of each layer smaller, where that saves cost and can be measured.
 
     Maps behind keep their sizes as far as strides allow. Where a layer would start to pool, its own
     multiply-adds are left out: they come all at once, with the first sample.
@@ -46,29 +47,43 @@ def smaller_maps(space: StrideSpace, present: Logs) -> dict[Key, Smaller]:
     sizes, slopes = fit.sizes, space.size_slopes(present)
     found = {}
     for key, size in sizes.items():
-
-        def without(samples: int, key: Key = key, size: int = size) -> Fit | None:
-            return space.at_sizes(present, {**sizes, key: size - samples})
-
-        one_less = without(1) if size > 1 else None
-        if not one_less:
+        smaller = _clearly_smaller(space, present, sizes, key)
+        if smaller is None:
             continue
-        samples = size // SAMPLES_PER_ONE
-        smaller = (without(samples) if samples > 1 else None) or one_less
         without_pooling = sum(
             slope * (fit.maps[name][i].output_size - smaller.maps[name][i].output_size)
             for (name, i), slope in slopes.items()
             if name in fit.maps  # all but layers whose strides do not learn
         )
         saved = max(fit.cost - smaller.cost, without_pooling)
-        least = one_less.sizes[key]
-        if least < size and saved > 0:
+        if saved > 0:
             shared = len(fit.maps[key[0]]) / len(present[key[0]])  # a shared stride has all axes
-            ratio = (size + (size - least) / 2) / ((size + least) / 2)
-            growth = ratio ** (shared + WORTH_POWER)
+            growth = _ratio(space, present, sizes, key) ** (shared + WORTH_POWER)
             step, change = log(size / smaller.sizes[key]), _change(fit, smaller)
             found[key] = Smaller(smaller.logs, step, saved / step, growth, change / step)
     return found
+
+
+def _clearly_smaller(space: StrideSpace, present: Logs, sizes: OutputSizes, key: Key) -> Fit | None:
+    """With a sixteenth of an axis less, or half of that if a map would be empty then.
+
+    None where limits of strides leave less room: what is measured there would be chance.
+    """
+    most = max(1, sizes[key] // SAMPLES_PER_ONE)
+    for samples in dict.fromkeys((most, (most + 1) // 2)):
+        if sizes[key] > samples:
+            fit = space.at_sizes(present, {**sizes, key: sizes[key] - samples})
+            if fit and 2 * (sizes[key] - fit.sizes[key]) >= most:
+                return fit
+    return None
+
+
+def _ratio(space: StrideSpace, present: Logs, sizes: OutputSizes, key: Key) -> float:
+    """How many times as large as in the middle of its last sample a map is in that of its next."""
+    size = sizes[key]
+    less = space.at_sizes(present, {**sizes, key: size - 1})
+    samples = size - less.sizes[key] if less else 1  # two with ``edge="passband"``
+    return (size + samples / 2) / (size - samples / 2)
 
 
 def _change(larger: Fit, smaller: Fit) -> float:
