@@ -29,7 +29,7 @@ def map_sizes(strides: Sequence[float | Sequence[float]], size: int) -> list[lis
     """
     sizes, found = [size] * AXES, []
     for stride in strides:
-        each = stride if isinstance(stride, (list, tuple)) else [stride] * AXES
+        each = stride if isinstance(stride, Sequence) else [stride] * AXES
         sizes = [plan_axis(n, s).output_size for n, s in zip(sizes, each, strict=True)]
         found.append(sizes)
     return found
