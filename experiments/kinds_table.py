@@ -48,13 +48,13 @@ KINDS = (
         Kind(
             f"digits: {title}",
             ("fsdd", recipe, usual),
-            ("fsdd", f"{recipe}, measured strides, raw rises"),
+            ("fsdd", f"{recipe}, {rule}"),
             (usual, poor),
             "fsdd",
         )
-        for title, recipe, usual, poor in (
-            ("log-mel", "fsdd_mel", "2,1,2,2,2", "2,1,3,1,4"),
-            ("waveform", "fsdd_wave", "4,1,4,4,4", "4,1,8,2,4"),
+        for title, recipe, rule, usual, poor in (
+            ("log-mel", "fsdd_mel", "measured strides", "2,1,2,2,2", "2,1,3,1,4"),
+            ("waveform", "fsdd_wave", "measured strides, raw rises", "4,1,4,4,4", "4,1,8,2,4"),
         )
     ),
 )
