@@ -7,7 +7,7 @@ PYTEST := -m pytest -q --numprocesses=auto --maxprocesses=8 --dist=loadscope
 # The oldest release of torch that pyproject.toml declares.
 OLDEST := $(shell sed -n 's/^dependencies = \["torch>=\([0-9.]*\)"\]/\1/p' pyproject.toml)
 
-.PHONY: help demo test oldest newest floor check format docs package bench soak clean
+.PHONY: help demo test slow oldest newest floor check format docs package bench soak clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*  ## /\1: /p' Makefile | awk -F ': ' '{ printf "%-10s%s\n", $$1, $$2 }'
@@ -33,6 +33,9 @@ demo: .venv/installed  ## train on the embedded digits
 
 test: .venv/installed  ## run the tests and the doctests
 	$(BIN)/python $(PYTEST)
+
+slow: .venv/installed  ## run the tests that take longer, and more networks
+	$(BIN)/python $(PYTEST) -m slow
 
 oldest: .venv-oldest/installed  ## run the tests with the oldest torch declared, in .venv-oldest
 	.venv-oldest/bin/python $(PYTEST)

@@ -22,16 +22,16 @@ from diffstride.strides import stride_layers
 # Networks with most kinds of strided modules, which take little time.
 QUICK = (
     "torchvision/resnet18",
-    "torchvision/googlenet",
-    "torchvision/shufflenet_v2_x0_5",
     "torchvision/mobilenet_v3_small",
     "timm/resnet18d",
+)
+THOROUGH = (
     "timm/ghostnet_050",
     "timm/repvgg_a0",
     "timm/tf_efficientnet_lite0",
-)
-THOROUGH = (
     "torchvision/alexnet",
+    "torchvision/googlenet",
+    "torchvision/shufflenet_v2_x0_5",
     "torchvision/densenet121",
     "torchvision/efficientnet_b0",
     "torchvision/efficientnet_v2_s",

@@ -305,6 +305,7 @@ def test_scaling_runs(tmp_path: Path) -> None:
     assert common.only(report["goals"], what=name)["value"] == worst
 
 
+@pytest.mark.slow
 def test_signals_run(tmp_path: Path) -> None:
     report = _quick(signals.main, tmp_path)
     rows = list(signals.rows(report, "forward"))
@@ -329,6 +330,7 @@ def test_both_ways_of_signals_are_what_they_are_called(
     assert bool(used) == (way == "transforms")
 
 
+@pytest.mark.slow
 def test_network_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network, "multiplies_bfloat16", lambda: False)
     measured = {"average": {"training": 40, "inference": 4}}
@@ -367,6 +369,7 @@ def test_frozen_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert costs["strided"] < costs["learned"] == costs["frozen"]
 
 
+@pytest.mark.slow
 def test_budget_runs(tmp_path: Path) -> None:
     report = _quick(budget.main, tmp_path, "--steps", "40")
     (row,) = report["measurements"]
@@ -447,6 +450,7 @@ def test_networks_are_trained_from_scratch_and_finished_runs_are_skipped(tmp_pat
     assert scratch.main(arguments) == rows
 
 
+@pytest.mark.slow
 def test_denoising_writes_rows_and_a_table(tmp_path, capsys):
     out = tmp_path / "rows.jsonl"
     rows = denoising.main(["--quick", "--seeds", "0", "--out", str(out)])

@@ -138,6 +138,7 @@ def test_words_after_a_binding_are_refused_with_how_to_give_several(bindings, ca
     assert "gin_bindings" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_reader_that_wants_no_more_is_no_error():
     command = f"{sys.executable} -m diffstride report torchvision/resnet18 --size 64 | true"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
@@ -240,6 +241,7 @@ def test_report_of_a_network_of_torchvision():
     assert table == f"{report(model)}\n"
 
 
+@pytest.mark.slow
 def test_report_of_a_network_of_timm_with_options(capsys):
     timm = pytest.importorskip("timm")
     options = ["--size", "48", "64", "--channels", "1", "--order", "after"]

@@ -49,6 +49,7 @@ def test_fixed_strides_train_in_one_program() -> None:
     torch.testing.assert_close(program(x), layer(x))
 
 
+@pytest.mark.slow
 def test_gradients_in_evaluation_work_for_any_batch_size() -> None:
     network, counter = _network().eval(), CompileCounter()
     program = torch.compile(network, backend=counter)

@@ -291,6 +291,7 @@ def test_layer_options_are_passed_on():
     assert repr(model.conv.pooling) == repr(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
 def test_compiled_equals_eager_while_strides_move():
     x = torch.rand(IMAGE)

@@ -58,7 +58,7 @@ def test_own_networks(edge, order):
     "name",
     [
         "torchvision/resnet18",
-        "torchvision/shufflenet_v2_x0_5",
+        pytest.param("torchvision/shufflenet_v2_x0_5", marks=pytest.mark.slow),
         pytest.param("torchvision/inception_v3", marks=pytest.mark.slow),
         "timm/resnet18d",
         pytest.param("timm/ghostnet_050", marks=pytest.mark.slow),
@@ -650,7 +650,7 @@ def test_budget_is_kept_within_a_hundredth_while_strides_learn(fraction):
     [
         pytest.param("torchvision/mobilenet_v3_small", marks=pytest.mark.slow),
         pytest.param("timm/repvgg_a0", marks=pytest.mark.slow),
-        "passband",
+        pytest.param("passband", marks=pytest.mark.slow),
     ],
 )
 def test_budget_is_kept_at_any_strides_although_maps_are_small(name):
@@ -697,6 +697,7 @@ def test_where_no_sizes_spend_the_budget_some_of_it_stays():
     assert 0.9 < budget.cost.value() / budget.multiply_adds < 0.99
 
 
+@pytest.mark.slow
 def test_without_a_budget_the_same_training_changes_the_cost():
     x = torch.rand(1, 3, 32, 32)
     model = small_resnet()
@@ -814,6 +815,7 @@ def test_of_an_example_only_the_shape_matters(dtype):
     assert convert(nn.Sequential(nn.Conv2d(3, 8, 3, stride=2)).to(dtype), x).conversion.strides
 
 
+@pytest.mark.slow
 def test_networks_that_are_compiled():
     model, x = small_resnet(), torch.zeros(1, 3, 64, 64)
     expected = MultiplyAdds(model, x).value()
@@ -891,6 +893,7 @@ def test_learning_under_a_budget_ends_at_the_best_way_to_share_it(monkeypatch):
     assert reached > 1.03 * best
 
 
+@pytest.mark.slow
 def test_learning_with_adam_ends_there_too_if_gradients_are_projected(monkeypatch):
     monkeypatch.setattr(axis_product, "LONG_SIGNAL", 1024)
     adam = functools.partial(torch.optim.Adam, lr=0.005)

@@ -49,7 +49,9 @@ def test_outputs_are_the_same_and_no_strides_learn(edge):
         assert_same(frozen(other), model(other), 1e-6)
 
 
-@pytest.mark.parametrize("name", ["torchvision/googlenet", "timm/resnet18d"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("torchvision/googlenet", marks=pytest.mark.slow), "timm/resnet18d"]
+)
 def test_converted_networks(name):
     pytest.importorskip(name.split("/")[0])
     x = networks.example(name)
@@ -256,6 +258,7 @@ def test_an_exported_network_still_trains_and_freezes(training):
     assert {type(buffer) for buffer in freeze(model, x).buffers()} == {torch.Tensor}
 
 
+@pytest.mark.slow
 def test_compiles_to_one_graph():
     model, x = learned()
     frozen = freeze(model, x)

@@ -18,7 +18,12 @@ FILES = {
 }
 CIFAR = SEARCHES["cifar"]
 # A guess of each kind: natural ones, and random ones with one stride for both axes and with two.
-SOME = [("cifar", 0), ("cifar", 4), ("cifar", 9), ("cifar", 15), ("fsdd_mel", 5), ("fsdd_wave", 7)]
+SOME = [
+    ("cifar", 0),
+    *(pytest.param("cifar", number, marks=pytest.mark.slow) for number in (4, 9, 15)),
+    ("fsdd_mel", 5),
+    ("fsdd_wave", 7),
+]
 
 
 @pytest.fixture(scope="module")

@@ -662,9 +662,15 @@ def causal_mask(size):
 @pytest.mark.parametrize(
     "run",
     [
-        lambda m, z: m.encoder(z, mask=m.mask[: z.size(1), : z.size(1)]),
+        pytest.param(
+            lambda m, z: m.encoder(z, mask=m.mask[: z.size(1), : z.size(1)]),
+            marks=pytest.mark.slow,
+        ),
         lambda m, z: m.encoder(z, mask=causal_mask(z.size(1))),
-        lambda m, z: m.decoder(m.queries.expand(z.size(0), -1, -1), z),
+        pytest.param(
+            lambda m, z: m.decoder(m.queries.expand(z.size(0), -1, -1), z),
+            marks=pytest.mark.slow,
+        ),
         lambda m, z: m.decoder(m.queries.repeat(2, 1, 1), z, tgt_mask=causal_mask(3)),
     ],
 )

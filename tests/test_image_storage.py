@@ -82,6 +82,7 @@ def test_images_over_the_limit_are_not_held(root):
         assert len(pickle.dumps(loader)) < BYTES / 10
 
 
+@pytest.mark.slow
 def test_workers_that_are_spawned_give_the_same_batches(root):
     streamed = load(root, 0, 1, augment_fn="flip")
     streamed.train.multiprocessing_context = "spawn"

@@ -692,6 +692,7 @@ def test_rows_are_counted_again_by_the_network_they_are_of(tmp_path, capsys):
     assert "2 rows changed" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_budget_in_words_cannot_be_counted_again(tmp_path, capsys):
     (row,) = [
         row

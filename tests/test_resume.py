@@ -132,7 +132,7 @@ def rename_fewer(allowed):
     ("module", "name", "interruption"),
     [
         (checkpoints, "atomic_file", half_a_file),
-        (os, "replace", rename_fewer(1)),
+        pytest.param(os, "replace", rename_fewer(1), marks=pytest.mark.slow),
         (os, "replace", rename_fewer(2)),
     ],
     ids=["writing", "before renaming", "between renaming"],
@@ -150,7 +150,9 @@ def test_kill_while_a_checkpoint_is_saved(
     assert_same_log(tmp_path, uninterrupted[0])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
+)
 @pytest.mark.parametrize(
     ("step", "message"),
     [
@@ -270,9 +272,13 @@ def test_best_checkpoint_is_kept_if_a_run_is_killed_between_two_saves(uninterrup
     ("damage", "complaint"),
     [
         (lambda path: os.truncate(path, 1000), "cannot be read"),
-        (lambda path: path.write_bytes(b""), "cannot be read"),
+        pytest.param(lambda path: path.write_bytes(b""), "cannot be read", marks=pytest.mark.slow),
         (lambda path: torch.save({"weights": 1}, path), "is not a checkpoint of this program"),
-        (lambda path: torch.save([1], path), "is not a checkpoint of this program"),
+        pytest.param(
+            lambda path: torch.save([1], path),
+            "is not a checkpoint of this program",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_damaged_checkpoint_is_replaced_by_the_previous_one(
@@ -383,6 +389,7 @@ def test_unreadable_state_raises_at_the_first_checkpoint(tmp_path):
     assert not epochs
 
 
+@pytest.mark.slow
 def test_a_run_with_numpy_numbers_is_resumed(tmp_path):
     one = np.float64(1.0)
     options = {
@@ -668,6 +675,7 @@ def with_dropout(**options):
     return network
 
 
+@pytest.mark.slow
 def test_dropout_is_the_same_in_a_resumed_run(tmp_path):
     options = {"model": with_dropout, "num_epochs": 2}
     whole = train_tiny(tmp_path / "whole", **options)

@@ -390,6 +390,7 @@ def test_a_device_is_not_replaced(tmp_path):
         save(converted, tmp_path / "folder")
 
 
+@pytest.mark.slow
 def test_processes_that_save_at_once_do_not_disturb_each_other(tmp_path):
     code = (
         "import sys, torch; from torch import nn; from diffstride import convert, save\n"

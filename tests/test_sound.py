@@ -495,8 +495,15 @@ def command(*arguments):
         return command_line.main(command_line._parse_flags(["main", *arguments]))
 
 
-@pytest.mark.parametrize("name", ["fsdd_mel.gin", "fsdd_wave.gin"])
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        ("fsdd_mel.gin", "bf16-mixed"),
+        ("fsdd_wave.gin", "32-true"),
+        pytest.param("fsdd_mel.gin", "32-true", marks=pytest.mark.slow),
+        pytest.param("fsdd_wave.gin", "bf16-mixed", marks=pytest.mark.slow),
+    ],
+)
 def test_packaged_config_trains_on_tones_by_speakers(name, precision, gin_folder, capsys):
     parquet_of_speakers(gin_folder / "words", "abcdefgh")
     bindings = [

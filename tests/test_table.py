@@ -239,6 +239,7 @@ def test_grids_of_sounds_compare_at_the_cost_of_the_strided_network(name, usual,
     assert costs["spectral"] == pytest.approx(cost, rel=0.07)
 
 
+@pytest.mark.slow
 def test_costs_in_the_results_are_those_of_the_packaged_grids(monkeypatch):
     """Where no budget rules, a network starts at the cost that its rows tell."""
     monkeypatch.setattr(resnet, "he_normal_", lambda weight: weight)  # slow, and of no account
@@ -277,6 +278,7 @@ def test_packaged_grids_have_their_own_paths():
 # Making it
 
 
+@pytest.mark.slow
 def test_rows_agree_with_the_summaries_of_the_runs(capsys):
     assert command("--only=seed0") == 0
     found = read_rows(Path("results"))

@@ -96,7 +96,9 @@ def test_shortcuts_share_the_learned_strides_after_conversion():
     assert cost == counted(model, images())
 
 
-@pytest.mark.parametrize("pooling", FIXED)
+@pytest.mark.parametrize(
+    "pooling", [FIXED[0], *(pytest.param(each, marks=pytest.mark.slow) for each in FIXED[1:])]
+)
 def test_fixed_strides_that_meet_those_of_shortcuts_follow_learned_ones(pooling):
     model = resnet(timm_aa_layer(pooling))
     x = images(67)
@@ -112,7 +114,14 @@ def test_shortcuts_that_stride_on_their_own_are_named():
         MultiplyAdds(resnet(timm_aa_layer(DiffStride)), images())
 
 
-@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "efficientnet_lite0", "cspresnet50"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mobilenetv3_small_050",
+        pytest.param("efficientnet_lite0", marks=pytest.mark.slow),
+        pytest.param("cspresnet50", marks=pytest.mark.slow),
+    ],
+)
 def test_networks_without_strided_shortcuts_need_no_conversion(name):
     model = timm.create_model(name, aa_layer=timm_aa_layer(DiffStride), num_classes=10)
     budget = CostBudget(model, images(), fraction=0.9)

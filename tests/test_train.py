@@ -386,7 +386,9 @@ def cost_of(pooling_cls):
     return measure_cost(tiny_network(10, 1, pooling_cls=pooling_cls), SHAPE).multiply_adds
 
 
-@pytest.mark.parametrize("budget", [1.0, 0.8, "strided", 500_000])
+@pytest.mark.parametrize(
+    "budget", [pytest.param(1.0, marks=pytest.mark.slow), 0.8, "strided", 500_000]
+)
 def test_budget_holds_after_every_step(tmp_path, budget):
     watch = WatchCost()
     summary = budget_run(tmp_path, budget, watch)
@@ -415,7 +417,9 @@ def test_a_resumed_run_keeps_its_budget(tmp_path):
         assert resumed[name] == whole[name]
 
 
-@pytest.mark.parametrize("phase", [(0.4, 1.0), (0.2, 0.6), (0.0, 0.8)])
+@pytest.mark.parametrize(
+    "phase", [pytest.param((0.4, 1.0), marks=pytest.mark.slow), (0.2, 0.6), (0.0, 0.8)]
+)
 def test_strides_learn_in_their_phase_only(tmp_path, phase):
     note = History()
     options = {"stride_learning_rate": 0.05, "schedule": None, "callbacks": [note]}
@@ -501,6 +505,7 @@ def test_same_seed_same_run_other_seed_another(tmp_path):
     assert one != other
 
 
+@pytest.mark.slow
 def test_memory_format_does_not_change_the_strides(tmp_path):
     runs = [
         train_tiny(tmp_path / str(flag), num_epochs=1, channels_last=flag)["strides"]
@@ -510,6 +515,7 @@ def test_memory_format_does_not_change_the_strides(tmp_path):
         assert strides == pytest.approx(runs[1][name], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_learns_nearly_the_same_strides(tmp_path):
     exact, mixed = (
         train_tiny(tmp_path / precision, num_epochs=1, precision=precision)
@@ -531,6 +537,7 @@ with_fixed_strides = partial(tiny_network, pooling_cls=partial(DiffStride, train
 as_published = partial(tiny_network, pooling_cls=reference.DiffStride)
 
 
+@pytest.mark.slow
 def test_number_of_threads_is_set(tmp_path):
     before = torch.get_num_threads()
     try:
