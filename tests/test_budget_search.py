@@ -307,7 +307,9 @@ def test_the_least_sizes_lead_to_the_strides_that_a_search_finds():
 
 
 @pytest.mark.parametrize("name", ["chain", "limited", "lenet"])
-@pytest.mark.parametrize("far", [0.003, 0.05, 0.5])
+@pytest.mark.parametrize(
+    "far", [0.05, *(pytest.param(each, marks=pytest.mark.slow) for each in (0.003, 0.5))]
+)
 @settings(deadline=None, max_examples=3)
 @given(seed=st.integers(0, 1000))
 def test_a_budget_is_never_exceeded(name, far, seed):

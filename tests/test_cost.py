@@ -238,7 +238,9 @@ PARTS = {
 }
 
 
-@pytest.mark.parametrize("size", [60, 62, 64, 66, 67])
+@pytest.mark.parametrize(
+    "size", [62, 67, *(pytest.param(each, marks=pytest.mark.slow) for each in (60, 64, 66))]
+)
 @pytest.mark.parametrize("name", PARTS)
 def test_parts_of_sizes_are_rounded_as_in_forward(name, size):
     def between(m, x):

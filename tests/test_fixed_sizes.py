@@ -85,7 +85,16 @@ def unet(up, again):
     return Net(forward, **layers, **mixers, up=up, again=again)
 
 
-@pytest.mark.parametrize("kind", enlargers())
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("odd", "nearest", "shuffle"),
+        *(
+            pytest.param(each, marks=pytest.mark.slow)
+            for each in ("transposed", "overlapping", "bilinear", "bilinear of old")
+        ),
+    ],
+)
 def test_unets(kind):
     converted = check(unet(enlargers()[kind], enlargers()[kind]), names="abc", keeps_size=False)
     assert list(converted.conversion.mirrors.values()) == [("c",), ("b",)]
@@ -478,11 +487,16 @@ class Sequence(nn.Module):
     "cut",
     [
         lambda positions, n: positions[:, :n],
-        lambda positions, n: positions[0, :n],
-        lambda positions, n: positions[..., :n, :],
-        lambda positions, n: positions[0][None, 0:n],
         lambda positions, n: positions[:, -n:],
-        lambda positions, n: positions[:, (128 - n) // 2 : (128 - n) // 2 + n],
+        *(
+            pytest.param(each, marks=pytest.mark.slow)
+            for each in (
+                lambda positions, n: positions[0, :n],
+                lambda positions, n: positions[..., :n, :],
+                lambda positions, n: positions[0][None, 0:n],
+                lambda positions, n: positions[:, (128 - n) // 2 : (128 - n) // 2 + n],
+            )
+        ),
     ],
 )
 def test_positions_cut_to_a_sequence_limit_how_far_strides_fall(cut):

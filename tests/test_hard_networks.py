@@ -348,8 +348,15 @@ def test_a_forward_that_refers_to_the_network_refers_to_the_copy():
 # Attention
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("weights", [True, False])
+@pytest.mark.parametrize(
+    ("training", "weights"),
+    [
+        (True, True),
+        (False, False),
+        pytest.param(True, False, marks=pytest.mark.slow),
+        pytest.param(False, True, marks=pytest.mark.slow),
+    ],
+)
 def test_attention_modules_cost_a_sum_of_products_in_both_modes(training, weights):
     def forward(m, x):
         x = m.a(x).flatten(2).transpose(1, 2)

@@ -54,7 +54,7 @@ def assert_same_data(streamed, held):
     assert same(list(streamed.test), list(held.test))
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("workers", [0, 2, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "options",
     [

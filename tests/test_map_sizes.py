@@ -44,7 +44,9 @@ def test_expressions_hold_at_other_sizes(size):
         assert tokens.at({("a", 0): height, ("a", 1): 15}) == expected
 
 
-@pytest.mark.parametrize("kernel", [1, 3, 5])
+@pytest.mark.parametrize(
+    "kernel", [3, *(pytest.param(each, marks=pytest.mark.slow) for each in (1, 5))]
+)
 @pytest.mark.parametrize("stride", [3, 5])
 def test_constant_strides_that_divide_all_sizes_at_first_round_at_others(stride, kernel):
     for size in range(20, 35):  # all remainders

@@ -1008,7 +1008,12 @@ def test_a_training_moves_its_strides_by_measured_losses(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{"stride_phase": (0.0, 0.9)}, {"stride_penalty": 1e-6}, {"budget": None}]
+    "options",
+    [
+        {"stride_phase": (0.0, 0.9)},
+        pytest.param({"stride_penalty": 1e-6}, marks=pytest.mark.slow),
+        pytest.param({"budget": None}, marks=pytest.mark.slow),
+    ],
 )
 def test_options_for_gradients_choose_their_rule(tmp_path, options):
     options |= {"stride_learning_rate": 0.1}

@@ -103,7 +103,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+@pytest.mark.parametrize("suffix", ["safetensors", pytest.param("pt", marks=pytest.mark.slow)])
 def test_a_converted_network_is_loaded_into_a_plain_one(tmp_path, name, suffix):
     if suffix == "safetensors":
         pytest.importorskip("safetensors")
