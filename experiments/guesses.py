@@ -59,7 +59,7 @@ class Search:
     def guesses(self) -> list[Guess]:
         """All guesses, natural ones first, before they are scaled."""
         axes = len(self.shape) - 1
-        natural = [tuple(_for_axes(each, axes) for each in guess) for guess in self.natural]
+        natural = [tuple(for_axes(each, axes) for each in guess) for guess in self.natural]
         return [*natural, *random_guesses(self.square, self.oblong, axes)]
 
     def scaled(self, guess: Guess) -> Guess:
@@ -127,8 +127,9 @@ SEARCHES = {
 }
 
 
-def _for_axes(stride: float | Stride, axes: int) -> Stride:
-    return stride if isinstance(stride, tuple) else (float(stride),) * axes
+def for_axes(stride: float | Sequence[float], axes: int) -> Stride:
+    """A stride for each axis; a number stands for all."""
+    return tuple(stride) if isinstance(stride, Sequence) else (float(stride),) * axes
 
 
 def random_guesses(square: int, oblong: int, axes: int, seed: int = 0) -> Iterator[Guess]:

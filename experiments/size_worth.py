@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffstride.spectral.axis_plan import plan_axis
 from experiments.averages import Entry
-from experiments.guesses import SEARCHES
+from experiments.guesses import SEARCHES, for_axes
 from experiments.markdown import table
 
 POWERS = (0.0, 0.5, 1.0, 2.0)
@@ -29,8 +29,8 @@ def map_sizes(strides: Sequence[float | Sequence[float]], size: int) -> list[lis
     """
     sizes, found = [size] * AXES, []
     for stride in strides:
-        each = stride if isinstance(stride, Sequence) else [stride] * AXES
-        sizes = [plan_axis(n, s).output_size for n, s in zip(sizes, each, strict=True)]
+        each = zip(sizes, for_axes(stride, AXES), strict=True)
+        sizes = [plan_axis(size, stride).output_size for size, stride in each]
         found.append(sizes)
     return found
 

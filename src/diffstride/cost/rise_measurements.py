@@ -46,7 +46,6 @@ class RiseMeasurements:
     def __init__(self, budget: CostBudget, batches: int, remembered: int) -> None:
         self._budget, self._batches, self._remembered = budget, batches, remembered
         self._smaller: dict[Key, Smaller] = {}
-        self._steps: dict[Key, float] = {}  # by which the logarithms of map sizes change
         self.rises: dict[Key, list[float]] = {}
         self._losses: list[float] = []  # of the network as it is, one for each rise
         self._count = 0  # of all measurements: where nothing else draws, seeds would be the same
@@ -54,10 +53,14 @@ class RiseMeasurements:
 
     def prepare(self) -> None:
         """Find the smaller maps; what was measured of the same ones stays."""
-        before, self._smaller = self._steps, smaller_maps(self._budget.space, self._budget.in_use)
-        self._steps = {key: smaller.step for key, smaller in self._smaller.items()}
-        if self._steps != before:
+        before = self._changes()
+        self._smaller = smaller_maps(self._budget.space, self._budget.in_use)
+        if self._changes() != before:
             self.start_anew()
+
+    def _changes(self) -> dict[Key, float]:
+        """By how much the logarithm of each map size changes in its measurement."""
+        return {key: smaller.step for key, smaller in self._smaller.items()}
 
     def start_anew(self) -> None:
         """Forget what was measured; `prepare` finds the smaller maps where these have changed."""
@@ -105,7 +108,7 @@ class RiseMeasurements:
         """The measurements of this process."""
         return {
             "rises": dict(self.rises),
-            "steps": dict(self._steps),
+            "steps": self._changes(),
             "losses": list(self._losses),
             "count": self._count,
         }
@@ -115,10 +118,9 @@ class RiseMeasurements:
         self.rises = {key: list(values) for key, values in state["rises"].items()}
         self._losses, self._count = list(state.get("losses", [])), state.get("count", 0)
         steps = state.get("steps", {})
-        self._smaller, self._steps = {}, {key: steps[key] for key in self.rises if key in steps}
-        if self.rises:
-            self.prepare()
-        if not self._losses:
+        measured = {key: steps.get(key) for key in self.rises}
+        self._smaller = smaller_maps(self._budget.space, self._budget.in_use) if self.rises else {}
+        if measured != self._changes() or not self._losses:
             self.start_anew()
 
 

@@ -1,5 +1,7 @@
 """The network with one axis of one map smaller, and what that saves."""
 
+from collections.abc import Callable
+from functools import cache, partial
 from math import log
 from typing import NamedTuple
 
@@ -47,7 +49,8 @@ def smaller_maps(space: StrideSpace, present: Logs) -> dict[Key, Smaller]:
     sizes, slopes = fit.sizes, space.size_slopes(present)
     found = {}
     for key, size in sizes.items():
-        smaller = _clearly_smaller(space, present, sizes, key)
+        without = cache(partial(_without, space, present, sizes, key))
+        smaller = _clearly_smaller(size, without, key)
         if smaller is None:
             continue
         without_pooling = sum(
@@ -58,30 +61,35 @@ def smaller_maps(space: StrideSpace, present: Logs) -> dict[Key, Smaller]:
         saved = max(fit.cost - smaller.cost, without_pooling)
         if saved > 0:
             shared = len(fit.maps[key[0]]) / len(present[key[0]])  # a shared stride has all axes
-            growth = _ratio(space, present, sizes, key) ** (shared + WORTH_POWER)
+            growth = _ratio(size, without, key) ** (shared + WORTH_POWER)
             step, change = log(size / smaller.sizes[key]), _change(fit, smaller)
             found[key] = Smaller(smaller.logs, step, saved / step, growth, change / step)
     return found
 
 
-def _clearly_smaller(space: StrideSpace, present: Logs, sizes: OutputSizes, key: Key) -> Fit | None:
+def _without(
+    space: StrideSpace, present: Logs, sizes: OutputSizes, key: Key, samples: int
+) -> Fit | None:
+    """With so many samples less on an axis, as far as limits of strides allow."""
+    return space.at_sizes(present, {**sizes, key: sizes[key] - samples})
+
+
+def _clearly_smaller(size: int, without: Callable[[int], Fit | None], key: Key) -> Fit | None:
     """With a sixteenth of an axis less, or half of that if a map would be empty then.
 
     None where limits of strides leave less room: what is measured there would be chance.
     """
-    most = max(1, sizes[key] // SAMPLES_PER_ONE)
+    most = max(1, size // SAMPLES_PER_ONE)
     for samples in dict.fromkeys((most, (most + 1) // 2)):
-        if sizes[key] > samples:
-            fit = space.at_sizes(present, {**sizes, key: sizes[key] - samples})
-            if fit and 2 * (sizes[key] - fit.sizes[key]) >= most:
-                return fit
+        fit = without(samples) if size > samples else None
+        if fit and 2 * (size - fit.sizes[key]) >= most:
+            return fit
     return None
 
 
-def _ratio(space: StrideSpace, present: Logs, sizes: OutputSizes, key: Key) -> float:
+def _ratio(size: int, without: Callable[[int], Fit | None], key: Key) -> float:
     """How many times as large as in the middle of its last sample a map is in that of its next."""
-    size = sizes[key]
-    less = space.at_sizes(present, {**sizes, key: size - 1})
+    less = without(1)
     samples = size - less.sizes[key] if less else 1  # two with ``edge="passband"``
     return (size + samples / 2) / (size - samples / 2)
 
