@@ -1,5 +1,6 @@
 """Tracing: control flow on shapes, errors, and networks that are restored afterwards."""
 
+import copy
 import io
 import sys
 import threading
@@ -13,8 +14,11 @@ from networks import Net, strided
 from torch import nn
 
 from diffstride import CostBudget, DiffStride, MultiplyAdds, convert
+from diffstride._torch_compat import FakeTensorMode
 from diffstride.conversion.function_modules import _Recording
-from diffstride.graph.fake_run import SHAPE_KEEPING_MODULES
+from diffstride.graph import remembered_shapes
+from diffstride.graph.fake_run import SHAPE_KEEPING_MODULES, shapes_only
+from diffstride.graph.remembered_shapes import Layout
 from diffstride.graph.restoring import restoring
 from diffstride.graph.tracer import trace
 
@@ -367,3 +371,68 @@ def test_slices_are_found_inside_a_function_mode():
         assert MultiplyAdds(inside, x).value() == MultiplyAdds(convert(net, x), x).value()
     assert inside.conversion.strides == convert(net, x).conversion.strides
     assert len(inside.conversion.strides) == 2
+
+
+# Products are remembered by their shapes
+
+
+def in_float64(module, x):
+    return module.double(), x.double()
+
+
+def in_channels_last(module, x):
+    return module.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
+
+
+def on_meta(module, x):
+    return module.to("meta"), x.to("meta")
+
+
+PRODUCTS = {
+    "convolution": (nn.Conv2d(4, 8, 3), (2, 4, 9, 8)),
+    "without bias": (nn.Conv2d(4, 8, 3, bias=False), (2, 4, 9, 8)),
+    "strided": (nn.Conv2d(4, 8, 3, stride=2), (2, 4, 9, 8)),
+    "padded": (nn.Conv2d(4, 8, 3, padding=1), (2, 4, 9, 8)),
+    "dilated": (nn.Conv2d(4, 8, 3, dilation=2), (2, 4, 9, 8)),
+    "grouped": (nn.Conv2d(4, 8, 3, groups=2), (2, 4, 9, 8)),
+    "transposed": (nn.ConvTranspose2d(4, 8, 3, stride=2), (2, 4, 9, 8)),
+    "with more samples": (nn.Conv2d(4, 8, 3), (2, 4, 9, 9)),
+    "linear": (nn.Linear(4, 8), (2, 4)),
+    "linear without bias": (nn.Linear(4, 8, bias=False), (2, 4)),
+}
+
+
+@pytest.mark.parametrize("as_given", [lambda *given: given, in_float64, in_channels_last, on_meta])
+def test_products_of_layouts_seen_before_have_the_same_layout_and_count(monkeypatch, as_given):
+    monkeypatch.setattr(remembered_shapes, "_known", {})
+    for number, (module, shape) in enumerate(PRODUCTS.values(), start=1):
+        if as_given is in_channels_last and len(shape) < 4:
+            continue
+        module, x = as_given(copy.deepcopy(module), torch.zeros(shape))
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        with mode, torch.no_grad():
+            expected = Layout.of(module(mode.from_tensor(x)))
+        found = []
+        for _ in range(2):
+            with shapes_only(FakeTensorMode(allow_non_fake_inputs=True)) as counter:
+                found.append((Layout.of(module(torch.empty_like(x))), counter.multiply_adds))
+            assert len(remembered_shapes._known) == number
+        assert found[0] == found[1]
+        assert found[0][0] == expected
+
+
+def test_products_of_shapes_that_do_not_fit_are_refused_each_time():
+    for _ in range(2):
+        with shapes_only(FakeTensorMode(allow_non_fake_inputs=True)):
+            nn.Conv2d(4, 8, 3)(torch.empty(2, 4, 9, 8))
+            with pytest.raises(RuntimeError, match="4 channels"):
+                nn.Conv2d(4, 8, 3)(torch.empty(2, 5, 9, 8))
+
+
+def test_few_products_are_remembered(monkeypatch):
+    monkeypatch.setattr(remembered_shapes, "_known", {})
+    monkeypatch.setattr(remembered_shapes, "MOST", 3)
+    with shapes_only(FakeTensorMode(allow_non_fake_inputs=True)):
+        for size in range(4, 12):
+            nn.Conv2d(4, 8, 3)(torch.empty(2, 4, size, size))
+            assert 1 <= len(remembered_shapes._known) <= 3

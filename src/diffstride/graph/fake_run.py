@@ -24,6 +24,7 @@ from diffstride._torch_compat import (
 from diffstride._wording import one_line
 from diffstride.graph.example_inputs import as_inputs, empty_like_weights
 from diffstride.graph.recurrent_layers import StepsAtOnce
+from diffstride.graph.remembered_shapes import RememberedShapes
 from diffstride.graph.restoring import restoring
 from diffstride.pooling.base import SizedPooling
 
@@ -54,6 +55,7 @@ def shapes_only(fake_mode: FakeTensorMode) -> Iterator[OperationCounter]:
             torch.no_grad(),
             causal_masks_unread(),
             fake_mode,
+            RememberedShapes(),
             OperationCounter() as counter,
         ):
             warnings.simplefilter("ignore")  # the network warns again when it runs

@@ -85,22 +85,23 @@ def _containers(held: list[Any]) -> list[Any]:
     return found
 
 
-def _content(container: Any) -> list[Any]:
-    return list(container.items() if isinstance(container, dict) else container)
+def _content(container: Any) -> dict[Any, Any] | list[Any]:
+    return dict(container) if isinstance(container, dict) else list(container)
 
 
-def _restore(container: Any, content: list[Any]) -> None:
+def _restore(container: Any, content: Any) -> None:
     container.clear()
     add = container.extend if isinstance(container, list | deque) else container.update
     add(content)
 
 
-def _changed(container: Any, content: list[Any]) -> bool:
-    return _identities(_content(container)) != _identities(content)
+def _changed(container: Any, content: Any) -> bool:
+    return _identities(container) != _identities(content)
 
 
-def _identities(content: list[Any]) -> list[Any]:
-    return [tuple(map(id, each)) if type(each) is tuple else id(each) for each in content]
+def _identities(container: Any) -> list[int]:
+    values = [*container, *container.values()] if isinstance(container, dict) else container
+    return list(map(id, values))
 
 
 @torch.no_grad()
