@@ -12,8 +12,8 @@ METHODS = {
     "strided": "strided, as built",
     "blur": "blur pooling before each strided convolution",
     "fixed": "converted, equal fixed strides",
-    "measured": "converted, learned strides",
-    "learned": "converted, strides learned by their gradients",
+    "measured": "converted, strides by measured losses",
+    "learned": "converted, strides by gradients",
 }
 DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 

@@ -293,8 +293,8 @@ class DiffStride(SpectralPooling):
         if hasattr(self.strides, "full_tensor"):
             raise TypeError(
                 "the strides are sharded (DTensor), but each process needs all of them: use "
-                "DistributedDataParallel, or pass them to fully_shard as ignored_params (torch 2.7 "
-                "and later) and average their gradients"
+                "DistributedDataParallel, or pass them to fully_shard as ignored_params and "
+                "average their gradients"
             )
         if known is None:
             with outside_jit_trace():

@@ -117,8 +117,9 @@ def train(
             the start, above 100 their number. ``"strided"`` stands for those of the same network
             with strided convolutions: ``model`` is called with ``pooling_cls=None``. None for no
             budget.
-        stride_rule: how strides learn under a budget: ``"measured"``, by the losses with one sample
-            less, see `diffstride.MeasuredStrides`, or by their ``"gradient"`` with the optimiser.
+        stride_rule: how strides learn under a budget: ``"measured"``, by the losses with each map a
+            sixteenth smaller, see `diffstride.MeasuredStrides`, or by their ``"gradient"`` with the
+            optimiser.
             Measured strides move in the first four tenths of the steps, and their learning rate has
             no effect. None for ``"measured"`` where there is a budget of two strides or more, and
             neither a ``stride_phase`` nor a ``stride_penalty``, which are for gradients.
