@@ -1,6 +1,8 @@
 """Pooling an axis by one product, by two halves and by Fourier transforms gives the same."""
 
+import itertools
 import math
+from random import Random
 
 import pytest
 import torch
@@ -142,7 +144,7 @@ def test_transforms_count_for_each_line() -> None:
     assert map_product.multiply_adds([signal]) == pytest.approx(of_line(500, 250))
     assert map_product.multiply_adds([signal, kept]) == 500 * 250 * 4
     long, short = plan_axis(2000, 4.0), plan_axis(32, 2.0)
-    expected = 32 * of_line(2000, 500) + 500 * 32 * 16  # the axis that shrinks most comes first
+    expected = 32 * of_line(2000, 500) + 500 * 32 * 16  # the long axis first
     assert map_product.multiply_adds([short, long]) == pytest.approx(expected)
     frozen = map_product.multiply_adds([signal], transforms=False)
     assert frozen == 500 * 250
@@ -196,3 +198,26 @@ def test_gains_of_transforms_are_kept_while_a_stride_moves_within_a_size() -> No
     assert axes[0] != axes[1]
     for gains in (long_axis.pool_gains, long_axis.spread_gains, long_axis.ramp_weights):
         assert gains(axes[0], *kind) is gains(axes[1], *kind)
+
+
+def test_axes_are_pooled_in_the_order_that_costs_least() -> None:
+    source, changed = Random(0), 0
+    for _ in range(200):
+        count = source.choice([2, 3])
+        sizes = [source.choice([4, 7, 32, 128, 400, 3000]) for _ in range(count)]
+        axes = [plan_axis(size, source.uniform(1, min(size, 12))) for size in sizes]
+        costs = {}
+        for order in itertools.permutations(range(count)):
+            current, costs[order] = list(sizes), 0.0
+            for i in order:
+                line = float(current[i] * axes[i].output_size)
+                if axis_product.takes_transforms(axes[i], is_signal=False):
+                    line = axis_product.cost_of_transforms(current[i], axes[i].output_size)
+                lines = math.prod(current) / current[i]
+                costs[order] += 0 if axes[i].is_identity else lines * line
+                current[i] = axes[i].output_size
+        found = map_product.multiply_adds(axes)
+        assert found == pytest.approx(min(costs.values()))
+        by_ratio = sorted(range(count), key=lambda i: axes[i].output_size / sizes[i])
+        changed += found < costs[tuple(by_ratio)]
+    assert changed > 10

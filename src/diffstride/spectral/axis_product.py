@@ -147,7 +147,7 @@ def multiply(matrix: Tensor, x: Tensor, dim: int, length: int, out: Tensor | Non
 
     If given, ``out`` is contiguous and receives the result, converted to its dtype.
     """
-    shape = replace(x.shape, dim, length)
+    shape = with_length(x.shape, dim, length)
     leading, trailing = math.prod(shape[:dim]), math.prod(shape[dim + 1 :])
     target = out if out is not None and out.dtype == x.dtype else None
     if trailing == 1:
@@ -186,5 +186,5 @@ def inner(a: Tensor, b: Tensor) -> Tensor:
     return torch.dot(a.reshape(-1), b.reshape(-1))
 
 
-def replace(shape: Sequence[int], dim: int, length: int) -> list[int]:
+def with_length(shape: Sequence[int], dim: int, length: int) -> list[int]:
     return [*shape[:dim], length, *shape[dim + 1 :]]
