@@ -380,3 +380,14 @@ def test_a_network_may_be_built_when_the_training_starts(pl, kind, hook):
     )
     trainer.fit(module, torch.utils.data.DataLoader(batches(), batch_size=None))
     assert trainer.global_step == 1
+
+
+def test_a_state_that_was_loaded_is_saved_again_before_training(pl):
+    if not issubclass(BudgetCallback, pl.Callback):
+        pytest.skip("the callbacks subclass those of the other package")
+    callback = BudgetCallback(torch.zeros(1, 1, 64, 48), 0.9, "body")
+    train(pl, build_network(), False, callbacks=[callback])
+    resumed = BudgetCallback(torch.zeros(1, 1, 64, 48), 0.9, "body")
+    assert resumed.state_dict() == {}
+    resumed.load_state_dict(callback.state_dict())
+    assert resumed.state_dict() == callback.state_dict()

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import pickle
+import random
 import subprocess
 import sys
 import warnings
@@ -525,23 +526,28 @@ def test_measuring_leaves_statistics_and_random_numbers():
     budget = CostBudget(net, IMAGES)
     strides, x = MeasuredStrides(budget, steps=2), torch.rand(2, 3, 64, 64)
     buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
-    seen = []
+    seen, depths = [], []
 
     def loss():
         seen.append(net(x).square().mean())
+        depths.append(random.random())
         assert not torch.is_grad_enabled()
         return seen[-1]
 
     torch.manual_seed(3)
-    expected = torch.rand(4)
+    random.seed(3)
+    expected, of_python = torch.rand(4), random.random()
     torch.manual_seed(3)
+    random.seed(3)
     strides.step(loss)
     assert torch.equal(torch.rand(4), expected)
+    assert random.random() == of_python
     assert len(seen) == 5
     for name, buffer in net.named_buffers():
         assert torch.equal(buffer, buffers[name])
-    # The same dropout, so that losses differ by the maps alone.
+    # The same dropout and the same random depth, so that losses differ by the maps alone.
     assert max(seen) / min(seen) < 1.3
+    assert len(set(depths)) == 1
 
 
 def test_a_loss_that_fails_leaves_the_strides():

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import IMAGE, Block
+from networks import IMAGE, Block, Net
 from torch import nn
 
 from diffstride import DiffStride
@@ -187,3 +187,18 @@ def test_cost_before_is_known_for_the_size_of_the_conversion():
     assert larger.multiply_adds_before is None
     assert larger.rows[0].multiply_adds_before is None
     assert larger.multiply_adds == 32 * 32 * 8 * 27
+
+
+def test_a_module_with_a_layer_for_each_call_has_its_own_cost_in_its_first_row():
+    def forward(m, x):  # the second map is flattened, so its layer has a fixed size
+        return m.last(m.conv(m.conv(x)).flatten(1))
+
+    net = Net(forward, conv=nn.Conv2d(8, 8, 3, stride=2, padding=1), last=nn.Linear(128, 4))
+    converted = convert(net, torch.rand(2, 8, 16, 16), order="after")
+    found = report(converted, torch.rand(2, 8, 16, 16))
+    first, second = found
+    assert (first.module, second.module) == ("conv", "conv")
+    cost = MultiplyAdds(converted, torch.rand(2, 8, 16, 16))
+    assert first.multiply_adds + second.multiply_adds + 4 * 128 == cost.value()
+    assert first.multiply_adds_before == 8 * 8 * 9 * (64 + 16)
+    assert second.multiply_adds_before is None

@@ -225,3 +225,16 @@ def test_a_network_on_the_meta_device_is_filled_with_its_state(assign):
         empty = empty.to_empty(device="cpu")
     empty.load_state_dict(state, assign=assign)
     assert torch.equal(empty.eval()(X), model(X))
+
+
+class OfAnother(nn.Identity):
+    """A module that a user has named as the library names its layers."""
+
+    def get_extra_state(self):
+        return {"version": 1}
+
+
+def test_an_extra_state_beside_converted_modules_is_saved():
+    net = nn.ModuleDict({"pooling": OfAnother(), "body": nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1))})
+    net["body"] = convert(net["body"], X)
+    assert net.state_dict()["pooling._extra_state"] == {"version": 1}

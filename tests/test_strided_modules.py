@@ -398,3 +398,33 @@ def test_a_module_that_once_pools_the_whole_map_is_converted():
     assert converted(x).shape == (2, 3, 1, 1)
     with pytest.raises(ValueError, match="0: pools the whole map"):
         convert(nn.Sequential(nn.MaxPool2d(4)), x)
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        lambda pool, x: pool(x[0]).mean((1, 2)),
+        lambda pool, x: pool(input=x).mean((2, 3)),
+    ],
+)
+def test_a_module_of_which_one_call_cannot_be_converted_is_left_out(again):
+    def forward(m, x):
+        x = m.conv(x)
+        return m.pool(x).mean((2, 3)) + again(m.pool, x)
+
+    net = networks.Net(forward, conv=networks.strided(), pool=nn.MaxPool2d(2))
+    converted = convert(net, torch.rand(1, 4, 16, 16))
+    assert list(converted.conversion.strides) == ["conv"]
+    assert list(converted.conversion.left_out) == ["pool"]
+
+
+def test_a_module_with_another_call_that_is_not_used_is_converted():
+    def forward(m, x):
+        y = m.pool(m.conv(x))
+        m.pool(x)
+        return y
+
+    net = networks.Net(forward, conv=networks.strided(), pool=nn.MaxPool2d(2))
+    converted = convert(net, torch.rand(1, 4, 16, 16))
+    assert list(converted.conversion.strides) == ["conv", "pool"]
+    assert converted.conversion.left_out == {}

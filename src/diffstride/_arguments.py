@@ -71,9 +71,9 @@ def as_whole_numbers(values: Sequence[float] | float, name: str = "strides") -> 
     """
     numbers = as_strides(values, name)
     if any(value % 1 for value in numbers):
+        others = "; DiffStride and FixedSpectralPooling take fractional strides"
         raise ValueError(
-            f"{name} must be whole numbers, but got {values!r}; DiffStride and "
-            "FixedSpectralPooling take fractional strides"
+            f"{name} must be whole numbers, but got {values!r}{others * (name == 'strides')}"
         )
     return tuple(map(int, numbers))
 

@@ -354,8 +354,8 @@ class BudgetCallback(_NetworkCallback):
             pl_module.log(self.log_name, float(self.budget.cost.value()))
 
     def state_dict(self) -> dict[str, Any]:
-        if self.budget is None:
-            return {}
+        if self._saved or self.budget is None:  # loaded, and no step taken yet
+            return self._saved
         measured = {} if self.measured is None else {"measured": self.measured.state_dict()}
         return self.budget.state_dict() | measured
 

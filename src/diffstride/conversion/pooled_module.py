@@ -107,7 +107,8 @@ class Pooled(Mixin):
     def state_dict(self, *args: Any, **options: Any) -> Any:
         """The state, without layers that are in the state of the whole already."""
         whole = args[0] if args else options.get("destination")
-        before = [] if whole is None else [whole[name] for name in whole if ".pooling" in name]
+        saved = () if whole is None else whole.items()
+        before = [x for name, x in saved if ".pooling" in name and isinstance(x, Tensor)]
         state = super().state_dict(*args, **options)
         prefix = args[1] if len(args) > 1 else options.get("prefix", "")
         own = tuple(f"{prefix}{layer}." for layer in self.layer_names)

@@ -119,12 +119,15 @@ def _rows(
         for layer_name in module.layer_names if isinstance(module, Pooled) else ():
             names.setdefault(getattr(module, layer_name), []).append(name)
     rows: list[ReportRow] = []
+    counted: set[str] = set()  # modules whose own cost a row has
     for layer_name, layer in _pooling_layers(model).items():
         axes = maps.get(layer_name, ())
         # The first of the modules that share the layer has the cost of all its pooling.
         pooling, shared = (costs or {}).get(layer_name, 0), False
         for name in names.get(layer, [layer_name]):
-            own = (costs or {}).get(name, 0) if name != layer_name else 0
+            first = name not in counted
+            counted.add(name)
+            own = (costs or {}).get(name, 0) if first and name != layer_name else 0
             rows.append(
                 ReportRow(
                     module=name,
@@ -136,7 +139,7 @@ def _rows(
                     map_size=() if shared else tuple(axis.size for axis in axes),
                     pooled_size=() if shared else tuple(axis.output_size for axis in axes),
                     multiply_adds=None if costs is None else pooling + own,
-                    multiply_adds_before=conversion.multiply_adds.get(name),
+                    multiply_adds_before=conversion.multiply_adds.get(name) if first else None,
                 )
             )
             pooling, shared = 0, True

@@ -30,6 +30,7 @@ def maps_of(trace: Trace, node: fx.Node) -> tuple[Tensor, Tensor] | None:
     return (source, result) if source.dim() == result.dim() > 2 else None
 
 
+UNUSED = "its output is not used"
 PATCHIFIES = "patchifying convolution: its patches do not overlap (patchify=True takes it)"
 
 
@@ -58,7 +59,7 @@ def find_strided_calls(
             not isinstance(module, SizedPooling) and max(stride_of(module)) > 1
         ):
             reason = "in leaf_modules" if is_among(leaf_modules, name, module) else None
-            reason = reason or (None if node in used else "its output is not used")
+            reason = reason or (None if node in used else UNUSED)
             reason = reason or _reason_to_skip(trace, node, module, filter_fn, patchify)
             result = reason or measure_call(trace, node, module)
             if isinstance(result, StridedCall):
@@ -69,6 +70,9 @@ def find_strided_calls(
                 left_out[name] = result
         elif isinstance(module, SizedPooling) and _has_fixed_strides(module):
             left_out[name] = "a pooling layer of fixed strides: put a DiffStride in its place"
+    failed = {name for name, reason in left_out.items() if reason != UNUSED}
+    calls = [call for call in calls if call.name not in failed]
+    left_out = {n: why for n, why in left_out.items() if n not in {c.name for c in calls}}
     return calls, left_out | _never_called(trace)
 
 

@@ -1,5 +1,6 @@
 """Run a loss of a network in training without a trace, and gather what processes measured."""
 
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import isfinite
@@ -23,7 +24,7 @@ class NotFiniteError(ValueError):
 def as_before(model: nn.Module) -> Iterator[int]:
     """Run a model without gradients; buffers, modes and random numbers are then as they were.
 
-    Yields a seed for the runs.
+    The random numbers of torch and of Python's `random`. Yields a seed for the runs.
     """
     buffers = [
         (module._buffers, name, buffer, buffer.clone())
@@ -32,10 +33,12 @@ def as_before(model: nn.Module) -> Iterator[int]:
     ]
     modes = [(module, module.training) for module in model.modules()]
     devices = {each.device.index for each in model.parameters() if each.is_cuda}
+    of_python = random.getstate()
     with torch.no_grad(), torch.random.fork_rng(devices):
         try:
             yield int(torch.randint(1 << 31, ()))
         finally:
+            random.setstate(of_python)
             for module, mode in modes:
                 module.training = mode
             for holder, name, buffer, value in buffers:
@@ -57,7 +60,8 @@ def run_loss(loss: Callable[[], Any], seed: int, where: str = "") -> float:
         ValueError: it asks for gradients.
         NotFiniteError: its value is not finite.
     """
-    torch.manual_seed(seed)  # the same dropout for all
+    torch.manual_seed(seed)  # the same dropout for all,
+    random.seed(seed)  # and the same random depth
     try:
         found: Any = loss()
     except RuntimeError as error:

@@ -14,6 +14,8 @@ class AxisSlice(NamedTuple):
 
     >>> AxisSlice(0, 0, -5, None, None).asked(40), AxisSlice(0, 0, 10, 30, None).asked(25)
     (5, 20)
+    >>> AxisSlice(0, 0, -5, -1, None).asked(40), AxisSlice(0, 0, 3, -1, None).asked(40)
+    (4, 36)
     """
 
     part: int
@@ -33,7 +35,7 @@ class AxisSlice(NamedTuple):
         start, stop = self.start or 0, size if self.stop is None else self.stop
         if start < 0 and self.stop is None:
             return -start
-        return stop - start if stop >= 0 else size + stop - start
+        return (stop + size * (stop < 0)) - (start + size * (start < 0))
 
     def fits(self, size: int) -> bool:
         """Whether an axis of this size has all samples that it asks for."""

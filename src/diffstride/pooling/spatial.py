@@ -124,7 +124,7 @@ class MaxPooling(_WholeStrides):
     def forward(self, x: Tensor) -> Tensor:
         check_input(self, x)
         if max(self.strides) == 1:
-            return x
+            return x.clone()  # an operation in place may follow
         windows = [self.pool_size if stride > 1 else 1 for stride in self.strides]
         padding = [window // 2 for window in windows]
         pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[self.num_axes - 1]
@@ -183,7 +183,7 @@ class BlurPooling(_WholeStrides):
     def forward(self, x: Tensor) -> Tensor:
         check_input(self, x)
         if max(self.strides) == 1:
-            return x
+            return x.clone()  # an operation in place may follow
         convolve = (F.conv1d, F.conv2d, F.conv3d)[self.num_axes - 1]
         channels = x.shape[1]
         # In half precision oneDNN computes the gradient of depthwise filters much more slowly.
