@@ -190,7 +190,7 @@ def test_the_effect_of_one_sample_is_that_on_the_cost_of_the_network(name):
         }
         start = search._choice(wanted, {})
         assert start is not None
-        single = SingleChanges(space, search._nearest_each, wanted, start)
+        single = SingleChanges(space, wanted, start)
         for key, by in itertools.product(start.sizes, (-1, 1)):
             change = single.change(key, by)
             choice = search._choice(wanted, start.sizes | {key: start.sizes[key] + by})

@@ -115,7 +115,7 @@ def test_a_frozen_layer_is_equal():
     torch.testing.assert_close(program(X.float()), mixed()(X.float()))
     again = diffstride.rebuild(nn.Sequential(mixed()), diffstride.recipe(frozen))
     assert again[0].fixed_size == (None, 7)
-    assert again[0].sizes == frozen[0].sizes
+    assert again[0].plans == frozen[0].plans
 
 
 def test_a_compiled_layer_is_equal():

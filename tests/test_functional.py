@@ -19,7 +19,7 @@ from diffstride import (
     spectral_pool,
 )
 from diffstride.spectral import map_product
-from diffstride.spectral.axis_plan import EDGES, output_size, plan_axis, plan_spectral_axis
+from diffstride.spectral.axis_plan import EDGES, output_size, plan_axis
 from diffstride.spectral.matrix import axis_matrix, pooling_matrix, ramp_factors
 
 CASES = [
@@ -80,7 +80,7 @@ def test_straight_through_keeps_all_bins_and_has_the_gradient_of_the_window(
         for size, s in zip((12, 9), (2.1, 1.7), strict=True)
     ]
     # The matrices of spectral pooling to the same sizes.
-    height, width = (axis_matrix(plan_spectral_axis(a.size, a.size / a.output_size)) for a in axes)
+    height, width = (axis_matrix(plan_axis(a.size, a.size / a.output_size)) for a in axes)
     torch.testing.assert_close(y, height @ x @ width.T)
     flat = pooling_matrix(12, 2.1, smoothness_factor=1.5, edge=edge, straight_through=True)
     torch.testing.assert_close(flat, height)

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations, parametrize
 from diffstride import CostBudget, DiffStride, MultiplyAdds, convert, freeze, stride_layers
 from diffstride._torch_compat import FakeTensorMode, OperationCounter, tree_leaves
 from diffstride.graph.fake_run import shapes_only
-from diffstride.graph.recurrent_layers import StepsAtOnce
+from diffstride.graph.fast_shapes import StepsAtOnce
 from diffstride.graph.tracer import trace
 
 X = torch.rand(2, 4, 32, 32)

@@ -10,7 +10,7 @@ from torch import nn
 
 from diffstride import DiffStride, MultiplyAdds, convert, stride_layers
 from diffstride.graph.map_sizes import MapSizes, SizeExpression
-from diffstride.graph.stride_groups import find_stride_groups
+from diffstride.graph.stride_groups import UnlearnedAxes, find_stride_groups
 from diffstride.graph.tracer import trace
 
 
@@ -33,7 +33,7 @@ def test_expressions_hold_at_other_sizes(size):
     traced = trace(net, torch.zeros(2, 4, *size))
     nodes = {node.name: node for node in traced.graph.nodes}
     call = nodes["a"]
-    groups = find_stride_groups(traced, [call])
+    groups = find_stride_groups(traced, {call: UnlearnedAxes()})
     sizes = MapSizes(groups)
     for height in range(7, 24):
         maps = F.max_pool2d(net.b(torch.zeros(1, 4, height, 15)), 3, 2)

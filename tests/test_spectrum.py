@@ -30,7 +30,7 @@ def test_matrix_equals_complex_fft(size: int, stride: float, edge: str) -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_all_ones_window_of_full_length_is_the_identity(size: int) -> None:
-    matrix = spectral.axis_matrix(spectral.plan_spectral_axis(size, 1.0))
+    matrix = spectral.axis_matrix(spectral.plan_axis(size, 1.0))
     torch.testing.assert_close(matrix, torch.eye(size, dtype=torch.float64), rtol=0, atol=2e-15)
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from diffstride import DiffStride
 from diffstride.graph.stride_conflicts import StrideConflictError
-from diffstride.graph.stride_groups import find_stride_groups
+from diffstride.graph.stride_groups import UnlearnedAxes, find_stride_groups
 from diffstride.graph.tracer import trace
 
 
@@ -20,7 +20,7 @@ def find_groups(net, size=(16, 20), names=None):
         if node.op == "call_module"
         and (node.target in names if names else hasattr(traced.module(node), "stride"))
     ]
-    return find_stride_groups(traced, calls)
+    return find_stride_groups(traced, dict.fromkeys(calls, UnlearnedAxes()))
 
 
 def names_of_groups(net, **kwargs):
@@ -122,7 +122,7 @@ def test_maps_whose_sizes_agree_by_chance_are_refused(learned, staying, meet):
     traced = trace(net, torch.zeros(1, 8, 512))
     calls = [node for node in traced.graph.nodes if str(node.target).startswith("stem")]
     with pytest.raises(StrideConflictError, match=r"meets maps in .* whose size does not follow"):
-        find_stride_groups(traced, calls)
+        find_stride_groups(traced, dict.fromkeys(calls, UnlearnedAxes()))
 
 
 def test_attention_over_volumes_is_analysed():
@@ -133,7 +133,7 @@ def test_attention_over_volumes_is_analysed():
     net = Net(forward, a=nn.Conv3d(1, 4, 3, 2, 1))
     traced = trace(net, torch.zeros(1, 1, 8, 16, 16))
     calls = [node for node in traced.graph.nodes if str(node.target) == "a"]
-    assert find_stride_groups(traced, calls).members() == [calls]
+    assert find_stride_groups(traced, dict.fromkeys(calls, UnlearnedAxes())).members() == [calls]
 
 
 def test_the_error_of_an_operation_of_one_size_is_quoted():

@@ -16,9 +16,9 @@ from torch import nn
 from diffstride import CostBudget, DiffStride, MultiplyAdds, convert
 from diffstride._torch_compat import FakeTensorMode
 from diffstride.conversion.function_modules import _Recording
-from diffstride.graph import remembered_shapes
+from diffstride.graph import fast_shapes
 from diffstride.graph.fake_run import SHAPE_KEEPING_MODULES, shapes_only
-from diffstride.graph.remembered_shapes import Layout
+from diffstride.graph.fast_shapes import Layout
 from diffstride.graph.restoring import restoring
 from diffstride.graph.tracer import trace
 
@@ -404,7 +404,7 @@ PRODUCTS = {
 
 @pytest.mark.parametrize("as_given", [lambda *given: given, in_float64, in_channels_last, on_meta])
 def test_products_of_layouts_seen_before_have_the_same_layout_and_count(monkeypatch, as_given):
-    monkeypatch.setattr(remembered_shapes, "_known", {})
+    monkeypatch.setattr(fast_shapes, "_known", {})
     for number, (module, shape) in enumerate(PRODUCTS.values(), start=1):
         if as_given is in_channels_last and len(shape) < 4:
             continue
@@ -416,7 +416,7 @@ def test_products_of_layouts_seen_before_have_the_same_layout_and_count(monkeypa
         for _ in range(2):
             with shapes_only(FakeTensorMode(allow_non_fake_inputs=True)) as counter:
                 found.append((Layout.of(module(torch.empty_like(x))), counter.multiply_adds))
-            assert len(remembered_shapes._known) == number
+            assert len(fast_shapes._known) == number
         assert found[0] == found[1]
         assert found[0][0] == expected
 
@@ -430,9 +430,9 @@ def test_products_of_shapes_that_do_not_fit_are_refused_each_time():
 
 
 def test_few_products_are_remembered(monkeypatch):
-    monkeypatch.setattr(remembered_shapes, "_known", {})
-    monkeypatch.setattr(remembered_shapes, "MOST", 3)
+    monkeypatch.setattr(fast_shapes, "_known", {})
+    monkeypatch.setattr(fast_shapes, "MOST", 3)
     with shapes_only(FakeTensorMode(allow_non_fake_inputs=True)):
         for size in range(4, 12):
             nn.Conv2d(4, 8, 3)(torch.empty(2, 4, size, size))
-            assert 1 <= len(remembered_shapes._known) <= 3
+            assert 1 <= len(fast_shapes._known) <= 3

@@ -8,7 +8,7 @@ from diffstride import _arguments
 from diffstride._arguments import MAX_AXES, as_strides, clamp_strides, pooled_sizes
 from diffstride._torch_compat import numbers_of
 from diffstride.spectral.autograd import pool
-from diffstride.spectral.axis_plan import Edge, plan_axis, plan_spectral_axis
+from diffstride.spectral.axis_plan import Edge, plan_axis
 
 
 def diff_stride(
@@ -97,7 +97,7 @@ def spectral_pool(x: Tensor, strides: Sequence[float] | float) -> Tensor:
     tensor([[2., 2.]])
     """
     values = as_strides(strides)
-    return pool(x, tuple(map(plan_spectral_axis, pooled_sizes(x, len(values)), values)))
+    return pool(x, tuple(map(plan_axis, pooled_sizes(x, len(values)), values)))
 
 
 def read_strides(strides: Tensor) -> tuple[float, ...]:

@@ -2,9 +2,8 @@
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from functools import partial
 from types import NoneType
 from typing import Any, NamedTuple
 
@@ -58,6 +57,7 @@ LAYER_OPTIONS = (
 )
 """The arguments of `convert` that `DiffStride` takes."""
 
+NOT_COMPARED = "include", "leaf_modules"
 NOT_RECORDED = "model", "example", "filter_fn"
 """The arguments that are no options of a conversion: a filter is replaced by what it chose."""
 
@@ -111,8 +111,8 @@ def convert(
             do not overlap after, and those of few channels on top of their stride.
         min_channels: with ``order="auto"``, a convolution of fewer input channels keeps its stride
             and is pooled after it from a stride of 1, as its input, the image, has fine detail. 0
-            treats all alike. Layers that are no identity at a stride of 1 (``"passband"``,
-            ``straight_through=False``) or may not start there do so, too.
+            treats all alike. It counts as 0 where a layer at a stride of 1 changes the map
+            (``"passband"``, ``straight_through=False``) or may not start there.
         edge: of the pooling layers; ``"stopband"`` keeps the sizes of the maps.
         filter_fn: called with each module that strides and its name; if it returns false, the
             module is left out.
@@ -163,17 +163,14 @@ def convert(
     keeps = straight_through and edge == "stopband" and starts_at_1
     least = min_channels if keeps else 0
     options |= {"include": include, "leaf_modules": leaf_modules}
-    of_search = {name: options[name] for name in Search._fields if name in options}
-    of_search["min_channels"] = least
-    search = Search(filter_fn=filter_fn, **of_search)
-    found = _find(model, converted, example, search)
+    chosen = include, patchify, keep_ones, leaf_modules, shared_stride, upper_limit_stride
+    found = _find(converted, example, Search(order, least, filter_fn, *chosen))
     if not found.groups:
         _check_as_before(model, options)
     if filter_fn is None:
-        _warn_of_conflicts(model, found)
+        _warn_of_conflicts(found)
     _record(converted, found, example, options)
-    layer_options = {name: options[name] for name in LAYER_OPTIONS}
-    _attach_layers(found, partial(_new_pooling, **layer_options))
+    _attach_layers(found, {name: options[name] for name in LAYER_OPTIONS})
     attach_mirrors(found.trace, found.mirrors)
     count_calls_from_start(converted)
     with restoring(converted):
@@ -213,7 +210,7 @@ class Found(NamedTuple):
     conflicts: list[str]
 
 
-def _find(model: nn.Module, converted: nn.Module, example: Any, search: Search) -> Found:
+def _find(converted: nn.Module, example: Any, search: Search) -> Found:
     """Find what to convert in the copy of a network; modules take the place of functions there.
 
     Raises:
@@ -222,27 +219,27 @@ def _find(model: nn.Module, converted: nn.Module, example: Any, search: Search) 
     with restoring(converted):
         traced = trace(converted, example, search.leaf_modules)
         functions = find_functions(traced, example)
-        found = None if functions else _find_in(model, traced, search)
+        found = None if functions else _find_in(traced, search)
     if found is None:
         replace_functions(functions)
         with restoring(converted):
             traced = trace(converted, example, search.leaf_modules)
-            found = _find_in(model, traced, search)
+            found = _find_in(traced, search)
     if found.groups or stride_layers(converted):
         return found
     if not search.patchify and PATCHIFIES in found.left_out.values():
         with restoring(converted):  # raises if its patches cannot be converted, either
-            _find_in(model, found.trace, search._replace(patchify=True))
-    if is_frozen(model):
+            _find_in(found.trace, search._replace(patchify=True))
+    if is_frozen(converted):
         raise ValueError(
-            f"this {type(model).__name__} was frozen by diffstride.freeze, so its strides no "
+            f"this {type(converted).__name__} was frozen by diffstride.freeze, so its strides no "
             "longer learn: use it as it is, or convert a network built anew"
         )
     reasons = "".join(f"; {name}: {reason}" for name, reason in found.left_out.items())
-    raise ValueError(f"{type(model).__name__} has no stride to convert{reasons}")
+    raise ValueError(f"{type(converted).__name__} has no stride to convert{reasons}")
 
 
-def _find_in(model: nn.Module, traced: Trace, search: Search) -> Found:
+def _find_in(traced: Trace, search: Search) -> Found:
     names = [name for name in search.include if not isinstance(traced.modules.get(name), Pooled)]
     calls, left_out = find_strided_calls(
         traced, search.filter_fn, names, search.patchify, search.leaf_modules
@@ -252,14 +249,12 @@ def _find_in(model: nn.Module, traced: Trace, search: Search) -> Found:
             call.kept = _kept_axes(call.strides, search.keep_ones, search.upper_limit_stride)
     place(calls, traced, search.order, search.min_channels)
     pool_whole_maps(traced)
-    without_calls = list(left_out)
     try:
-        groups, mirrors = group_calls(traced, calls, left_out, tuple(names), search.shared_stride)
+        groups, mirrors, conflicts = group_calls(traced, calls, names, search.shared_stride)
     except StrideConflictError as error:
-        _explain_patches(model, calls, error)
+        _explain_patches(traced.model, calls, error)
         raise
-    conflicts = [name for name in left_out if name not in without_calls]
-    return Found(traced, groups, mirrors, left_out, conflicts)
+    return Found(traced, groups, mirrors, left_out | conflicts, list(conflicts))
 
 
 def _kept_axes(strides: tuple[int, ...], keep_ones: bool, upper: Limit) -> frozenset[int]:
@@ -281,12 +276,13 @@ def _explain_patches(model: nn.Module, calls: list[StridedCall], why: ValueError
         ) from why
 
 
-def _warn_of_conflicts(model: nn.Module, found: Found) -> None:
+def _warn_of_conflicts(found: Found) -> None:
     """Warn if only one module learns, which keeps its stride, as others could not share theirs."""
+    kind = type(found.trace.model).__name__
     calls = [call for group in found.groups for call in group.calls]
     if found.conflicts and [call.placement for call in calls] == ["on top"]:
         warnings.warn(
-            f"of this {type(model).__name__} only {calls[0].name!r} learns, on top of its stride: "
+            f"of this {kind} only {calls[0].name!r} learns, on top of its stride: "
             f"{counted(len(found.conflicts), 'other strided module')} cannot share strides "
             "(diffstride.report says why)",
             stacklevel=5,  # the caller of convert, behind its two decorators
@@ -297,7 +293,7 @@ def _check_as_before(model: nn.Module, options: dict[str, Any]) -> None:
     """Refuse other arguments for a network of which everything is converted already."""
     steps = [step for record in records(model).values() for step in record.steps]
     defaults = inspect.signature(convert).parameters
-    for name in options.keys() - {"include", "leaf_modules"} if steps else ():
+    for name in [each for each in options if each not in NOT_COMPARED] if steps else ():
         before = [step.options[name] for step in steps]
         if options[name] not in (*before, defaults[name].default):
             raise ValueError(
@@ -329,22 +325,23 @@ def _record(converted: nn.Module, found: Found, example: Any, options: dict[str,
     converted.conversion = conversion  # type: ignore[assignment]
 
 
-def _attach_layers(found: Found, new_pooling: Callable[[PooledGroup], nn.Module]) -> None:
+def _attach_layers(found: Found, layer_options: dict[str, Any]) -> None:
     """Give the modules of each group its layer; a module with calls in several groups gets all."""
     layers: dict[fx.Node, Any] = {}
     for group in found.groups:
-        pooling = group.pooling or new_pooling(group)
+        pooling = group.pooling or _new_pooling(group, **layer_options)
         pooling.to(found.trace.values[group.calls[0].node].device).train(found.trace.model.training)
-        layers |= {call.node: (pooling, group.crop_pads[call.module]) for call in group.calls}
-        first = {call.module: call for call in reversed(group.calls)}
-        for module, call in first.items():
+        for call in group.calls:
+            module, crop_pads, taps = call.module, group.crop_pads[call.module], ()
+            layers[call.node] = pooling, crop_pads
             if isinstance(module, Pooled):
-                continue  # another of its calls is in a group before
-            crop_pads, taps = group.crop_pads[module], ()
+                continue  # another of its calls came before
             if call.placement == "before" and not call.pointwise:
                 taps = call.coarse_taps(group.size, crop_pads)
                 resample_convolution(module, taps)  # pyright: ignore[reportArgumentType]
-            attach_pooling(module, pooling, crop_pads, call.placement, group.sharers(call), taps)
+            attach_pooling(
+                module, pooling, crop_pads, call.placement, group.sharers(call, found.trace), taps
+            )
     for module, nodes in calls_of(found.trace, layers).items():
         own: Any = module
         each = [layers.get(node, (own.pooling, own.crop_pads)) for node in nodes]
@@ -363,7 +360,7 @@ def _check_runs(model: nn.Module, converted: nn.Module, traced: Trace, example: 
     except NetworkRunError as error:
         with suppress(NetworkRunError):  # if it fails as well, the network reads numbers
             run_network(model, example)
-            raise ValueError(f"converted, {error.name!r} would fail ({error.why})") from error
+            raise ValueError(f"converted, {error.where} would fail ({error.why})") from error
         return
     layers = list(stride_layers(converted).values())
     keep_sizes = all(getattr(layer, "edge", "") == "stopband" for layer in layers)
@@ -414,7 +411,6 @@ def _new_pooling(group: PooledGroup, **options: Any) -> nn.Module:
         return AdaptiveSpectralPooling(sizes)
     strides = tuple(1.0 if i in fixed else each for i, each in enumerate(calls[0].strides))
     options |= {"fixed_size": sizes} if fixed else {}
-    own = stride_of(calls[0].module, len(calls[0].strides))
     least = [stride * group.least_factor for stride in calls[0].strides]
     if max(least) > 1:
         given = each_limit(options["lower_limit_stride"], len(least))
@@ -422,7 +418,7 @@ def _new_pooling(group: PooledGroup, **options: Any) -> nn.Module:
         options["lower_limit_stride"] = lower[0] if len(set(lower)) == 1 else tuple(lower)
     if kept:
         for name in ("lower_limit_stride", "upper_limit_stride"):
-            limits = enumerate(each_limit(options[name], len(own)))
+            limits = enumerate(each_limit(options[name], len(sizes)))
             options[name] = tuple(1.0 if i in kept else limit for i, limit in limits)
     try:
         with torch.device(CPU):  # whatever the default device is

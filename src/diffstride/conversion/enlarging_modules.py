@@ -7,7 +7,7 @@ that went into that one. Where that is not the size that it had, as a stride has
 what it would at the strides that the network had (`diffstride.graph.mirror`).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -93,11 +93,8 @@ def find_mirrors(trace: Trace, calls: Sequence[StridedCall]) -> dict[fx.Node, Mi
     there is none, it is the last one whose output has the size that is enlarged and whose input has
     the size that is returned but for less than a stride.
     """
-    order = {node: i for i, node in enumerate(trace.graph.nodes)}
-    nodes = sorted((call.node for call in calls), key=order.__getitem__, reverse=True)
     enlarging = [node for node in trace.graph.nodes if _enlarges(trace, node)]
-    strides = {call.node: call.strides for call in calls}
-    found = {node: _mirrored(trace, node, nodes, strides) for node in enlarging}
+    found = {node: _mirrored(trace, node, calls) for node in enlarging}
     # A module that is called several times has to know for each call.
     unknown = {trace.module(node) for node, mirror in found.items() if mirror is None}
     return {
@@ -107,27 +104,19 @@ def find_mirrors(trace: Trace, calls: Sequence[StridedCall]) -> dict[fx.Node, Mi
     }
 
 
-def _mirrored(
-    trace: Trace,
-    node: fx.Node,
-    calls: Iterable[fx.Node],
-    strides: Mapping[fx.Node, Sequence[int]],
-) -> Mirror | None:
-    """The first of these calls that precedes an enlarging call and that it mirrors."""
-
-    def size(of: fx.Node) -> tuple[int, ...]:
-        return tuple(trace.values[of].shape[2:])
-
+def _mirrored(trace: Trace, node: fx.Node, calls: Sequence[StridedCall]) -> Mirror | None:
+    """The last of these calls that precedes an enlarging call and that it mirrors."""
     sources = set(with_sources(node))
-    before = [call for call in calls if call in sources and len(size(call)) == len(size(node))]
+    enlarged, size = (tuple(trace.values[each].shape[2:]) for each in (source_of(node), node))
+    before = [c for c in reversed(calls) if c.node in sources and len(c.strides) == len(size)]
     for call in before:
-        if size(source_of(call)) == size(node):
-            return Mirror(call)
+        if call.input_size == size:
+            return Mirror(call.node)
     for call in before:
-        axes = zip(size(node), size(source_of(call)), strides[call], strict=True)
+        axes = zip(size, call.input_size, call.strides, strict=True)
         within_a_stride = all(abs(n - taken) < stride for n, taken, stride in axes)
-        if within_a_stride and size(call) == size(source_of(node)):
-            return _with_trips(trace, node, call, strides[call])
+        if within_a_stride and call.strided_size == enlarged:
+            return _with_trips(trace, node, call.node, call.strides)
     return None
 
 
@@ -135,7 +124,7 @@ def _with_trips(
     trace: Trace, node: fx.Node, call: fx.Node, strides: Sequence[int]
 ) -> Mirror | None:
     """The mirror of a call whose stride has rounded the size; None if sizes follow another law."""
-    groups = StrideGroups(trace, [], mirrors={node: Mirror(call)})
+    groups = StrideGroups(trace, {}, mirrors={node: Mirror(call)})
     trips = []
     for axis, stride in enumerate(strides, start=2):
         given, shortened, enlarged = (

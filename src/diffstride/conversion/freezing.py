@@ -83,5 +83,5 @@ def _why_not(model: nn.Module) -> str:
 
 def _add_size(layer: FrozenPooling, args: tuple[Tensor, ...]) -> None:
     size = tuple(args[0].shape[2:])
-    if size not in layer.sizes:
+    if size not in layer.plans:
         layer.add_size(size, args[0].dtype, args[0].device)

@@ -1,6 +1,6 @@
 """Group the strided calls of a network that share one pooling layer."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -13,11 +13,7 @@ from diffstride.conversion.strided_call import StridedCall, common_size
 from diffstride.graph.fake_run import shapes_of
 from diffstride.graph.mirror import Mirror
 from diffstride.graph.moved_strides import find_groups_at_all_strides, least_factor
-from diffstride.graph.stride_conflicts import (
-    SizeMismatchError,
-    StrideConflictError,
-    raise_conflict,
-)
+from diffstride.graph.stride_conflicts import StrideConflictError, one_size_only
 from diffstride.graph.stride_groups import StrideGroups, UnlearnedAxes, unlearned_axes
 from diffstride.graph.tracer import Trace
 from diffstride.pooling.base import SizedPooling
@@ -47,14 +43,13 @@ class PooledGroup:
     crop_pads: dict[nn.Module, tuple[CropPad, ...]]
     pooling: nn.Module | None
     size: tuple[int, ...]
-    trace: Trace
     unlearned: UnlearnedAxes
     least_factor: float = 0.0
 
-    def sharers(self, call: StridedCall) -> int:
+    def sharers(self, call: StridedCall, trace: Trace) -> int:
         """For how many modules the layer pools the map that this call pools."""
         source = call.node.args[0]
-        if any(map(self.trace.changes_input, source.users)):  # type: ignore[union-attr]
+        if any(map(trace.changes_input, source.users)):  # type: ignore[union-attr]
             return 1
         same = {
             other.module
@@ -69,11 +64,10 @@ class PooledGroup:
 def group_calls(
     traced: Trace,
     calls: list[StridedCall],
-    left_out: dict[str, str],
-    include: tuple[str, ...],
+    include: Sequence[str],
     square: bool,
-) -> tuple[list[PooledGroup], dict[fx.Node, Mirror]]:
-    """Group calls that share a layer; those whose strides conflict are added to ``left_out``.
+) -> tuple[list[PooledGroup], dict[fx.Node, Mirror], dict[str, str]]:
+    """Group calls that share a layer, and leave out those whose strides conflict.
 
     Where an operation accepts maps of one size only, the calls before it are pinned: along the axes
     whose length it does not accept if these are known, else along those along which the calls
@@ -82,27 +76,22 @@ def group_calls(
     Args:
         traced: the network.
         calls: the strided calls.
-        left_out: receives the reason for each module that is left out.
         include: names of modules that must not be left out.
         square: whether all axes share a stride.
 
     Returns:
-        The groups, and the strided call that each enlarging call mirrors.
+        The groups, the strided call that each enlarging call mirrors, and the reason for each
+        module that is left out.
     """
     layers, mirrors = _layers_called(traced), find_mirrors(traced, calls)
     pinned: list[Pinned] = []
+    conflicts: dict[str, str] = {}
     while True:
         by_node = {call.node: call for call in calls}
         unlearned = layers | {node: _unlearned(call, pinned) for node, call in by_node.items()}
         try:
-            found = find_groups_at_all_strides(
-                traced,
-                [node for node in traced.graph.nodes if node in unlearned],
-                unlearned=unlearned,
-                mirrors=mirrors,
-                square=square,
-            )
-            return _pooled_groups(found, pinned, by_node), mirrors
+            found = find_groups_at_all_strides(traced, unlearned, mirrors=mirrors, square=square)
+            return _pooled_groups(found, pinned, by_node), mirrors, conflicts
         except StrideConflictError as error:
             more = _with_more_pinned(pinned, error, by_node, square)
             if any(_learns(call, more, include) for call in calls if more):
@@ -114,7 +103,7 @@ def group_calls(
             if not names:
                 raise
             _refuse_included([by_node[n] for n in error.calls if n in by_node], include, error)
-            left_out.update(dict.fromkeys(sorted(names), str(error)))
+            conflicts |= dict.fromkeys(sorted(names), str(error))
             calls = [call for call in calls if call.name not in names]
             mirrors = find_mirrors(traced, calls)
             left = {call.node for call in calls}
@@ -165,7 +154,7 @@ def _learned(call: StridedCall, pinned: list[Pinned]) -> frozenset[int]:
     return _all_axes(call).difference(*_unlearned(call, pinned))
 
 
-def _learns(call: StridedCall, pinned: list[Pinned], include: tuple[str, ...]) -> bool:
+def _learns(call: StridedCall, pinned: list[Pinned], include: Sequence[str]) -> bool:
     """Whether a call learns in place of a stride, or as a module that is included."""
     axes = _learned(call, pinned)
     return any(call.strides[axis] > 1 or call.name in include for axis in axes)
@@ -180,7 +169,7 @@ def _all_axes(call: StridedCall) -> frozenset[int]:
 
 
 def _refuse_included(
-    calls: list[StridedCall], include: tuple[str, ...], error: StrideConflictError
+    calls: list[StridedCall], include: Sequence[str], error: StrideConflictError
 ) -> None:
     if refused := sorted({call.name for call in calls}.intersection(include)):
         message = f"include: {refused[0]!r} cannot have a stride of its own: {error}"
@@ -237,7 +226,11 @@ def _check_whole_kernels(stride_groups: StrideGroups, by_node: dict[fx.Node, Str
         for dim in covered:
             call, axis = stride_groups.origins.get((dim.perturbed[-1] - dim.size,), (None, 0))
             if call in by_node and by_node[call].strides[axis] > 1:
-                raise_conflict(stride_groups, SizeMismatchError(node, [], why, [call], [axis]), [])
+                raise StrideConflictError(
+                    one_size_only(stride_groups, node, why),
+                    to_pin=[n for n, leader in stride_groups.leaders.items() if leader is call],
+                    axes=[axis],
+                )
 
 
 def _least_factors(
@@ -292,7 +285,7 @@ def _pooled_group(
     if any(call.crop_pad_to(size) != crop_pads[call.module] for call in calls):
         raise StrideConflictError(SEVERAL, nodes)
     layer = trace.module(pooled[0]) if pooled else None
-    return PooledGroup(calls, crop_pads, layer, size, trace, stride_groups.unlearned[nodes[0]])
+    return PooledGroup(calls, crop_pads, layer, size, stride_groups.unlearned[nodes[0]])
 
 
 def _settled(call: StridedCall, alone: bool) -> StridedCall:

@@ -8,8 +8,14 @@ from torch import nn
 
 from diffstride._arguments import check_network
 from diffstride.conversion.converter import convert
-from diffstride.conversion.example_shapes import example_from
-from diffstride.conversion.recipes import CLASS, FORMAT, Recipe, converted_modules, leaf_name
+from diffstride.conversion.recipes import (
+    CLASS,
+    FORMAT,
+    Recipe,
+    converted_modules,
+    example_from,
+    leaf_name,
+)
 from diffstride.conversion.record import level, records
 from diffstride.graph.leaf_modules import Leaf
 from diffstride.graph.network_copies import Model, deep_copy, replace_modules, set_modes

@@ -7,18 +7,20 @@ their arguments and the shapes of their examples, what they did, and the layers 
 from contextlib import suppress
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from diffstride._arguments import check_network
 from diffstride._torch_compat import unwrapped
 from diffstride._version import __version__
-from diffstride.conversion.example_shapes import describe_example
 from diffstride.conversion.record import Conversion, ConversionStep, records
 from diffstride.graph.leaf_modules import Leaf
 from diffstride.pooling.frozen import FrozenPooling
 
 FORMAT = 1
 CLASS = "class "  # begins the names of classes, where names of modules may stand as well
+SEQUENCES: dict[str, Any] = {"tuple": tuple, "list": list}
+VALUES = (str, int, float, bool, type(None))
 
 Recipe = dict[str, Any]
 
@@ -42,7 +44,6 @@ def recipe(model: nn.Module) -> Recipe:
         ValueError: if no part of it was converted or frozen, or an example holds what is neither
             tensor, number, text nor a container of these.
 
-    >>> import torch
     >>> from diffstride import convert
     >>> net = nn.Sequential(nn.Conv2d(8, 8, 3, stride=2, padding=1))
     >>> converted = convert(net, torch.zeros(1, 8, 32, 32))
@@ -113,9 +114,51 @@ def _describe_frozen(layer: FrozenPooling) -> dict[str, Any]:
         "settings": list(layer.settings),
         "round_to": layer.round_to,
         "fixed_size": layer.fixed_size and list(layer.fixed_size),
-        "sizes": [list(size) for size in layer.sizes],
+        "sizes": [list(size) for size in layer.plans],
         "dtype": dtype.removeprefix("torch."),
     }
+
+
+def describe_example(example: Any) -> Any:
+    """An example input as JSON: shapes and types of its tensors, and other values as they are.
+
+    Raises:
+        ValueError: if it holds what is neither a tensor, number, text, None, nor a tuple, list or
+            dictionary with text as keys.
+
+    >>> describe_example((torch.zeros(1, 3, 8, 8), 0.5))
+    {'tuple': [{'tensor': [1, 3, 8, 8], 'dtype': 'float32'}, 0.5]}
+    """
+    if isinstance(example, Tensor):
+        return {"tensor": list(example.shape), "dtype": str(example.dtype).removeprefix("torch.")}
+    if type(example) in VALUES:
+        return example
+    for name, kind in SEQUENCES.items():
+        if type(example) is kind:
+            return {name: [describe_example(each) for each in example]}
+    if isinstance(example, dict) and all(isinstance(key, str) for key in example):
+        return {"dict": {key: describe_example(value) for key, value in example.items()}}
+    raise ValueError(
+        f"the example of a conversion holds a {type(example).__name__}, which JSON cannot keep: "
+        "convert with an example of tensors, numbers and text, in tuples, lists or dictionaries"
+    )
+
+
+def example_from(description: Any) -> Any:
+    """An example of these shapes, of zeros.
+
+    >>> x, scale = example_from(describe_example((torch.ones(1, 3, 8, 8), 0.5)))
+    >>> x.shape, scale
+    (torch.Size([1, 3, 8, 8]), 0.5)
+    """
+    if not isinstance(description, dict):
+        return description
+    if "tensor" in description:
+        return torch.zeros(description["tensor"], dtype=getattr(torch, description["dtype"]))
+    if "dict" in description:
+        return {key: example_from(value) for key, value in description["dict"].items()}
+    name, values = next(iter(description.items()))
+    return SEQUENCES[name](map(example_from, values))
 
 
 def keep_in_config(model: nn.Module) -> None:

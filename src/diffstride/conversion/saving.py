@@ -50,7 +50,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     >>> load(build(), path)[0].pooling.stride_values()
     (2.0, 2.0)
     """
-    _check_order("save", model, path)
+    _check_arguments("save", model, path)
     model, path = unwrapped(model), Path(path)
     made = recipe(model)
     _check_kernels(model)
@@ -88,7 +88,7 @@ def load(
         RuntimeError: if weights are missing or unknown, as of ``load_state_dict``, or of another
             shape, as in a last layer for another number of classes.
     """
-    _check_order("load", model, path)
+    _check_arguments("load", model, path)
     made, state = _read(Path(path))
     network = rebuild(model, made)
     try:
@@ -132,7 +132,7 @@ def _other_shapes(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
     ]
 
 
-def _check_order(function: str, model: Any, path: Any) -> None:
+def _check_arguments(function: str, model: Any, path: Any) -> None:
     """Refuse a network in place of a path, mostly of swapped arguments."""
     if isinstance(path, nn.Module):
         raise TypeError(

@@ -118,14 +118,14 @@ class CostBudget:
         amount, of_present = asked_amount(model, example, budget, fraction, multiply_adds)
         self.model = uncompiled(model)
         self.cost = MultiplyAdds(model, example, leaf_modules)
-        self._strides = HeldStrides(self.cost)
+        self.held = HeldStrides(self.cost)
         self._present = self.cost.value()
         self._before = known_cost_before(self.model, example)
         self.multiply_adds = amount * self._present if of_present else amount
         self._hooks: list[StepHooks] = []
-        self.space = StrideSpace(self.cost, self._strides.layers)
+        self.space = StrideSpace(self.cost, self.held.layers)
         self._size_search = SizeSearch(self.space)
-        self._wanted = before = self.in_use  # before map sizes are rounded
+        self.wanted = before = self.in_use  # before map sizes are rounded
         self._check_reachable()
         self._compared = False  # not yet: the other processes may build none, or build it later
         costs = self.cost.by_module() if budget == "before" else {}
@@ -138,7 +138,7 @@ class CostBudget:
             warn_of_larger_budget(budget, self.multiply_adds, self._present)
 
     def _start_watch(self) -> None:
-        self.watch = ForgottenProjection(self._strides.parameters, self._explain_forgotten)
+        self.watch = ForgottenProjection(self.held.parameters, self._explain_forgotten)
 
     def __getstate__(self) -> dict[str, Any]:
         """What copies and files have: no optimiser holds them, as copies of it have no hooks."""
@@ -158,7 +158,7 @@ class CostBudget:
         sizes = {name: [axis.size for axis in axes] for name, axes in self.cost.maps().items()}
         strides = ", ".join(
             f"{name}: {strides_text(layer.stride_values(), sizes.get(name, ()))}"
-            for name, layer in self._strides.layers.items()
+            for name, layer in self.held.layers.items()
         )
         used, limit = self.cost.value(), self.multiply_adds
         times = limit / self._present
@@ -167,7 +167,7 @@ class CostBudget:
             share = f"{limit / self._before:.3g}"
             joint = " and" if more else ","
             more += f"{joint}{f' {share} times' * (share != '1')} the cost before conversion"
-        now = self._strides.by_layer(on_host(self._strides.parameters).tolist())
+        now = self.held.by_layer(on_host(self.held.parameters).tolist())
         moved = any(values != as_stored(self.in_use[name]) for name, values in now.items())
         advice = "; moved since project_(), which attach(optimizer) calls after each step" * moved
         return (
@@ -228,7 +228,7 @@ class CostBudget:
             ValueError: a stride is not finite, or the budgets of several processes differ; nothing
                 is changed then.
         """
-        strides = self._strides.read()
+        strides = self.held.read()
         self.watch.stop()
         self.check_processes()
         self.aim_(self._moved_wanted(strides))
@@ -239,13 +239,29 @@ class CostBudget:
         Raises:
             ValueError: they do.
         """
-        if not self._compared:
-            self._check_same_in_all_processes()
-            self._compared = True
+        # DistributedDataParallel carries the strides of the first process to the others, but not
+        # this budget, which would move them apart.
+        if self._compared or process_count() == 1:
+            return
+        logs = [*self.in_use.values(), *self.wanted.values()]
+        values = [log(self.multiply_adds), *(each for part in logs for each in part)]
+        device = self.held.parameters[0].device
+        own = torch.tensor(values, dtype=torch.float64, device=device)
+        ends = [own.clone(), own.clone()]
+        for end, operation in zip(ends, (dist.ReduceOp.MIN, dist.ReduceOp.MAX), strict=True):
+            dist.all_reduce(end, operation)
+        if not torch.equal(*ends):
+            low, high = (end[0].exp().item() for end in ends)
+            raise ValueError(
+                f"the budgets of the processes differ ({low:,.0f} to {high:,.0f} multiply-adds), "
+                "or the strides that they began with: build CostBudget after "
+                "DistributedDataParallel, with ddp.module, or from equal networks"
+            )
+        self._compared = True
 
     def compute_gradients(self, on: bool) -> None:
         """Whether backward passes compute gradients of the strides; without, they save time."""
-        self._strides.compute_gradients(on)
+        self.held.compute_gradients(on)
 
     @property
     def is_attached(self) -> bool:
@@ -253,22 +269,9 @@ class CostBudget:
         return not all(hooks.removed for hooks in self._hooks)
 
     @property
-    def wanted(self) -> Logs:
-        """The logarithms of the strides of each layer, before map sizes are rounded."""
-        return self._wanted
-
-    @property
     def in_use(self) -> Logs:
         """The logarithms of the strides that the layers have."""
-        return self._strides.in_use
-
-    def check_strides_learn(self) -> None:
-        """Refuse strides that were fixed after the budget was made.
-
-        Raises:
-            ValueError: some were.
-        """
-        self._strides.check_learn()
+        return self.held.in_use
 
     def hold_(self) -> bool:
         """Undo what an optimiser did to the strides, or project those that were loaded or set.
@@ -279,10 +282,10 @@ class CostBudget:
         Returns:
             Whether they were projected.
         """
-        if self._strides.have_gradients:
-            self.use_(self.in_use)
+        if self.held.have_gradients:  # an optimiser moves them, and nothing tells it from a load
+            self.held.write_(self.in_use)
             return False
-        if not self._strides.are_replaced():
+        if not self.held.are_replaced():
             return False
         self.project_()
         return True
@@ -296,15 +299,15 @@ class CostBudget:
         """
         limits = self._least, self.multiply_adds
         try:
-            self._wanted = scale_to_budget(wanted, self.space, *limits)
+            self.wanted = scale_to_budget(wanted, self.space, *limits)
         except UnreachableBudgetError as error:
             if self.space.value(self.in_use) > self.multiply_adds:
                 remedy = how_to_pool_before(self.model, error.costliest)
                 raise UnreachableBudgetError(f"{error}{remedy}", error.costliest) from None
-            self._wanted = self.in_use
+            self.wanted = self.in_use
         if not stay:
             self._size_search.forget()
-        self.use_(self._size_search.use_up(Goal(self._wanted, *limits)))
+        self.held.write_(self._size_search.use_up(Goal(self.wanted, *limits)))
 
     @torch.no_grad()
     def project_gradients_(self) -> None:
@@ -313,7 +316,7 @@ class CostBudget:
         Call it before each step of an optimiser that rescales gradients. Layers without a gradient
         count as having one of 0.
         """
-        strides = self._strides.parameters
+        strides = self.held.parameters
         gradients = [torch.zeros_like(x) if x.grad is None else x.grad for x in strides]
         steps = [-gradient for gradient in on_host(gradients).tolist()]
         projected = gradients[0].new_tensor([-step for step in self._projected(steps)])
@@ -325,7 +328,7 @@ class CostBudget:
         """What a resumed training needs to continue like an uninterrupted one."""
         return {
             "multiply_adds": self.multiply_adds,
-            "wanted": dict(self._wanted),
+            "wanted": dict(self.wanted),
             "written": dict(self.in_use),
             "size_search": {"last": self._size_search.last},
         }
@@ -338,9 +341,9 @@ class CostBudget:
         """
         self.check_state(state)
         self.multiply_adds = state["multiply_adds"]
-        self._wanted = dict(state["wanted"])
+        self.wanted = dict(state["wanted"])
         self._size_search.last = state["size_search"]["last"]
-        self.use_(state["written"])
+        self.held.write_(state["written"])
         self._compared = False
 
     def check_state(self, state: Mapping[str, Any]) -> None:
@@ -361,7 +364,7 @@ class CostBudget:
                 f"the state is of a network with the strides {there}, by layer, but this one has "
                 f"{here}: continue with that of the same network, with the same layers learning"
             )
-        self._strides.check_limits(written)
+        self.held.check_limits(written)
 
     def _check_reachable(self) -> None:
         now = self.cost.value()
@@ -379,26 +382,6 @@ class CostBudget:
                 "fraction of the present cost, above that a number of multiply-adds"
             )
 
-    def _check_same_in_all_processes(self) -> None:
-        # DistributedDataParallel carries the strides of the first process to the others, but not
-        # this budget, which would move them apart.
-        if process_count() == 1:
-            return
-        logs = [*self.in_use.values(), *self._wanted.values()]
-        values = [log(self.multiply_adds), *(each for part in logs for each in part)]
-        device = self._strides.parameters[0].device
-        own = torch.tensor(values, dtype=torch.float64, device=device)
-        ends = [own.clone(), own.clone()]
-        for end, operation in zip(ends, (dist.ReduceOp.MIN, dist.ReduceOp.MAX), strict=True):
-            dist.all_reduce(end, operation)
-        if not torch.equal(*ends):
-            low, high = (end[0].exp().item() for end in ends)
-            raise ValueError(
-                f"the budgets of the processes differ ({low:,.0f} to {high:,.0f} multiply-adds), "
-                "or the strides that they began with: build CostBudget after "
-                "DistributedDataParallel, with ddp.module, or from equal networks"
-            )
-
     def _moved_wanted(self, strides: list[float]) -> Logs:
         """The strides wanted, moved as the last step moved the strides, at constant cost."""
         before = [stride for logs in self.in_use.values() for stride in as_stored(logs)]
@@ -407,8 +390,8 @@ class CostBudget:
         # No step makes a stride less than half as large.
         moves = [log1p(max(step / at, -0.5)) for step, at in zip(steps, before, strict=True)]
         return {
-            name: [at + move for at, move in zip(self._wanted[name], moved, strict=True)]
-            for name, moved in self._strides.by_layer(moves).items()
+            name: [at + move for at, move in zip(self.wanted[name], moved, strict=True)]
+            for name, moved in self.held.by_layer(moves).items()
         }
 
     def _projected(self, steps: list[float]) -> list[float]:
@@ -420,10 +403,6 @@ class CostBudget:
         keys = list(by_key(logs))
         limited = [[key in ends for key in keys] for ends in (at_lowest, at_highest)]
         return project_step(steps, flat, *limited)
-
-    def use_(self, logs: Logs) -> None:
-        """Write the strides of all layers, by one transfer; nothing is read back."""
-        self._strides.write_(logs)
 
     @property
     def _least(self) -> float:

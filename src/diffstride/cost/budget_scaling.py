@@ -141,8 +141,8 @@ def _beginning(path: Path, space: StrideSpace, fit: Fit) -> tuple[float, float]:
     found = []
     for name, start in path.start.items():
         axes = fit.maps[name]
-        windows = space.layers[name].axis_settings
-        for value, axis, window in zip(each_axis(start, len(axes)), axes, windows, strict=True):
-            at = first_log(window, axis.size, axis.output_size)
+        each = space.layers[name].axis_settings
+        for value, axis, settings in zip(each_axis(start, len(axes)), axes, each, strict=True):
+            at = first_log(settings, axis.size, axis.output_size)
             found.append((path.amount(value, at), path.amount(value, at - BEHIND)))
     return max(found)

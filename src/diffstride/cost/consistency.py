@@ -59,10 +59,9 @@ def _traced_cost(trace: Trace, name: str) -> int:
 
 def failed_at(factor: float, error: NetworkRunError, readers: list[str]) -> str:
     """The message for a network that fails at strides multiplied by a factor."""
-    where = repr(error.name) if error.name else "the model itself"
     return (
-        f"at {factor:.2f} times the strides {where} fails ({error.why}): use adaptive pooling "
-        "before it, or leave out the strided modules before it with filter_fn"
+        f"at {factor:.2f} times the strides {error.where} fails ({error.why}): use adaptive "
+        "pooling before it, or leave out the strided modules before it with filter_fn"
         f"{_numbers(readers)}"
     )
 

@@ -1,6 +1,5 @@
 """Warns of calls that a training forgets: those that hold a budget, and those that move strides."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 from warnings import warn
@@ -11,20 +10,25 @@ from torch import Tensor, nn
 from diffstride.cost.multiply_adds import on_host
 
 WATCHED = 20  # backward passes: reading strides from an accelerator takes time
-MOST_WITHOUT_STEP = 100  # backward passes: several may accumulate gradients for a step
+MOST_WITHOUT_CALL = 100  # backward passes: several may accumulate gradients for a step
 
 
-class ForgottenCall(ABC):
+class ForgottenCall:
     """Watches the backward passes of a parameter until `stop` is called, and warns once.
 
     Args:
         parameter: is watched.
         explain: method that gives the text of the warning; if its object is gone, as where another
             took its place, nothing warns.
-        passes: how many backward passes are watched.
+        passes: how many backward passes are watched; at the last one the call counts as forgotten.
     """
 
-    def __init__(self, parameter: nn.Parameter, explain: Callable[[], str], passes: int) -> None:
+    def __init__(
+        self,
+        parameter: nn.Parameter,
+        explain: Callable[[], str],
+        passes: int = MOST_WITHOUT_CALL,
+    ) -> None:
         self._explain, self._left = WeakMethod(explain), passes
         self._handle: Any = parameter.register_post_accumulate_grad_hook(self._look)
 
@@ -37,9 +41,9 @@ class ForgottenCall(ABC):
             self._handle.remove()
             self._handle = None
 
-    @abstractmethod
     def _is_forgotten(self) -> bool:
         """Whether the call has been forgotten, after a backward pass."""
+        return not self._left
 
     def _look(self, _: Tensor) -> None:
         explain = self._explain()
@@ -74,18 +78,3 @@ class ForgottenProjection(ForgottenCall):
         if now != self._seen[-1]:
             self._seen.append(now)
         return len(self._seen) > 2
-
-
-class ForgottenStep(ForgottenCall):
-    """Warns if a network trains whose strides nobody moves.
-
-    Args:
-        weight: one that learns.
-        explain: as for `ForgottenCall`.
-    """
-
-    def __init__(self, weight: nn.Parameter, explain: Callable[[], str]) -> None:
-        super().__init__(weight, explain, MOST_WITHOUT_STEP)
-
-    def _is_forgotten(self) -> bool:
-        return not self._left

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from diffstride._processes import has_process_group, process_count
 from diffstride.cost.budget import CostBudget
-from diffstride.cost.forgotten_calls import ForgottenStep
+from diffstride.cost.forgotten_calls import ForgottenCall
 from diffstride.cost.loss_measurement import NotFiniteError, as_before, run_loss
 from diffstride.cost.map_worth import (
     Worth,
@@ -57,8 +57,9 @@ class MeasuredStrides:
 
     Gradients of the strides are not used, and not computed, so that optimisers leave the strides
     alone, until another `CostBudget` of the network or `CostBudget.attach` has them computed again.
-    Several processes have to compute them; there `step` undoes what an optimiser did. Strides that
-    are loaded or set otherwise count as a move, and are scaled to the budget.
+    Strides that are loaded or set otherwise count as a move, and are scaled to the budget. Several
+    processes have to compute gradients of all parameters. There `step` sets the strides back to
+    those that it wrote last, whatever changed them: load a network before its budget is made.
 
     Args:
         budget: of the network, not attached to an optimiser. It is never exceeded, but by the runs
@@ -115,7 +116,7 @@ class MeasuredStrides:
         self._grown: dict[Key, int] = {}
         self._sums_at_first: list[float] | None = None
         weights = _learning_weights(budget.model)
-        self._watch = ForgottenStep(weights[0], self._explain_forgotten) if weights else None
+        self._watch = ForgottenCall(weights[0], self._explain_forgotten) if weights else None
 
     def __repr__(self) -> str:
         made, last = bisect_right(self._due, self._done), self._due[-1]
@@ -180,7 +181,7 @@ class MeasuredStrides:
             with as_before(self.budget.model) as seed, suppress(NotFiniteError):
                 run_loss(loss, seed)
         if self._done == due:
-            self.budget.check_strides_learn()
+            self.budget.held.check_learn()
             self._decide(decision)
 
     def state_dict(self) -> dict[str, Any]:
@@ -321,7 +322,7 @@ class MeasuredStrides:
         if far:
             fit = self._space.at_sizes(self.budget.in_use, self._sizes() | far)
             if fit and fit.cost <= self.budget.multiply_adds:
-                self.budget.use_(fit.logs)
+                self.budget.held.write_(fit.logs)
             elif fit:  # pooling one sample costs more than it saves
                 self.budget.aim_(fit.logs, stay=False)
 

@@ -3,7 +3,6 @@
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from itertools import islice
 from math import prod
 from typing import Any
@@ -23,7 +22,7 @@ from diffstride.cost.consistency import (
     numbers_read,
     scaled_strides,
 )
-from diffstride.cost.pooling_cost import PooledMaps, Sizes, Slopes, kept
+from diffstride.cost.pooling_cost import PooledMaps, Sizes, Slopes, remembered
 from diffstride.graph.example_inputs import also_named_example_inputs
 from diffstride.graph.fake_run import NetworkRun, NetworkRunError, run_network
 from diffstride.graph.leaf_modules import as_leaves
@@ -122,20 +121,17 @@ class MultiplyAdds:
         their layers follow those before, and they are in no group.
         """
         layers: dict[fx.Node, Any] = {node: traced.module(node) for node in calls}
-        find_groups = partial(
-            find_groups_at_all_strides,
-            traced,
-            unlearned={node: unlearned_axes(layer) for node, layer in layers.items()},
-            square=all(getattr(each, "shared_stride", each.fixes_size) for each in layers.values()),
-        )
+        unlearned = {node: unlearned_axes(layer) for node, layer in layers.items()}
+        square = all(getattr(each, "shared_stride", each.fixes_size) for each in layers.values())
         others = [layer for layer in layers.values() if not layer.fixes_size]
         try:
-            return find_groups(calls)
+            return find_groups_at_all_strides(traced, unlearned, square=square)
         except StrideConflictError:
             fixed = set(others).difference(self.layers.values())
             if not fixed:
                 raise
-            return find_groups([node for node in calls if layers[node] not in fixed])
+            left = {node: axes for node, axes in unlearned.items() if layers[node] not in fixed}
+            return find_groups_at_all_strides(traced, left, square=square)
 
     def _verify(self, groups: StrideGroups, run: Callable[[], NetworkRun]) -> None:
         """Run the network itself, at its own and at other strides, and compare costs and shapes.
@@ -300,7 +296,7 @@ class MultiplyAdds:
             each = zip(self._pooled_maps, pooled, strict=True)
             return sum(maps.cost(known, axes) for maps, axes in each) + self._sum(known)
 
-        return kept(self._costs, tuple(known.values()), compute)
+        return remembered(self._costs, tuple(known.values()), compute)
 
     def _sum(self, known: Sizes) -> float:
         """The cost without pooling layers."""

@@ -126,7 +126,7 @@ class PooledMaps:
     def _cost_of_map(self, axes: Sequence[Axis]) -> float:
         sizes, outputs = lengths(axes)
         key = *sizes, *outputs
-        return kept(self._costs, key, lambda: self.module.multiply_adds(axes, sizes, outputs))
+        return remembered(self._costs, key, lambda: self.module.multiply_adds(axes, sizes, outputs))
 
     def _slopes_of_map(self, axes: Sequence[Axis]) -> tuple[list[float], list[float]]:
         """The derivatives of the cost of a map by its sizes before and after pooling."""
@@ -142,10 +142,12 @@ class PooledMaps:
                 differences(lambda moved: self.module.multiply_adds(axes, sizes, moved), outputs),
             )
 
-        return kept(self._slopes, (*sizes, *outputs), compute)
+        return remembered(self._slopes, (*sizes, *outputs), compute)
 
 
-def kept(results: dict[CacheKey, Result], key: CacheKey, compute: Callable[[], Result]) -> Result:
+def remembered(
+    results: dict[CacheKey, Result], key: CacheKey, compute: Callable[[], Result]
+) -> Result:
     """A result that is computed once, as long as no more than `KEPT` are."""
     if key not in results:
         if len(results) >= KEPT:

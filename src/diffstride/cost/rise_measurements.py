@@ -74,13 +74,13 @@ class RiseMeasurements:
                 seed += self._count
                 now = run_loss(loss, seed)
                 for (name, i), smaller in self._smaller.items():
-                    self._budget.use_(smaller.logs)
+                    self._budget.held.write_(smaller.logs)
                     less = f", measured with axis {i} of {name!r} smaller,"
                     found[name, i] = run_loss(loss, seed, less) - now
         except NotFiniteError as error:  # of one batch, as in half precision now and then
             self._not_finite, now, found = error, nan, dict.fromkeys(self._smaller, nan)
         finally:
-            self._budget.use_(present)
+            self._budget.held.write_(present)
         self._count += 1
         for key, rise in found.items():
             self.rises[key] = [*self.rises[key], rise][-self._remembered :]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from diffstride.cost.stride_space import Key, Logs, NearestEach, OutputSizes, StrideSpace
+from diffstride.cost.stride_space import Key, Logs, OutputSizes, StrideSpace
 from diffstride.spectral.axis_plan import Axis
 
 
@@ -37,16 +37,12 @@ class SingleChanges:
 
     Args:
         space: the strides of the network.
-        nearest_each: as `StrideSpace.nearest_each`, which may remember results.
         wanted: the strides wanted, from which distances are measured.
         start: what is changed.
     """
 
-    def __init__(
-        self, space: StrideSpace, nearest_each: NearestEach, wanted: Logs, start: Choice
-    ) -> None:
-        self._space, self._nearest_each = space, nearest_each
-        self._wanted, self._start = wanted, start
+    def __init__(self, space: StrideSpace, wanted: Logs, start: Choice) -> None:
+        self._space, self._wanted, self._start = space, wanted, start
         self._slopes = space.size_slopes(start.logs)
         self._costs = {name: space.cost.pooling_cost(name, start.maps[name]) for name in wanted}
         self._distances = {name: distance(start.logs[name], wanted[name]) for name in wanted}
@@ -70,7 +66,7 @@ class SingleChanges:
             incoming = [axis.size + step for axis, step in zip(maps[name], more, strict=True)]
             if min(incoming) < 1:
                 return None
-            logs, axes = self._nearest_each(name, self._wanted[name], incoming, sizes)
+            logs, axes = space.nearest_each(name, self._wanted[name], incoming, sizes)
             for i, (axis, before) in enumerate(zip(axes, maps[name], strict=True)):
                 if axis.output_size != before.output_size:
                     grown[name, i] = axis.output_size - before.output_size

@@ -11,14 +11,14 @@ from collections.abc import Iterator, Sequence
 from functools import reduce
 from math import inf
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from diffstride.cost.single_changes import Change, Choice, SingleChanges, distance
 from diffstride.cost.stride_space import Key, Logs, OutputSizes, StrideSpace
-from diffstride.spectral.axis_plan import CPU, Axis
+from diffstride.spectral.axis_plan import CPU
 
 MOST_AXES = 9  # how many axes take part in changes that are made together
 TRIES = 30
@@ -48,12 +48,6 @@ class SizeSearch:
 
     def __init__(self, space: StrideSpace) -> None:
         self._space = space
-        self._keys = {
-            name: [(name, i) for i in range(len(layer.strides))]
-            for name, layer in space.layers.items()
-        }
-        # Strides and axes of layers in this step, by input and output sizes.
-        self._chosen: dict[tuple[Any, ...], tuple[list[float], list[Axis]]] = {}
         # The sizes at the strides wanted, and those chosen, in the last step.
         self.last: tuple[OutputSizes, OutputSizes] = {}, {}
 
@@ -69,7 +63,6 @@ class SizeSearch:
         Args:
             goal: its strides cost at most its upper limit.
         """
-        self._chosen.clear()
         wanted = goal.wanted
         start = self._choice(wanted, {})
         if start is None or start.cost >= goal.least:
@@ -121,7 +114,7 @@ class SizeSearch:
 
     def _nearest_options(self, wanted: Logs, start: Choice) -> list[list[Change]]:
         """One sample more and one less, of the `MOST_AXES` nearest maps whose cost changes."""
-        single = SingleChanges(self._space, self._nearest_each, wanted, start)
+        single = SingleChanges(self._space, wanted, start)
         options: list[tuple[float, list[Change]]] = []  # in order of distance
         for bound, key in sorted((single.least_move(key), key) for key in start.sizes):
             if len(options) == MOST_AXES and options[-1][0] <= bound:
@@ -136,7 +129,7 @@ class SizeSearch:
         """Enlarge one map after the other, always the one of most MACs per distance."""
         worths = dict.fromkeys(start.sizes, inf)  # computed anew where they are the largest
         while start.cost < goal.least:
-            single = SingleChanges(self._space, self._nearest_each, goal.wanted, start)
+            single = SingleChanges(self._space, goal.wanted, start)
             changes: dict[Key, Change] = {}
             while worths and (key := max(worths, key=worths.__getitem__)) not in changes:
                 change = single.change(key, 1)
@@ -150,7 +143,9 @@ class SizeSearch:
             choice = self._choice(goal.wanted, start.sizes | changes[key].sizes)
             if choice and start.cost < choice.cost <= goal.most:
                 start = choice
-                worths |= dict.fromkeys(worths.keys() & self._space.maps_beside[key], inf)
+                before = self._space.maps_before
+                beside = (each for each in worths if key in (each, before.get(each)))
+                worths |= dict.fromkeys([*beside, *worths.keys() & {before.get(key)}], inf)
             else:
                 del worths[key]
         return start
@@ -160,20 +155,11 @@ class SizeSearch:
 
         None if a map would be empty.
         """
-        fit = self._space.at_sizes(wanted, sizes, self._nearest_each)
+        fit = self._space.at_sizes(wanted, sizes)
         if fit is None:
             return None
         moved = sum(distance(fit.logs[name], wanted[name]) for name in wanted)
         return Choice(fit.logs, fit.maps, fit.sizes, fit.cost, moved)
-
-    def _nearest_each(
-        self, name: str, logs: list[float], incoming: list[int], sizes: OutputSizes
-    ) -> tuple[list[float], list[Axis]]:
-        """As of `StrideSpace`: most choices of a step differ in two layers only."""
-        key = name, *incoming, *map(sizes.get, self._keys[name])
-        if key not in self._chosen:
-            self._chosen[key] = self._space.nearest_each(name, logs, incoming, sizes)
-        return self._chosen[key]
 
 
 def _without_idle(sizes: OutputSizes, wanted: Logs) -> OutputSizes:

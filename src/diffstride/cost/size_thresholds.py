@@ -27,24 +27,24 @@ def in_float32(numbers: Iterable[float]) -> list[float]:
 
 
 @lru_cache(maxsize=1 << 12)
-def plan_at(window: WindowSettings | FixedLength, size: int, at: float) -> Axis:
+def plan_at(settings: WindowSettings | FixedLength, size: int, at: float) -> Axis:
     """How an axis is pooled at the stride of a logarithm."""
     (stride,) = as_stored([at])
-    return window.plan(size, stride)
+    return settings.plan(size, stride)
 
 
 @lru_cache(maxsize=1 << 14)
-def first_log(window: WindowSettings | FixedLength, size: int, output_size: int) -> float:
+def first_log(settings: WindowSettings | FixedLength, size: int, output_size: int) -> float:
     """The logarithm of the smallest stride that makes at most ``output_size`` of ``size`` samples.
 
-    >>> window = WindowSettings()
-    >>> round(exp(first_log(window, 32, 20)), 4)  # 32 / 20
+    >>> settings = WindowSettings()
+    >>> round(exp(first_log(settings, 32, 20)), 4)  # 32 / 20
     1.6
     """
 
     def holds(at: float) -> bool:
         (stride,) = as_stored([at])
-        return window.plan(size, stride).output_size <= output_size
+        return settings.plan(size, stride).output_size <= output_size
 
     low, high = 0.0, log(2 * size)
     about = log(size / output_size) if output_size else high

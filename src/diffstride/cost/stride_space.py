@@ -17,7 +17,6 @@ Logs = dict[str, list[float]]  # logarithms of strides, by layer
 Key = tuple[str, int]  # a layer and an axis, of a shared stride the first
 OutputSizes = dict[Key, int]
 Choose = Callable[[str, list[float], list[int]], tuple[list[float], list[Axis]]]
-NearestEach = Callable[..., tuple[list[float], list[Axis]]]
 Limits = tuple[float, float]
 Value = TypeVar("Value")
 
@@ -43,14 +42,6 @@ class Fit(NamedTuple):
         }
 
 
-class Range(NamedTuple):
-    """Logarithms of strides, from ``low`` to below ``high``, that lead to the same output size."""
-
-    low: float
-    high: float
-    axis: Axis
-
-
 class StrideSpace:
     """The strides at which a network can run, and its cost there.
 
@@ -61,8 +52,7 @@ class StrideSpace:
 
     def __init__(self, cost: MultiplyAdds, layers: Mapping[str, DiffStride]) -> None:
         self.cost, self.layers = cost, layers
-        self._last: dict[Key, Range] = {}
-        self._windows = by_key({name: layer.axis_settings for name, layer in layers.items()})
+        self._settings = {name: layer.axis_settings for name, layer in layers.items()}
         self._order = [name for name in cost.order if name in layers]
 
         self.limits: dict[str, list[Limits]] = {
@@ -71,7 +61,6 @@ class StrideSpace:
         }
         # Here, not in the first step of a training that needs them.
         self.maps_before = self._find_maps_before()
-        self.maps_beside = self._find_maps_beside()
         self.layers_behind = self._find_layers_behind()
 
     def at_lowest(self, logs: Logs) -> set[Key]:
@@ -124,38 +113,23 @@ class StrideSpace:
         return Fit(found, cost, maps)
 
     def axes(self, name: str, logs: list[float], sizes: list[int]) -> list[Axis]:
-        """How a layer pools its axes, or at other strides of the same output size."""
+        """How a layer pools its axes at these strides, within its limits."""
         within = [
             min(max(at, low), high) for at, (low, high) in zip(logs, self.limits[name], strict=True)
         ]
-        each = enumerate(zip(sizes, each_axis(within, len(sizes)), strict=True))
-        return [self._axis((name, i), size, at) for i, (size, at) in each]
+        each = zip(self._settings[name], sizes, each_axis(within, len(sizes)), strict=True)
+        return [plan_at(settings, size, at) for settings, size, at in each]
 
     def nearest(self, key: Key, at: float, incoming: int, output_size: int) -> float:
         """The logarithm nearest to ``at``, within the limits, that leads to this output size."""
         name, i = key
-        window, (low, high) = self._windows[key], self.limits[name][i]
-        present = self._axis(key, incoming, at).output_size
+        settings, (low, high) = self._settings[name][i], self.limits[name][i]
+        present = plan_at(settings, incoming, at).output_size
         if present > output_size:
-            return max(at, min(high, first_log(window, incoming, output_size)))
+            return max(at, min(high, first_log(settings, incoming, output_size)))
         if present < output_size:
-            return max(low, first_log(window, incoming, output_size - 1) - BEHIND)
+            return max(low, first_log(settings, incoming, output_size - 1) - BEHIND)
         return at
-
-    def _axis(self, key: Key, size: int, at: float) -> Axis:
-        """An axis at the stride of a logarithm, or at another stride of the same output size.
-
-        Most strides lead to the same size as when they were last asked for.
-        """
-        last = self._last.get(key)
-        if last is not None and last.axis.size == size and last.low <= at < last.high:
-            return last.axis
-        window = self._windows[key]
-        axis = plan_at(window, size, at)
-        low = first_log(window, size, axis.output_size)
-        high = first_log(window, size, axis.output_size - 1) - BEHIND
-        self._last[key] = Range(low, high, axis)
-        return axis
 
     def runnable(self, logs: Logs) -> Fit:
         """The nearest smaller strides at which no map is empty.
@@ -178,9 +152,7 @@ class StrideSpace:
         found = [self.nearest(k, at, n, sizes[k]) if k in sizes else at for k, at, n in each]
         return found, self.axes(name, found, incoming)
 
-    def at_sizes(
-        self, logs: Logs, sizes: Mapping[Key, int], nearest_each: NearestEach | None = None
-    ) -> Fit | None:
+    def at_sizes(self, logs: Logs, sizes: Mapping[Key, int]) -> Fit | None:
         """The strides nearest to those wanted that lead to these sizes, as far as the limits allow.
 
         None if a map is empty there.
@@ -188,10 +160,9 @@ class StrideSpace:
         Args:
             logs: the strides wanted.
             sizes: the sizes of some maps, or of all.
-            nearest_each: as `nearest_each`, which is the default; it may remember results.
         """
         try:
-            return self.fit(logs, partial(nearest_each or self.nearest_each, sizes=sizes))
+            return self.fit(logs, partial(self.nearest_each, sizes=sizes))
         except EmptyMapError:
             return None
 
@@ -211,14 +182,6 @@ class StrideSpace:
                         if axis.size != first.size:
                             before[other, k] = name, i  # later layers come last and stay
         return before
-
-    def _find_maps_beside(self) -> dict[Key, set[Key]]:
-        """For each axis of a layer, itself, the one before it and those behind it."""
-        beside = {key: {key} for key in by_key(self.limits)}
-        for key, before in self.maps_before.items():
-            beside[before].add(key)
-            beside.setdefault(key, {key}).add(before)
-        return beside
 
     def _find_layers_behind(self) -> dict[str, list[tuple[str, list[Key | None]]]]:
         """For each layer, itself and all layers behind it, in the order of the calls.

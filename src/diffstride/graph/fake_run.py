@@ -23,8 +23,7 @@ from diffstride._torch_compat import (
 )
 from diffstride._wording import one_line
 from diffstride.graph.example_inputs import as_inputs, empty_like_weights
-from diffstride.graph.recurrent_layers import StepsAtOnce
-from diffstride.graph.remembered_shapes import RememberedShapes
+from diffstride.graph.fast_shapes import RememberedShapes, StepsAtOnce
 from diffstride.graph.restoring import restoring
 from diffstride.pooling.base import SizedPooling
 
@@ -75,7 +74,8 @@ def first_argument(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
 def run_node(module: nn.Module | None, node: fx.Node, args: Any, kwargs: Any) -> Any:
     """Run a node on these arguments, a module without its hooks."""
     args, kwargs = _changeable(args), _changeable(kwargs)
-    if node.target in SHAPE_KEEPING_FUNCTIONS if module is None else _keeps_shape(module):
+    function_keeps_shape = module is None and node.target in SHAPE_KEEPING_FUNCTIONS
+    if function_keeps_shape or (module is not None and _keeps_shape(module)):
         x = first_argument(args, kwargs)
         if isinstance(x, Tensor) and x.is_floating_point():
             return torch.empty_like(x)
@@ -119,11 +119,12 @@ class NetworkRun(NamedTuple):
 
 
 class NetworkRunError(ValueError):
-    """A network failed on shapes alone, in the module ``name``."""
+    """A network failed on shapes alone, in the module ``where``."""
 
     def __init__(self, name: str, why: str) -> None:
         super().__init__(why)
-        self.name, self.why = name, why
+        self.where = repr(name) if name else "the model itself"
+        self.why = why
 
 
 def shapes_of(output: Any) -> list[tuple[int, ...]]:

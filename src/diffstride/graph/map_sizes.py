@@ -101,12 +101,12 @@ class MapSizes:
     >>> import torch
     >>> from torch import nn
     >>> from diffstride import DiffStride
-    >>> from diffstride.graph.stride_groups import find_stride_groups
+    >>> from diffstride.graph.stride_groups import UnlearnedAxes, find_stride_groups
     >>> from diffstride.graph.tracer import trace
     >>> net = nn.Sequential(DiffStride(2.0, edge="stopband"), nn.Conv2d(3, 3, 3), nn.Flatten(2))
     >>> traced = trace(net, torch.zeros(1, 3, 8, 10))
     >>> pool, conv, flat = [node for node in traced.graph.nodes if node.op == "call_module"]
-    >>> groups = find_stride_groups(traced, [pool])
+    >>> groups = find_stride_groups(traced, {pool: UnlearnedAxes()})
     >>> tokens = MapSizes(groups).read(groups.dims(flat)[2])
     >>> tokens.at({("_0", 0): 4, ("_0", 1): 5}), tokens.at({("_0", 0): 6, ("_0", 1): 7})
     (6.0, 20.0)

@@ -23,6 +23,7 @@ from diffstride.graph.stride_conflicts import SizeMismatchError, StrideConflictE
 from diffstride.graph.stride_groups import (
     Run,
     StrideGroups,
+    UnlearnedAxes,
     find_stride_groups,
     run_with_sizes,
     source_of,
@@ -34,7 +35,7 @@ FALLING_FACTOR, MOST_FALLS = 0.95, 60  # until a stored tensor is too short, at 
 
 
 def find_groups_at_all_strides(
-    trace: Trace, calls: Iterable[fx.Node], **options: Any
+    trace: Trace, unlearned: Mapping[fx.Node, UnlearnedAxes], **options: Any
 ) -> StrideGroups:
     """As `find_stride_groups`; then strides move apart, and the groups' runs contain that.
 
@@ -42,7 +43,7 @@ def find_groups_at_all_strides(
         StrideConflictError: as `find_stride_groups`, and if a slice returns a size that the network
             cannot take, or an operator fails on data; it holds the calls to leave out.
     """
-    groups = find_stride_groups(trace, calls, **options)
+    groups = find_stride_groups(trace, unlearned, **options)
     if doubtful := _doubtful_nodes(groups):
         leaders = list(dict.fromkeys(groups.leaders.values()))
         moved = [run for signs in _directions(leaders) for run in _runs(groups, signs, doubtful)]

@@ -33,8 +33,7 @@ class SizeMismatchError(Exception):
     """A node cannot run with perturbed sizes.
 
     ``dims`` are the dimensions of two operands that no longer agree, if there are any. ``blamed``
-    are the calls to leave out if no shared stride makes them agree, or with ``axes`` the call whose
-    maps would have to keep their length along these.
+    are the calls to leave out if no shared stride makes them agree.
     """
 
     def __init__(
@@ -43,11 +42,9 @@ class SizeMismatchError(Exception):
         dims: list[Dim],
         why: str,
         blamed: Sequence[fx.Node] = (),
-        axes: Sequence[int] = (),
     ) -> None:
         super().__init__(why)
-        self.node, self.dims, self.why = node, dims, why
-        self.blamed, self.axes = list(blamed), tuple(axes)
+        self.node, self.dims, self.why, self.blamed = node, dims, why, list(blamed)
 
 
 def raise_conflict(
@@ -56,12 +53,9 @@ def raise_conflict(
     """Raise an error with the calls to leave out: those blamed, or the last group before."""
     node, label = mismatch.node, groups.trace.label(mismatch.node)
     if not mismatch.dims or _meets_constant(groups, node):
-        shapes = [[dim.size for dim in groups.dims(source)] for source in node.all_input_nodes]
-        here = " and ".join(str(tuple(shape)) for shape in shapes if shape)
-        nearest, axes = _to_pin(groups, mismatch)
+        nearest, axes = _to_pin(groups, node)
         raise StrideConflictError(
-            f"{label} accepts maps of one size only, here {here}, but learned strides change it "
-            f"({mismatch.why}): {_advice(groups, node)}",
+            one_size_only(groups, node, mismatch.why),
             to_pin=[call for call, leader in groups.leaders.items() if leader is nearest],
             axes=axes,
         )
@@ -71,6 +65,16 @@ def raise_conflict(
     raise StrideConflictError(
         mismatch.why if mismatch.blamed else meeting,
         [call for call, leader in groups.leaders.items() if leader in blamed],
+    )
+
+
+def one_size_only(groups: "StrideGroups", node: fx.Node, why: str) -> str:
+    """The message for an operation that accepts maps of one size only."""
+    shapes = [[dim.size for dim in groups.dims(source)] for source in node.all_input_nodes]
+    here = " and ".join(str(tuple(shape)) for shape in shapes if shape)
+    return (
+        f"{groups.trace.label(node)} accepts maps of one size only, here {here}, but learned "
+        f"strides change it ({why}): {_advice(groups, node)}"
     )
 
 
@@ -110,13 +114,8 @@ def _depends_on_input(groups: "StrideGroups", node: fx.Node) -> bool:
     return any(source.op == "placeholder" for source in groups.sources(node))
 
 
-def _to_pin(
-    groups: "StrideGroups", mismatch: SizeMismatchError
-) -> tuple[fx.Node | None, Sequence[int]]:
+def _to_pin(groups: "StrideGroups", node: fx.Node) -> tuple[fx.Node | None, Sequence[int]]:
     """The group whose maps would have to keep their size, and along which axes if that is known."""
-    if mismatch.axes:
-        return mismatch.blamed[0], mismatch.axes
-    node = mismatch.node
     if node.op != "output":  # which takes all sizes
         leaders = dict.fromkeys(groups.leaders[call] for call in reversed(groups.upstream(node)))
         for leader in leaders:

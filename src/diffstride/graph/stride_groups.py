@@ -63,8 +63,7 @@ class StrideGroups:
 
     Args:
         trace: the traced network.
-        calls: the resizing calls, in order of execution.
-        unlearned: the axes of calls that learn no stride; by default all learn.
+        unlearned: the resizing calls, and the axes of each that learn no stride.
         mirrors: calls that enlarge their map, each with the call that it mirrors.
         square: whether all axes share a stride, so that square maps stay square.
 
@@ -82,14 +81,12 @@ class StrideGroups:
     def __init__(
         self,
         trace: Trace,
-        calls: Iterable[fx.Node],
-        unlearned: Mapping[fx.Node, UnlearnedAxes] | None = None,
+        unlearned: Mapping[fx.Node, UnlearnedAxes],
         mirrors: Mapping[fx.Node, Mirror] | None = None,
         square: bool = False,
     ) -> None:
         self.trace = trace
-        given = dict(unlearned or {})
-        self.unlearned = {call: given.get(call, UnlearnedAxes()) for call in calls}
+        self.unlearned = {n: unlearned[n] for n in trace.graph.nodes if n in unlearned}
         self.mirrors = dict(mirrors or {})
         self.leaders = {call: call for call in self.unlearned if self.learned_axes(call)}
         # Maps that are not square may become so by chance, at these strides.
@@ -217,13 +214,15 @@ class StrideGroups:
         return self.trace.values[call].shape[2 + axis]
 
 
-def find_stride_groups(trace: Trace, calls: Iterable[fx.Node], **options: Any) -> StrideGroups:
+def find_stride_groups(
+    trace: Trace, unlearned: Mapping[fx.Node, UnlearnedAxes], **options: Any
+) -> StrideGroups:
     """Find which resizing calls must share a stride, so that shapes agree at every stride.
 
     Args:
         trace: the traced network.
-        calls: the resizing calls, in order of execution.
-        **options: ``unlearned``, ``mirrors`` and ``square`` of `StrideGroups`.
+        unlearned: the resizing calls, and the axes of each that learn no stride.
+        **options: ``mirrors`` and ``square`` of `StrideGroups`.
 
     Raises:
         StrideConflictError: if two maps meet and only one follows a stride; it holds the calls to
@@ -242,10 +241,10 @@ def find_stride_groups(trace: Trace, calls: Iterable[fx.Node], **options: Any) -
     ...         return self.body(x) + self.shortcut(x)
     >>> traced = trace(Residual(), torch.zeros(1, 3, 8, 8))
     >>> calls = [node for node in traced.graph.nodes if node.op == "call_module"]
-    >>> find_stride_groups(traced, calls).members()
+    >>> find_stride_groups(traced, dict.fromkeys(calls, UnlearnedAxes())).members()
     [[body, shortcut]]
     """
-    groups = StrideGroups(trace, calls, **options)
+    groups = StrideGroups(trace, unlearned, **options)
     with restoring(trace.model):
         _merge_until_consistent(groups)
         first = groups.runs

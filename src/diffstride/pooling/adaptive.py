@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-from diffstride._arguments import as_lengths, check_input_size
-from diffstride.pooling.base import Plan, SpectralPooling
+from diffstride._arguments import as_lengths
+from diffstride.pooling.base import SpectralPooling
 from diffstride.pooling.frozen import FrozenPooling
-from diffstride.spectral.axis_plan import plan_resized_axis
 
 
 class AdaptiveSpectralPooling(SpectralPooling):
@@ -42,10 +41,6 @@ class AdaptiveSpectralPooling(SpectralPooling):
         if not self.fixed_axes:
             raise ValueError(f"output_size must fix the length of an axis, but got {output_size!r}")
         self.num_axes = len(self.fixed_size)
-
-    def plan(self, input_size: Sequence[int], strides: Sequence[float] | None = None) -> Plan:
-        check_input_size(self, input_size)
-        return tuple(map(plan_resized_axis, input_size, self.fixed_size))
 
     @property
     def kept_axes(self) -> tuple[int, ...]:

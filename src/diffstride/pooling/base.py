@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from diffstride._arguments import check_input, check_input_size, pooled_sizes
 from diffstride.spectral.autograd import pool
-from diffstride.spectral.axis_plan import Axis
+from diffstride.spectral.axis_plan import Axis, FixedLength, WindowSettings
 from diffstride.spectral.map_product import multiply_adds
 
 if TYPE_CHECKING:
@@ -102,6 +102,21 @@ class SizedPooling(nn.Module):
 
 class SpectralPooling(SizedPooling):
     """Base class of pooling layers that pool each axis by one matrix, as `plan` says."""
+
+    window_settings = WindowSettings()
+    """The arguments of `diffstride.spectral.plan_axis` that follow size and stride."""
+
+    @property
+    def axis_settings(self) -> tuple[WindowSettings | FixedLength, ...]:
+        """For each axis, the `window_settings` or its fixed length; both plan an axis."""
+        window, fixed_size = self.window_settings, self.fixed_size or (None,) * self.num_axes
+        return tuple(window if each is None else FixedLength(each) for each in fixed_size)
+
+    def plan(self, input_size: Sequence[int], strides: Sequence[float] | None = None) -> Plan:
+        check_input_size(self, input_size)
+        values = self.stride_values() if strides is None else strides
+        each = zip(self.axis_settings, input_size, values, strict=True)
+        return tuple(settings.plan(size, stride) for settings, size, stride in each)
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(self, x)

@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 
 from diffstride import _arguments
-from diffstride._arguments import check_input_size
 from diffstride._stride_text import strides_text
-from diffstride.pooling.base import Plan, SpectralPooling
+from diffstride.pooling.base import SpectralPooling
 from diffstride.pooling.frozen import FrozenPooling
-from diffstride.spectral.axis_plan import plan_spectral_axis
 
 
 class FixedSpectralPooling(SpectralPooling):
@@ -40,11 +38,6 @@ class FixedSpectralPooling(SpectralPooling):
         _arguments.refuse_data_format(data_format)
         self.strides = _arguments.as_strides(strides)
         self.num_axes = len(self.strides)
-
-    def plan(self, input_size: Sequence[int], strides: Sequence[float] | None = None) -> Plan:
-        check_input_size(self, input_size)
-        values = self.strides if strides is None else strides
-        return tuple(map(plan_spectral_axis, input_size, values))
 
     @property
     def kept_axes(self) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from diffstride._arguments import check_tensor
 from diffstride._torch_compat import is_jit_tracing
 from diffstride.pooling.base import Lengths, Plan, SizedPooling
-from diffstride.spectral.axis_plan import Axis, Edge, WindowSettings, plan_resized_axis, whole
+from diffstride.spectral.axis_plan import Axis, Edge, FixedLength, WindowSettings, whole
 from diffstride.spectral.axis_product import multiply
 from diffstride.spectral.map_product import axis_order, multiply_adds
 from diffstride.spectral.matrix import axis_matrix
@@ -48,8 +48,6 @@ class FrozenPooling(SizedPooling):
     FrozenPooling((8, 8) -> (4, 4))
     """
 
-    _rounded: tuple[float, ...] = ()  # kept, as each forward pass may ask and rounding is a search
-
     def __init__(
         self,
         strides: Sequence[float],
@@ -62,38 +60,32 @@ class FrozenPooling(SizedPooling):
         self.settings = WindowSettings(*settings)
         self.round_to, self.fixed_size = round_to, fixed_size
         self.frozen_strides = tuple(strides)
-        self.sizes: dict[tuple[int, ...], tuple[int, ...]] = {}
-        self.orders: dict[tuple[int, ...], list[int]] = {}
+        self.plans: dict[tuple[int, ...], Plan] = {}  # by map size
 
     def add_size(
         self, sizes: Sequence[int], dtype: torch.dtype = torch.float32, device: Any = None
     ) -> None:
         """Compute the matrices for maps of the spatial size ``sizes``."""
-        axes = self._axes(sizes)
-        if not self.sizes:
-            self._rounded = tuple(axis.stride for axis in axes)
-        self.sizes[tuple(sizes)] = tuple(axis.output_size for axis in axes)
-        order = [i for i in axis_order(axes) if not axes[i].is_identity]
-        self.orders[tuple(sizes)] = order
-        for i, axis in ((i, axes[i]) for i in order):
-            self.register_buffer(f"matrix_{i}_{axis.size}", axis_matrix(axis).to(device, dtype))
+        fixed = self.fixed_size or (None,) * self.num_axes
+        axes = tuple(map(self._axis, sizes, self.frozen_strides, fixed))
+        self.plans[tuple(sizes)] = axes
+        for i, axis in enumerate(axes):
+            if not axis.is_identity:
+                self.register_buffer(f"matrix_{i}_{axis.size}", axis_matrix(axis).to(device, dtype))
 
     def stride_values(self) -> tuple[float, ...]:
         """The strides, rounded for the first map size that was added if they are rounded."""
-        return self._rounded or self.frozen_strides
+        first = next(iter(self.plans.values()), ())
+        return tuple(axis.stride for axis in first) or self.frozen_strides
 
     @property
     def fixed_axes(self) -> tuple[int, ...]:
         """All axes: their lengths are those of the sizes that were added."""
         return tuple(range(self.num_axes))
 
-    def _axes(self, sizes: Sequence[int]) -> list[Axis]:
-        fixed = self.fixed_size or (None,) * self.num_axes
-        return list(map(self._axis, sizes, self.frozen_strides, fixed))
-
     def _axis(self, size: int, stride: float, fixed: int | None) -> Axis:
         if fixed is not None:
-            return plan_resized_axis(size, fixed)
+            return FixedLength(fixed).plan(size, stride)
         axis = self.settings.plan(size, stride)
         if self.round_to is None or axis.output_size == size:
             return axis
@@ -103,8 +95,9 @@ class FrozenPooling(SizedPooling):
     def forward(self, x: Tensor) -> Tensor:
         check_tensor(x)
         sizes = tuple(int(size) for size in x.shape[2:])  # TorchScript traces them as tensors
-        self._check_size(sizes)
-        matrices = {i: getattr(self, f"matrix_{i}_{sizes[i]}") for i in self.orders[sizes]}
+        axes = self.plan(sizes)
+        order = [i for i in axis_order(axes) if not axes[i].is_identity]
+        matrices = {i: getattr(self, f"matrix_{i}_{sizes[i]}") for i in order}
         if not matrices:
             return x.clone()  # an operation in place may follow
         with full_precision(x):
@@ -125,27 +118,24 @@ class FrozenPooling(SizedPooling):
 
     def output_size(self, input_size: Sequence[int]) -> tuple[int, ...]:
         """The spatial size of the output for a map of ``input_size``, given to `add_size`."""
-        self._check_size(tuple(input_size))
-        return self.sizes[tuple(input_size)]
+        return tuple(axis.output_size for axis in self.plan(input_size))
 
     def plan(self, input_size: Sequence[int], strides: Sequence[float] | None = None) -> Plan:
         """How each axis of a map of ``input_size`` is pooled; its strides are constants."""
-        self._check_size(tuple(input_size))
-        return tuple(self._axes(input_size))
-
-    def multiply_adds(self, axes: Sequence[Axis], sizes: Lengths, output_sizes: Lengths) -> float:
-        return multiply_adds(axes, sizes, output_sizes, transforms=False)
-
-    def _check_size(self, sizes: tuple[int, ...]) -> None:
-        if sizes not in self.sizes:
-            known = " or ".join(map(str, self.sizes)) or "no size, as the example did not reach it"
+        sizes = tuple(input_size)
+        if sizes not in self.plans:
+            known = " or ".join(map(str, self.plans)) or "no size, as the example did not reach it"
             raise ValueError(
                 f"the pooling was frozen for maps of {known}, but got {sizes}: freeze the network "
                 "with an example of the size to be used"
             )
+        return self.plans[sizes]
+
+    def multiply_adds(self, axes: Sequence[Axis], sizes: Lengths, output_sizes: Lengths) -> float:
+        return multiply_adds(axes, sizes, output_sizes, transforms=False)
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{before} -> {after}" for before, after in self.sizes.items())
+        return ", ".join(f"{size} -> {self.output_size(size)}" for size in self.plans)
 
 
 def nearest_stride(axis: Axis, round_to: float) -> float:

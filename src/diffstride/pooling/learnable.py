@@ -12,7 +12,6 @@ from diffstride import _arguments
 from diffstride._arguments import (
     Limit,
     check_input,
-    check_input_size,
     clamp_strides,
     each_limit,
     pooled_sizes,
@@ -23,7 +22,7 @@ from diffstride.functional import read_strides
 from diffstride.pooling.base import Plan, SpectralPooling
 from diffstride.pooling.frozen import FrozenPooling
 from diffstride.spectral.autograd import pool
-from diffstride.spectral.axis_plan import Axis, Edge, FixedLength, WindowSettings
+from diffstride.spectral.axis_plan import Axis, Edge, WindowSettings
 
 
 class DiffStride(SpectralPooling):
@@ -155,13 +154,9 @@ class DiffStride(SpectralPooling):
         return clamp_strides(self._read(), self.lower_limit_stride, self.upper_limit_stride)
 
     def plan(self, input_size: Sequence[int], strides: Sequence[float] | None = None) -> Plan:
-        check_input_size(self, input_size)
         values = self._read() if strides is None else strides
         values = clamp_strides(values, self.lower_limit_stride, self.upper_limit_stride)
-        if self.fixed_size is None:
-            return tuple(map(self.window_settings.plan, input_size, values))
-        each = zip(self.axis_settings, input_size, values, strict=True)
-        return tuple(settings.plan(size, stride) for settings, size, stride in each)
+        return super().plan(input_size, values)
 
     @property
     def kept_axes(self) -> tuple[int, ...]:
@@ -191,12 +186,6 @@ class DiffStride(SpectralPooling):
         return WindowSettings(
             self.smoothness_factor, self.edge, self.cropping, self.straight_through
         )
-
-    @property
-    def axis_settings(self) -> tuple[WindowSettings | FixedLength, ...]:
-        """For each axis, the `window_settings` or its fixed length; both plan an axis."""
-        window, fixed_size = self.window_settings, self.fixed_size or (None,) * self.num_axes
-        return tuple(window if each is None else FixedLength(each) for each in fixed_size)
 
     @torch.no_grad()
     def project_(self) -> None:

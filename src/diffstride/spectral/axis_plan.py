@@ -67,7 +67,7 @@ class Axis(NamedTuple):
         >>> plan_axis(32, 2.1).without_ramp() == plan_axis(32, 2.12).without_ramp()
         True
         """
-        return Axis(self.size, self.output_size, 1.0, math.inf, 1.0, True) if self.flat else self
+        return Axis(self.size, self.output_size, 1.0, flat=True) if self.flat else self
 
 
 def transition_width(size: int, smoothness_factor: float = 4.0, edge: Edge = "stopband") -> float:
@@ -155,34 +155,19 @@ class WindowSettings(NamedTuple):
 
 
 class FixedLength(NamedTuple):
-    """In place of `WindowSettings`: one length, whatever comes in and whatever the stride."""
+    """In place of `WindowSettings`: one length, whatever comes in and whatever the stride.
+
+    All bins that both lengths have are kept; the axis may become longer.
+
+    >>> FixedLength(6).plan(9, 1.0).stride, FixedLength(6).plan(4, 1.0).num_bins
+    (1.5, 3)
+    """
 
     output_size: int
 
     def plan(self, size: int, stride: float) -> Axis:
         """How an axis of this size is brought to the length; the stride does not count."""
-        return plan_resized_axis(size, self.output_size)
-
-
-def plan_spectral_axis(size: int, stride: float) -> Axis:
-    """The axis of plain spectral pooling: no window, ``M = ceil(N/s)``.
-
-    >>> plan_spectral_axis(32, 3).output_size
-    11
-    """
-    return Axis(size, max(1, whole(size / stride)), stride, flat=True)
-
-
-def plan_resized_axis(size: int, output_size: int | None) -> Axis:
-    """The axis that is brought to a given length, which may be larger: all common bins, no window.
-
-    With None it keeps its length.
-
-    >>> plan_resized_axis(9, 6).stride, plan_resized_axis(4, 6).num_bins
-    (1.5, 3)
-    """
-    output_size = output_size or size
-    return Axis(size, output_size, size / output_size, math.inf, 1.0, flat=True)
+        return Axis(size, self.output_size, size / self.output_size, flat=True)
 
 
 def whole(length: float) -> int:

@@ -35,14 +35,6 @@ def cached(many: int, few: int) -> Callable[[Make], Make]:
     return decorate
 
 
-_cached_matrices = cached(256, 32)
-
-
-def cached_vectors(make: Make) -> Make:
-    """Cache a function that returns vectors: the last 256."""
-    return lru_cache(256)(outside_modes(make))
-
-
 def outside_modes(make: Make) -> Make:
     """Run ``make`` outside fake-tensor, FLOP-counting, inference and functorch modes.
 
@@ -75,7 +67,7 @@ def as_constant(cached: Make) -> Make:
     return lambda *args: constant(*args)[0]
 
 
-def cached_per_axis(make: Make, keep: Callable[[Make], Make] = _cached_matrices) -> Make:
+def cached_per_axis(make: Make) -> Make:
     """Cache ``make(axis, dtype, device)``, and let compiled programs hold it as a constant.
 
     The caches hold the matrices of the last training steps, or in evaluation those of all layers.
@@ -83,7 +75,7 @@ def cached_per_axis(make: Make, keep: Callable[[Make], Make] = _cached_matrices)
     """
 
     @as_constant
-    @keep
+    @cached(256, 32)
     def kept(*args: Any) -> Tensor:
         *fields, dtype, device = args
         return make(Axis(*fields), dtype, device)

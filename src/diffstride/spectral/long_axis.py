@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from diffstride.spectral.axis_plan import Axis, window
-from diffstride.spectral.cache import as_constant, cached_per_axis, cached_vectors, on_device
+from diffstride.spectral.cache import as_constant, cached, cached_per_axis, on_device
 from diffstride.spectral.matrix import bin_weights
 from diffstride.spectral.memory_format import FULL_PRECISION
 
@@ -78,22 +78,20 @@ def _along(gains: PerAxis, axis: Axis, bins: Tensor, dim: int) -> Tensor:
     return gains(axis, bins.real.dtype, bins.device).view(-1, *[1] * (bins.dim() - dim - 1))
 
 
-def _pool_gains(axis: Axis, dtype: torch.dtype, device: torch.device) -> Tensor:
+@cached_per_axis
+def pool_gains(axis: Axis, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Gains of the bins of ``x`` in those of ``A x``."""
     gains = window(axis) * (axis.output_size / axis.size)
     _halve_nyquist(gains, axis.size, axis.output_size)
     return on_device(gains, device, dtype)
 
 
-def _spread_gains(axis: Axis, dtype: torch.dtype, device: torch.device) -> Tensor:
+@cached_per_axis
+def spread_gains(axis: Axis, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Gains of the bins of ``grad`` in those of ``A^T grad``."""
     gains = window(axis)
     _halve_nyquist(gains, axis.output_size, axis.size)
     return on_device(gains, device, dtype)
-
-
-pool_gains = cached_per_axis(_pool_gains, cached_vectors)
-spread_gains = cached_per_axis(_spread_gains, cached_vectors)
 
 
 def ramp_weights(axis: Axis, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -103,7 +101,7 @@ def ramp_weights(axis: Axis, dtype: torch.dtype, device: torch.device) -> Tensor
 
 
 @as_constant
-@cached_vectors
+@cached(256, 32)
 def _weights(size: int, output_size: int, start: int, stop: int, *kind: Any) -> Tensor:
     # The key has the bins and not the stride, which moves in every step.
     dtype, device = kind

@@ -1,14 +1,26 @@
-"""Recurrent layers on fake tensors, all steps at once."""
+"""What fake tensors take long for: recurrent layers, step by step, and products of matrices.
+
+A network is analysed several times, and repeats its layers.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from diffstride._torch_compat import FakeTensor, TorchDispatchMode
+
 RECURRENT = (torch.gru, torch.lstm, torch.rnn_relu, torch.rnn_tanh)
+PRODUCTS = {
+    torch.ops.aten.convolution.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten.mm.default,
+    torch.ops.aten.bmm.default,
+}
+MOST = 1 << 14  # results, of less than a kilobyte each
 
 
 class StepsAtOnce(TorchFunctionMode):
@@ -64,3 +76,50 @@ def _direction(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
     for projection in others:
         F.linear(output.new_empty((*x.shape[:-1], projection.shape[1])), projection)
     return output
+
+
+class Layout(NamedTuple):
+    """All that a tensor without data has."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, x: Tensor) -> "Layout":
+        return cls(tuple(x.shape), x.stride(), x.dtype, x.device)
+
+    def empty(self) -> Tensor:
+        return torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device=self.device)
+
+
+_known: dict[tuple[Any, ...], Layout] = {}  # of all networks
+
+
+class RememberedShapes(TorchDispatchMode):
+    """Returns what a product returned for the same layouts before, without running it.
+
+    To be used inside of a `FakeTensorMode`, which takes a millisecond for a convolution.
+    """
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        fake = all(issubclass(each, FakeTensor) for each in types)
+        if func not in PRODUCTS or kwargs or not fake:
+            return func(*args, **(kwargs or {}))
+        key = func, *map(_as_key, args)
+        if key in _known:
+            return _known[key].empty()
+        result = func(*args)
+        if len(_known) >= MOST:
+            _known.clear()
+        _known[key] = Layout.of(result)
+        return result
+
+
+def _as_key(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return Layout.of(value)
+    return tuple(value) if isinstance(value, list) else value
