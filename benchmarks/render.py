@@ -69,7 +69,8 @@ networks. On a quiet machine `make bench` measures everything and writes this pa
 - **Allocator.** By default glibc takes the memory of large tensors (always above 32 MB) from the
   kernel and returns it, at one page fault per 4 KB. This slows every function that returns a new
   tensor. `--allocator keep` keeps freed memory, as jemalloc and tcmalloc do. The tables use the
-  default, which a user gets without any setting, but for frozen networks. The files also hold the page faults of a call.
+  default, which a user gets without any setting, but for frozen networks. The files also hold the
+  page faults of a call.
 - **Facts.** Every file holds seed, threads, processor, commit and versions.
 
 Limits: the numbers hold for the processor, threads, dtypes and versions that a section names.
@@ -131,9 +132,9 @@ that then take fewer MACs, `products` where it has matrices at all lengths, and 
 This section times inference in float32. The strides are those that networks start from, so all maps
 have the sizes of the `strided` network.
 
-- Freed memory is kept (`--allocator keep`). By default glibc has one network or another fetch memory
-  from the kernel in every call, as chance has it. That takes longer than all pooling, and said
-  nothing about these networks. In a program of yours, jemalloc or tcmalloc keep it, too.
+- Freed memory is kept (`--allocator keep`). By default glibc has one network or another fetch
+  memory from the kernel in every call, as chance has it, which takes longer than all pooling. In a
+  program of yours, jemalloc or tcmalloc keep it, too.
 - `learned` has the layers as they are trained, `frozen` has constant matrices.
 - `compiled` is `torch.compile` with its defaults.
 - onnxruntime runs on as many threads as torch, from the file that

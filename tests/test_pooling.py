@@ -343,7 +343,10 @@ def test_copies_made_in_inference_mode_work() -> None:
         ),
         (lambda: FixedSpectralPooling(()), "has 0"),
         (lambda: SpatialPooling(2, 1.5), r"strides must be whole numbers, but got 1\.5"),
-        (lambda: SpatialPooling((2, 1.5)), r"pool_size must be whole numbers, but got \(2, 1\.5\)$"),
+        (
+            lambda: SpatialPooling((2, 1.5)),
+            r"pool_size must be whole numbers, but got .*\)$",
+        ),
         (lambda: MaxPooling(1.5), r"whole numbers, but got 1\.5; DiffStride"),
         (lambda: MaxPooling(2, pool_size=2), "odd number of samples, but got 2"),
         (lambda: MaxPooling(2, pool_size=2.5), "odd number of samples, but got 2.5"),
