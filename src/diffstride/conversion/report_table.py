@@ -27,8 +27,9 @@ class ReportRow(NamedTuple):
         map_size, pooled_size: the size of the map that is pooled, and of the result; empty if they
             are not known or the layer is shared.
         multiply_adds: for one sample, of the module and its pooling; None if not known. Pooling by
-            a shared layer counts in its first row.
-        multiply_adds_before: those of the module before conversion; None for a layer on its own.
+            a shared layer counts in its first row, and a module with several layers in its own.
+        multiply_adds_before: those of the module before conversion, in its first row; None for a
+            layer on its own.
     """
 
     module: str
