@@ -163,7 +163,7 @@ def test_a_state_that_measured_other_maps_starts_measuring_anew():
     assert resumed.worth.keys() == {(name, i) for name in (FIRST, LAST) for i in (0, 1)}
 
 
-def test_in_the_prior_all_maps_are_worth_the_same():
+def test_in_the_prior_all_maps_of_a_weight_are_worth_the_same():
     """So maps that cost little grow, and all cost the same where nothing tells more."""
     costs = {"a": 1.0, "b": 3.0, "c": 5.0}
     equal = with_prior({(name, 0): Worth(0.3, 1.0, cost) for name, cost in costs.items()}, 0.1)
@@ -188,10 +188,10 @@ def test_maps_that_become_smaller_together_count_together_in_the_prior():
     budget = CostBudget(net, IMAGES)
     smaller = smaller_maps(budget.space, budget.in_use)
     assert output_sizes(budget)["0"] == output_sizes(budget)["2"]
-    assert {key: each.axes for key, each in smaller.items()} == pytest.approx(
+    assert {key: each.weight for key, each in smaller.items()} == pytest.approx(
         {("0", 0): 2.0, ("0", 1): 2.0, ("2", 0): 1.0, ("2", 1): 1.0}
     )
-    worth = {("a", 0): Worth(0.0, 0.0, 4.0, axes=2.0), ("b", 0): Worth(1.0, 0.0, 2.0)}
+    worth = {("a", 0): Worth(0.0, 0.0, 4.0, weight=2.0), ("b", 0): Worth(1.0, 0.0, 2.0)}
     added = with_prior(worth, 0.1)
     assert added["a", 0].mean == pytest.approx(2 * (added["b", 0].mean - 1.0))
 
@@ -204,18 +204,60 @@ def test_maps_that_become_larger_do_not_count_in_the_prior(size):
     net[3] = DiffStride(1.067 if size[0] == 64 else 1.845, shared_stride=True)
     budget = CostBudget(net, torch.zeros(1, 3, *size))
     smaller = smaller_maps(budget.space, budget.in_use)
-    assert all(each.axes >= 1 - 1e-9 for each in smaller.values())
+    assert all(each.weight >= 1 - 1e-9 for each in smaller.values())
 
 
 def test_layers_whose_strides_do_not_learn_do_not_count_in_the_prior():
-    axes = []
+    weights = []
     for count_ in (0, 2):
         fixed = [DiffStride(1.0, trainable=False) for _ in range(count_)]
         net = nn.Sequential(*chain()[:2], *fixed, *chain()[2:])
         budget = CostBudget(net, IMAGES)
         smaller = smaller_maps(budget.space, budget.in_use)
-        axes.append([each.axes for each in smaller.values()])
-    assert axes[0] == axes[1] == [1.0] * 4
+        weights.append([each.weight for each in smaller.values()])
+    assert weights[0] == weights[1] == pytest.approx([1.0] * 4)
+
+
+def test_a_map_weighs_the_root_of_the_layers_that_run_on_it_in_the_prior():
+    """Convolutions of any kernel count once, and what is no product does not."""
+    net = nn.Sequential(DiffStride(2.0), nn.Conv2d(3, 8, 3, padding=1), nn.ReLU())
+    net.append(nn.Conv2d(8, 8, 1)).append(nn.Conv2d(8, 8, 3, padding=1, groups=8))
+    net.append(DiffStride(2.0)).append(nn.Conv2d(8, 8, 3, padding=1))
+    net.append(nn.AdaptiveAvgPool2d(1)).append(nn.Flatten()).append(nn.Linear(8, 2))
+    budget = CostBudget(net, IMAGES)
+    assert budget.space.layers_on_maps(budget.in_use) == pytest.approx(
+        {("0", 0): 3.0, ("0", 1): 3.0, ("5", 0): 1.0, ("5", 1): 1.0}
+    )
+    smaller = smaller_maps(budget.space, budget.in_use)
+    weights = {key: each.weight for key, each in smaller.items()}
+    assert weights["0", 0] == pytest.approx(3**0.5 * weights["5", 0])
+
+
+def test_products_of_two_maps_run_on_both():
+    """As in attention, whose cost has the square of the number of tokens."""
+
+    class Attention(nn.Module):
+        def forward(self, x):
+            tokens = x.flatten(2)
+            return (tokens.transpose(1, 2) @ tokens).mean()
+
+    budget = CostBudget(nn.Sequential(DiffStride(2.0), Attention()), torch.zeros(1, 3, 16, 16))
+    assert budget.space.layers_on_maps(budget.in_use) == pytest.approx(
+        {("0", 0): 2.0, ("0", 1): 2.0}
+    )
+
+
+def test_a_map_that_nothing_runs_on_gets_no_prior():
+    net = nn.Sequential(DiffStride(2.0), nn.Conv2d(3, 8, 3, padding=1), DiffStride(2.0))
+    net.append(nn.AdaptiveAvgPool2d(1))
+    budget = CostBudget(net, IMAGES)
+    assert budget.space.layers_on_maps(budget.in_use)["2", 0] == 0.0
+    worth = {("a", 0): Worth(0.5, 0.1, 2.0, weight=0.0), ("b", 0): Worth(0.5, 0.1, 2.0)}
+    found = with_prior(worth, 0.1)
+    assert found["a", 0] == worth["a", 0]
+    assert found["b", 0].mean == pytest.approx(0.5 + 0.4)
+    nowhere = {key: each._replace(weight=0.0) for key, each in worth.items()}
+    assert with_prior(nowhere, 0.1) == nowhere
 
 
 def test_maps_that_cannot_grow_are_left_out():

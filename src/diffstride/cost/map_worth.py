@@ -29,14 +29,14 @@ class Worth(NamedTuple):
         error: its standard error, with few batches larger by `few_samples`.
         cost: the multiply-adds that the same change saves.
         growth: how many times less a multiply-add of the next sample is worth, at least 1.
-        axes: how many axes of maps change likewise, at least 1.
+        weight: of the prior, see `diffstride.cost.smaller_maps.Smaller`.
     """
 
     mean: float
     error: float
     cost: float
     growth: float = 1.0
-    axes: float = 1.0
+    weight: float = 1.0
 
 
 def few_samples(count: int) -> float:
@@ -57,11 +57,13 @@ def few_samples(count: int) -> float:
 
 
 def with_prior(worth: Mapping[Key, Worth], trained: float) -> dict[Key, Worth]:
-    """What samples are worth with a prior: that of all map sizes is the same.
+    """What samples are worth with a prior: that of a map size follows from its weight alone.
 
-    The same change of the logarithm of any map size is worth the same there. So a multiply-add is
-    worth the less the more of them a map has, and a budget is used best where all maps cost alike.
-    Of the axes of a layer the prior tells nothing: a multiply-add is worth the same on each.
+    A change of the logarithm of a map size is worth its weight there, the root of the number of
+    layers that run on the map, whatever it costs. So a multiply-add is worth the less the more of
+    them a map has, and of maps with as many layers a budget is used best where they cost alike.
+    Of the axes of a pooling layer the prior tells nothing: a multiply-add is worth the same on
+    each.
 
     Args:
         worth: as measured, of each axis.
@@ -72,14 +74,14 @@ def with_prior(worth: Mapping[Key, Worth], trained: float) -> dict[Key, Worth]:
     >>> [round(each.mean, 2) for each in with_prior(worth, 0.005).values()]
     [0.7, 0.3]
     """
-    if not worth:
-        return {}
+    if not any(each.weight for each in worth.values()):
+        return dict(worth)
     layers, network = _layers(worth), _together(worth.values())
     of_each_mac = min(trained, MOST_TIMES_MEASURED * _price(worth.values()))
-    of_each_axis = of_each_mac * network.cost / network.axes
+    of_weight_1 = of_each_mac * network.cost / network.weight
 
     def added(name: str, cost: float) -> float:
-        return of_each_axis * layers[name].axes * cost / layers[name].cost
+        return of_weight_1 * layers[name].weight * cost / layers[name].cost
 
     return {
         (name, i): each._replace(mean=each.mean + added(name, each.cost))
@@ -159,8 +161,8 @@ def _layers(worth: Mapping[Key, Worth]) -> dict[str, Worth]:
 
 
 def _together(worth: Iterable[Worth]) -> Worth:
-    means, errors, costs, growths, axes = zip(*worth, strict=True)
-    return Worth(sum(means), hypot(*errors), sum(costs), max(growths), sum(axes))
+    means, errors, costs, growths, weights = zip(*worth, strict=True)
+    return Worth(sum(means), hypot(*errors), sum(costs), max(growths), sum(weights))
 
 
 def _log_ratio_to_price(worth: Worth, all_of_them: Collection[Worth]) -> float:

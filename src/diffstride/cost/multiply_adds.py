@@ -1,7 +1,7 @@
 """Multiply-adds of a network as a function of its strides."""
 
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 from math import prod
@@ -231,6 +231,27 @@ class MultiplyAdds:
         slopes, first = self._size_slopes(known), self._first_maps.items()
         return {name: [slopes[key] for key in maps.outputs] for name, maps in first}
 
+    def layers_on_maps(self, strides: Mapping[str, Any]) -> dict[str, list[float]]:
+        """How many modules run on the map that each layer returns, for each of its axes.
+
+        The derivative of the logarithm of a module's cost by that of the size, summed over all
+        modules but pooling layers: 1 for each convolution, more where operands meet, as in
+        attention. Maps behind layers without an entry in ``strides`` follow the map before them.
+
+        Args:
+            strides: as for `evaluate`.
+        """
+        known, _ = self._pool(strides)
+        costs, found = self._by_module(known), defaultdict[Hashable, float](float)
+        for (name, factors), count in self._terms.items():
+            if costs[name]:
+                SizeExpression(factors, count / costs[name]).add_slopes(known, 1.0, found)
+        for maps in reversed(self._pooled_maps):
+            if maps.name not in strides:
+                maps.pass_on(known, found)
+        first = self._first_maps.items()
+        return {name: [found[key] * known[key] for key in maps.outputs] for name, maps in first}
+
     def _size_slopes(self, known: Sizes) -> Slopes:
         slopes: Slopes = defaultdict(float)
         for factors, count in self._totals.items():
@@ -259,12 +280,17 @@ class MultiplyAdds:
     def by_module(self, strides: Mapping[str, Any] | None = None) -> dict[str, int]:
         """The cost by the name of the module; strides as for `evaluate`."""
         known, pooled = self._pool(strides or {})
-        costs: dict[str, float] = defaultdict(float)
+        costs = self._by_module(known)
         for maps, axes in zip(self._pooled_maps, pooled, strict=True):
             costs[maps.name] += maps.cost(known, axes)
+        return {name: round(cost) for name, cost in costs.items()}
+
+    def _by_module(self, known: Sizes) -> defaultdict[str, float]:
+        """The cost of each module but pooling layers."""
+        costs: defaultdict[str, float] = defaultdict(float)
         for (name, factors), count in self._terms.items():
             costs[name] += count * prod(factor.at(known) for factor in factors)
-        return {name: round(cost) for name, cost in costs.items()}
+        return costs
 
     def _as_numbers(self, strides: Strides) -> dict[str, list[float]]:
         """Strides from outside as numbers, checked."""

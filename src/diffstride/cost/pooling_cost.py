@@ -119,6 +119,12 @@ class PooledMaps:
             found.append(slopes[key] * by_stride)
         return found
 
+    def pass_on(self, known: Sizes, slopes: Slopes) -> None:
+        """Add what the sizes behind the layer contribute, where they follow those before it."""
+        for i, (size, key) in enumerate(zip(self.inputs, self.outputs, strict=True)):
+            if i not in self.module.fixed_axes:
+                size.add_slopes(known, slopes[key] * known[key] / size.at(known), slopes)
+
     def _maps_at(self, known: Sizes) -> float:
         """The number of maps that are pooled, for one sample."""
         return (self._maps + sum(size.at(known) for size in self._moving_maps)) / self._batch

@@ -144,5 +144,5 @@ def _worth(rises: list[float], smaller: Smaller) -> Worth:
         undisturbed(error, smaller.step),
         smaller.cost,
         smaller.growth,
-        smaller.axes,
+        smaller.weight,
     )

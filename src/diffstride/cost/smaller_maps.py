@@ -1,6 +1,6 @@
 """The network with one axis of one map smaller, and what that saves."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from math import log
 from typing import NamedTuple
@@ -12,6 +12,8 @@ from diffstride.cost.stride_space import Fit, Key, Logs, OutputSizes, StrideSpac
 SAMPLES_PER_ONE = 16
 # What a change of the logarithm of a map size is worth falls with this power of the size.
 WORTH_POWER = 1.0
+# A map is worth this power of the number of layers that run on it, in the prior.
+LAYER_POWER = 0.5
 
 
 class Smaller(NamedTuple):
@@ -27,16 +29,16 @@ class Smaller(NamedTuple):
             sample, about: with the ratio ``r`` of the sizes in the middle of both, the next one
             costs ``r`` times as much, to the power of the axes that share the stride, and brings
             ``1 / r`` as much.
-        axes: how many axes of maps become smaller likewise for a change of 1, at least 1: those
-            behind that could not keep their sizes count, too, each by the change of its logarithm.
-            A layer that is called several times counts once.
+        weight: of the prior: the root of the number of layers that run on the map. Maps behind that
+            could not keep their sizes add theirs, times the change of their logarithm. A pooling
+            layer that is called several times counts once.
     """
 
     logs: Logs
     step: float
     cost: float
     growth: float
-    axes: float
+    weight: float
 
 
 def smaller_maps(space: StrideSpace, present: Logs) -> dict[Key, Smaller]:
@@ -47,6 +49,7 @@ def smaller_maps(space: StrideSpace, present: Logs) -> dict[Key, Smaller]:
     """
     fit = space.fit(present)
     sizes, slopes = fit.sizes, space.size_slopes(present)
+    weights = {key: layers**LAYER_POWER for key, layers in space.layers_on_maps(present).items()}
     found = {}
     for key, size in sizes.items():
         without = cache(partial(_without, space, present, sizes, key))
@@ -62,8 +65,9 @@ def smaller_maps(space: StrideSpace, present: Logs) -> dict[Key, Smaller]:
         if saved > 0:
             shared = len(fit.maps[key[0]]) / len(present[key[0]])  # a shared stride has all axes
             growth = _ratio(size, without, key) ** (shared + WORTH_POWER)
-            step, change = log(size / smaller.sizes[key]), _change(fit, smaller)
-            found[key] = Smaller(smaller.logs, step, saved / step, growth, change / step)
+            step = log(size / smaller.sizes[key])
+            weight = _weighted_change(fit, smaller, weights) / step
+            found[key] = Smaller(smaller.logs, step, saved / step, growth, weight)
     return found
 
 
@@ -94,10 +98,10 @@ def _ratio(size: int, without: Callable[[int], Fit | None], key: Key) -> float:
     return (size + samples / 2) / (size - samples / 2)
 
 
-def _change(larger: Fit, smaller: Fit) -> float:
+def _weighted_change(larger: Fit, smaller: Fit, weights: Mapping[Key, float]) -> float:
     """The sum of the changes of the logarithms of all sizes that learn and become smaller."""
     return sum(
-        max(0.0, log(before.output_size / after.output_size))
+        weights[name, i] * max(0.0, log(before.output_size / after.output_size))
         for name in larger.logs
-        for before, after in zip(larger.maps[name], smaller.maps[name], strict=True)
+        for i, (before, after) in enumerate(zip(larger.maps[name], smaller.maps[name], strict=True))
     )

@@ -4,7 +4,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from math import log
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from diffstride.cost.multiply_adds import MultiplyAdds
 from diffstride.cost.pooling_cost import each_axis
@@ -209,10 +209,15 @@ class StrideSpace:
 
         Without the products of pooling layers.
         """
-        slopes = self.cost.size_slopes(
-            {name: partial(self.axes, name, logs[name]) for name in logs}
-        )
-        return by_key(slopes)
+        return by_key(self.cost.size_slopes(self._plans(logs)))
+
+    def layers_on_maps(self, logs: Logs) -> dict[Key, float]:
+        """How many modules run on each map."""
+        return by_key(self.cost.layers_on_maps(self._plans(logs)))
+
+    def _plans(self, logs: Logs) -> dict[str, Any]:
+        """What plans the axes of each layer at these strides, for `MultiplyAdds.evaluate`."""
+        return {name: partial(self.axes, name, at) for name, at in logs.items()}
 
     def _large_enough(
         self, name: str, logs: list[float], incoming: list[int]
