@@ -99,7 +99,7 @@ def run(
     model, before = build(network, method, data, seed)
     learns = method.startswith(("learned", "measured"))
     summary = gin_registry.train(
-        workdir=workdir / f"{network} {method} {seed}".replace(", ", " ").replace(" ", "_"),
+        workdir=run_folder(workdir, network, method, seed),
         model=model,
         num_epochs=epochs,
         seed=seed,
@@ -123,6 +123,11 @@ def run(
         "minutes": round(summary["seconds"] / 60, 1),
         "contract": contract,
     }
+
+
+def run_folder(workdir: Path, network: str, method: str, seed: int) -> Path:
+    """The folder of a run."""
+    return workdir / f"{network} {method} {seed}".replace(", ", " ").replace(" ", "_")
 
 
 def epochs_of(network: str, method: str) -> int:
