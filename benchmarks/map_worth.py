@@ -61,15 +61,15 @@ def measure(model: nn.Module, data: Datasets, batches: int) -> Iterator[Row]:
     found = measurements.gather()
     assert found is not None
     layers, maps = budget.space.layers_on_maps(budget.in_use), budget.cost.maps()
-    for name, axes in maps.items():
+    for name in budget.in_use:
         worth = [each for key, each in found.worth.items() if key[0] == name]
         if not worth:
             continue  # of one sample
         estimates = [{"mean": each.mean, "error": each.error} for each in worth]
         yield {
             "layer": name,
-            "size": [axis.size for axis in axes],
-            "output_size": [axis.output_size for axis in axes],
+            "size": [axis.size for axis in maps[name]],
+            "output_size": [axis.output_size for axis in maps[name]],
             "layers": layers[name, 0],
             "multiply_adds": mean(each.cost for each in worth),
             "worth": average(*estimates),
