@@ -3,6 +3,13 @@
 import pytest
 
 from benchmarks import map_worth
+from benchmarks.common import read_rows
+from experiments.markdown import with_table
+
+
+def test_the_table_of_the_page_is_that_of_the_results():
+    page, text = map_worth.PAGE.read_text(), map_worth.summary_table(read_rows(map_worth.RESULT))
+    assert with_table(page, "map worth", text) == page
 
 
 def test_worth_of_each_map_is_shared_out_by_its_layers_and_their_cost():
