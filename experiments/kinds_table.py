@@ -40,7 +40,7 @@ KINDS = (
     Kind(
         "images: CIFAR-100",
         (".", "cifar10_small", "1,1,2,2,2"),
-        ("guesses", "measured strides, half prior"),
+        ("guesses", "measured strides"),
         ("1,1,2.07,2.14,2.33", "1,1,1.94x1.83,1.62x1.9,16.5x15"),
         "cifar100",
     ),
