@@ -1,6 +1,7 @@
 """States of converted and frozen networks: saved once, and loaded into what they fit."""
 
 import copy
+import pickle
 import tempfile
 
 import pytest
@@ -9,6 +10,7 @@ from networks import IMAGE, Block, move_strides
 from torch import nn
 
 from diffstride import convert, freeze
+from diffstride.pooling.frozen import FrozenPooling
 
 X = torch.rand(IMAGE)
 
@@ -238,3 +240,18 @@ def test_an_extra_state_beside_converted_modules_is_saved():
     net = nn.ModuleDict({"pooling": OfAnother(), "body": nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1))})
     net["body"] = convert(net["body"], X)
     assert net.state_dict()["pooling._extra_state"] == {"version": 1}
+
+
+def test_a_frozen_network_pickled_by_version_0_2_runs():
+    """Its layers had sizes and orders in place of plans, and a plain tuple of settings."""
+    frozen = freeze(convert(block(), X), X)
+    expected = frozen(X)
+    for layer in frozen.modules():
+        if isinstance(layer, FrozenPooling):
+            plans = vars(layer).pop("plans")
+            layer.sizes = {key: tuple(a.output_size for a in axes) for key, axes in plans.items()}
+            layer.orders = {key: [0, 1] for key in plans}
+            layer._rounded, layer.settings = (2.0, 2.0), tuple(layer.settings)
+    again = pickle.loads(pickle.dumps(frozen))
+    assert torch.equal(again(X), expected)
+    assert "sizes" not in vars(next(m for m in again.modules() if isinstance(m, FrozenPooling)))

@@ -400,6 +400,7 @@ def test_a_module_that_once_pools_the_whole_map_is_converted():
         convert(nn.Sequential(nn.MaxPool2d(4)), x)
 
 
+@pytest.mark.parametrize("used", [True, False])
 @pytest.mark.parametrize(
     "again",
     [
@@ -407,10 +408,12 @@ def test_a_module_that_once_pools_the_whole_map_is_converted():
         lambda pool, x: pool(input=x).mean((2, 3)),
     ],
 )
-def test_a_module_of_which_one_call_cannot_be_converted_is_left_out(again):
+def test_a_module_of_which_one_call_cannot_be_converted_is_left_out(again, used):
     def forward(m, x):
         x = m.conv(x)
-        return m.pool(x).mean((2, 3)) + again(m.pool, x)
+        other, _ = again(m.pool, x), m.pool(x)
+        y = m.pool(x).mean((2, 3))
+        return y + other if used else y
 
     net = networks.Net(forward, conv=networks.strided(), pool=nn.MaxPool2d(2))
     converted = convert(net, torch.rand(1, 4, 16, 16))

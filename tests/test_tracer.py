@@ -17,7 +17,12 @@ from diffstride import CostBudget, DiffStride, MultiplyAdds, convert
 from diffstride._torch_compat import FakeTensorMode
 from diffstride.conversion.function_modules import _Recording
 from diffstride.graph import fast_shapes
-from diffstride.graph.fake_run import SHAPE_KEEPING_MODULES, shapes_only
+from diffstride.graph.fake_run import (
+    SHAPE_KEEPING_MODULES,
+    NetworkRunError,
+    run_network,
+    shapes_only,
+)
 from diffstride.graph.fast_shapes import Layout
 from diffstride.graph.restoring import restoring
 from diffstride.graph.tracer import trace
@@ -436,3 +441,42 @@ def test_few_products_are_remembered(monkeypatch):
         for size in range(4, 12):
             nn.Conv2d(4, 8, 3)(torch.empty(2, 4, size, size))
             assert 1 <= len(fast_shapes._known) <= 3
+
+
+def test_products_of_more_than_layouts_are_computed_each_time():
+    """Of sparse tensors, and of numbers that the tracer knows."""
+
+    def sparse(m, x):
+        y = x.flatten(1)[:, :8]
+        return m.a(x).mean((2, 3)).sum() + torch.eye(8).to_sparse_csr() @ y.t()
+
+    def constant(m, x):
+        half = torch.tensor([[float(x.shape[-1])]]) @ torch.tensor([[0.5]])
+        return m.a(x)[:, :, : int(half)]
+
+    for forward in (sparse, constant):
+        for _ in range(2):
+            net = convert(Net(forward, a=strided()), torch.zeros(2, 4, 8, 8))
+            assert net.conversion.strides == {"a": (2, 2)}
+
+
+def test_settings_that_choose_kernels_belong_to_the_layouts(monkeypatch):
+    monkeypatch.setattr(fast_shapes, "_known", {})
+    for enabled in (True, False, True):
+        monkeypatch.setattr(torch.backends.mkldnn, "enabled", enabled)
+        with shapes_only(FakeTensorMode(allow_non_fake_inputs=True)):
+            nn.Conv2d(4, 8, 3)(torch.empty(2, 4, 9, 8))
+    assert len(fast_shapes._known) == 2
+
+
+@pytest.mark.parametrize("name", ["f", "pool", "a_long_name"])
+def test_the_module_that_fails_in_a_run_on_shapes_is_named(name):
+    class Reads(nn.Module):
+        def forward(self, x):
+            return x * float(x.sum())
+
+    net = nn.Sequential()
+    net.add_module(name, Reads())
+    with pytest.raises(NetworkRunError) as caught:
+        run_network(net, torch.zeros(1, 2))
+    assert caught.value.where == repr(name)

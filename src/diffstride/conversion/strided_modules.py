@@ -59,15 +59,16 @@ def find_strided_calls(
             not isinstance(module, SizedPooling) and max(stride_of(module)) > 1
         ):
             reason = "in leaf_modules" if is_among(leaf_modules, name, module) else None
-            reason = reason or (None if node in used else UNUSED)
             reason = reason or _reason_to_skip(trace, node, module, filter_fn, patchify)
             result = reason or measure_call(trace, node, module)
+            if isinstance(result, StridedCall) and node not in used:
+                result = UNUSED
             if isinstance(result, StridedCall):
                 calls.append(result)
             elif name in included:
                 raise ValueError(f"include: {trace.label(node)} cannot be converted: {result}")
             else:
-                left_out[name] = result
+                left_out[name] = left_out.get(name, UNUSED) if result == UNUSED else result
         elif isinstance(module, SizedPooling) and _has_fixed_strides(module):
             left_out[name] = "a pooling layer of fixed strides: put a DiffStride in its place"
     failed = {name for name, reason in left_out.items() if reason != UNUSED}

@@ -156,7 +156,8 @@ def run_network(
             with StepsAtOnce():
                 output = model(*inputs)
         except Exception as error:
-            inner = max(counter.mod_tracker.parents, key=len, default="")
+            inside = counter.mod_tracker.parents - {"Global"}
+            inner = max(inside, key=len, default="")
             raise NetworkRunError(inner.partition(".")[2], one_line(error)) from error
         costs = {
             name.partition(".")[2]: sum(counts.values()) // 2

@@ -107,9 +107,9 @@ class RememberedShapes(TorchDispatchMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         fake = all(issubclass(each, FakeTensor) for each in types)
-        if func not in PRODUCTS or kwargs or not fake:
+        if func not in PRODUCTS or kwargs or not (fake and all(map(_has_only_a_layout, args))):
             return func(*args, **(kwargs or {}))
-        key = func, *map(_as_key, args)
+        key = func, _settings(), *map(_as_key, args)
         if key in _known:
             return _known[key].empty()
         result = func(*args)
@@ -117,6 +117,19 @@ class RememberedShapes(TorchDispatchMode):
             _known.clear()
         _known[key] = Layout.of(result)
         return result
+
+
+def _has_only_a_layout(value: Any) -> bool:
+    """Whether nothing else of an argument counts: it is not sparse, and its numbers not known."""
+    if not isinstance(value, Tensor):
+        return True
+    return value.layout is torch.strided and getattr(value, "constant", None) is None
+
+
+def _settings() -> tuple[Any, ...]:
+    """What chooses the kernel of a convolution, and so its layout, besides its arguments."""
+    backends = torch.backends
+    return backends.mkldnn.enabled, backends.cudnn.enabled, torch.get_num_threads()
 
 
 def _as_key(value: Any) -> Any:

@@ -62,13 +62,19 @@ class FrozenPooling(SizedPooling):
         self.frozen_strides = tuple(strides)
         self.plans: dict[tuple[int, ...], Plan] = {}  # by map size
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "sizes" in state:  # pickled by version 0.2
+            self.settings = WindowSettings(*self.settings)
+            for name in ("sizes", "orders", "_rounded"):
+                vars(self).pop(name, None)
+            self.plans = {size: self._axes(size) for size in state["sizes"]}
+
     def add_size(
         self, sizes: Sequence[int], dtype: torch.dtype = torch.float32, device: Any = None
     ) -> None:
         """Compute the matrices for maps of the spatial size ``sizes``."""
-        fixed = self.fixed_size or (None,) * self.num_axes
-        axes = tuple(map(self._axis, sizes, self.frozen_strides, fixed))
-        self.plans[tuple(sizes)] = axes
+        axes = self.plans[tuple(sizes)] = self._axes(sizes)
         for i, axis in enumerate(axes):
             if not axis.is_identity:
                 self.register_buffer(f"matrix_{i}_{axis.size}", axis_matrix(axis).to(device, dtype))
@@ -82,6 +88,10 @@ class FrozenPooling(SizedPooling):
     def fixed_axes(self) -> tuple[int, ...]:
         """All axes: their lengths are those of the sizes that were added."""
         return tuple(range(self.num_axes))
+
+    def _axes(self, sizes: Sequence[int]) -> Plan:
+        fixed = self.fixed_size or (None,) * self.num_axes
+        return tuple(map(self._axis, sizes, self.frozen_strides, fixed))
 
     def _axis(self, size: int, stride: float, fixed: int | None) -> Axis:
         if fixed is not None:
