@@ -49,7 +49,8 @@ def smaller_maps(space: StrideSpace, present: Logs) -> dict[Key, Smaller]:
     """
     fit = space.fit(present)
     sizes, slopes = fit.sizes, space.size_slopes(present)
-    weights = {key: layers**LAYER_POWER for key, layers in space.layers_on_maps(present).items()}
+    layers = space.layers_on_maps(present)
+    weights = {key: max(0.0, each) ** LAYER_POWER for key, each in layers.items()}
     found = {}
     for key, size in sizes.items():
         without = cache(partial(_without, space, present, sizes, key))
