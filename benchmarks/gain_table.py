@@ -56,6 +56,6 @@ def _legend(rows: Sequence[Mapping[str, Any]], times: Iterable[Mapping[str, Any]
     return (
         f"Mean ± standard deviation of {seeds.pop()} seeds. A training step of the converted\n"
         f"network takes {ratios['float32']:.2f} times as long as one of the strided network in\n"
-        f"float32, and {ratios['bf16']:.2f} times in bfloat16, on two CPU cores, without gradients\n"
-        "of the strides and without the further passes that measure losses now and then."
+        f"float32, and {ratios['bf16']:.2f} times in bfloat16, on two CPU cores, without\n"
+        "gradients of the strides and without the further passes that measure losses now and then."
     )
