@@ -391,3 +391,15 @@ def test_a_state_that_was_loaded_is_saved_again_before_training(pl):
     assert resumed.state_dict() == {}
     resumed.load_state_dict(callback.state_dict())
     assert resumed.state_dict() == callback.state_dict()
+
+
+@pytest.mark.parametrize("learning", ["by gradients", "by losses"])
+def test_the_text_of_a_budget_callback_has_strides_and_cost(pl, learning):
+    if not issubclass(BudgetCallback, pl.Callback):
+        pytest.skip("the callbacks subclass those of the other package")
+    image = torch.zeros(1, 1, 16, 12)
+    callback = measured_budget() if learning == "by losses" else BudgetCallback(image, 0.9, "body")
+    assert "BudgetCallback object" in repr(callback)
+    train(pl, build_network(), False, callbacks=[callback])
+    held = callback.budget if learning == "by gradients" else callback.measured
+    assert repr(callback) == f"BudgetCallback({held!r})"

@@ -353,6 +353,10 @@ class BudgetCallback(_NetworkCallback):
         if self.budget is not None and self.log_name is not None:
             pl_module.log(self.log_name, float(self.budget.cost.value()))
 
+    def __repr__(self) -> str:
+        held = self.measured or self.budget
+        return super().__repr__() if held is None else f"BudgetCallback({held!r})"
+
     def state_dict(self) -> dict[str, Any]:
         if self._saved or self.budget is None:  # loaded, and no step taken yet
             return self._saved
