@@ -22,7 +22,7 @@ AXIS_SHARE = 0.3
 class Worth(NamedTuple):
     """What the last sample of a map is worth.
 
-    Args:
+    Attributes:
         mean: the mean rise of the loss without it over the batches measured, for a change of 1 of
             the logarithm of the map size and without what disturbs the weights; after `with_prior`
             also what that adds.
