@@ -40,6 +40,22 @@ def parser_of(name: str, description: str | None, repeats: int) -> argparse.Argu
     return parser
 
 
+def training_parser(name: str, description: str | None, out: Path) -> argparse.ArgumentParser:
+    """A parser of a benchmark that trains networks and appends rows to the file ``out``."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--dataset", default="cifar100", help="name as for load_datasets")
+    add("--workdir", type=Path, default=Path("runs") / name, help="folder of the run folders")
+    add("--quick", action="store_true", help="tiny sizes, only to check that it runs")
+    add("--out", type=Path, default=out, help="file of the rows")
+    add("--table", action="store_true", help="only write the table of the page")
+    return parser
+
+
 def start(
     parser: argparse.ArgumentParser,
     arguments: Sequence[str] | None,

@@ -8,7 +8,6 @@ strides, and trains it if it is not in the folder of runs. On some training batc
 row for each map to ``results/map_worth.jsonl``; networks with rows are skipped.
 """
 
-import argparse
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from benchmarks import scratch
-from benchmarks.common import append_row, read_rows, select
+from benchmarks.common import append_row, read_rows, select, training_parser
 from benchmarks.machine import ROOT, environment
 from benchmarks.small_networks import NETWORKS
 from benchmarks.stride_gradient import average, shown
@@ -94,19 +93,10 @@ def summary_table(rows: Sequence[Row]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Row]:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.map_worth",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--networks", nargs="+", choices=NETWORKS, default=list(DEFAULT_NETWORKS))
-    add("--seed", type=int, default=2)
-    add("--dataset", default="cifar100", help="name as for load_datasets")
-    add("--workdir", type=Path, default=Path("runs/scratch"), help="folder of the run folders")
-    add("--quick", action="store_true", help="tiny sizes, only to check that it runs")
-    add("--out", type=Path, default=RESULT, help="file of the rows")
-    add("--table", action="store_true", help="only write the table of the page")
+    parser = training_parser("map_worth", __doc__, RESULT)
+    parser.set_defaults(workdir=Path("runs/scratch"))  # where `benchmarks.scratch` trains
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(DEFAULT_NETWORKS))
+    parser.add_argument("--seed", type=int, default=2)
     options = parser.parse_args(arguments)
     bindings = {"data.load_datasets.name": options.dataset}
     bindings |= scratch.QUICK if options.quick else {}

@@ -15,7 +15,6 @@ each layer and axis to ``results/stride_gradient.jsonl``; a training that was cu
 its last epoch, and epochs that have their rows are not measured again.
 """
 
-import argparse
 import copy
 from collections.abc import Iterator, Sequence
 from itertools import cycle, islice
@@ -28,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from benchmarks.common import append_row, read_rows, select
+from benchmarks.common import append_row, read_rows, select, training_parser
 from benchmarks.machine import ROOT, environment
 from benchmarks.tables import table
 from diffstride import CostBudget, MultiplyAdds, stride_layers
@@ -280,18 +279,7 @@ def agreement(rows: Sequence[Row]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Row]:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.stride_gradient",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--dataset", default="cifar100", help="name as for load_datasets")
-    add("--workdir", type=Path, default=Path("runs/stride_gradient"), help="folder of run folders")
-    add("--quick", action="store_true", help="tiny sizes, only to check that it runs")
-    add("--out", type=Path, default=RESULT, help="file of the rows")
-    add("--table", action="store_true", help="only write the table of the page")
-    options = parser.parse_args(arguments)
+    options = training_parser("stride_gradient", __doc__, RESULT).parse_args(arguments)
     bindings: dict[str, Any] = {"data.load_datasets.name": options.dataset}
     if options.quick:
         bindings |= QUICK | {"train.train.num_epochs": 1}
