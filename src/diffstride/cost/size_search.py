@@ -144,8 +144,9 @@ class SizeSearch:
             if choice and start.cost < choice.cost <= goal.most:
                 start = choice
                 before = self._space.maps_before
-                beside = (each for each in worths if key in (each, before.get(each)))
-                worths |= dict.fromkeys([*beside, *worths.keys() & {before.get(key)}], inf)
+                beside = {key, before.get(key)}
+                beside |= {each for each in worths if before.get(each) == key}
+                worths |= dict.fromkeys(worths.keys() & beside, inf)
             else:
                 del worths[key]
         return start
