@@ -6,13 +6,19 @@ from statistics import mean, stdev
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 
 from benchmarks.common import select
-from diffstride._picture_style import COLOURS, DPI, INK, WIDTH, label_right, styled, wrapped
+from diffstride._picture_style import COLOURS, DPI, INK, WIDTH, styled
 
-NETWORK = "torchvision resnet18"
-DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
-LINES = {
+DATASET = "cifar100"
+NETWORKS = {
+    "torchvision vgg11_bn": "VGG-11",
+    "timm regnety_002": "RegNetY-200MF",
+    "torchvision resnet18": "ResNet-18",
+}
+DISTANCE = 4.0  # of neighbours at the same MACs, in points
+METHODS = {
     "strided": ("as built, strided", COLOURS[0]),
     "blur": ("blur pooling", INK),
     "fixed": ("converted, equal strides", COLOURS[1]),
@@ -22,45 +28,47 @@ LINES = {
 
 @styled
 def plot_gain(rows: Sequence[dict[str, Any]], path: Path) -> Figure:
-    """Draw the mean accuracy of each method at its mean MACs, a panel for each data set.
+    """Draw the mean accuracy of each method at its mean MACs, for networks on one data set.
 
-    Bars are one standard deviation of the seeds. Runs of fixed strides at several costs are joined.
+    Bars are one standard deviation of the seeds. Methods stand `DISTANCE` points apart, so that
+    none hides another at the same MACs.
     """
-    rows = select(rows, network=NETWORK)
-    datasets = [name for name in DATASETS if select(rows, dataset=name, method="strided")]
-    height = 0.7 + 1.9 * len(datasets)
-    figure = Figure(figsize=(WIDTH, height))
-    figure.subplots_adjust(0.12, 0.42 / height, 0.67, 1 - 0.28 / height, hspace=0.32)
-    panels = figure.subplots(len(datasets), 1, squeeze=False)[:, 0]
-    for panel, dataset in zip(panels, datasets, strict=True):
-        shown = select(rows, dataset=dataset)
-        lines = {kind: _points(kind, shown) for kind in LINES}
-        for kind, points in lines.items():
-            _draw(panel, LINES[kind][1], points)
-        panel.set_title(f"ResNet-18, {DATASETS[dataset]}: accuracy in %", loc="left")
-        most = max(row["multiply_adds"] for row in shown) / 1e6
-        panel.set_xlim(0.4 * most, 1.08 * most)
-        panel.margins(y=0.15)
-        panel.grid()
-        ends = [(*points[-1][:2], *LINES[kind]) for kind, points in lines.items() if points]
-        label_right(panel, [(x, y, wrapped(text, 18), colour) for x, y, text, colour in ends])
-    panels[-1].set_xlabel("MACs an image, in millions")
+    rows = select(rows, dataset=DATASET)
+    figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for number, (method, (label, colour)) in enumerate(METHODS.items()):
+        points = [_point(found) for name in NETWORKS if (found := _runs(rows, name, method))]
+        if points:
+            costs, accuracies, spreads = zip(*points, strict=True)
+            aside = DISTANCE * (number - (len(METHODS) - 1) / 2) / 72
+            place = axes.transData + ScaledTranslation(aside, 0, figure.dpi_scale_trans)
+            style: Any = {"fmt": "o", "ms": 4, "capsize": 2, "lw": 1.2, "transform": place}
+            axes.errorbar(costs, accuracies, spreads, color=colour, label=label, **style)
+            axes.update_datalim([(x, y + up) for x, y, s in points for up in (-s, s)])
+    axes.margins(0.16, 0.12)
+    axes.autoscale_view()
+    for network, name in NETWORKS.items():
+        points = [_point(found) for method in METHODS if (found := _runs(rows, network, method))]
+        if points:
+            top = max(accuracy + spread for _, accuracy, spread in points)
+            axes.annotate(
+                name,
+                (mean(cost for cost, *_ in points), top),
+                (0, 5),
+                ha="center",
+                size=7.5,
+                textcoords="offset points",
+            )
+    axes.set_title("CIFAR-100: accuracy in %", loc="left")
+    axes.set_xlabel("MACs an image, in millions")
+    axes.grid()
+    figure.legend(loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=DPI)
     return figure
 
 
-def _points(kind: str, rows: Sequence[dict[str, Any]]) -> list[tuple[float, float, float]]:
-    # "fixed, 0.7 of the cost" belongs to the line of "fixed".
-    methods = {row["method"] for row in rows if f"{row['method']}, 0.".startswith(f"{kind}, 0.")}
-    return sorted(_point(select(rows, method=method)) for method in methods)
-
-
-def _draw(panel: Any, colour: str, points: Sequence[tuple[float, float, float]]) -> None:
-    if points:
-        costs, accuracies, spreads = zip(*points, strict=True)
-        panel.errorbar(
-            costs, accuracies, spreads, color=colour, marker="o", ms=4, capsize=2.5, lw=1.2
-        )
+def _runs(rows: Sequence[dict[str, Any]], network: str, method: str) -> list[dict[str, Any]]:
+    return select(rows, network=network, method=method)
 
 
 def _point(rows: Sequence[dict[str, Any]]) -> tuple[float, float, float]:

@@ -402,17 +402,16 @@ def test_bar_chart_of_a_training_step_shows_the_measured_times(tmp_path: Path) -
     assert (render.PAGE.parent / render.PICTURE).exists()
 
 
-def test_picture_of_gains_labels_each_method_at_its_last_point(tmp_path: Path) -> None:
+def test_picture_of_gains_shows_the_mean_of_each_method_and_network(tmp_path: Path) -> None:
     rows = common.read_rows(scratch.RESULT)
-    figure = gain_picture.plot_gain(rows, tmp_path / "gain.png")
-    assert len(figure.axes) == 2
-    for panel, dataset in zip(figure.axes, gain_picture.DATASETS, strict=True):
-        labels: list[Any] = panel.texts
-        assert len(labels) == len(gain_picture.LINES)
-        found = common.select(rows, network=gain_picture.NETWORK, dataset=dataset, method="strided")
-        accuracy = sum(row["test_accuracy"] for row in found) / len(found)
-        (strided,) = [label for label in labels if label.get_text().endswith(" strided")]
-        assert strided.xy[1] == pytest.approx(accuracy)
+    (axes,) = gain_picture.plot_gain(rows, tmp_path / "gain.png").axes
+    assert [text.get_text() for text in axes.texts] == [*gain_picture.NETWORKS.values()]
+    drawn: dict[Any, Any] = {each.get_label(): each for each in axes.containers}
+    for method, (label, _) in gain_picture.METHODS.items():
+        for at, name in enumerate(gain_picture.NETWORKS):
+            found = common.select(rows, dataset="cifar100", network=name, method=method)
+            accuracy = sum(row["test_accuracy"] for row in found) / len(found)
+            assert drawn[label].lines[0].get_ydata()[at] == pytest.approx(accuracy)
 
 
 def test_file_of_an_unknown_benchmark_is_refused(tmp_path: Path) -> None:

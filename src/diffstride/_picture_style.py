@@ -6,6 +6,7 @@ Pictures are transparent, and their ink is grey. A figure of `WIDTH` inches is 3
 
 from collections.abc import Callable, Sequence
 from functools import wraps
+from math import inf
 from textwrap import wrap
 from typing import Any, TypeVar
 
@@ -52,11 +53,15 @@ def styled(draw: Drawing) -> Drawing:
     return drawing  # type: ignore[return-value]
 
 
-def spread(values: Sequence[float], gap: float) -> list[float]:
+def spread(values: Sequence[float], gap: float, most: float = inf) -> list[float]:
     """Move numbers apart until neighbours have a distance of ``gap``, each as little as possible.
+
+    None is above ``most`` then.
 
     >>> spread([1.0, 1.0, 5.0], 1.0)
     [0.5, 1.5, 5.0]
+    >>> spread([1.0, 1.0, 5.0], 1.0, most=2.0)
+    [0.0, 1.0, 2.0]
     """
     order = sorted(range(len(values)), key=lambda i: values[i])
     blocks: list[list[float]] = []  # mean of the first places, and number of members
@@ -69,7 +74,8 @@ def spread(values: Sequence[float], gap: float) -> list[float]:
             before[1] += count
     firsts = [mean for mean, count in blocks for _ in range(int(count))]
     moved = {
-        i: first + number * gap for number, (i, first) in enumerate(zip(order, firsts, strict=True))
+        i: min(first + number * gap, most - (len(values) - 1 - number) * gap)
+        for number, (i, first) in enumerate(zip(order, firsts, strict=True))
     }
     return [moved[i] for i in range(len(values))]
 
@@ -89,14 +95,16 @@ End = tuple[float, float, str, Any]
 def label_right(axes: Any, ends: Sequence[End], size: float = 7.0, left: float = 8.0) -> None:
     """Write labels to the right of the axes, for points ``(x, y, text, colour)``.
 
-    The labels do not overlap; thin lines lead to them. Call it when the limits of the axes are
-    final.
+    The labels do not overlap, and none reaches above the axes, where a title may be. Thin lines
+    lead to the left of each. Call it when the limits of the axes are final.
     """
     low, high = axes.get_ylim()
     height = axes.get_position().height * axes.figure.figure.get_size_inches()[1] * 72
     points = (high - low) / height  # of data in a point
     lines = max((text.count("\n") + 1 for _, _, text, _ in ends), default=1)
-    places = spread([y for _, y, _, _ in ends], (1.2 * lines + 0.3) * size * points)
+    gap = (1.2 * lines + 0.3) * size * points
+    places = spread([y for _, y, _, _ in ends], gap, high - gap / 2)
+    line = {"arrowstyle": "-", "lw": 0.5, "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 3}
     for (x, y, text, colour), place in zip(ends, places, strict=True):
         axes.annotate(
             text,
@@ -107,5 +115,5 @@ def label_right(axes: Any, ends: Sequence[End], size: float = 7.0, left: float =
             fontsize=size,
             va="center",
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5, "shrinkA": 0, "shrinkB": 3},
+            arrowprops={**line, "color": colour},
         )
