@@ -64,13 +64,14 @@ def counted(model: nn.Module, *inputs: Any) -> int:
 
 @contextmanager
 def operation_counter() -> Iterator[FlopCounterMode]:
-    """Counts as torch does, and Fourier transforms, which torch takes to be free.
+    """Counts as torch does, and Fourier transforms and products with vectors, free for torch.
 
     A transform between ``n`` real samples and their bins counts ``5/4 n log2 n`` multiply-adds.
     Signals are transformed wherever that costs less, as they count, even where products are faster.
     """
     aten = torch.ops.aten
     counts: dict[Any, Any] = {aten._fft_r2c: _analysis_count, aten._fft_c2r: _synthesis_count}
+    counts |= dict.fromkeys((aten.mv, aten.dot, aten.vdot), _vector_count)
     always = patch.object(axis_product, "are_fast", lambda *_: True)
     with always, FlopCounterMode(display=False, custom_mapping=counts) as counter:
         yield counter
@@ -86,6 +87,11 @@ def _synthesis_count(
 ) -> float:
     (dim,) = dims
     return prod(shape) / shape[dim] * size * 2.5 * log2(size)
+
+
+def _vector_count(first: Sequence[int], vector: Sequence[int], **_: Any) -> int:
+    """Of a matrix or a vector, and a vector."""
+    return 2 * prod(first)
 
 
 @contextmanager
