@@ -214,6 +214,15 @@ def test_a_map_of_fixed_size_is_refused_where_no_stride_could_learn():
         ValueError, match=r"2 \(Linear\) accepts maps of one size only, here \(2, 1024\)"
     ):
         convert(nn.Sequential(conv, nn.Flatten(), nn.Linear(1024, 5)), x)
+
+    class Checked(nn.Sequential):
+        def forward(self, x):
+            y = super().forward(x)
+            torch._assert(y.shape[-2] % 8 + y.shape[-1] % 8 == 0, "whole windows")
+            return y
+
+    with pytest.raises(ValueError, match=r"_assert .*accepts maps of one size only, but learned"):
+        convert(Checked(conv), x)
     pooled = nn.Sequential(conv, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(64, 5))
     networks.move_strides(converted := convert(pooled, x))
     networks.step(converted, x)

@@ -71,9 +71,10 @@ def raise_conflict(
 def one_size_only(groups: "StrideGroups", node: fx.Node, why: str) -> str:
     """The message for an operation that accepts maps of one size only."""
     shapes = [[dim.size for dim in groups.dims(source)] for source in node.all_input_nodes]
-    here = " and ".join(str(tuple(shape)) for shape in shapes if shape)
+    sizes = " and ".join(str(tuple(shape)) for shape in shapes if shape)
+    here = f", here {sizes}" if sizes else ""  # a check of sizes has no map as operand
     return (
-        f"{groups.trace.label(node)} accepts maps of one size only, here {here}, but learned "
+        f"{groups.trace.label(node)} accepts maps of one size only{here}, but learned "
         f"strides change it ({why}): {_advice(groups, node)}"
     )
 
