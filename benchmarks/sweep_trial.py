@@ -33,6 +33,7 @@ LITTLE_LESS = 0.995  # of the present cost, where other budgets cannot be met
 STEPS = 3  # of training within a budget
 LEARNING_RATE = 0.05
 NO_STRIDE = "has no stride to convert"
+PATCHES_ALONE = "has no stride that could learn, with patchify=True or without"
 PATCHIFYING = "its patches do not overlap"
 SINGLE_VALUES = ("Expected more than 1 value", "Expected more than 1 spatial")
 
@@ -122,7 +123,8 @@ def _class_of_refusal(message: str) -> str:
     """No stride, if there is none or only such as are left out by default; else refused."""
     found = message.partition(NO_STRIDE)
     reasons = found[2].split("; ")[1:]
-    if found[1] and all(PATCHIFYING in reason for reason in reasons):
+    only_left_out = found[1] and all(PATCHIFYING in reason for reason in reasons)
+    if only_left_out or PATCHES_ALONE in message:
         return "no stride"
     return "refused"
 

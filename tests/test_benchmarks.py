@@ -494,10 +494,16 @@ def test_outcomes_of_failures_are_told_apart() -> None:
     ("network", "outcome"),
     [
         (torch.nn.Sequential(torch.nn.Conv2d(3, 8, 4, stride=4)), "no stride"),
+        (
+            torch.nn.Sequential(
+                torch.nn.Conv2d(3, 8, 4, stride=4), torch.nn.Flatten(), torch.nn.Linear(512, 2)
+            ),
+            "no stride",
+        ),
         (sweep_networks.segnet(), "refused"),
         (sweep_networks.data_dependent(), "refused"),
     ],
-    ids=["patches", "max-unpooling", "a number of the data"],
+    ids=["patches", "patches of a fixed number", "max-unpooling", "a number of the data"],
 )
 def test_refusals_count_unless_only_patches_stride(network: torch.nn.Module, outcome: str) -> None:
     error = _raised(diffstride.convert, network, torch.zeros(2, 3, 32, 32))

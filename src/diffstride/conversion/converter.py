@@ -267,12 +267,14 @@ def _kept_axes(strides: tuple[int, ...], keep_ones: bool, upper: Limit) -> froze
 def _explain_patches(model: nn.Module, calls: list[StridedCall], why: ValueError) -> None:
     """Refuse a network, such as a vision transformer, that strides by fixed patches only."""
     if calls and all(call.patchifies for call in calls):
-        names = ", ".join(dict.fromkeys(repr(call.name) for call in calls))
+        names = list(dict.fromkeys(repr(call.name) for call in calls))
+        cut = "cuts" if len(names) == 1 else "cut"
         reason = str(why).partition(", but learned")[0]
         raise ValueError(
             f"{type(model).__name__} has no stride that could learn, with patchify=True or "
-            f"without: {names} cuts the image into patches, and the network is built for their "
-            f"number ({reason}). Take a network whose layers shrink maps one after the other"
+            f"without: {', '.join(names)} {cut} the image into patches, and the network is built "
+            f"for their number ({reason}). Take a network whose layers shrink maps one after the "
+            "other"
         ) from why
 
 
