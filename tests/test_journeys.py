@@ -165,7 +165,7 @@ def test_hugging_face_trainer_resumes_and_saves_a_converted_network(tmp_path, ki
 
     def train(resume=None):
         network = convert(hugging_face_network(kind), x[:1], patchify=True)
-        optimizer = torch.optim.AdamW(parameter_groups(network, 0.05, 0.05), lr=1e-3)
+        optimizer = torch.optim.AdamW(parameter_groups(network, 0.05, 1e-4), lr=1e-3)
         budget = CostBudget(network, x[:1], "before" if kind == "resnet" else 0.9)
         budget.attach(optimizer)
         arguments = transformers.TrainingArguments(

@@ -8,7 +8,7 @@ import diffstride
 from diffstride import CostBudget, stride_layers
 
 IMAGES = torch.rand(2, 3, 64, 64)
-RATE, STRIDE_RATE, DECAY = 1e-3, 1e-2, 0.05
+RATE, STRIDE_RATE, DECAY = 1e-3, 1e-4, 0.05
 
 
 def grouped(model):
