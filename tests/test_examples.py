@@ -5,7 +5,18 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from matplotlib.image import imread
+
+from diffstride.examples.convert_torchvision import batches_of
+from diffstride.training.data import load_datasets
+
+
+def test_conversion_example_draws_new_batches_in_each_epoch():
+    data = load_datasets("digits", batch_size=512, augment_fn="crop")
+    (first, _), (again, _), (second, _) = [*batches_of(data, 1), *batches_of(data, 2)][::2]
+    torch.testing.assert_close(again, first, rtol=0, atol=0)
+    assert not torch.equal(second, first)
 
 
 @pytest.mark.slow

@@ -2,11 +2,22 @@
 
 import argparse
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from diffstride import CostBudget, convert, freeze, parameter_groups, report, stride_scalars
-from diffstride.training.data import load_datasets
+from diffstride.training.data import Datasets, load_datasets
+
+
+def batches_of(data: Datasets, epochs: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of all epochs, shuffled and cropped anew in each."""
+    sampler: Any = data.train.sampler
+    for epoch in range(epochs):
+        sampler.set_epoch(epoch)
+        yield from data.train
 
 
 def main(dataset: str = "digits", network: str = "resnet18", epochs: str = "1") -> None:
@@ -22,8 +33,7 @@ def main(dataset: str = "digits", network: str = "resnet18", epochs: str = "1") 
     model = convert(get_model(network, num_classes=data.num_classes), example)
     optimizer = torch.optim.SGD(parameter_groups(model, 5e-4, 0.002), 0.02, 0.9)
     CostBudget(model, example, "before").attach(optimizer)
-    batches = (batch for _ in range(int(epochs)) for batch in data.train)
-    for step, (images, labels) in enumerate(batches, start=1):
+    for step, (images, labels) in enumerate(batches_of(data, int(epochs)), start=1):
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(model(images.expand(-1, 3, -1, -1)), labels).backward()
         optimizer.step()
