@@ -54,7 +54,7 @@ KINDS = (
         )
         for title, recipe, rule, usual, poor in (
             ("log-mel", "fsdd_mel", "measured strides", "2,1,2,2,2", "2,1,3,1,4"),
-            ("waveform", "fsdd_wave", "measured strides, raw rises", "4,1,4,4,4", "4,1,8,2,4"),
+            ("waveform", "fsdd_wave", "measured strides", "4,1,4,4,4", "4,1,8,2,4"),
         )
     ),
 )
