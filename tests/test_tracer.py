@@ -5,7 +5,7 @@ import io
 import sys
 import threading
 from collections import defaultdict, deque
-from functools import partial
+from functools import cache, lru_cache, partial
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from networks import Net, strided
 from torch import nn
 
-from diffstride import CostBudget, DiffStride, MultiplyAdds, convert
+from diffstride import CostBudget, DiffStride, MultiplyAdds, convert, report, stride_layers
 from diffstride._torch_compat import FakeTensorMode
 from diffstride.conversion.function_modules import _Recording
 from diffstride.graph import fast_shapes
@@ -157,6 +157,76 @@ def test_values_that_forward_stores_are_restored_after_tracing(analyse):
         assert torch.equal(keeping.mean, mean)
     torch.save(model.state_dict(), io.BytesIO())
     model(x)
+
+
+@cache
+def cached_ramp(size):
+    return torch.arange(size)
+
+
+@lru_cache(maxsize=2)
+def cached_ramps(size):
+    return [{"ramp": (torch.arange(size),)}]
+
+
+RAMPS = {"by size": {}}
+RAMPS["itself"] = RAMPS
+
+
+class Ramps:
+    """A plain object that keeps the longest ramp so far."""
+
+    longest = torch.arange(0)
+
+    def __call__(self, size):
+        if len(self.longest) < size:
+            self.longest = torch.arange(size)
+        return self.longest[:size]
+
+
+class Ramped(nn.Module):
+    """Adds numbers that are kept outside of modules, by the size of the map."""
+
+    def __init__(self, where):
+        super().__init__()
+        self.where, self.ramps = where, Ramps()
+        self.first, self.second = (nn.Conv1d(4, 4, 3, stride=2, padding=1) for _ in range(2))
+
+    def forward(self, x):
+        x = self.second(self.first(x))
+        size = x.shape[-1]
+        if self.where == "cache":
+            return x + cached_ramp(size)
+        if self.where == "lru_cache":
+            return x + cached_ramps(size)[0]["ramp"][0]
+        if self.where == "dictionary of the file":
+            if size not in RAMPS["by size"]:
+                RAMPS["by size"][size] = torch.arange(size)
+            return x + RAMPS["by size"][size]
+        return x + self.ramps(size)
+
+
+@pytest.mark.parametrize("analyse", [convert, report])
+@pytest.mark.parametrize("ran_before", [False, True])
+@pytest.mark.parametrize("where", ["cache", "lru_cache", "dictionary of the file", "object"])
+def test_caches_outside_of_the_network_hold_true_tensors_after_tracing(where, ran_before, analyse):
+    cached_ramp.cache_clear()
+    cached_ramps.cache_clear()
+    RAMPS["by size"].clear()
+    net, x = Ramped(where), torch.rand(1, 4, 32)
+    expected = net.second(net.first(x)) + torch.arange(8)
+    if ran_before:
+        net(x)
+    analysed = analyse(net, x)
+    torch.testing.assert_close(net(x), expected, rtol=0, atol=0)
+    if analyse is convert:
+        for stride in (2.0, 2.6, 3.1):
+            for layer in stride_layers(analysed).values():
+                layer.strides.data.fill_(stride)
+            assert type(analysed(x)) is torch.Tensor
+        MultiplyAdds(analysed, x)
+        assert type(analysed(x)) is torch.Tensor
+    assert list(RAMPS) == ["by size", "itself"]
 
 
 class FirstMask(nn.Module):
