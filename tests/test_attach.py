@@ -225,6 +225,25 @@ def test_an_optimiser_with_a_closure_is_projected_after_its_step(case):
         assert budget.cost.value() <= budget.multiply_adds
 
 
+def test_some_strides_that_were_fixed_after_the_budget_are_refused_and_all_are_left_alone():
+    model = network()
+    first, *others = stride_layers(model).values()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    CostBudget(model, torch.zeros(IMAGE)).attach(optimizer)
+    before = [layer.stride_values() for layer in (first, *others)]
+    first.strides.requires_grad_(False)
+    backward(model)
+    with pytest.raises(ValueError, match=r"requires_grad=False.*before CostBudget"):
+        optimizer.step()
+    assert [layer.stride_values() for layer in (first, *others)] == before
+    for layer in others:
+        layer.strides.requires_grad_(False)
+    optimizer.zero_grad()
+    backward(model)
+    optimizer.step()
+    assert [layer.stride_values() for layer in (first, *others)] == before
+
+
 def test_hooks_can_be_removed():
     pool = DiffStride(2.0)
     optimiser = torch.optim.SGD(pool.parameters(), lr=1.0)

@@ -434,11 +434,10 @@ def test_a_layer_with_wrong_options_names_its_module(options, message):
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # weight_norm is deprecated
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm])
 @pytest.mark.parametrize("analyse", [convert, freeze])
-def test_networks_that_cannot_be_copied_are_refused_with_advice(analyse):
-    net = nn.Sequential(
-        DiffStride(2.0), torch.nn.utils.weight_norm(nn.Conv2d(3, 4, 3, stride=2)), nn.ReLU()
-    )
+def test_networks_that_cannot_be_copied_are_refused_with_advice(analyse, norm):
+    net = nn.Sequential(DiffStride(2.0), norm(nn.Conv2d(3, 4, 3, stride=2)), nn.ReLU())
     for _ in range(2):
         with pytest.raises(ValueError, match=r"'1' has a weight that a hook computes.*parametriz"):
             analyse(net, torch.rand(IMAGE))
@@ -482,11 +481,12 @@ def test_analysis_ignores_the_default_device():
     assert 0.98 <= budget.cost.value() / budget.multiply_adds <= 1
 
 
-def test_a_model_on_the_meta_device_is_refused():
+@pytest.mark.parametrize("analyse", [convert, report])
+def test_a_model_on_the_meta_device_is_refused(analyse):
     with torch.device("meta"):
         model = Block()
     with pytest.raises(ValueError, match=r"'stem\.weight' is on the meta device .*to_empty"):
-        convert(model, torch.rand(IMAGE))
+        analyse(model, torch.rand(IMAGE))
 
 
 def test_networks_converted_in_inference_mode_can_be_trained():

@@ -46,7 +46,7 @@ def test_a_dictionary_names_the_inputs(kind):
     ("example", "message"),
     [
         ({"image": X, "condtion": CONDITION}, "has 'condtion', .*it takes image, scale, condition"),
-        ({"image": X, "sign": -1.0}, "has 'sign', which Conditioned.forward takes by keyword only"),
+        ({"image": X, "sign": -1.0}, "Conditioned.forward takes 'sign' by keyword only.* wrap"),
         ({"condition": CONDITION}, "has no 'image', which Conditioned.forward needs"),
     ],
 )

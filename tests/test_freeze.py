@@ -259,6 +259,22 @@ def test_an_exported_network_still_trains_and_freezes(training):
 
 
 @pytest.mark.slow
+def test_maps_of_dynamic_size_are_refused_in_an_export():
+    model, x = learned()
+    height = torch.export.Dim("height", min=16, max=64)
+    with pytest.raises(ValueError, match=r"size of a map is dynamic .*batch size alone"):
+        torch.export.export(model.eval(), (x,), dynamic_shapes=({2: height},))
+
+
+def test_symbolic_traces_of_torch_fx_call_the_pooling():
+    model, x = learned()
+    frozen = freeze(model.eval(), x)
+    traced = torch.fx.symbolic_trace(frozen)
+    called = [module for module in traced.modules() if isinstance(module, FrozenPooling)]
+    assert len(called) == len(stride_layers(model))
+    assert torch.equal(traced(x), frozen(x))
+
+
 def test_compiles_to_one_graph():
     model, x = learned()
     frozen = freeze(model, x)

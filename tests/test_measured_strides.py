@@ -625,6 +625,39 @@ def test_training_goes_on_after_a_loss_that_fails(failing):
     assert output_sizes(budget) != first
 
 
+def named_in_a_closure(net, head):
+    return lambda batch: lambda: head(net(batch)).square().mean()
+
+
+def named_by_a_function(net, head):
+    def value(batch):
+        return head(net(batch)).square().mean()
+
+    return lambda batch: partial(value, batch)
+
+
+def held_by_an_object(net, head):
+    class Trainer:
+        def __init__(self, batch):
+            self.parts, self.batch = [net, head], batch
+
+        def loss(self):
+            return self.parts[1](self.parts[0](self.batch)).square().mean()
+
+    return lambda batch: Trainer(batch).loss
+
+
+@pytest.mark.parametrize("build", [named_in_a_closure, named_by_a_function, held_by_an_object])
+def test_measuring_leaves_statistics_of_a_head_behind_the_network(build):
+    net, head = nn.Sequential(*chain()[:-1]), nn.BatchNorm2d(32)
+    budget = CostBudget(net, IMAGES)
+    strides, loss_of = MeasuredStrides(budget, steps=2), build(net, head)
+    before = {name: buffer.clone() for name, buffer in head.named_buffers()}
+    strides.step(loss_of(torch.rand(2, 3, 64, 64)))
+    for name, buffer in head.named_buffers():
+        assert torch.equal(buffer, before[name])
+
+
 def test_buffers_that_nothing_changes_are_not_written_to():
     class Shifted(nn.Module):
         def __init__(self):

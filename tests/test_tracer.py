@@ -169,8 +169,13 @@ def cached_ramps(size):
     return [{"ramp": (torch.arange(size),)}]
 
 
+def remembered_ramp(size, ramps={}):  # noqa: B006
+    return ramps.setdefault(size, torch.arange(size))
+
+
 RAMPS = {"by size": {}}
 RAMPS["itself"] = RAMPS
+LONGEST = []
 
 
 class Ramps:
@@ -187,9 +192,12 @@ class Ramps:
 class Ramped(nn.Module):
     """Adds numbers that are kept outside of modules, by the size of the map."""
 
+    last = ()
+
     def __init__(self, where):
         super().__init__()
         self.where, self.ramps = where, Ramps()
+        self.cached_ramp = lru_cache(torch.arange)
         self.first, self.second = (nn.Conv1d(4, 4, 3, stride=2, padding=1) for _ in range(2))
 
     def forward(self, x):
@@ -203,16 +211,33 @@ class Ramped(nn.Module):
             if size not in RAMPS["by size"]:
                 RAMPS["by size"][size] = torch.arange(size)
             return x + RAMPS["by size"][size]
+        if self.where == "list of the file":
+            LONGEST.append(torch.arange(size))
+            return x + LONGEST[-1]
+        if self.where == "class":
+            Ramped.last = torch.arange(size) if len(Ramped.last) != size else Ramped.last
+            return x + Ramped.last
+        if self.where == "default argument":
+            return x + remembered_ramp(size)
+        if self.where == "cache of the module":
+            return x + self.cached_ramp(size)
         return x + self.ramps(size)
+
+
+PLACES = ["cache", "lru_cache", "dictionary of the file", "list of the file", "class", "object"]
+PLACES += ["default argument", "cache of the module"]
 
 
 @pytest.mark.parametrize("analyse", [convert, report])
 @pytest.mark.parametrize("ran_before", [False, True])
-@pytest.mark.parametrize("where", ["cache", "lru_cache", "dictionary of the file", "object"])
+@pytest.mark.parametrize("where", PLACES)
 def test_caches_outside_of_the_network_hold_true_tensors_after_tracing(where, ran_before, analyse):
     cached_ramp.cache_clear()
     cached_ramps.cache_clear()
     RAMPS["by size"].clear()
+    LONGEST.clear()
+    remembered_ramp.__defaults__[0].clear()
+    Ramped.last = ()
     net, x = Ramped(where), torch.rand(1, 4, 32)
     expected = net.second(net.first(x)) + torch.arange(8)
     if ran_before:
@@ -227,6 +252,7 @@ def test_caches_outside_of_the_network_hold_true_tensors_after_tracing(where, ra
         MultiplyAdds(analysed, x)
         assert type(analysed(x)) is torch.Tensor
     assert list(RAMPS) == ["by size", "itself"]
+    assert all(type(each) is torch.Tensor for each in (*LONGEST, Ramped.last) if len(each))
 
 
 class FirstMask(nn.Module):

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from numbers import Integral, Real
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from diffstride._torch_compat import is_jit_tracing, outside_jit_trace
@@ -232,7 +233,13 @@ def check_tensor(x: Any) -> None:
 def map_size(x: Tensor, first: int = 2) -> tuple[int, ...]:
     """The lengths of the axes from ``first`` on, as constants of a program that is being traced."""
     if not is_jit_tracing():
-        return tuple(x.shape[first:])
+        size = tuple(x.shape[first:])
+        if torch.compiler.is_exporting() and any(isinstance(each, torch.SymInt) for each in size):
+            raise ValueError(
+                f"the size of a map is dynamic in this export ({', '.join(map(str, size))}), but "
+                "pooling matrices hold for one size: leave the batch size alone dynamic"
+            )
+        return size
     with outside_jit_trace():
         return tuple(x.shape[first:])
 

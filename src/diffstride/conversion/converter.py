@@ -397,12 +397,6 @@ def _check_model(model: nn.Module) -> None:
             f"the model is a single {kind}, which itself strides: put it into a network, as in "
             "convert(nn.Sequential(model), example)"
         )
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_meta:
-            raise ValueError(
-                f"{name!r} is on the meta device and has no data, so strides could have none: "
-                "call model.to_empty(device=...) and load the weights first"
-            )
 
 
 def _new_pooling(group: PooledGroup, **options: Any) -> nn.Module:

@@ -225,9 +225,11 @@ class CostBudget:
         Weights loaded from a checkpoint count as a step: load the budget's state, too.
 
         Raises:
-            ValueError: a stride is not finite, or the budgets of several processes differ; nothing
-                is changed then.
+            ValueError: a stride is not finite, some strides were fixed by ``requires_grad`` after
+                the budget was made and others not, or the budgets of several processes differ;
+                nothing is changed then.
         """
+        self.held.check_learn_alike()
         strides = self.held.read()
         self.watch.stop()
         self.check_processes()
@@ -315,7 +317,11 @@ class CostBudget:
 
         Call it before each step of an optimiser that rescales gradients. Layers without a gradient
         count as having one of 0.
+
+        Raises:
+            ValueError: some strides were fixed after the budget was made, and others not.
         """
+        self.held.check_learn_alike()
         strides = self.held.parameters
         gradients = [torch.zeros_like(x) if x.grad is None else x.grad for x in strides]
         steps = [-gradient for gradient in on_host(gradients).tolist()]

@@ -123,9 +123,18 @@ class HeldStrides:
         if fixed:
             raise ValueError(
                 f"the strides of {', '.join(map(repr, fixed))} have requires_grad=False, but the "
-                "budget was made to move them: fix them before CostBudget, or leave strides at "
-                "which the budget starts alone, without MeasuredStrides and attach"
+                "budget was made to move them: fix them before CostBudget, or, to leave strides at "
+                "which the budget starts, train without MeasuredStrides and attach"
             )
+
+    def check_learn_alike(self) -> None:
+        """Refuse some strides that were fixed, as the budget would move them for the others.
+
+        Raises:
+            ValueError: some were, and others not.
+        """
+        if any(layer.strides.requires_grad for layer in self.layers.values()):
+            self.check_learn()
 
     def are_replaced(self) -> bool:
         """Whether the layers have other strides than those in use, as after a checkpoint.

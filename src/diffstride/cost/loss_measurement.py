@@ -1,18 +1,23 @@
 """Run a loss of a network in training without a trace, and gather what processes measured."""
 
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from inspect import getclosurevars
 from math import isfinite
 from numbers import Real
+from types import FunctionType, MethodType
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from diffstride._processes import process_count
 
+DEPTH = 4  # of functions and containers between a loss and a module that it names
 Label = TypeVar("Label")
 
 
@@ -21,17 +26,20 @@ class NotFiniteError(ValueError):
 
 
 @contextmanager
-def as_before(model: nn.Module) -> Iterator[int]:
-    """Run a model without gradients; buffers, modes and random numbers are then as they were.
+def as_before(model: nn.Module, loss: Callable[[], Any]) -> Iterator[int]:
+    """Run a loss without gradients; buffers, modes and random numbers are then as they were.
 
-    The random numbers of torch and of Python's `random`. Yields a seed for the runs.
+    Those of the model and of other modules that the loss names, such as a head behind it, and the
+    random numbers of torch and of Python's `random`. Yields a seed for the runs.
     """
+    modules = list({each: None for held in (model, *modules_of(loss)) for each in held.modules()})
     buffers = [
         (module._buffers, name, buffer, buffer.clone())
-        for module in model.modules()
+        for module in modules
         for name, buffer in module.named_buffers(recurse=False)
+        if not (buffer.is_meta or is_lazy(buffer))
     ]
-    modes = [(module, module.training) for module in model.modules()]
+    modes = [(module, module.training) for module in modules]
     devices = {each.device.index for each in model.parameters() if each.is_cuda}
     of_python = random.getstate()
     with torch.no_grad(), torch.random.fork_rng(devices):
@@ -45,6 +53,46 @@ def as_before(model: nn.Module) -> Iterator[int]:
                 holder[name] = buffer  # where `forward` has put another one
                 if not torch.equal(buffer, value):  # others may not be written to, as expanded ones
                     buffer.copy_(value)
+
+
+def modules_of(loss: Any) -> list[nn.Module]:
+    """The modules that a function can reach: by its variables and names, and its object's.
+
+    Functions that it names are followed, too.
+
+    >>> head = nn.Linear(2, 2)
+    >>> modules_of(lambda: head(torch.ones(2)).sum())
+    [Linear(in_features=2, out_features=2, bias=True)]
+    """
+    found: list[nn.Module] = []
+    seen: set[int] = set()
+    pending = [(loss, DEPTH)]
+    while pending:
+        value, depth = pending.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, nn.Module):
+            found.append(value)
+        elif depth:
+            pending += [(each, depth - 1) for each in _parts(value)]
+    return found
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    if isinstance(value, partial):
+        return value.func, *value.args, *value.keywords.values()
+    if isinstance(value, MethodType):
+        return value.__self__, value.__func__, *getattr(value.__self__, "__dict__", {}).values()
+    if isinstance(value, list | tuple):
+        return value
+    if isinstance(value, dict):
+        return value.values()
+    if isinstance(value, FunctionType) and not value.__module__.startswith("torch."):
+        with suppress(ValueError):  # a variable that has no value yet
+            closure, names = getclosurevars(value)[:2]
+            return *closure.values(), *names.values(), *(value.__defaults__ or ())
+    return ()
 
 
 def run_loss(loss: Callable[[], Any], seed: int, where: str = "") -> float:

@@ -178,7 +178,7 @@ class MeasuredStrides:
         if self._done >= first:
             self._measurements.measure(loss)
         elif self._done == 1:  # a loss that cannot be measured is told at once
-            with as_before(self.budget.model) as seed, suppress(NotFiniteError):
+            with as_before(self.budget.model, loss) as seed, suppress(NotFiniteError):
                 run_loss(loss, seed)
         if self._done == due:
             self.budget.held.check_learn()

@@ -70,7 +70,7 @@ class RiseMeasurements:
         """Run the network as it is and with each of the smaller maps."""
         present, found = self._budget.in_use, {}
         try:
-            with as_before(self._budget.model) as seed:
+            with as_before(self._budget.model, loss) as seed:
                 seed += self._count
                 now = run_loss(loss, seed)
                 for (name, i), smaller in self._smaller.items():

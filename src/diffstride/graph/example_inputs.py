@@ -60,9 +60,14 @@ def _positional(
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     names = [name for name, parameter in parameters.items() if parameter.kind in positional]
     if unknown := [name for name in example if name not in names]:
+        if unknown[0] in parameters:
+            raise ExampleError(
+                f"{kind}.forward takes {unknown[0]!r} by keyword only, and is called by position "
+                "here: wrap the network in a module that passes it on by keyword"
+            )
         raise ExampleError(
-            f"the example has {unknown[0]!r}, which {kind}.forward takes by keyword only or not at "
-            f"all: it takes {', '.join(names)}; leave it out, or wrap the network"
+            f"the example has {unknown[0]!r}, which {kind}.forward does not take: it takes "
+            f"{', '.join(names)}; leave it out"
         )
     last = max(names.index(name) for name in example)
     given = {name: example.get(name, parameters[name].default) for name in names[: last + 1]}
@@ -110,6 +115,12 @@ def check_traceable(model: nn.Module, inputs: tuple) -> None:
     for name, parameter in model.named_parameters():
         if isinstance(parameter, UninitializedParameter):
             raise ValueError(f"{name!r} has no shape yet: call the network on an input first")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise ValueError(
+                f"{name!r} is on the meta device and has no data, so strides could have none: "
+                "call model.to_empty(device=...) and load the weights first"
+            )
 
 
 def batch_size(inputs: tuple) -> int:

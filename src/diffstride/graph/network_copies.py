@@ -7,6 +7,7 @@ from types import CellType, FunctionType
 from typing import Any, TypeVar
 
 from torch import nn
+from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from diffstride._torch_compat import hook_dictionaries
@@ -32,7 +33,10 @@ def deep_copy(model: Model) -> Model:
         'one by torch.nn.utils.prune.remove(module, "weight")'
     )
     for name, module in model.named_modules():
-        if any(isinstance(hook, WeightNorm) for hook in module._forward_pre_hooks.values()):
+        if any(
+            isinstance(hook, WeightNorm | SpectralNorm)
+            for hook in module._forward_pre_hooks.values()
+        ):
             raise ValueError(f"{name!r} has a weight that a hook computes in each call: {advice}")
     memo: dict[int, Any] = {}
     try:

@@ -4,7 +4,6 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -12,10 +11,9 @@ from torch import Tensor, nn
 
 from diffstride._torch_compat import hook_dictionaries
 from diffstride.graph.network_copies import set_modes
-from diffstride.graph.outer_caches import kept_out_of_caches
+from diffstride.graph.outer_caches import is_plain_object, kept_out_of_caches
 
 CONTAINERS = list, deque, dict, set, tuple
-UNCHANGED = nn.Module, Tensor, type, ModuleType, FunctionType  # or restored by themselves
 
 # torch.fx patches `nn.Module` for the whole process while it traces: two threads at once would
 # leave it patched for good. The same thread may enter again, to run a part of a network.
@@ -68,18 +66,12 @@ _SNAPSHOTS: dict[nn.Module, Snapshot] = {}
 def _held_by(module: nn.Module) -> Iterator[Any]:
     """What a module can write to, and its hooks: variables around them, and their object."""
     yield vars(module)
-    yield from (vars(value) for value in [*vars(module).values()] if _is_plain_object(value))
+    yield from (vars(value) for value in [*vars(module).values()] if is_plain_object(value))
     for hook in (hook for hooks in hook_dictionaries(module) for hook in hooks.values()):
         function = getattr(hook, "__func__", hook)
         with suppress(ValueError):  # a variable that has no value yet
             yield from [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
         yield getattr(getattr(hook, "__self__", hook), "__dict__", None)
-
-
-def _is_plain_object(value: Any) -> bool:
-    """Whether a value is of a class of the user that may keep values, such as a cache of grids."""
-    library = type(value).__module__.partition(".")[0] in ("builtins", "torch")
-    return hasattr(value, "__dict__") and not library and not isinstance(value, UNCHANGED)
 
 
 def _containers(held: list[Any]) -> list[Any]:

@@ -5,7 +5,7 @@ from math import ceil, log
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from diffstride._arguments import check_tensor
 from diffstride._torch_compat import is_jit_tracing
@@ -103,6 +103,8 @@ class FrozenPooling(SizedPooling):
         return whole_sizes.plan(size, nearest_stride(axis, self.round_to))
 
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, fx.Proxy):  # of a tracer that looks into all modules but torch's
+            return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x,), {})
         check_tensor(x)
         sizes = tuple(int(size) for size in x.shape[2:])  # TorchScript traces them as tensors
         axes = self.plan(sizes)
