@@ -104,7 +104,8 @@ class FrozenPooling(SizedPooling):
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(x, fx.Proxy):  # of a tracer that looks into all modules but torch's
-            return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x,), {})
+            tracer: Any = x.tracer
+            return tracer.create_proxy("call_module", tracer.path_of_module(self), (x,), {})
         check_tensor(x)
         sizes = tuple(int(size) for size in x.shape[2:])  # TorchScript traces them as tensors
         axes = self.plan(sizes)
