@@ -252,6 +252,30 @@ class MultiplyAdds:
         first = self._first_maps.items()
         return {name: [found[key] * known[key] for key in maps.outputs] for name, maps in first}
 
+    def axes_before(self, names: Container[str]) -> dict[tuple[str, int], tuple[str, int]]:
+        """For each axis of a layer, the axis of the last of these layers whose map it pools."""
+        known, _ = self._pool({})
+        made: dict[Hashable, tuple[PooledMaps, int]] = {
+            key: (maps, i) for maps in self._pooled_maps for i, key in enumerate(maps.outputs)
+        }
+
+        def before(maps: PooledMaps, i: int) -> tuple[str, int] | None:
+            slopes: Slopes = defaultdict(float)
+            maps.inputs[i].add_slopes(known, 1.0, slopes)
+            nearest = next((key for key in reversed(known) if slopes[key]), None)
+            if nearest is None:
+                return None
+            maker, axis = made[nearest]
+            return (maker.name, axis) if maker.name in names else before(maker, axis)
+
+        each = {
+            (name, i): before(maps, i)
+            for name, maps in self._first_maps.items()
+            if name in names
+            for i in range(len(maps.inputs))
+        }
+        return {key: found for key, found in each.items() if found}
+
     def _size_slopes(self, known: Sizes) -> Slopes:
         slopes: Slopes = defaultdict(float)
         for factors, count in self._totals.items():

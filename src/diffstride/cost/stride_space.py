@@ -22,7 +22,6 @@ Value = TypeVar("Value")
 
 JUST_ABOVE = (0.0, 1e-3, 0.01, 0.03, 0.1, 0.3)  # in logarithms: on long axes and on short ones
 AT_LIMIT = 1e-6  # distance of logarithms at which a stride counts as at its limit
-PROBE = log(2.0)  # how far a stride moves to see which maps follow
 
 
 class Fit(NamedTuple):
@@ -60,8 +59,11 @@ class StrideSpace:
             for name, layer in layers.items()
         }
         # Here, not in the first step of a training that needs them.
-        self.maps_before = self._find_maps_before()
-        self.layers_behind = self._find_layers_behind()
+        before = cost.axes_before(layers)
+        self.maps_before: dict[Key, Key] = {
+            key: (name, min(i, len(self.limits[name]) - 1)) for key, (name, i) in before.items()
+        }
+        self.layers_behind = self._find_layers_behind(before)
 
     def at_lowest(self, logs: Logs) -> set[Key]:
         """The strides that are at their lower limit: no stride makes their map larger."""
@@ -166,36 +168,15 @@ class StrideSpace:
         except EmptyMapError:
             return None
 
-    def _find_maps_before(self) -> dict[Key, Key]:
-        """For each axis of a layer, the stride of the layer before it whose map it pools."""
-        start = self.smallest()
-        base = self.fit(start).maps
-        before: dict[Key, Key] = {}
-        for name in self._order:
-            for i in range(len(start[name])):
-                moved = {each: list(logs) for each, logs in start.items()}
-                low, high = self.limits[name][i]
-                moved[name][i] = min(low + PROBE, high)
-                maps = self.runnable(moved).maps
-                for other in set(self._order) - {name}:
-                    for k, (axis, first) in enumerate(zip(maps[other], base[other], strict=True)):
-                        if axis.size != first.size:
-                            before[other, k] = name, i  # later layers come last and stay
-        return before
-
-    def _find_layers_behind(self) -> dict[str, list[tuple[str, list[Key | None]]]]:
+    def _find_layers_behind(
+        self, before: Mapping[Key, Key]
+    ) -> dict[str, list[tuple[str, list[Key | None]]]]:
         """For each layer, itself and all layers behind it, in the order of the calls.
 
         Each with the axes of the layers before whose maps it pools, by axis.
         """
-        maps = self.fit(self.smallest()).maps
-
-        def first(name: str, i: int) -> Key | None:
-            key = self.maps_before.get((name, i))
-            shared = key is not None and len(self.limits[key[0]]) < len(maps[key[0]])
-            return (key[0], i) if key and shared else key
-
-        firsts = {name: [first(name, i) for i in range(len(maps[name]))] for name in self._order}
+        axes = {name: range(self.layers[name].num_axes) for name in self._order}
+        firsts = {name: [before.get((name, i)) for i in each] for name, each in axes.items()}
         behind = {}
         for start in self._order:
             found = {start}
