@@ -22,6 +22,8 @@ from diffstride.spectral.axis_plan import Axis
 class LearnedResizing(DiffStride):
     """A pooling layer with the strides, limits and map sizes of `DiffStride`, of two axes."""
 
+    has_matrices = False
+
     def __init__(self, strides: Sequence[float] | float = 2.0, **limits: Any) -> None:
         super().__init__(strides, **limits)
         if self.num_axes != 2:
@@ -36,9 +38,6 @@ class LearnedResizing(DiffStride):
 
     def _resize(self, x: Tensor, axes: Plan, strides: Tensor) -> Tensor:
         raise NotImplementedError
-
-    def frozen(self, round_to: float | None = None) -> Any:
-        raise NotImplementedError(f"{type(self).__name__} cannot be frozen: it is to compare with")
 
 
 class DynOPool(LearnedResizing):

@@ -124,7 +124,7 @@ def test_other_sizes_are_refused():
     model, x = learned()
     with pytest.raises(ValueError, match=r"frozen for maps of \(24, 24\), but got \(26, 26\)"):
         freeze(model, x)(torch.rand(1, 3, 26, 26))
-    layer = DiffStride(2.0, **PUBLISHED).frozen()
+    layer = FrozenPooling.of(DiffStride(2.0, **PUBLISHED))
     layer.add_size((24, 24))
     with pytest.raises(ValueError, match=r"frozen for maps of \(24, 24\), but got \(26, 26\)"):
         layer.output_size((26, 26))

@@ -25,6 +25,7 @@ from diffstride import (
     spectral_pool,
     stride_layers,
 )
+from diffstride.pooling import FrozenPooling
 from diffstride.spectral import matrix
 
 OPTIONS = [
@@ -592,7 +593,7 @@ def test_strides_that_replace_others_for_a_call_are_read(monkeypatch):
     [
         DiffStride(1.0),
         FixedSpectralPooling(1.0),
-        FixedSpectralPooling(1.0).frozen(),
+        FrozenPooling.of(FixedSpectralPooling(1.0)),
         SpatialPooling(1),
         MaxPooling(1),
         BlurPooling(1),

@@ -52,7 +52,7 @@ def freeze(model: Model, example: Any, round_to: float | None = None) -> Model:
     check_network(model)
     root = nn.Sequential(deep_copy(model))  # so that a single layer has a parent, too
     frozen = {
-        layer: layer.frozen(round_to).train(model.training)
+        layer: FrozenPooling.of(layer, round_to).train(model.training)
         for layer in root.modules()
         if isinstance(layer, SpectralPooling)
     }

@@ -20,6 +20,7 @@ from diffstride.conversion.record import level, records
 from diffstride.graph.leaf_modules import Leaf
 from diffstride.graph.network_copies import Model, deep_copy, replace_modules, set_modes
 from diffstride.pooling.frozen import FrozenPooling, is_frozen
+from diffstride.spectral.axis_plan import WindowSettings
 
 DIFFERS = "the network differs from the one that was converted"
 ADVICE = "build it by the same code and versions"
@@ -145,7 +146,7 @@ def _convert_again(model: nn.Module, step: dict[str, Any]) -> nn.Module:
 def _frozen_again(description: dict[str, Any]) -> FrozenPooling:
     layer = FrozenPooling(
         description["strides"],
-        tuple(description["settings"]),
+        WindowSettings(*description["settings"]),
         description["round_to"],
         description["fixed_size"] and tuple(description["fixed_size"]),
     )

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from diffstride._arguments import as_lengths
 from diffstride.pooling.base import SpectralPooling
-from diffstride.pooling.frozen import FrozenPooling
 
 
 class AdaptiveSpectralPooling(SpectralPooling):
@@ -45,9 +44,6 @@ class AdaptiveSpectralPooling(SpectralPooling):
     @property
     def kept_axes(self) -> tuple[int, ...]:
         return tuple(i for i, each in enumerate(self.fixed_size) if each is None)
-
-    def frozen(self, round_to: float | None = None) -> FrozenPooling:
-        return FrozenPooling(self.stride_values(), fixed_size=self.fixed_size)
 
     def extra_repr(self) -> str:
         return f"output_size={self.fixed_size}"

@@ -10,9 +10,6 @@ from diffstride.spectral.autograd import pool
 from diffstride.spectral.axis_plan import Axis, FixedLength, WindowSettings
 from diffstride.spectral.map_product import multiply_adds
 
-if TYPE_CHECKING:
-    from diffstride.pooling.frozen import FrozenPooling
-
 Plan = tuple[Axis, ...]
 Lengths = Sequence[float]  # of the spatial axes
 
@@ -103,6 +100,7 @@ class SizedPooling(nn.Module):
 class SpectralPooling(SizedPooling):
     """Base class of pooling layers that pool each axis by one matrix, as `plan` says."""
 
+    has_matrices = True  # of its plan, by which it can be frozen
     window_settings = WindowSettings()
     """The arguments of `diffstride.spectral.plan_axis` that follow size and stride."""
 
@@ -133,7 +131,3 @@ class SpectralPooling(SizedPooling):
 
     def multiply_adds(self, axes: Sequence[Axis], sizes: Lengths, output_sizes: Lengths) -> float:
         return multiply_adds(axes, sizes, output_sizes)
-
-    def frozen(self, round_to: float | None = None) -> "FrozenPooling":
-        """A layer of the same strides as constants: see `diffstride.freeze`."""
-        raise NotImplementedError(f"{type(self).__name__} has no method frozen")

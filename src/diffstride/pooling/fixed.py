@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from diffstride import _arguments
 from diffstride._stride_text import strides_text
 from diffstride.pooling.base import SpectralPooling
-from diffstride.pooling.frozen import FrozenPooling
 
 
 class FixedSpectralPooling(SpectralPooling):
@@ -42,9 +41,6 @@ class FixedSpectralPooling(SpectralPooling):
     @property
     def kept_axes(self) -> tuple[int, ...]:
         return tuple(i for i, stride in enumerate(self.strides) if stride == 1)
-
-    def frozen(self, round_to: float | None = None) -> FrozenPooling:
-        return FrozenPooling(self.strides, round_to=round_to)
 
     def extra_repr(self) -> str:
         return f"strides=({strides_text(self.strides, form='.4g', between=', ')})"

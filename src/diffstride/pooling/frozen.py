@@ -9,8 +9,8 @@ from torch import Tensor, fx, nn
 
 from diffstride._arguments import check_tensor
 from diffstride._torch_compat import is_jit_tracing
-from diffstride.pooling.base import Lengths, Plan, SizedPooling
-from diffstride.spectral.axis_plan import Axis, Edge, FixedLength, WindowSettings, whole
+from diffstride.pooling.base import Lengths, Plan, SizedPooling, SpectralPooling
+from diffstride.spectral.axis_plan import Axis, FixedLength, WindowSettings, whole
 from diffstride.spectral.axis_product import multiply
 from diffstride.spectral.map_product import axis_order, multiply_adds
 from diffstride.spectral.matrix import axis_matrix
@@ -40,7 +40,7 @@ class FrozenPooling(SizedPooling):
         ValueError: if a map has a size that was not added.
 
     >>> from diffstride import DiffStride
-    >>> pool = DiffStride(2.0).frozen()
+    >>> pool = FrozenPooling.of(DiffStride(2.0))
     >>> pool.add_size((8, 8))
     >>> pool(torch.ones(1, 1, 8, 8)).shape
     torch.Size([1, 1, 4, 4])
@@ -51,16 +51,23 @@ class FrozenPooling(SizedPooling):
     def __init__(
         self,
         strides: Sequence[float],
-        settings: tuple[float, Edge, bool, bool] = USUAL,
+        settings: WindowSettings = USUAL,
         round_to: float | None = None,
         fixed_size: tuple[int | None, ...] | None = None,
     ) -> None:
         super().__init__()
         self.num_axes = len(strides)
-        self.settings = WindowSettings(*settings)
-        self.round_to, self.fixed_size = round_to, fixed_size
+        self.settings, self.round_to, self.fixed_size = settings, round_to, fixed_size
         self.frozen_strides = tuple(strides)
         self.plans: dict[tuple[int, ...], Plan] = {}  # by map size
+
+    @classmethod
+    def of(cls, layer: SpectralPooling, round_to: float | None = None) -> "FrozenPooling":
+        """A layer with the strides of another one as constants."""
+        if not layer.has_matrices:
+            kind = type(layer).__name__
+            raise NotImplementedError(f"{kind} cannot be frozen: it has no matrices")
+        return cls(layer.stride_values(), layer.window_settings, round_to, layer.fixed_size)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

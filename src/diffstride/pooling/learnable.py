@@ -20,7 +20,6 @@ from diffstride._stride_text import strides_text
 from diffstride._torch_compat import COMPILES_FUNCTIONS, is_transformed, outside_jit_trace
 from diffstride.functional import read_strides
 from diffstride.pooling.base import Plan, SpectralPooling
-from diffstride.pooling.frozen import FrozenPooling
 from diffstride.spectral.autograd import pool
 from diffstride.spectral.axis_plan import Axis, Edge, WindowSettings
 
@@ -171,10 +170,6 @@ class DiffStride(SpectralPooling):
         # The passband edge adds the transition width, R or N/4, at both ends of the spectrum.
         follows = self.edge == "passband" and axis.transition != self.smoothness_factor
         return by_size + follows / 2, by_stride
-
-    def frozen(self, round_to: float | None = None) -> FrozenPooling:
-        strides, fixed_size = self.stride_values(), self.fixed_size
-        return FrozenPooling(strides, self.window_settings, round_to, fixed_size)
 
     @property
     def learns_size(self) -> bool:
