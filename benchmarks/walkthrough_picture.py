@@ -6,7 +6,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.common import Report
-from diffstride._picture_style import COLOURS, DPI, INK, WIDTH, End, label_right, styled
+from diffstride._picture_style import COLOURS, DPI, INK, WIDTH, styled
+from experiments.labels import End, label_right
 
 STYLES = {"height": "-", "width": "--"}
 

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from diffstride._picture_style import COLOURS, DPI, INK, WIDTH, styled, wrapped
+from diffstride._picture_style import COLOURS, DPI, INK, WIDTH, styled
 from experiments.averages import Entry
+from experiments.labels import wrapped
 
 LINE = 0.135  # inches
 LONGEST = 27  # letters in a line of a label

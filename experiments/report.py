@@ -12,15 +12,15 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from diffstride._files import atomic_file
-from diffstride.plots import (
+from experiments.averages import average_seeds, unique_labels
+from experiments.fold_picture import plot_strides_of_folds
+from experiments.grid import Paths
+from experiments.grid_plots import (
     CostPoint,
     LearnedStrides,
     plot_accuracy_against_cost,
     plot_learned_strides,
 )
-from experiments.averages import average_seeds, unique_labels
-from experiments.fold_picture import plot_strides_of_folds
-from experiments.grid import Paths
 from experiments.markdown import replace_tables, table_names
 from experiments.questions import QUESTIONS, plot_question, select
 from experiments.results import Row, initial_strides

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from diffstride._picture_style import COLOURS, DPI, INK, WIDTH, label_right, styled
+from diffstride._picture_style import COLOURS, DPI, INK, WIDTH, styled
 from experiments.averages import Entry, is_guess
 from experiments.groups import POOLINGS
+from experiments.labels import label_right
 
 GOLDEN_RATIO = 0.618  # spreads points that follow each other
 

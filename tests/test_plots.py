@@ -10,16 +10,14 @@ from matplotlib.image import imread
 from torch import nn
 
 from diffstride import DiffStride, FixedSpectralPooling
-from diffstride.plots import (
+from diffstride.plots import plot_stride_trajectories, plot_windows, read_trajectories
+from diffstride.spectral.axis_plan import window
+from experiments.grid_plots import (
     CostPoint,
     LearnedStrides,
     plot_accuracy_against_cost,
     plot_learned_strides,
-    plot_stride_trajectories,
-    plot_windows,
-    read_trajectories,
 )
-from diffstride.spectral.axis_plan import window
 
 LOG = """\
 step,loss,stride/b.pool/height,stride/b.pool/width,stride/a.pool/height,stride/a.pool/width

@@ -10,9 +10,9 @@ import matplotlib.image
 import pytest
 from conftest import PUBLISHED
 
-from diffstride import plots, pooling, resnet
+from diffstride import pooling, resnet
 from diffstride.training.network_cost import measure_cost
-from experiments import published, recount, report, table
+from experiments import grid_plots, published, recount, report, table
 from experiments.averages import average_seeds
 from experiments.grid import DEFAULT_PATHS
 from experiments.markdown import table_names
@@ -564,8 +564,8 @@ def drawn(monkeypatch):
 
         monkeypatch.setattr(report, plot.__name__, watched)
 
-    watch(plots.plot_accuracy_against_cost)
-    watch(plots.plot_learned_strides)
+    watch(grid_plots.plot_accuracy_against_cost)
+    watch(grid_plots.plot_learned_strides)
     return calls
 
 
