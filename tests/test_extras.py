@@ -56,8 +56,8 @@ def test_importing_without_the_extra_names_it(module):
 def test_only_missing_packages_are_named(monkeypatch):
     pytest.importorskip("diffstride.training", reason="needs the extra train")
     monkeypatch.setitem(sys.modules, "gin", None)
-    monkeypatch.setitem(sys.modules, "absl", None)
-    with pytest.raises(ImportError, match=r"^this needs absl, gin, which are not installed: pip"):
+    monkeypatch.setitem(sys.modules, "filelock", None)
+    with pytest.raises(ImportError, match=r"^this needs filelock, gin, which are not installed"):
         _extras.require("train", "this")
 
 

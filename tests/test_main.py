@@ -11,11 +11,10 @@ from typing import Any
 import gin
 import pytest
 import torch
-from absl.testing import flagsaver
 from lightning.pytorch.utilities import exceptions
 from PIL import Image
 
-from diffstride import pooling, reference, resnet, stride_layers
+from diffstride import cli, pooling, reference, resnet, stride_layers
 from diffstride.pooling.base import SizedPooling
 from diffstride.training import command_line, gin_compat, gin_registry
 
@@ -41,8 +40,7 @@ def own_folder(gin_folder, monkeypatch):
 
 
 def command(*arguments):
-    with flagsaver.flagsaver():
-        return command_line.main(command_line._parse_flags(["main", *arguments]))
+    return cli.published_main(arguments)
 
 
 def train_tiny(*bindings, flags=()):
@@ -270,17 +268,6 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--wrokdir=x"], "Unknown command line flag 'wrokdir'. Did you mean: workdir"),
-        (["--seed=one"], "flag --seed=one: invalid literal"),
-        (
-            ["--epochs=2"],
-            "'epochs': settings are Gin bindings, as in --gin_bindings='train",
-        ),
-        (["train"], "unexpected argument 'train': flags start with --"),
-        (
-            ["--gin_bindings=train.seed = 1", "train.num_epochs = 2"],
-            "unexpected argument 'train.num_epochs = 2': each --gin_bindings takes one binding",
-        ),
         (["--gin_config=train.seed=1"], "no Gin file 'train.seed=1': each --gin_bindings takes"),
         (["--gin_config=cifar01.gin"], "no Gin file 'cifar01.gin' in .*mean 'cifar10.gin'.*digits"),
         (["--gin_bindings=trian.workdir = 'x'"], "matching 'trian'.*mean 'train.train.workdir'"),
@@ -433,6 +420,27 @@ def test_a_mistake_gives_an_error_of_one_line(capsys, arguments, message):
     assert code == 2
     assert re.fullmatch(rf"error: .*(?:{message}).*\n", printed), printed
     assert not Path("run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--wrokdir=x"], "unrecognized arguments: --wrokdir=x: did you mean --workdir?"),
+        (["--seed=one"], "argument --seed: invalid int value: 'one'"),
+        (["--epochs=2"], "--epochs=2: settings are Gin bindings, as in --gin_bindings='train"),
+        (["train"], "unrecognized arguments: train"),
+        (
+            ["--gin_bindings=train.seed = 1", "train.num_epochs = 2"],
+            "arguments: train.num_epochs = 2: each --gin_bindings takes one binding",
+        ),
+    ],
+)
+def test_a_wrong_flag_ends_with_usage(capsys, arguments, message):
+    with pytest.raises(SystemExit, match="^2$"):
+        command("--gin_config=tiny.gin", *arguments)
+    printed = capsys.readouterr().err
+    assert printed.startswith("usage: python3 -m diffstride.examples.main")
+    assert message in printed
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from absl.testing import flagsaver
 from conftest import DATA
 
+from diffstride import cli
 from diffstride.training import augment, command_line, gin_registry, load_run
 from diffstride.training.augment import seeded_generator
 from diffstride.training.data import DataError, load_datasets
@@ -491,8 +491,7 @@ def test_augmentations_of_sounds_are_refused_for_images(name):
 
 
 def command(*arguments):
-    with flagsaver.flagsaver():
-        return command_line.main(command_line._parse_flags(["main", *arguments]))
+    return cli.published_main(arguments)
 
 
 @pytest.mark.parametrize(

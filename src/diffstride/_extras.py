@@ -8,7 +8,6 @@ PACKAGES: dict[str, tuple[tuple[str, ...], ...]] = {
     "lightning": (("lightning", "pytorch_lightning"),),
     "plots": (("matplotlib",),),
     "train": (
-        ("absl",),
         ("datasets",),
         ("filelock",),
         ("gin",),

@@ -40,12 +40,19 @@ REPORT_EXAMPLES = """examples:
 """
 
 
-FLAGS = {
-    "gin_bindings": ("BINDING", "one more line of configuration; may be repeated"),
-    "workdir": ("FOLDER", "run folder; overrides train.workdir"),
-    "seed": ("NUMBER", "random seed; overrides train.seed"),
-    "configs_folder": ("FOLDER", "folder with Gin files of your own"),
-    "verbosity": ("NUMBER", "1 shows the traceback of an error"),
+PUBLISHED = "python3 -m diffstride.examples.main"  # the command of the published system
+FLAGS: dict[str, dict[str, Any]] = {
+    "gin_bindings": {
+        **{"action": "append", "default": [], "metavar": "BINDING"},
+        "help": "one more line of configuration; may be repeated",
+    },
+    "workdir": {"metavar": "FOLDER", "help": "run folder; overrides train.workdir"},
+    "seed": {"type": int, "metavar": "NUMBER", "help": "random seed; overrides train.seed"},
+    "configs_folder": {"metavar": "FOLDER", "help": "folder with Gin files of your own"},
+    "verbosity": {
+        **{"type": int, "default": 0, "metavar": "NUMBER"},
+        "help": "1 shows the traceback of an error",
+    },
 }
 
 
@@ -56,15 +63,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: those of the command line; by default those of this process.
 
     Returns:
-        The exit code. ``train``, ``--help`` and wrong arguments end the process instead.
+        The exit code. ``--help`` and wrong arguments end the process instead.
 
     >>> main(["report", "torchvision/resnet19"])
     2
     """
-    parser = _parser()
+    return _run(_parser(), arguments)
+
+
+def published_main(arguments: Sequence[str] | None = None) -> int:
+    """As `main`, for ``python3 -m diffstride.examples.main``, which trains."""
+    return _run(_published_parser(), arguments)
+
+
+def _run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int:
     given, rest = parser.parse_known_args(arguments)
     if rest:
-        advice = advise_settings(rest, [*FLAGS]) if given.command == "train" else ""
+        advice = advise_settings(rest, [*FLAGS]) if given.run is _train else ""
         parser.error(f"unrecognized arguments: {' '.join(rest)}{advice}")
     try:
         code = given.run(given)
@@ -76,9 +91,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as head, wants no more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
         return 0
-    except (ValueError, RuntimeError, ModuleNotFoundError) as error:  # the libraries refuse
-        print(f"error: {error}", file=sys.stderr)
-        return USAGE_ERROR
+    except ModuleNotFoundError as error:
+        return _fail(error)
+
+
+def _fail(error: Exception) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return USAGE_ERROR
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -110,14 +129,14 @@ def _add_train(commands: Any) -> None:
     train.set_defaults(run=_train)
     looked_up = "in the working folder, in --configs_folder and among the packaged files"
     train.add_argument(
-        "config", nargs="+", metavar="CONFIG", help=f"Gin file, looked up {looked_up}"
+        "gin_config", nargs="+", metavar="CONFIG", help=f"Gin file, looked up {looked_up}"
     )
     _add_flags(train)
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
-    for name, (value, text) in FLAGS.items():
-        parser.add_argument(f"--{name}", action="append", default=[], metavar=value, help=text)
+    for name, options in FLAGS.items():
+        parser.add_argument(f"--{name}", **options)
 
 
 def _configs() -> str:
@@ -127,23 +146,21 @@ def _configs() -> str:
     return "\npackaged configurations:\n" + "".join(f"  {n:<18}{t}\n" for n, t in first.items())
 
 
-def published_help() -> str:
-    """The help of ``python3 -m diffstride.examples.main``, which comes before heavy imports."""
-    name, summary = "python3 -m diffstride.examples.main", "Train a network by Gin configurations."
-    parser = argparse.ArgumentParser(name, **_texts(summary, PUBLISHED_EXAMPLES + _configs()))
+def _published_parser() -> argparse.ArgumentParser:
+    summary = "Train a network by Gin configurations."
+    parser = argparse.ArgumentParser(PUBLISHED, **_texts(summary, PUBLISHED_EXAMPLES + _configs()))
+    parser.set_defaults(run=_train)
     text = "Gin file (default: digits.gin); may be repeated"
     parser.add_argument("--gin_config", action="append", metavar="CONFIG", help=text)
     _add_flags(parser)
-    return parser.format_help()
+    return parser
 
 
 def _train(given: argparse.Namespace) -> int:
-    """Train as ``python3 -m diffstride.examples.main`` does with the flags of these arguments."""
-    from diffstride.training.command_line import run
+    from diffstride.training.command_line import train
 
-    values = {"gin_config": given.config, **{name: getattr(given, name) for name in FLAGS}}
-    flags = [f"--{name}={value}" for name, several in values.items() for value in several]
-    return run(["diffstride train", *flags])
+    values = {name: getattr(given, name) for name in FLAGS}
+    return train(given.gin_config or ["digits.gin"], **values)
 
 
 def _add_report(commands: Any) -> None:
@@ -185,6 +202,14 @@ def _positive(text: str) -> int:
 
 
 def _report(given: argparse.Namespace) -> int:
+    try:
+        _print_report(given)
+    except (ValueError, RuntimeError) as error:  # the libraries refuse
+        return _fail(error)
+    return 0
+
+
+def _print_report(given: argparse.Namespace) -> None:
     import torch
 
     from diffstride import convert, report
@@ -199,7 +224,6 @@ def _report(given: argparse.Namespace) -> int:
     found = report(converted)
     print("\n".join(_costs(found)), end="\n\n")
     print(found)
-    return 0
 
 
 def _check_axes(name: str, model: Any, sizes: Sequence[int]) -> None:

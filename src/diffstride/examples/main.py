@@ -6,16 +6,7 @@ python3 -m diffstride.examples.main --gin_config=cifar10.gin \
 
 import sys
 
-from diffstride.cli import STOPPED, published_help
+from diffstride.cli import published_main
 
 if __name__ == "__main__":
-    if {"-h", "--help"}.intersection(sys.argv[1:]):
-        print(published_help(), end="")
-        sys.exit()
-    try:
-        from diffstride.training.command_line import run  # not before: it takes seconds
-
-        run()
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(STOPPED)
+    sys.exit(published_main())

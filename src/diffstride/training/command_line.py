@@ -1,8 +1,4 @@
-"""The training command: flags, Gin configuration and one-line error messages.
-
-python3 -m diffstride.examples.main --gin_config=cifar10.gin \
-    --gin_bindings="train.workdir = 'runs/resnet18'"
-"""
+"""The training command behind its flags (`diffstride.cli`): configuration, errors in one line."""
 
 import os
 import re
@@ -11,12 +7,11 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import gin
-from absl import app, flags
 
-from diffstride._flag_advice import advise_bindings, advise_settings
+from diffstride._flag_advice import advise_bindings
 from diffstride._wording import suggest
 from diffstride.training import gin_registry, lightning_compat, trainer
 from diffstride.training.files import expand_home
@@ -32,20 +27,6 @@ from diffstride.training.published_gin import check_published_names
 PACKAGED = Path(__file__).parent / "configs"
 USAGE_ERROR = 2
 REFUSED = ValueError, TypeError, OSError, ModuleNotFoundError  # mistakes of the user
-FATAL = -3  # verbosity of absl that logs nothing else
-
-FLAGS = flags.FLAGS
-flags.DEFINE_multi_string(
-    "gin_config",
-    ["digits.gin"],
-    "Gin file; looked up in the working folder, in --configs_folder and among the packaged files; "
-    "may be repeated.",
-)
-flags.DEFINE_multi_string("gin_bindings", [], "Gin binding, overrides the files; may be repeated.")
-flags.DEFINE_string("workdir", None, "Run folder; overrides train.workdir if given.")
-flags.DEFINE_integer("seed", None, "Random seed; overrides train.seed if given.")
-flags.DEFINE_string("configs_folder", None, "Folder with your own Gin files.")
-OWN_FLAGS = ("gin_config", "gin_bindings", "workdir", "seed", "configs_folder")
 
 
 def configure(
@@ -130,20 +111,6 @@ def _fail(message: str) -> int:
     return USAGE_ERROR
 
 
-def _parse_flags(argv: Sequence[str]) -> list[str]:
-    try:
-        rest = FLAGS(argv)
-    except flags.UnrecognizedFlagError as error:
-        message = explain(error)
-        advice = "" if "Did you mean" in message else advise_settings([f"--{error.flagname}"])
-        sys.exit(_fail(message + advice))
-    except flags.Error as error:
-        sys.exit(_fail(explain(error)))
-    if FLAGS["verbosity"].using_default_value:
-        FLAGS.verbosity = FATAL  # Gin logs an error for every folder that lacks an included file
-    return rest
-
-
 def _silence_datasets() -> None:
     """Keep warnings and, in log files, progress bars of `datasets` out; call before its import."""
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # it logs every retry, twice
@@ -151,35 +118,25 @@ def _silence_datasets() -> None:
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 
-def main(argv: Sequence[str]) -> int:
-    """Train as the flags say, and return the exit code."""
-    if len(argv) > 1:
-        advice = advise_bindings(argv[1:]) or ": flags start with --"
-        return _fail(f"unexpected argument {argv[1]!r}{advice}")
+def train(gin_config: Sequence[str], *, verbosity: int = 0, **flags: Any) -> int:
+    """Train as the flags say, and return the exit code.
+
+    Args:
+        gin_config: as for `configure`.
+        verbosity: 1 to print the traceback of an error.
+        flags: further arguments of `configure`.
+    """
     try:
-        given: dict[str, Any] = {name: FLAGS[name].value for name in OWN_FLAGS}
-        configure(**given)
+        configure(gin_config, **flags)
     except Exception as error:  # Gin raises many types, all for mistakes of the user
         return _fail(explain(error))
     _silence_datasets()
     try:
         gin_registry.train()
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return trainer.KILLED_BY + signal.SIGINT
     except lightning_compat.exceptions.SIGTERMException:
         return trainer.KILLED_BY + signal.SIGTERM
     except (*REFUSED, lightning_compat.MisconfigurationException) as error:
-        if FLAGS.verbosity > 0:
+        if verbosity > 0:
             traceback.print_exc()
         return _fail(explain(error))
     return 0
-
-
-def run(argv: list[str] | None = None) -> NoReturn:
-    """Run the command, then exit.
-
-    Args:
-        argv: name and flags of the command; by default those of this process.
-    """
-    app.run(main, argv=argv, flags_parser=_parse_flags)
