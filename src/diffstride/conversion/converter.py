@@ -369,18 +369,13 @@ def _check_runs(model: nn.Module, converted: nn.Module, traced: Trace, example: 
     if keep_sizes and shapes != traced.shapes:
         raise ValueError(f"converted, the network would return {shapes}, not {traced.shapes}")
     for factor in reversed(STRIDE_FACTORS):
-        with scaled_strides(layers, factor):
-            try:
+        try:
+            with scaled_strides(layers, factor):
                 run()
-            except NetworkRunError as error:
-                if factor < 1:
-                    raise ValueError(failed_at(factor, error, [])) from error
-                failure = error
-            else:
-                continue
-        # Maps may have become too small, which the cost of a network knows.
-        if not MultiplyAdds(converted, example).has_empty_maps:
-            raise ValueError(failed_at(factor, failure, [])) from failure
+        except NetworkRunError as error:
+            # At larger strides maps may be too small, which the cost of a network knows.
+            if factor < 1 or not MultiplyAdds(converted, example).has_empty_maps:
+                raise ValueError(failed_at(factor, error, [])) from error
 
 
 def _check_model(model: nn.Module) -> None:

@@ -31,6 +31,7 @@ def maps_of(trace: Trace, node: fx.Node) -> tuple[Tensor, Tensor] | None:
 
 
 UNUSED = "its output is not used"
+FIXED = "a pooling layer of fixed strides: put a DiffStride in its place"
 PATCHIFIES = "patchifying convolution: its patches do not overlap (patchify=True takes it)"
 
 
@@ -48,33 +49,47 @@ def find_strided_calls(
             f"include: the forward pass calls no single operation named {unknown.pop()!r}; name a "
             "convolution, pooling, norm or activation as in named_modules()"
         )
-    calls, left_out = [], {}
+    calls: list[StridedCall] = []
+    left_out: dict[str, str] = {}
     used = trace.used()
     for node in trace.graph.nodes:
-        module, name = trace.module(node), str(node.target)
-        if module is None:
-            if reason := _strided_function(trace, node):
-                left_out[trace.label(node)] = reason
-        elif name in included or (
-            not isinstance(module, SizedPooling) and max(stride_of(module)) > 1
-        ):
-            reason = "in leaf_modules" if is_among(leaf_modules, name, module) else None
-            reason = reason or _reason_to_skip(trace, node, module, filter_fn, patchify)
-            result = reason or measure_call(trace, node, module)
-            if isinstance(result, StridedCall) and node not in used:
-                result = UNUSED
-            if isinstance(result, StridedCall):
+        name = trace.label(node) if trace.module(node) is None else str(node.target)
+        result = _examine(trace, node, included, filter_fn, patchify, leaf_modules)
+        if isinstance(result, StridedCall):
+            if node in used:
                 calls.append(result)
-            elif name in included:
-                raise ValueError(f"include: {trace.label(node)} cannot be converted: {result}")
-            else:
-                left_out[name] = left_out.get(name, UNUSED) if result == UNUSED else result
-        elif isinstance(module, SizedPooling) and _has_fixed_strides(module):
-            left_out[name] = "a pooling layer of fixed strides: put a DiffStride in its place"
+                continue
+            result = left_out.get(name, UNUSED)
+        if result and name in included:
+            raise ValueError(f"include: {trace.label(node)} cannot be converted: {result}")
+        if result:
+            left_out[name] = result
     failed = {name for name, reason in left_out.items() if reason != UNUSED}
     calls = [call for call in calls if call.name not in failed]
     left_out = {n: why for n, why in left_out.items() if n not in {c.name for c in calls}}
     return calls, left_out | _never_called(trace)
+
+
+def _examine(
+    trace: Trace,
+    node: fx.Node,
+    included: set[str],
+    filter_fn: Filter | None,
+    patchify: bool,
+    leaf_modules: Sequence[Leaf],
+) -> StridedCall | str | None:
+    """A node that strides, or the reason why its stride cannot be learned; None if it does not."""
+    module, name = trace.module(node), str(node.target)
+    if module is None:
+        return _strided_function(trace, node)
+    if name not in included and isinstance(module, SizedPooling):
+        return FIXED if _has_fixed_strides(module) else None
+    if name not in included and max(stride_of(module)) <= 1:
+        return None
+    if is_among(leaf_modules, name, module):
+        return "in leaf_modules"
+    reason = _reason_to_skip(trace, node, module, filter_fn, patchify)
+    return reason or measure_call(trace, node, module)
 
 
 def check_filter(filter_fn: Any) -> None:
