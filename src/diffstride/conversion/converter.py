@@ -16,6 +16,7 @@ from diffstride.conversion.call_counting import calls_of, count_calls_from_start
 from diffstride.conversion.enlarging_modules import attach_mirrors
 from diffstride.conversion.function_modules import find_functions, replace_functions
 from diffstride.conversion.kernel_resampling import resample_convolution
+from diffstride.conversion.network_copies import Model, check_unwrapped, deep_copy
 from diffstride.conversion.placement import Order, check_order, place
 from diffstride.conversion.pooled_groups import PooledGroup, group_calls
 from diffstride.conversion.pooled_module import Pooled, attach_pooling, set_layers
@@ -41,7 +42,6 @@ from diffstride.graph.example_inputs import also_named_example_inputs, as_inputs
 from diffstride.graph.fake_run import NetworkRun, NetworkRunError, run_network
 from diffstride.graph.leaf_modules import Leaf, as_leaves
 from diffstride.graph.mirror import Mirror
-from diffstride.graph.network_copies import Model, check_unwrapped, deep_copy
 from diffstride.graph.restoring import restoring
 from diffstride.graph.stride_conflicts import StrideConflictError
 from diffstride.graph.tracer import Trace, trace

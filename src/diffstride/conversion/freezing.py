@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from diffstride._arguments import check_network
+from diffstride.conversion.network_copies import Model, deep_copy, replace_modules
 from diffstride.conversion.recipes import keep_in_config
 from diffstride.graph.example_inputs import also_named_example_inputs, cast_to_weights
-from diffstride.graph.network_copies import Model, deep_copy, replace_modules
 from diffstride.graph.restoring import evaluating
 from diffstride.pooling.base import SpectralPooling
 from diffstride.pooling.frozen import FrozenPooling, is_frozen

@@ -8,6 +8,7 @@ from torch import nn
 
 from diffstride._arguments import check_network
 from diffstride.conversion.converter import convert
+from diffstride.conversion.network_copies import Model, deep_copy, replace_modules
 from diffstride.conversion.recipes import (
     CLASS,
     FORMAT,
@@ -18,7 +19,7 @@ from diffstride.conversion.recipes import (
 )
 from diffstride.conversion.record import level, records
 from diffstride.graph.leaf_modules import Leaf
-from diffstride.graph.network_copies import Model, deep_copy, replace_modules, set_modes
+from diffstride.graph.restoring import set_modes
 from diffstride.pooling.frozen import FrozenPooling, is_frozen
 from diffstride.spectral.axis_plan import WindowSettings
 

@@ -12,11 +12,11 @@ from diffstride._arguments import check_network
 from diffstride._files import atomic_file
 from diffstride._torch_compat import unwrapped
 from diffstride._wording import one_line
+from diffstride.conversion.network_copies import Model
 from diffstride.conversion.placement import has_own_kernel
 from diffstride.conversion.pooled_module import Pooled
 from diffstride.conversion.rebuilding import rebuild
 from diffstride.conversion.recipes import Recipe, recipe
-from diffstride.graph.network_copies import Model
 
 KEY = "diffstride"
 STATE = "state_dict"

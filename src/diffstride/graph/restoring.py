@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from diffstride._torch_compat import hook_dictionaries
-from diffstride.graph.network_copies import set_modes
 from diffstride.graph.outer_caches import is_plain_object, kept_out_of_caches
 
 CONTAINERS = list, deque, dict, set, tuple
@@ -124,3 +123,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         set_modes(modes)
+
+
+def set_modes(modes: Mapping[nn.Module, bool]) -> None:
+    """Set each module to a mode of its own, training or evaluation, the outer modules first."""
+    for module, training in modes.items():
+        if module.training is not training:
+            module.train(training)  # a module may do more than set the attribute
+    for module, training in modes.items():
+        module.training = training

@@ -12,6 +12,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from diffstride._torch_compat import hook_dictionaries
 from diffstride._wording import one_line
+from diffstride.graph.restoring import set_modes
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -83,15 +84,6 @@ def replace_modules(root: nn.Module, replacements: Mapping[Any, nn.Module]) -> N
         for name, child in list(parent._modules.items()):
             if child is not None and child in replacements:
                 setattr(parent, name, replacements[child])
-
-
-def set_modes(modes: Mapping[nn.Module, bool]) -> None:
-    """Set each module to a mode of its own, training or evaluation, the outer modules first."""
-    for module, training in modes.items():
-        if module.training is not training:
-            module.train(training)  # a module may do more than set the attribute
-    for module, training in modes.items():
-        module.training = training
 
 
 def check_unwrapped(model: nn.Module) -> None:
