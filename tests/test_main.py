@@ -436,7 +436,7 @@ def test_a_mistake_gives_an_error_of_one_line(capsys, arguments, message):
     ],
 )
 def test_a_wrong_flag_ends_with_usage(capsys, arguments, message):
-    with pytest.raises(SystemExit, match="^2$"):
+    with pytest.raises(SystemExit, match=r"^2$"):
         command("--gin_config=tiny.gin", *arguments)
     printed = capsys.readouterr().err
     assert printed.startswith("usage: python3 -m diffstride.examples.main")

@@ -9,8 +9,9 @@ from networks import Net, counted, strided
 from torch import nn
 
 from diffstride import DiffStride, MultiplyAdds, convert, stride_layers
+from diffstride.graph.group_search import find_stride_groups
 from diffstride.graph.map_sizes import MapSizes, SizeExpression
-from diffstride.graph.stride_groups import UnlearnedAxes, find_stride_groups
+from diffstride.graph.stride_groups import UnlearnedAxes
 from diffstride.graph.tracer import trace
 
 

@@ -7,8 +7,9 @@ from networks import Net, strided
 from torch import nn
 
 from diffstride import DiffStride
+from diffstride.graph.group_search import find_stride_groups
 from diffstride.graph.stride_conflicts import StrideConflictError
-from diffstride.graph.stride_groups import UnlearnedAxes, find_stride_groups
+from diffstride.graph.stride_groups import UnlearnedAxes
 from diffstride.graph.tracer import trace
 
 

@@ -24,7 +24,7 @@ from diffstride.conversion.strided_call import StridedCall
 from diffstride.conversion.strided_modules import maps_of
 from diffstride.graph.leaf_modules import TracedInto
 from diffstride.graph.mirror import Mirror, RoundTrip, mirrored_size
-from diffstride.graph.stride_conflicts import SizeMismatchError
+from diffstride.graph.perturbed_runs import SizeMismatchError, probe
 from diffstride.graph.stride_groups import StrideGroups, source_of, with_sources
 from diffstride.graph.tracer import Trace
 
@@ -131,8 +131,8 @@ def _with_trips(
             trace.values[each].shape[axis] for each in (source_of(call), call, node)
         )
         try:
-            grown = [groups.probe(call, source_of(call), axis, i)[axis] for i in range(1 + stride)]
-            factor = groups.probe(node, source_of(node), axis, 1)[axis] - enlarged
+            grown = [probe(groups, call, source_of(call), axis, i)[axis] for i in range(1 + stride)]
+            factor = probe(groups, node, source_of(node), axis, 1)[axis] - enlarged
         except SizeMismatchError:
             return None
         if grown[0] != shortened or grown[-1] != shortened + 1:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, fx
 
 from diffstride.graph.fake_run import run_node
+from diffstride.graph.perturbed_runs import SizeMismatchError, probe
 from diffstride.graph.perturbed_sizes import Dim, proportional
-from diffstride.graph.stride_conflicts import SizeMismatchError
 from diffstride.graph.stride_groups import StrideGroups
 
 Number = float
@@ -101,7 +101,8 @@ class MapSizes:
     >>> import torch
     >>> from torch import nn
     >>> from diffstride import DiffStride
-    >>> from diffstride.graph.stride_groups import UnlearnedAxes, find_stride_groups
+    >>> from diffstride.graph.stride_groups import UnlearnedAxes
+    >>> from diffstride.graph.group_search import find_stride_groups
     >>> from diffstride.graph.tracer import trace
     >>> net = nn.Sequential(DiffStride(2.0, edge="stopband"), nn.Conv2d(3, 3, 3), nn.Flatten(2))
     >>> traced = trace(net, torch.zeros(1, 3, 8, 10))
@@ -185,7 +186,7 @@ class MapSizes:
         dim = self._groups.dims(node)[axis]
 
         def grown(step: int) -> int:
-            return self._groups.probe(node, source, source_axis, step)[axis]
+            return probe(self._groups, node, source, source_axis, step)[axis]
 
         try:
             stride = self._stride(operand, dim, grown)

@@ -10,8 +10,8 @@ from torch import fx, nn
 
 from diffstride._torch_compat import CircularPad, Conv, InstanceNorm, ReflectionPad
 from diffstride.graph.map_sizes import MapSizes, Number, SizeExpression
+from diffstride.graph.perturbed_runs import SizeMismatchError, probe
 from diffstride.graph.perturbed_sizes import Dim
-from diffstride.graph.stride_conflicts import SizeMismatchError
 from diffstride.graph.stride_groups import StrideGroups
 from diffstride.pooling.base import SizedPooling
 
@@ -110,7 +110,7 @@ def minimum_size(groups: StrideGroups, node: fx.Node, source: fx.Node, axis: int
 
     def runs(size: int) -> bool:
         try:
-            shape = groups.probe(node, source, axis, size - given)
+            shape = probe(groups, node, source, axis, size - given)
         except SizeMismatchError:
             return False
         return min(shape) > 0

@@ -17,17 +17,12 @@ from torch import Tensor, fx, nn
 
 from diffstride._torch_compat import tree_map_only
 from diffstride._wording import one_line
+from diffstride.graph.group_search import find_stride_groups
+from diffstride.graph.perturbed_runs import SizeMismatchError, run_with_sizes
 from diffstride.graph.restoring import restoring
 from diffstride.graph.slices import axis_slices
-from diffstride.graph.stride_conflicts import SizeMismatchError, StrideConflictError
-from diffstride.graph.stride_groups import (
-    Run,
-    StrideGroups,
-    UnlearnedAxes,
-    find_stride_groups,
-    run_with_sizes,
-    source_of,
-)
+from diffstride.graph.stride_conflicts import StrideConflictError
+from diffstride.graph.stride_groups import Run, StrideGroups, UnlearnedAxes, source_of
 from diffstride.graph.tracer import Trace
 
 GROWING_FACTORS = 1.3, 2.0, 4.0, 16.0  # until a map gets too small

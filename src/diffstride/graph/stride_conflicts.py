@@ -1,14 +1,12 @@
 """Explain strides that cannot be learned, since sizes would no longer agree."""
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from torch import fx
 
-from diffstride.graph.perturbed_sizes import Dim
-
-if TYPE_CHECKING:
-    from diffstride.graph.stride_groups import StrideGroups
+from diffstride.graph.perturbed_runs import SizeMismatchError, refused_axes
+from diffstride.graph.stride_groups import StrideGroups
 
 
 class StrideConflictError(ValueError):
@@ -29,26 +27,8 @@ class StrideConflictError(ValueError):
         self.calls, self.to_pin, self.axes = list(calls), list(to_pin), tuple(axes)
 
 
-class SizeMismatchError(Exception):
-    """A node cannot run with perturbed sizes.
-
-    ``dims`` are the dimensions of two operands that no longer agree, if there are any. ``blamed``
-    are the calls to leave out if no shared stride makes them agree.
-    """
-
-    def __init__(
-        self,
-        node: fx.Node,
-        dims: list[Dim],
-        why: str,
-        blamed: Sequence[fx.Node] = (),
-    ) -> None:
-        super().__init__(why)
-        self.node, self.dims, self.why, self.blamed = node, dims, why, list(blamed)
-
-
 def raise_conflict(
-    groups: "StrideGroups", mismatch: SizeMismatchError, blamed: list[fx.Node]
+    groups: StrideGroups, mismatch: SizeMismatchError, blamed: list[fx.Node]
 ) -> NoReturn:
     """Raise an error with the calls to leave out: those blamed, or the last group before."""
     node, label = mismatch.node, groups.trace.label(mismatch.node)
@@ -68,7 +48,7 @@ def raise_conflict(
     )
 
 
-def one_size_only(groups: "StrideGroups", node: fx.Node, why: str) -> str:
+def one_size_only(groups: StrideGroups, node: fx.Node, why: str) -> str:
     """The message for an operation that accepts maps of one size only."""
     shapes = [[dim.size for dim in groups.dims(source)] for source in node.all_input_nodes]
     sizes = " and ".join(str(tuple(shape)) for shape in shapes if shape)
@@ -79,14 +59,14 @@ def one_size_only(groups: "StrideGroups", node: fx.Node, why: str) -> str:
     )
 
 
-def last_calls(groups: "StrideGroups", node: fx.Node) -> list[fx.Node]:
+def last_calls(groups: StrideGroups, node: fx.Node) -> list[fx.Node]:
     """The leader of the last call before each operand that grows: it may be a product of sizes."""
     operands = [n for n in node.all_input_nodes if any(dim.growth for dim in groups.dims(n))]
     last = [groups.upstream(operand)[-1] for operand in operands]
     return list(dict.fromkeys(groups.leaders[call] for call in last))
 
 
-def _advice(groups: "StrideGroups", node: fx.Node) -> str:
+def _advice(groups: StrideGroups, node: fx.Node) -> str:
     """What to do about maps that must have one size: fix it, or leave modules as they are."""
     calls = {str(call.target): call for call in groups.upstream(node)}
     layers = [name for name, call in calls.items() if groups.trace.is_pooling(call)]
@@ -102,7 +82,7 @@ def _advice(groups: "StrideGroups", node: fx.Node) -> str:
     )
 
 
-def _meets_constant(groups: "StrideGroups", node: fx.Node) -> bool:
+def _meets_constant(groups: StrideGroups, node: fx.Node) -> bool:
     """Whether a node takes a tensor that depends on no input, such as stored positions."""
     return any(
         dims and not any(dim.growth for dim in dims) and not _depends_on_input(groups, source)
@@ -111,21 +91,21 @@ def _meets_constant(groups: "StrideGroups", node: fx.Node) -> bool:
     )
 
 
-def _depends_on_input(groups: "StrideGroups", node: fx.Node) -> bool:
+def _depends_on_input(groups: StrideGroups, node: fx.Node) -> bool:
     return any(source.op == "placeholder" for source in groups.sources(node))
 
 
-def _to_pin(groups: "StrideGroups", node: fx.Node) -> tuple[fx.Node | None, Sequence[int]]:
+def _to_pin(groups: StrideGroups, node: fx.Node) -> tuple[fx.Node | None, Sequence[int]]:
     """The group whose maps would have to keep their size, and along which axes if that is known."""
     if node.op != "output":  # which takes all sizes
         leaders = dict.fromkeys(groups.leaders[call] for call in reversed(groups.upstream(node)))
         for leader in leaders:
-            if axes := groups.refused_axes(node, leader):
+            if axes := refused_axes(groups, node, leader):
                 return leader, axes
     return _nearest_leader(groups, node), ()
 
 
-def _nearest_leader(groups: "StrideGroups", node: fx.Node) -> fx.Node | None:
+def _nearest_leader(groups: StrideGroups, node: fx.Node) -> fx.Node | None:
     """The group whose size a node sees: that of the nearest map before it, or the last one."""
     for source in groups.sources(node):
         for dim in groups.dims(source):
