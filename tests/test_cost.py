@@ -890,7 +890,7 @@ def test_learning_under_a_budget_ends_at_the_best_way_to_share_it(monkeypatch):
     monkeypatch.setattr(axis_product, "LONG_SIGNAL", 1024)  # matrices: pooling costs, too
     reached, best = shared_out()
     assert reached < 1.01 * best
-    monkeypatch.setattr("diffstride.cost.budget.project_step", lambda steps, *_: steps)
+    monkeypatch.setattr("diffstride.cost.strides_on_budget.project_step", lambda steps, *_: steps)
     reached, best = shared_out()
     assert reached > 1.03 * best
 

@@ -215,7 +215,7 @@ def test_steps_after_which_no_budget_can_be_met_are_undone(monkeypatch):
     def refuse(*args):
         raise UnreachableBudgetError("cannot be met")
 
-    monkeypatch.setattr("diffstride.cost.budget.scale_to_budget", refuse)
+    monkeypatch.setattr("diffstride.cost.strides_on_budget.scale_to_budget", refuse)
     for layer in stride_layers(net).values():
         layer.strides.data += 0.5
     budget.project_()

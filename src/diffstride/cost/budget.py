@@ -1,40 +1,30 @@
 """Hold a network to a budget of multiply-adds while its strides learn."""
 
 from collections.abc import Iterable, Mapping
-from math import exp, log, log1p
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
-from diffstride._processes import process_count
 from diffstride._stride_text import strides_text
 from diffstride._torch_compat import uncompiled
 from diffstride.cost.attached_budget import AttachedBudget
 from diffstride.cost.budget_amount import (
     MOST_TIMES,
     asked_amount,
-    how_to_pool_before,
     known_cost_before,
     warn_of_larger_budget,
     warn_of_raised_strides,
 )
-from diffstride.cost.budget_scaling import UnreachableBudgetError, scale_to_budget
 from diffstride.cost.forgotten_calls import ForgottenProjection
-from diffstride.cost.held_strides import HeldStrides
 from diffstride.cost.multiply_adds import MultiplyAdds, on_host
-from diffstride.cost.projection import project_step
-from diffstride.cost.size_search import Goal, SizeSearch
 from diffstride.cost.size_thresholds import as_stored
-from diffstride.cost.stride_space import Logs, StrideSpace, by_key
+from diffstride.cost.strides_on_budget import StridesOnBudget
 from diffstride.graph.example_inputs import also_named_example_inputs
 from diffstride.strides import StepHooks
 
-UNUSED_SHARE = 0.01  # share of the budget that may stay unused
 
-
-class CostBudget:
+class CostBudget(StridesOnBudget):
     """Holds the multiply-adds of a network to a budget during training.
 
     `project_`, to be called after each step of the optimiser, does four things:
@@ -116,18 +106,12 @@ class CostBudget:
         multiply_adds: float | None = None,
     ) -> None:
         amount, of_present = asked_amount(model, example, budget, fraction, multiply_adds)
-        self.model = uncompiled(model)
-        self.cost = MultiplyAdds(model, example, leaf_modules)
-        self.held = HeldStrides(self.cost)
-        self._present = self.cost.value()
-        self._before = known_cost_before(self.model, example)
-        self.multiply_adds = amount * self._present if of_present else amount
+        cost = MultiplyAdds(model, example, leaf_modules)
+        self._present = cost.value()
+        allowed = amount * self._present if of_present else amount
+        super().__init__(uncompiled(model), cost, allowed)
+        self._before, before = known_cost_before(self.model, example), self.in_use
         self._hooks: list[StepHooks] = []
-        self.space = StrideSpace(self.cost, self.held.layers)
-        self._size_search = SizeSearch(self.space)
-        self.wanted = before = self.in_use  # before map sizes are rounded
-        self._check_reachable()
-        self._compared = False  # not yet: the other processes may build none, or build it later
         costs = self.cost.by_module() if budget == "before" else {}
         self.aim_(before)
         self.compute_gradients(True)
@@ -235,81 +219,10 @@ class CostBudget:
         self.check_processes()
         self.aim_(self._moved_wanted(strides))
 
-    def check_processes(self) -> None:
-        """Refuse, once, budgets that differ between the processes of a training.
-
-        Raises:
-            ValueError: they do.
-        """
-        # DistributedDataParallel carries the strides of the first process to the others, but not
-        # this budget, which would move them apart.
-        if self._compared or process_count() == 1:
-            return
-        logs = [*self.in_use.values(), *self.wanted.values()]
-        values = [log(self.multiply_adds), *(each for part in logs for each in part)]
-        device = self.held.parameters[0].device
-        own = torch.tensor(values, dtype=torch.float64, device=device)
-        ends = [own.clone(), own.clone()]
-        for end, operation in zip(ends, (dist.ReduceOp.MIN, dist.ReduceOp.MAX), strict=True):
-            dist.all_reduce(end, operation)
-        if not torch.equal(*ends):
-            low, high = (end[0].exp().item() for end in ends)
-            raise ValueError(
-                f"the budgets of the processes differ ({low:,.0f} to {high:,.0f} multiply-adds), "
-                "or the strides that they began with: build CostBudget after "
-                "DistributedDataParallel, with ddp.module, or from equal networks"
-            )
-        self._compared = True
-
-    def compute_gradients(self, on: bool) -> None:
-        """Whether backward passes compute gradients of the strides; without, they save time."""
-        self.held.compute_gradients(on)
-
     @property
     def is_attached(self) -> bool:
         """Whether an optimiser moves the strides, by `attach`."""
         return not all(hooks.removed for hooks in self._hooks)
-
-    @property
-    def in_use(self) -> Logs:
-        """The logarithms of the strides that the layers have."""
-        return self.held.in_use
-
-    def hold_(self) -> bool:
-        """Undo what an optimiser did to the strides, or project those that were loaded or set.
-
-        Where no gradients of the strides are computed, an optimiser leaves them alone. Nothing is
-        read from an accelerator then, unless strides have changed.
-
-        Returns:
-            Whether they were projected.
-        """
-        if self.held.have_gradients:  # an optimiser moves them, and nothing tells it from a load
-            self.held.write_(self.in_use)
-            return False
-        if not self.held.are_replaced():
-            return False
-        self.project_()
-        return True
-
-    def aim_(self, wanted: Logs, stay: bool = True) -> None:
-        """Scale other `wanted` strides to the budget, and write those at which it is used up.
-
-        Args:
-            wanted: the logarithms of the strides.
-            stay: whether map sizes stay until others are much nearer.
-        """
-        limits = self._least, self.multiply_adds
-        try:
-            self.wanted = scale_to_budget(wanted, self.space, *limits)
-        except UnreachableBudgetError as error:
-            if self.space.value(self.in_use) > self.multiply_adds:
-                remedy = how_to_pool_before(self.model, error.costliest)
-                raise UnreachableBudgetError(f"{error}{remedy}", error.costliest) from None
-            self.wanted = self.in_use
-        if not stay:
-            self._size_search.forget()
-        self.held.write_(self._size_search.use_up(Goal(self.wanted, *limits)))
 
     @torch.no_grad()
     def project_gradients_(self) -> None:
@@ -371,45 +284,3 @@ class CostBudget:
                 f"{here}: continue with that of the same network, with the same layers learning"
             )
         self.held.check_limits(written)
-
-    def _check_reachable(self) -> None:
-        now = self.cost.value()
-        if not now:
-            raise ValueError(
-                "the network has no multiply-adds that count, as convolutions and linear layers "
-                "have: there is nothing to hold"
-            )
-        most = max(now, self.space.largest_value())
-        if most < self._least:
-            raise ValueError(
-                f"a budget of {self.multiply_adds:,.0f} multiply-adds, "
-                f"{self.multiply_adds / now:.3g} times the present {now:,}, is more than the "
-                f"network costs at small strides, {most:,}; up to 100 a budget is a "
-                "fraction of the present cost, above that a number of multiply-adds"
-            )
-
-    def _moved_wanted(self, strides: list[float]) -> Logs:
-        """The strides wanted, moved as the last step moved the strides, at constant cost."""
-        before = [stride for logs in self.in_use.values() for stride in as_stored(logs)]
-        # Unclamped: how far a step would lead below the limit is part of the gradient.
-        steps = self._projected([now - at for now, at in zip(strides, before, strict=True)])
-        # No step makes a stride less than half as large.
-        moves = [log1p(max(step / at, -0.5)) for step, at in zip(steps, before, strict=True)]
-        return {
-            name: [at + move for at, move in zip(self.wanted[name], moved, strict=True)]
-            for name, moved in self.held.by_layer(moves).items()
-        }
-
-    def _projected(self, steps: list[float]) -> list[float]:
-        """The part of steps from the strides in use along which the cost stays constant."""
-        logs = self.in_use
-        _, slopes = self.cost.slopes({name: list(map(exp, each)) for name, each in logs.items()})
-        flat = [slope for name in logs for slope in slopes[name]]
-        at_lowest, at_highest = self.space.at_lowest(logs), self.space.at_highest(logs)
-        keys = list(by_key(logs))
-        limited = [[key in ends for key in keys] for ends in (at_lowest, at_highest)]
-        return project_step(steps, flat, *limited)
-
-    @property
-    def _least(self) -> float:
-        return (1 - UNUSED_SHARE) * self.multiply_adds

@@ -161,7 +161,7 @@ class MeasuredStrides:
         self.budget.watch.stop()
         if self._watch is not None:
             self._watch.stop()
-        if self.budget.hold_():
+        if self._hold():
             self._measurements.prepare()
             self._measurements.start_anew()
         self.budget.check_processes()
@@ -226,6 +226,24 @@ class MeasuredStrides:
         same_strides = {name: [*each] for name, each in written.items()} == self.budget.in_use
         if process_count() > 1 or not same_strides:
             self._measurements.start_anew()
+
+    def _hold(self) -> bool:
+        """Undo what an optimiser did to the strides, or project those that were loaded or set.
+
+        Where no gradients of the strides are computed, an optimiser leaves them alone. Nothing is
+        read from an accelerator then, unless strides have changed.
+
+        Returns:
+            Whether they were projected.
+        """
+        held = self.budget.held
+        if held.have_gradients:  # an optimiser moves them, and nothing tells it from a load
+            held.write_(held.in_use)
+            return False
+        if held.are_replaced():
+            self.budget.project_()
+            return True
+        return False
 
     def _new_measurements(self) -> RiseMeasurements:
         return RiseMeasurements(self.budget, self.batches, REMEMBERED * self.batches)
