@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from diffstride.conversion.module_strides import stride_of
 from diffstride.conversion.pooled_module import Pooled
-from diffstride.conversion.strided_call import stride_of
 from diffstride.graph.example_inputs import batch_size
 from diffstride.spectral import axis_product
 from diffstride.strides import stride_layers

@@ -136,14 +136,6 @@ def as_lengths(sizes: Sequence[Any], name: str) -> tuple[int | None, ...]:
     return tuple(None if each is None else int(each) for each in sizes)
 
 
-def per_axis(module: nn.Module, name: str, axes: int) -> tuple[int, ...]:
-    """An attribute of a module of torch, such as ``"kernel_size"``, for each spatial axis."""
-    value: Any = getattr(module, name, 1)
-    if value is None:  # pooling layers stride by their window
-        value = getattr(module, "kernel_size", None) or 1
-    return tuple(value) if isinstance(value, (tuple, list)) else (value,) * axes
-
-
 def each_limit(limit: Limit, axes: int) -> tuple[float | None, ...]:
     """A limit for each axis, from one for all or from one for each."""
     return tuple(limit) if isinstance(limit, Sequence) else (limit,) * axes

@@ -3,9 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from torch import fx, nn
-
-from diffstride.graph.tracer import Trace
+from torch import nn
 
 
 def set_calls(module: Any, calls: int) -> None:
@@ -39,14 +37,3 @@ def count_calls_from_start(model: nn.Module) -> None:
     known = [module for hook in hooks if isinstance(hook, PassStart) for module in hook.modules]
     if set(several) - set(known):
         model.register_forward_pre_hook(PassStart(several))
-
-
-def calls_of(trace: Trace, nodes: Iterable[fx.Node]) -> dict[nn.Module, list[fx.Node]]:
-    """All calls of the modules that these nodes call, in order of execution."""
-    modules = {trace.module(node) for node in nodes}
-    calls: dict[nn.Module, list[fx.Node]] = {}
-    for node in trace.graph.nodes:
-        module = trace.module(node)
-        if module is not None and module in modules:
-            calls.setdefault(module, []).append(node)
-    return calls

@@ -12,10 +12,11 @@ from torch import fx, nn
 
 from diffstride._arguments import Limit, check_limits, check_network, check_window, each_limit
 from diffstride._wording import counted
-from diffstride.conversion.call_counting import calls_of, count_calls_from_start
+from diffstride.conversion.call_counting import count_calls_from_start
 from diffstride.conversion.enlarging_modules import attach_mirrors
 from diffstride.conversion.function_modules import find_functions, replace_functions
 from diffstride.conversion.kernel_resampling import resample_convolution
+from diffstride.conversion.module_strides import stride_of
 from diffstride.conversion.network_copies import Model, check_unwrapped, deep_copy
 from diffstride.conversion.placement import Order, check_order, place
 from diffstride.conversion.pooled_groups import PooledGroup, group_calls
@@ -28,7 +29,7 @@ from diffstride.conversion.record import (
     records,
     without_data,
 )
-from diffstride.conversion.strided_call import StridedCall, stride_of
+from diffstride.conversion.strided_call import StridedCall
 from diffstride.conversion.strided_modules import (
     PATCHIFIES,
     Filter,
@@ -344,9 +345,9 @@ def _attach_layers(found: Found, layer_options: dict[str, Any]) -> None:
             attach_pooling(
                 module, pooling, crop_pads, call.placement, group.sharers(call, found.trace), taps
             )
-    for module, nodes in calls_of(found.trace, layers).items():
+    for module in {found.trace.module(node) for node in layers}:
         own: Any = module
-        each = [layers.get(node, (own.pooling, own.crop_pads)) for node in nodes]
+        each = [layers.get(n, (own.pooling, own.crop_pads)) for n in found.trace.calls(own)]
         if len(set(each)) > 1:
             set_layers(module, each)
 

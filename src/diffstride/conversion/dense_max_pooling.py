@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffstride._arguments import per_axis
 from diffstride._torch_compat import (
     has_function_mode,
     has_tangent,
@@ -20,6 +19,7 @@ from diffstride._torch_compat import (
     is_transformed,
     is_transforming,
 )
+from diffstride.conversion.module_strides import per_axis
 from diffstride.spectral.memory_format import CHANNELS_LAST
 
 FORWARDS: dict[Any, int] = {nn.MaxPool2d.forward: 2, nn.MaxPool3d.forward: 3}

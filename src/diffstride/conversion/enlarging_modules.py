@@ -17,11 +17,10 @@ from torch import Tensor, fx, nn
 from diffstride._arguments import map_size
 from diffstride._torch_compat import ConvTranspose
 from diffstride.conversion.call_counting import PassStart as PassStart  # of networks pickled before
-from diffstride.conversion.call_counting import calls_of, next_call, set_calls
+from diffstride.conversion.call_counting import next_call, set_calls
 from diffstride.conversion.mixed_classes import Mixin, mix_in
 from diffstride.conversion.pooled_module import Slot
 from diffstride.conversion.strided_call import StridedCall
-from diffstride.conversion.strided_modules import maps_of
 from diffstride.graph.leaf_modules import TracedInto
 from diffstride.graph.mirror import Mirror, RoundTrip, mirrored_size
 from diffstride.graph.perturbed_runs import SizeMismatchError, probe
@@ -149,7 +148,8 @@ def attach_mirrors(trace: Trace, mirrors: Mapping[fx.Node, Mirror]) -> None:
         trace: the network before it was pooled.
         mirrors: as from `find_mirrors`.
     """
-    calls = calls_of(trace, [*mirrors, *(mirror.call for mirror in mirrors.values())])
+    ends: list[Any] = [*mirrors, *(mirror.call for mirror in mirrors.values())]
+    calls = {module: trace.calls(module) for module in map(trace.module, ends) if module}
     for module, nodes in calls.items():
         slots: list[Any] = [[] for _ in nodes]
         if nodes[0] in mirrors:
@@ -169,7 +169,7 @@ def attach_mirrors(trace: Trace, mirrors: Mapping[fx.Node, Mirror]) -> None:
 
 
 def _enlarges(trace: Trace, node: fx.Node) -> bool:
-    module, maps = trace.module(node), maps_of(trace, node)
+    module, maps = trace.module(node), trace.maps(node)
     if not isinstance(module, ENLARGING) or maps is None or "forward" in vars(module):
         return False
     before, after = (value.shape[2:] for value in maps)

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from diffstride.conversion.enlarging_modules import ENLARGING
 from diffstride.conversion.mixed_classes import Mixin, mix_in
-from diffstride.conversion.strided_call import stride_of
+from diffstride.conversion.module_strides import stride_of
 from diffstride.graph.fake_run import NetworkRunError, run_network
 from diffstride.graph.tracer import Trace
 

@@ -18,6 +18,7 @@ from diffstride.conversion.call_counting import next_call, set_calls
 from diffstride.conversion.dense_max_pooling import dense_axes, pool_densely
 from diffstride.conversion.kernel_resampling import CoarseTaps, resampled_kernel
 from diffstride.conversion.mixed_classes import Mixin, mix_in
+from diffstride.conversion.module_strides import set_stride
 from diffstride.spectral.axis_plan import CPU
 from diffstride.spectral.memory_format import full_precision
 
@@ -256,14 +257,6 @@ def set_layers(module: Any, layers: Sequence[tuple[nn.Module, tuple[CropPad, ...
             module.add_module(names[layer], layer)
     module.layers = tuple((names[layer], tuple(pads)) for layer, pads in layers)
     set_calls(module, len(layers))
-
-
-def set_stride(module: nn.Module, stride: int) -> None:
-    """Set ``module.stride`` on all axes, keeping its type; do nothing if there is none."""
-    if hasattr(module, "stride"):
-        old = module.stride
-        many = isinstance(old, (tuple, list))
-        module.stride = type(old)(stride for _ in old) if many else stride  # type: ignore
 
 
 def crop_or_pad(x: Tensor, crop_pads: Sequence[CropPad]) -> Tensor:

@@ -15,8 +15,8 @@ from torch.nn.utils import parametrize
 
 from diffstride._torch_compat import Conv
 from diffstride._wording import one_line
-from diffstride.conversion.pooled_module import set_stride
-from diffstride.conversion.strided_call import StridedCall, stride_of
+from diffstride.conversion.module_strides import set_stride, stride_of
+from diffstride.conversion.strided_call import StridedCall
 from diffstride.graph.restoring import restoring
 from diffstride.graph.tracer import Trace
 

@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
-from numbers import Integral
 from typing import Any
 
 from torch import fx, nn
 
-from diffstride._arguments import per_axis
-from diffstride._torch_compat import Conv, ConvTranspose
+from diffstride._torch_compat import Conv
 from diffstride.conversion.kernel_resampling import CoarseTaps, coarse_taps
+from diffstride.conversion.module_strides import patchifies, per_axis
 from diffstride.conversion.pooled_module import CropPad
 
 
@@ -123,21 +122,3 @@ def common_size(calls: Sequence[StridedCall], axis: int) -> int:
     sizes = [size[axis] for call in calls for size in (call.input_size, call.full_size)]
     fitting = [size for size in sizes if ceil(size / stride) == wanted]
     return min(fitting, key=lambda n: abs(n - stride * wanted), default=(wanted - 1) * stride + 1)
-
-
-def stride_of(module: nn.Module, axes: int = 1) -> tuple[int, ...]:
-    """The integer stride of a module per axis; ones if it has none or upsamples.
-
-    >>> stride_of(nn.MaxPool2d(2), axes=2), stride_of(nn.ReLU(), axes=2)
-    ((2, 2), (1, 1))
-    """
-    values = per_axis(module, "stride", axes)
-    integers = bool(values) and all(isinstance(value, Integral) for value in values)
-    if not integers or isinstance(module, ConvTranspose):
-        return (1,) * axes
-    return tuple(map(int, values))  # NumPy has integers of its own
-
-
-def patchifies(kernels: Sequence[int], strides: Sequence[int]) -> bool:
-    """Whether the windows of a module do not overlap along some axis."""
-    return any(1 < k <= s for k, s in zip(kernels, strides, strict=True))

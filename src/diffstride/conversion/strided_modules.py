@@ -5,29 +5,19 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from diffstride._arguments import per_axis
 from diffstride._torch_compat import Conv, ConvTranspose
 from diffstride._wording import counted
+from diffstride.conversion.module_strides import patchifies, per_axis, stride_of
 from diffstride.conversion.pooled_module import Pooled
 from diffstride.conversion.stride_measurement import measure_call
-from diffstride.conversion.strided_call import StridedCall, patchifies, stride_of
+from diffstride.conversion.strided_call import StridedCall
 from diffstride.graph.leaf_modules import Leaf, is_among
 from diffstride.graph.tracer import Trace
 from diffstride.pooling.base import SizedPooling
 
 Filter = Callable[[nn.Module, str], bool]
-
-
-def maps_of(trace: Trace, node: fx.Node) -> tuple[Tensor, Tensor] | None:
-    """The first argument and the result of a call, if they are maps of as many axes."""
-    first = node.args[0] if node.args else None
-    source = trace.values[first] if isinstance(first, fx.Node) else None
-    result = trace.values[node]
-    if not isinstance(source, Tensor) or not isinstance(result, Tensor):
-        return None
-    return (source, result) if source.dim() == result.dim() > 2 else None
 
 
 UNUSED = "its output is not used"
@@ -129,7 +119,7 @@ def _reason_to_skip(
     trace: Trace, node: fx.Node, module: nn.Module, filter_fn: Filter | None, patchify: bool
 ) -> str | None:
     """Why a module is left out, as far as known without measuring."""
-    maps = maps_of(trace, node)
+    maps = trace.maps(node)
     if node.kwargs and not node.args:
         return "is given its map by keyword: pass it by position"
     if maps is None:
@@ -167,9 +157,10 @@ def takes_whole_maps(trace: Trace, node: fx.Node) -> bool:
     One pooling module may be called on several maps, the last as small as its window.
     """
     module = trace.module(node)
-    calls = [call for call in trace.graph.nodes if trace.module(call) is module]
-    sizes = [maps[0].shape[2:] for call in calls if (maps := maps_of(trace, call))]
-    if module is None or not sizes:
+    if module is None:
+        return False
+    sizes = [maps[0].shape[2:] for call in trace.calls(module) if (maps := trace.maps(call))]
+    if not sizes:
         return False
     kernels = per_axis(module, "kernel_size", len(sizes[0]))
     return all(k >= size for each in sizes for k, size in zip(kernels, each, strict=False))
@@ -177,7 +168,7 @@ def takes_whole_maps(trace: Trace, node: fx.Node) -> bool:
 
 def _strided_function(trace: Trace, node: fx.Node) -> str | None:
     """Why a function or a slice is left out, None if it does not stride."""
-    name, maps = getattr(node.target, "__name__", ""), maps_of(trace, node)
+    name, maps = getattr(node.target, "__name__", ""), trace.maps(node)
     if node.op != "call_function" or maps is None:
         return None
     if isinstance(trace.modules[trace.owners[node]], Pooled):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffstride.conversion.mixed_classes import Mixin, mix_in
-from diffstride.conversion.strided_modules import maps_of, takes_whole_maps
+from diffstride.conversion.strided_modules import takes_whole_maps
 from diffstride.graph.tracer import Trace
 
 FUNCTIONS: dict[type[nn.Module], Any] = {
@@ -32,7 +32,7 @@ class PoolsWholeMaps(Mixin):
 def pool_whole_maps(trace: Trace) -> None:
     """Make the poolings of a network global that take whole maps in every call, in place."""
     for node in trace.graph.nodes:
-        module, maps = trace.module(node), maps_of(trace, node)
+        module, maps = trace.module(node), trace.maps(node)
         if maps is None or type(module) not in FUNCTIONS:
             continue
         options: Any = module

@@ -132,6 +132,19 @@ class Trace:
         """The module that a node calls; None if it calls a function."""
         return self.modules[str(node.target)] if node.op == "call_module" else None
 
+    def calls(self, module: nn.Module) -> list[fx.Node]:
+        """The nodes that call a module, in order of execution."""
+        return [node for node in self.graph.nodes if self.module(node) is module]
+
+    def maps(self, node: fx.Node) -> tuple[Tensor, Tensor] | None:
+        """The first argument and the result of a call, if they are maps of as many axes."""
+        first = node.args[0] if node.args else None
+        source = self.values[first] if isinstance(first, fx.Node) else None
+        result = self.values[node]
+        if not isinstance(source, Tensor) or not isinstance(result, Tensor):
+            return None
+        return (source, result) if source.dim() == result.dim() > 2 else None
+
     def changes_input(self, node: fx.Node) -> bool:
         """Whether a node writes to its first argument."""
         in_place = node.kwargs.get("inplace") or getattr(self.module(node), "inplace", False)
