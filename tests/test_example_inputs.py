@@ -91,15 +91,3 @@ def test_limits_of_another_number_of_axes_are_refused():
         convert(
             net, torch.rand(1, 8, 32, 32), lower_limit_stride=(1, 1), upper_limit_stride=(3, 4, 5)
         )
-
-
-def test_the_example_has_another_name():
-    net = nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1))
-    x = torch.rand(1, 8, 32, 32)
-    converted = convert(net, example_inputs=x)
-    assert MultiplyAdds(converted, example_inputs=x).value() == MultiplyAdds(converted, x).value()
-    assert report(net, example_inputs=x) == report(net, x)
-    assert CostBudget(converted, example_inputs=x, fraction=0.8).cost.value() > 0
-    assert freeze(converted, example_inputs=x)(x).shape == converted(x).shape
-    with pytest.raises(TypeError, match="example"):
-        convert(net)

@@ -39,7 +39,7 @@ from diffstride.conversion.strided_modules import (
 from diffstride.conversion.whole_map_pooling import pool_whole_maps
 from diffstride.cost.consistency import STRIDE_FACTORS, failed_at, scaled_strides
 from diffstride.cost.multiply_adds import MultiplyAdds
-from diffstride.graph.example_inputs import also_named_example_inputs, as_inputs
+from diffstride.graph.example_inputs import as_inputs
 from diffstride.graph.fake_run import NetworkRun, NetworkRunError, run_network
 from diffstride.graph.leaf_modules import Leaf, as_leaves
 from diffstride.graph.mirror import Mirror
@@ -63,7 +63,6 @@ NOT_RECORDED = "model", "example", "filter_fn"
 """The arguments that are no options of a conversion: a filter is replaced by what it chose."""
 
 
-@also_named_example_inputs
 @torch.inference_mode(mode=False)  # inference tensors could not be trained afterwards
 def convert(
     model: Model,
@@ -104,7 +103,7 @@ def convert(
     Args:
         model: any convolutional network that `torch.fx` can trace.
         example: an input, a tuple of inputs, or a dictionary of them by the names of the arguments
-            of ``forward``; only shapes matter. Its other name is ``example_inputs``.
+            of ``forward``; only shapes matter.
         order: where modules are pooled. ``"before"``: convolutions of torch before, with their
             kernel resampled, all else after. ``"after"``: all after, at stride 1, which is exact
             and costs a convolution up to the square of its stride; only pointwise convolutions
@@ -288,7 +287,7 @@ def _warn_of_conflicts(found: Found) -> None:
             f"of this {kind} only {calls[0].name!r} learns, on top of its stride: "
             f"{counted(len(found.conflicts), 'other strided module')} cannot share strides "
             "(diffstride.report says why)",
-            stacklevel=5,  # the caller of convert, behind its two decorators
+            stacklevel=4,  # the caller of convert, behind its decorator
         )
 
 

@@ -8,13 +8,12 @@ from torch import Tensor, nn
 from diffstride._arguments import check_network
 from diffstride.conversion.network_copies import Model, deep_copy, replace_modules
 from diffstride.conversion.recipes import keep_in_config
-from diffstride.graph.example_inputs import also_named_example_inputs, cast_to_weights
+from diffstride.graph.example_inputs import cast_to_weights
 from diffstride.graph.restoring import evaluating
 from diffstride.pooling.base import SpectralPooling
 from diffstride.pooling.frozen import FrozenPooling, is_frozen
 
 
-@also_named_example_inputs
 @torch.inference_mode(mode=False)  # inference tensors could not be trained afterwards
 def freeze(model: Model, example: Any, round_to: float | None = None) -> Model:
     """Replace the pooling layers of a network by constant matrices.

@@ -13,7 +13,6 @@ from diffstride.conversion.record import Conversion, parts_record
 from diffstride.conversion.report_table import Report, ReportRow
 from diffstride.cost.multiply_adds import MultiplyAdds
 from diffstride.graph.example_inputs import (
-    also_named_example_inputs,
     as_inputs,
     have_same_sizes,
 )
@@ -21,7 +20,6 @@ from diffstride.spectral.axis_plan import Axis
 from diffstride.strides import stride_layers
 
 
-@also_named_example_inputs
 def report(model: nn.Module, example: Any = None) -> Report:
     """The pooling layers of a network with their strides, map sizes and multiply-adds (MACs).
 

@@ -20,7 +20,6 @@ from diffstride.cost.forgotten_calls import ForgottenProjection
 from diffstride.cost.multiply_adds import MultiplyAdds, on_host
 from diffstride.cost.size_thresholds import as_stored
 from diffstride.cost.strides_on_budget import StridesOnBudget
-from diffstride.graph.example_inputs import also_named_example_inputs
 from diffstride.strides import StepHooks
 
 
@@ -94,7 +93,6 @@ class CostBudget(StridesOnBudget):
     True
     """
 
-    @also_named_example_inputs
     def __init__(
         self,
         model: nn.Module,

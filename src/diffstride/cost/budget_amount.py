@@ -45,7 +45,7 @@ def warn_of_larger_budget(times: float, budget: float, present: float) -> None:
         f"budget={times!r} is read as {times:g} times the present {present:,} multiply-adds: the "
         f"strides became smaller to use {budget:,.0f}. Give a number of multiply-adds in full; "
         f"CostBudget(…, fraction={times!r}) means this and does not warn",
-        stacklevel=4,
+        stacklevel=3,
     )
 
 
@@ -77,7 +77,7 @@ def warn_of_raised_strides(
         f"{costs[risen]:,} of {sum(costs.values()):,} multiply-adds, and "
         f"{costs_before.get(risen, 0):,} before; leave it out with filter_fn, or give a larger "
         "budget",
-        stacklevel=4,
+        stacklevel=3,
     )
 
 

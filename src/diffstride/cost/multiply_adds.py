@@ -21,7 +21,6 @@ from diffstride.cost.consistency import (
     scaled_strides,
 )
 from diffstride.cost.cost_of_sizes import CostOfSizes
-from diffstride.graph.example_inputs import also_named_example_inputs
 from diffstride.graph.fake_run import NetworkRun, NetworkRunError, run_network
 from diffstride.graph.leaf_modules import as_leaves
 from diffstride.graph.minimum_sizes import EmptyMapError
@@ -76,7 +75,6 @@ class MultiplyAdds(CostOfSizes):
     tensor([-12416.,  -4224.])
     """
 
-    @also_named_example_inputs
     def __init__(
         self, model: nn.Module, example: Any, leaf_modules: Iterable[str | type[nn.Module]] = ()
     ) -> None:

@@ -1,9 +1,8 @@
 """Check the example inputs of a network, and match them to the arguments of its ``forward``."""
 
-import functools
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,20 +14,6 @@ from diffstride._torch_compat import (
     tree_leaves,
     tree_map_only,
 )
-
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def also_named_example_inputs(function: Function) -> Function:
-    """Let a function take its ``example`` by the name that other libraries use, too."""
-
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        if "example_inputs" in kwargs:
-            kwargs["example"] = kwargs.pop("example_inputs")
-        return function(*args, **kwargs)
-
-    return call  # type: ignore[return-value]
 
 
 class ExampleError(ValueError):
