@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from diffstride import CostBudget, stride_layers
-from diffstride.training.command_line import USAGE_ERROR
+from diffstride._commands import USAGE_ERROR
 from diffstride.training.gin_errors import explain
 from diffstride.training.network_cost import measure_cost
 from experiments.grid import Run

@@ -10,10 +10,9 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from diffstride._flag_advice import advise_bindings
+from diffstride._commands import USAGE_ERROR, advise_bindings
 from diffstride._wording import counted
 from diffstride.training import lightning_compat, trainer
-from diffstride.training.command_line import USAGE_ERROR
 from diffstride.training.files import (
     LOCK,
     check_writable,

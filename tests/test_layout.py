@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py")) + sorted((ROOT / "experiments").rglob("*.py"))
 # A part may import those above it; parts in one line do not import each other.
 ORDER = [
-    {"_torch_compat", "_extras", "_files", "_flag_advice", "_lazy", "_processes", "_wording"},
+    {"_commands", "_torch_compat", "_extras", "_files", "_lazy", "_processes", "_wording"},
     {"_named_networks", "_picture_style", "_version"},
     {"spectral"},
     {"_arguments", "_stride_text"},

@@ -18,7 +18,7 @@ from diffstride import cli, pooling, reference, resnet, stride_layers
 from diffstride.pooling.base import SizedPooling
 from diffstride.training import command_line, gin_compat, gin_registry
 
-PACKAGED = sorted(command_line.PACKAGED.glob("*.gin"))
+PACKAGED = sorted(command_line.CONFIGS.glob("*.gin"))
 TINY = """
 train.train.model = @resnet.resnet18
 train.train.num_epochs = 1

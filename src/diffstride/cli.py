@@ -7,16 +7,12 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from diffstride import __version__
-from diffstride._flag_advice import advise_settings
+from diffstride._commands import CONFIGS, STOPPED, USAGE_ERROR, advise_settings
 from diffstride._wording import counted
 
-USAGE_ERROR = 2
-STOPPED = 130  # the exit code of a program that Ctrl+C has ended, as in shells
-CONFIGS = Path(__file__).parent / "training" / "configs"
 EXAMPLES = """examples:
   diffstride train cifar10_small.gin --workdir=runs/small
   diffstride report torchvision/resnet18 --size 224

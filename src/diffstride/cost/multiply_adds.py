@@ -42,9 +42,9 @@ class MultiplyAdds(CostOfSizes):
     ``sum over operations of c * product of the sizes of their maps``. Convolutions, linear layers
     and matrix products count as in torch's ``FlopCounterMode``, whose count is twice as high;
     recurrent and bilinear layers and products with vectors as the products in them, on every
-    device. The pooling layers count one matrix product per axis, of which axes of 320 samples and
-    more take about half. Axes of 1,024 samples and more, and signals, count as real Fourier
-    transforms where these cost less, ``5/4 (N log2 N + M log2 M)`` for each line
+    device. The pooling layers count one matrix product per axis, in full, though from 320
+    samples on it takes half of that. Axes of 1,024 samples and more, and signals, count as real
+    Fourier transforms where these cost less, ``5/4 (N log2 N + M log2 M)`` for each line
     (`diffstride.spectral`). The value counts whole samples; its gradient is that of the sizes
     before rounding.
 

@@ -1,4 +1,4 @@
-"""Training of image classifiers by Gin configuration: data, loop, checkpoints, logs, command.
+"""Training of classifiers of images and sounds by Gin: data, loop, checkpoints, logs, command.
 
 Modules that import Lightning or matplotlib, which take seconds, are loaded when they are first used
 by those who import them as modules: ``from diffstride.training import run``.

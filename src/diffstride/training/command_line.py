@@ -11,7 +11,7 @@ from typing import Any
 
 import gin
 
-from diffstride._flag_advice import advise_bindings
+from diffstride._commands import CONFIGS, USAGE_ERROR, advise_bindings
 from diffstride._wording import suggest
 from diffstride.training import gin_registry, lightning_compat, trainer
 from diffstride.training.files import expand_home
@@ -24,8 +24,6 @@ from diffstride.training.gin_errors import (
 )
 from diffstride.training.published_gin import check_published_names
 
-PACKAGED = Path(__file__).parent / "configs"
-USAGE_ERROR = 2
 REFUSED = ValueError, TypeError, OSError, ModuleNotFoundError  # mistakes of the user
 
 
@@ -54,7 +52,7 @@ def configure(
     from diffstride.training.gin_registry import check_bindings
 
     given = [expand_home(configs_folder)] if configs_folder else []
-    folders = [Path(), *given, *more_folders, PACKAGED]
+    folders = [Path(), *given, *more_folders, CONFIGS]
     if given and not given[0].is_dir():
         raise FileNotFoundError(
             f"configs_folder={configs_folder!r} does not exist: give an existing folder"
@@ -99,7 +97,7 @@ def _find_config(name: str, folders: Sequence[Path]) -> str:
             return str(path)
     if advice := advise_bindings([name]):
         raise FileNotFoundError(f"there is no Gin file {name!r}{advice}")
-    packaged = sorted(path.name for path in PACKAGED.glob("*.gin"))
+    packaged = sorted(path.name for path in CONFIGS.glob("*.gin"))
     raise FileNotFoundError(
         f"there is no Gin file {name!r} in {', '.join(str(folder) for folder in folders)}"
         f"{suggest(name, packaged)}; packaged files are {', '.join(packaged)}"

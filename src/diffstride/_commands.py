@@ -1,8 +1,12 @@
-"""What to write instead of arguments that no flag of a command takes."""
+"""What all commands share: exit codes, the packaged configurations, advice on wrong arguments."""
 
 from collections.abc import Sequence
 from difflib import get_close_matches
+from pathlib import Path
 
+USAGE_ERROR = 2
+STOPPED = 130  # by Ctrl+C, as in shells: 128 and the number of the signal
+CONFIGS = Path(__file__).parent / "training" / "configs"
 ONE_EACH = "each --gin_bindings takes one binding, in quotes if it has spaces"
 SETTING = "settings are Gin bindings, as in --gin_bindings='train.num_epochs = 2'"
 EXAMPLE = "--gin_bindings='train.threads = 1' --gin_bindings='train.progress_bar = False'"
