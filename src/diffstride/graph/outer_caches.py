@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import EnumMeta
 from functools import lru_cache
+from itertools import islice
 from types import FunctionType, ModuleType
 from typing import Any
 from weakref import ref
@@ -19,8 +20,10 @@ from torch import Tensor, fx, nn
 
 from diffstride._torch_compat import FakeTensor, hook_dictionaries
 
-DEPTH = 4  # of containers and objects in a cache
-OTHERS = {*sys.stdlib_module_names, "__builtin__", "diffstride", "numpy", "torch"} - {"__main__"}
+DEPTH = 4  # of containers and objects in a value of a cache
+NESTED = 2  # containers in containers of a file that are looked through,
+NEWEST = 300  # and their items, from the last one back: data of the user may be there, too
+OTHERS = {*sys.stdlib_module_names, "diffstride", "numpy", "torch"}
 FAKES = FakeTensor, fx.Proxy, tuple  # of which a tuple may hold some
 _LruCache: Any = type(lru_cache(lambda: None))
 
@@ -124,10 +127,11 @@ def _restore_variables(holder: Any, before: dict[str, Any]) -> None:
                 delattr(holder, name)
 
 
-def _forget_fakes(values: Any, depth: int = DEPTH) -> None:
-    """Remove fake values from a dictionary or list, which may hold itself."""
-    items = [*values.items()] if isinstance(values, dict) else [*enumerate(values)]
-    for key, value in reversed(items):
+def _forget_fakes(values: Any, depth: int = NESTED) -> None:
+    """Remove fake values from a dictionary or list."""
+    keys = values if isinstance(values, dict) else range(len(values))
+    for key in list(islice(reversed(keys), NEWEST)):
+        value = values[key]
         if isinstance(value, dict | list | deque):
             if depth:
                 _forget_fakes(value, depth - 1)
