@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from inspect import getclosurevars
+from itertools import islice
 from math import isfinite
 from numbers import Real
 from types import FunctionType, MethodType
@@ -17,6 +18,7 @@ from torch.nn.parameter import is_lazy
 
 from diffstride._processes import process_count
 
+ITEMS = 300  # of a container in which modules are looked for: others hold data
 DEPTH = 4  # of functions and containers between a loss and a module that it names
 Label = TypeVar("Label")
 
@@ -85,9 +87,9 @@ def _parts(value: Any) -> Iterable[Any]:
     if isinstance(value, MethodType):
         return value.__self__, value.__func__, *getattr(value.__self__, "__dict__", {}).values()
     if isinstance(value, list | tuple):
-        return value
+        return value[:ITEMS]
     if isinstance(value, dict):
-        return value.values()
+        return islice(value.values(), ITEMS)
     if isinstance(value, FunctionType) and not value.__module__.startswith("torch."):
         with suppress(ValueError):  # a variable that has no value yet
             closure, names = getclosurevars(value)[:2]
