@@ -191,12 +191,70 @@ def rolled(m, x):
     return m.b(shifted(m.a(x), [2, 2]))
 
 
-FORWARDS = [branch, zeros, formatted, assigned, rolled]
+def expanded(m, x):
+    x = m.a(x)
+    gains = torch.arange(4.0).expand(len(x), 4)
+    grid = torch.linspace(-1, 1, 64)[None, None, : x.shape[2], None]
+    return m.b(x * gains[:, :, None, None] + grid.new_ones(len(x), 1, *x.shape[2:]) * grid)
+
+
+FORWARDS = [branch, zeros, formatted, assigned, rolled, expanded]
 
 
 @pytest.mark.parametrize("forward", FORWARDS, ids=lambda forward: forward.__name__)
 def test_tensors_and_sizes_may_be_used_as_in_the_network(forward):
     check(two(forward), X)
+
+
+class Storing(nn.Module):
+    """Adds a grid of the size of a map, which it stores until a map of another size comes."""
+
+    def __init__(self, grid, fits):
+        super().__init__()
+        self.register_buffer("grid", grid, persistent=False)
+        self.fits = fits
+
+    def forward(self, x):
+        if self.grid is None or not self.fits(self.grid, x):
+            self.grid = torch.ones(1, 1, *x.shape[2:])
+        return x + self.grid[:, :, : x.shape[2], : x.shape[3]]
+
+
+class StoringPlainTensors(Storing):
+    def __init__(self, grid, fits):
+        nn.Module.__init__(self)
+        self.grid, self.fits = grid, fits
+
+
+@pytest.mark.parametrize("ran_before", [True, False])
+@pytest.mark.parametrize("kind", [Storing, StoringPlainTensors])
+@pytest.mark.parametrize("grid", [None, torch.ones(1, 1, 1, 1)])
+@pytest.mark.parametrize("size", ["same", "at least"])
+def test_tensors_made_anew_for_maps_of_another_size_follow_strides(kind, grid, size, ran_before):
+    def fits(grid, x):
+        if size == "same":
+            return grid.shape[2:] == x.shape[2:]
+        return grid.shape[2] >= x.shape[2] and grid.shape[3] >= x.shape[3]
+
+    net = two(lambda m, x: m.b(m.grid(m.a(x))), grid=kind(grid, fits))
+    if ran_before:
+        net(X)
+    converted = check(net, X)
+    CostBudget(converted, X)  # which runs it on shapes again
+    assert type(converted.grid.grid) is torch.Tensor
+
+
+def test_a_network_that_stores_sizes_and_fails_at_twice_its_size_is_as_it_was():
+    def forward(m, x):
+        m.sizes.append(x.shape[2:])
+        if x.shape[2] == 64:
+            raise ValueError("too large")
+        return m.b(m.a(x))
+
+    net = two(forward)
+    net.sizes = []
+    check(net, X)
+    assert net.sizes == [X.shape[2:]]
 
 
 def test_modules_made_in_forward_are_run():

@@ -146,15 +146,8 @@ def run_network(
     with restoring(model), shapes_only(fake_mode) as counter:
         given = as_inputs(model, example)
         inputs = tree_map_only(Tensor, partial(empty_like_weights, model=model), given)
-        for module in model.modules():
-            if "forward" not in vars(module):
-                if isinstance(module, SizedPooling):
-                    vars(module)["forward"] = partial(_pooled, module)
-                elif _keeps_shape(module):
-                    vars(module)["forward"] = torch.empty_like
         try:
-            with StepsAtOnce():
-                output = model(*inputs)
+            output = call_on_shapes(model, inputs)
         except Exception as error:
             inside = counter.mod_tracker.parents - {"Global"}
             inner = max(inside, key=len, default="")
@@ -165,6 +158,26 @@ def run_network(
             if name != "Global"
         }
     return NetworkRun(output, costs | {"": counter.get_total_flops() // 2})
+
+
+def call_on_shapes(model: nn.Module, inputs: tuple) -> Any:
+    """What a network returns for fake inputs, inside of `shapes_only`."""
+    replaced = []
+    for module in model.modules():
+        if "forward" not in vars(module):
+            if isinstance(module, SizedPooling):
+                vars(module)["forward"] = partial(_pooled, module)
+            elif _keeps_shape(module):
+                vars(module)["forward"] = torch.empty_like
+            else:
+                continue
+            replaced.append(module)
+    try:
+        with StepsAtOnce():
+            return model(*inputs)
+    finally:
+        for module in replaced:
+            del vars(module)["forward"]
 
 
 def _pooled(layer: SizedPooling, x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ _ONE_THREAD = threading.RLock()
 
 
 @contextmanager
-def restoring(model: nn.Module) -> Iterator[None]:
+def restoring(model: nn.Module) -> Iterator["Snapshot"]:
     """Restore the buffers and attributes of a model after parts of it have run.
 
     A norm updates its statistics, and even on fake tensors a true buffer, such as a count of
@@ -33,7 +33,7 @@ def restoring(model: nn.Module) -> Iterator[None]:
         outer = _SNAPSHOTS.get(model)
         snapshot = _SNAPSHOTS[model] = outer or Snapshot(model)
         try:
-            yield
+            yield snapshot
         finally:
             if outer is None:
                 del _SNAPSHOTS[model]
@@ -56,6 +56,10 @@ class Snapshot:
                 # A container without changes is not written to: it may be read-only.
                 if (container or content) and _changed(container, content):
                     stack.callback(_restore, container, content)
+
+    def stores_others(self) -> bool:
+        """Whether the model holds other values than it did, or another number of them."""
+        return any(_changed(container, content) for container, content in self._contents)
 
 
 # Of the models that are being analysed: a snapshot of a large model takes half a second.

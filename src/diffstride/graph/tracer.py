@@ -40,17 +40,13 @@ from diffstride.graph.example_inputs import (
 from diffstride.graph.fake_run import run_node, shapes_of, shapes_only
 from diffstride.graph.leaf_modules import Leaf, as_leaves, is_leaf, recorded_leaves
 from diffstride.graph.restoring import restoring
+from diffstride.graph.size_arguments import FACTORIES, recording_methods
+from diffstride.graph.stored_sizes import another_size_stored
 from diffstride.graph.trace_errors import ReadsDataError, explain
 from diffstride.graph.value_proxies import as_proxy
 from diffstride.pooling.base import SizedPooling
 
 IN_PLACE = ("iadd", "isub", "imul", "itruediv", "setitem")  # operators
-
-# They take sizes one by one, or in a list, where torch does not look for proxies.
-FACTORIES = (
-    *(torch.zeros, torch.ones, torch.empty, torch.full, torch.rand, torch.randn, torch.randint),
-    *(torch.eye, torch.arange, torch.linspace, torch.tensor, torch.as_tensor),
-)
 
 
 @dataclass(frozen=True)
@@ -193,8 +189,21 @@ def trace(model: nn.Module, example: Any, leaf_modules: Iterable[Leaf] = ()) -> 
     """
     inputs = as_inputs(model, example)
     check_traceable(model, inputs)
-    traced = Trace(model, FakeTensorMode(allow_non_fake_inputs=True), batch_size(inputs))
-    with restoring(model), shapes_only(traced.fake_mode) as counter:
+    fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with restoring(model):
+        traced = _record(model, inputs, leaf_modules, fake_mode)
+        if traced.constants:  # of an ``if`` that asks whether a stored tensor fits, perhaps
+            with another_size_stored(model, inputs, fake_mode) as is_stored:
+                if is_stored:
+                    traced = _record(model, inputs, leaf_modules, fake_mode)
+    return traced
+
+
+def _record(
+    model: nn.Module, inputs: tuple, leaf_modules: Iterable[Leaf], fake_mode: FakeTensorMode
+) -> Trace:
+    traced = Trace(model, fake_mode, batch_size(inputs))
+    with restoring(model), shapes_only(fake_mode) as counter, recording_methods():
         fakes = tree_map_only(Tensor, partial(empty_like_weights, model=model), inputs)
         tracer = Tracer(traced, fakes, leaf_modules, counter)
         try:
