@@ -1,12 +1,11 @@
 """`train`: trains a network and its strides on images or sounds, with or without Gin."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from numbers import Integral, Real
+from math import ceil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,6 +32,7 @@ from diffstride.training.network import (
     count_strides,
     resolve_budget,
 )
+from diffstride.training.options import StrideRule, check_options, check_range, choose_rule
 from diffstride.training.run_folder import (
     find_checkpoint,
     find_finished,
@@ -45,7 +45,6 @@ from diffstride.training.time_estimate import TimeEstimate
 from diffstride.training.trainer import (
     build_trainer,
     check_callbacks,
-    check_strategy,
     fit,
     quiet_lightning,
 )
@@ -53,9 +52,6 @@ from diffstride.training.weight_averaging import MovingAverage
 
 BOARD_PICTURES = 5
 """Pictures of a run on TensorBoard; each takes about a second."""
-StrideRule = Literal["gradient", "measured"]
-MAX_THREADS = 1024
-"""More threads than machines have cores; many more end the process."""
 
 
 def train(
@@ -151,22 +147,11 @@ def train(
     """
     check_arguments(train, locals())
     num_epochs, seed, threads, budget = as_python((num_epochs, seed, threads, budget))
-    _check_range("num_epochs", num_epochs, 1, math.inf, Integral)
-    _check_range("seed", seed, 0, 2**63 - 1, Integral)
-    _check_range("label_smoothing", label_smoothing, 0, 1)
-    _check_range("stride_penalty", stride_penalty, 0, math.inf)
-    for_gradients = _options_for_gradients(stride_phase, stride_penalty)
-    _check_rule(stride_rule, budget, for_gradients)
-    StridePhase(*stride_phase)  # raises if a share is out of its range
-    check_strategy(strategy)
-    _check_optimizer(optimizer)
-    if weight_averaging is not None:
-        _check_averaging(weight_averaging, str(precision))
+    check_options(locals())
     keep_freed_memory()
     if is_single_process(devices, strategy):
         set_main_process()
     if threads is not None:
-        _check_range("threads", threads, 1, MAX_THREADS, Integral)
         torch.set_num_threads(threads)
     workdir, callbacks = expand_home(workdir), check_callbacks(callbacks)
     data = datasets(seed=seed)
@@ -174,10 +159,10 @@ def train(
         network = build_network(model, data, seed)
     check_strides(network, stride_penalty=stride_penalty, budget=budget)
     allowed = None if budget is None else resolve_budget(budget, network, model, data)
-    shares = budget is not None and count_strides(network) > 1
-    rule = stride_rule or ("measured" if shares and not for_gradients else "gradient")
+    shared_out = 0 if budget is None else count_strides(network)
+    rule = stride_rule or choose_rule(shared_out, stride_phase, stride_penalty)
     decay = getattr(network, "weight_decay", 0.0) if weight_decay is None else weight_decay
-    _check_range("weight_decay", decay, 0, math.inf)
+    check_range("weight_decay", decay)
     rates = stride_learning_rate, bias_learning_rate
     build_optimizer = partial(_build_optimizer, optimizer, network, decay, *rates)
     with explain_build_errors("optimizer or the schedule"):
@@ -201,8 +186,8 @@ def train(
     if finished is not None:
         return finished
     precision = choose_precision(precision, accelerator)
-    own = _build_callbacks(data.image_shape, stride_phase, allowed, rule)
-    own.append(BoardPictures(every=math.ceil(num_epochs / BOARD_PICTURES)))
+    pictures = BoardPictures(every=ceil(num_epochs / BOARD_PICTURES))
+    own = [*_build_callbacks(data.image_shape, stride_phase, allowed, rule), pictures]
     average = [] if weight_averaging is None else [MovingAverage(weight_averaging)]
     with quiet_lightning(), hold_folder(workdir):
         checkpoint, record, step = find_checkpoint(workdir / CHECKPOINTS, network, settings)
@@ -274,54 +259,3 @@ def _build_callbacks(
     if tuple(stride_phase) != (0, 1):
         callbacks.insert(0, StridePhase(*stride_phase, network="network"))
     return callbacks
-
-
-def _check_range(
-    name: str, value: float, lowest: float, highest: float, kind: type[Real] = Real
-) -> None:
-    if isinstance(value, kind) and lowest <= value <= highest and value != math.inf:
-        return
-    what = "a whole number" if kind is Integral else "a number"
-    limits = f"of at least {lowest}" if highest == math.inf else f"from {lowest} to {highest}"
-    raise ValueError(f"{name} must be {what} {limits}, but got {value!r}")
-
-
-def _options_for_gradients(phase: tuple[float, float], penalty: float) -> dict[str, Any]:
-    """The options that are set and act on the gradients of the strides alone."""
-    set_phase = {"stride_phase": phase} if tuple(phase) != (0, 1) else {}
-    return set_phase | ({"stride_penalty": penalty} if penalty else {})
-
-
-def _check_rule(rule: StrideRule | None, budget: Any, for_gradients: dict[str, Any]) -> None:
-    if rule != "measured":
-        return
-    if budget is None:
-        raise ValueError(
-            "stride_rule='measured' shares out a budget, but there is none: set budget='strided' "
-            "or a number of multiply-adds, or leave stride_rule out"
-        )
-    if for_gradients:
-        name, value = next(iter(for_gradients.items()))
-        raise ValueError(
-            f"{name}={value!r} is for strides that learn by their gradients, but stride_rule is "
-            "'measured': leave one of them out"
-        )
-
-
-def _check_averaging(decay: float, precision: str) -> None:
-    if not (isinstance(decay, Real) and 0 <= decay < 1):
-        raise ValueError(f"weight_averaging must be at least 0 and below 1, but got {decay!r}")
-    if precision in ("bf16-true", "16-true", "64-true", "64"):
-        other = "32-true" if "64" in precision else precision.replace("true", "mixed")
-        raise ValueError(
-            f"weight_averaging={decay!r} needs weights in float32, but precision is "
-            f"{precision!r}: use {other!r}"
-        )
-
-
-def _check_optimizer(optimizer: Any) -> None:
-    if "weight_decay" in getattr(optimizer, "keywords", {}):
-        raise ValueError(
-            "the weight_decay of the optimizer would have no effect, as every parameter group has "
-            "its own: set the weight_decay of the training instead"
-        )
