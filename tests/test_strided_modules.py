@@ -89,6 +89,19 @@ def test_a_slice_that_skips_samples_is_named_with_its_replacement():
         convert(model, x)
 
 
+@pytest.mark.parametrize("of_module", [True, False])
+def test_interpolation_to_a_smaller_map_is_reported(of_module):
+    def forward(net, x):
+        smaller = net.resize(x) if of_module else F.interpolate(x, scale_factor=0.5, mode="area")
+        return net.conv(F.interpolate(smaller, scale_factor=3.0))
+
+    conv, resize = nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.Upsample(scale_factor=0.5)
+    converted = convert(networks.Net(forward, conv=conv, resize=resize), torch.rand(IMAGE))
+    left_out = converted.conversion.left_out
+    assert list(left_out) == ["resize" if of_module else "upsample_0"]
+    assert "put a DiffStride in its place" in next(iter(left_out.values()))
+
+
 def test_slices_of_channels_and_of_the_batch_are_no_strides():
     class Gated(nn.Module):
         def forward(self, x):

@@ -22,6 +22,7 @@ Filter = Callable[[nn.Module, str], bool]
 
 UNUSED = "its output is not used"
 FIXED = "a pooling layer of fixed strides: put a DiffStride in its place"
+SCALES = "interpolates to a smaller map, whose scale stays: put a DiffStride in its place"
 PATCHIFIES = "patchifying convolution: its patches do not overlap (patchify=True takes it)"
 
 
@@ -74,6 +75,8 @@ def _examine(
         return _strided_function(trace, node)
     if name not in included and isinstance(module, SizedPooling):
         return FIXED if _has_fixed_strides(module) else None
+    if isinstance(module, nn.Upsample) and _makes_smaller(trace, node):
+        return SCALES
     if name not in included and max(stride_of(module)) <= 1:
         return None
     if is_among(leaf_modules, name, module):
@@ -113,6 +116,11 @@ def _has_fixed_strides(module: SizedPooling) -> bool:
     """Whether a pooling layer of this library has strides that cannot learn."""
     strides = getattr(module, "strides", ())
     return isinstance(strides, tuple) and max(strides, default=1) > 1
+
+
+def _makes_smaller(trace: Trace, node: fx.Node) -> bool:
+    maps = trace.maps(node)
+    return maps is not None and maps[1][0, 0].numel() < maps[0][0, 0].numel()
 
 
 def _reason_to_skip(
