@@ -686,8 +686,34 @@ def test_an_if_on_odd_sizes_is_refused():
         return net.b(x)
 
     converted = convert(two(forward), X, order="before")
-    with pytest.raises(ValueError, match=r"times the strides .* an `if` in the model itself"):
+    with pytest.raises(ValueError, match=r"times the strides .* an `if` in the model .* F\.pad"):
         MultiplyAdds(converted, X)
+
+
+def of_even_size(m, x):
+    x = m.a(x)
+    return m.b(F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2)))
+
+
+def in_windows(m, x):
+    """Attention in windows of four samples, of a map that is padded to whole windows."""
+    x = m.a(x)
+    b, c, h, w = x.shape
+    x = F.pad(x, (0, -w % 4, 0, -h % 4))
+    rows, columns = x.shape[2] // 4, x.shape[3] // 4
+    windows = x.view(b, c, rows, 4, columns, 4).permute(0, 2, 4, 3, 5, 1).reshape(-1, 16, c)
+    windows = (windows @ windows.mT) @ windows
+    x = windows.view(b, rows, columns, 4, 4, c).permute(0, 5, 1, 3, 2, 4)
+    return m.b(x.reshape(b, c, 4 * rows, 4 * columns)[:, :, :h, :w])
+
+
+@pytest.mark.parametrize("forward", [of_even_size, in_windows])
+def test_maps_padded_to_a_multiple_have_a_cost(forward):
+    converted = check(two(forward), X)
+    for layer in stride_layers(converted).values():
+        layer.strides.data.fill_(1.5)
+    budget = CostBudget(converted, X, fraction=0.9)
+    assert 0.9 < budget.cost.value() / budget.multiply_adds <= 1  # windows are a coarse step
 
 
 def test_numbers_in_buffers_may_be_compared():

@@ -80,7 +80,8 @@ def _numbers(readers: list[str]) -> str:
         return ""
     return (
         ". A size is turned into a number by int(), float(), math, range(), by counting parts or "
-        f"an `if` in {' and '.join(readers[:3])}: use the size itself"
+        f"an `if` in {' and '.join(readers[:3])}: use the size itself, as in F.pad(x, (0, "
+        "x.shape[-1] % 2)) for odd sizes, without an `if`"
     )
 
 

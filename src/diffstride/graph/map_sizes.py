@@ -8,6 +8,7 @@ from math import floor, prod
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx
 
 from diffstride.graph.fake_run import run_node
@@ -148,10 +149,11 @@ class MapSizes:
         ]
         number = self._computed_number(node, dim)
         factors = proportional(dim, dict.fromkeys(dim for *_, dim in operands), most=3)
-        if factors is None and number is None and node.target is operator.getitem:
-            number = self._slice_size(node, axis)
-        if factors is None and number is not None:
-            factors = number.moving_dims[:1]  # about proportional
+        if factors is None and number is None and node.target in (operator.getitem, F.pad):
+            number = self._size_by_numbers(node, axis)
+        if factors is None and number is not None:  # about proportional to what it comes from
+            same_axis = [operand for _, i, operand in operands if i == axis]
+            factors = (same_axis or number.moving_dims)[:1]
         size = None
         if factors:
             scale = dim.size / prod(factor.size for factor in factors)
@@ -172,8 +174,8 @@ class MapSizes:
                     continue
         return None
 
-    def _slice_size(self, node: fx.Node, axis: int) -> "ComputedNumber | None":
-        """The size of a slice, which is shorter where the map is smaller than its end."""
+    def _size_by_numbers(self, node: fx.Node, axis: int) -> "ComputedNumber | None":
+        """The size of a slice, shorter where the map is smaller than its end, or a padded map."""
         try:
             return ComputedNumber(node, self._groups, self, axis)
         except LookupError:
