@@ -77,7 +77,7 @@ class Step:
         self.after_step: Callable[[], None] = lambda: None
         if stage in ("held", "measured"):
             budget = CostBudget(network, example, before)
-            budget.compute_gradients(stage == "held")
+            budget.held.compute_gradients(stage == "held")
             self.after_step = budget.project_ if stage == "held" else self.after_step
         self.multiply_adds = MultiplyAdds(network, example).value()
         self.network = network.train().to(memory_format=torch.channels_last)  # type: ignore

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from networks import IMAGE
@@ -315,6 +316,21 @@ def test_budgets_are_copied_with_their_network(copied):
     assert again.cost.value() == budget.cost.value()
 
 
+def test_a_budget_of_strides_that_were_fixed_is_copied():
+    net = nn.Sequential(DiffStride(2.0), nn.Conv2d(1, 8, 3, padding=1))
+    budget = CostBudget(net, torch.zeros(1, 1, 32, 32))
+    net[0].strides.requires_grad_(False)
+    assert copy.deepcopy(budget).multiply_adds == budget.multiply_adds
+
+
+def test_a_checkpoint_with_a_budget_by_a_numpy_number_is_loaded(tmp_path):
+    net = nn.Sequential(DiffStride(2.0), nn.Conv2d(1, 16, 3, padding=1))
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    CostBudget(net, torch.zeros(1, 1, 64, 64), fraction=np.float64(0.9)).attach(optimizer)
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    optimizer.load_state_dict(torch.load(tmp_path / "optimizer.pt"))
+
+
 def test_the_cost_before_is_for_images_of_one_size():
     with pytest.raises(ValueError, match=r"an example of shape .*: pass one of that size, or mult"):
         CostBudget(network(), torch.zeros(1, X.shape[1], 64, 48), "before")
@@ -363,7 +379,7 @@ def test_a_budget_that_is_attached_again_has_the_state_of_one_attached_once():
 def test_an_attach_that_fails_leaves_gradients_and_warnings_as_they_were():
     model, images = network(), torch.rand_like(X)
     budget = CostBudget(model, X)
-    budget.compute_gradients(False)
+    budget.held.compute_gradients(False)
     with pytest.raises(ValueError, match="holds none of the network's strides"):
         budget.attach(torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1))
     model(images).square().mean().backward()

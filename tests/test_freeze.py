@@ -55,7 +55,7 @@ def test_outputs_are_the_same_and_no_strides_learn(edge):
 def test_converted_networks(name):
     pytest.importorskip(name.split("/")[0])
     x = networks.example(name)
-    model = convert(networks.build(name).eval(), x)
+    model = convert(networks.build_network(name).eval(), x)
     networks.move_strides(model)
     assert_same(freeze(model, x)(x), model(x), 1e-6)
 
@@ -154,6 +154,12 @@ def test_a_layer_that_the_example_did_not_reach_refuses_maps():
         freeze(nn.Sequential(network), torch.rand(1, 1, 8, 8))[0]["unused"](torch.rand(1, 1, 8, 8))
 
 
+def test_a_layer_that_is_called_by_keyword_is_frozen():
+    net = networks.Net(lambda m, x: m.pool(x=x), pool=DiffStride(2.0))
+    x = torch.rand(1, 1, 16, 16)
+    assert torch.allclose(freeze(net, x)(x), net(x), atol=1e-5)
+
+
 def test_a_layer_called_on_two_sizes_has_matrices_for_both():
     pool = DiffStride(1.6, **WINDOWED)
     model = nn.Sequential(pool, nn.ReLU(), pool)
@@ -173,8 +179,8 @@ def test_a_frozen_network_costs_what_it_cost(order):
 
 def test_rounding_gives_the_sizes_of_strided_networks():
     x = torch.rand(1, 3, 32, 32)
-    model = convert(networks.build("torchvision/resnet18").eval(), x, min_channels=0)
-    strided, sizes = networks.build("torchvision/resnet18").eval(), []
+    model = convert(networks.build_network("torchvision/resnet18").eval(), x, min_channels=0)
+    strided, sizes = networks.build_network("torchvision/resnet18").eval(), []
     for layer in stride_layers(model).values():
         layer.strides.data.copy_(torch.tensor([1.8, 2.3]))
     frozen = freeze(model, x, round_to=1)
@@ -314,7 +320,7 @@ def test_onnxruntime_gives_the_same_outputs_for_any_batch(name, tmp_path):
         model, x = learned()
     else:
         x = torch.rand(2, 3, 32, 32)
-        model = convert(networks.build(name).eval(), x)
+        model = convert(networks.build_network(name).eval(), x)
         networks.move_strides(model, high=1.8)
     batch = torch.export.Dim("batch", min=1, max=64)
     file = str(tmp_path / "model.onnx")

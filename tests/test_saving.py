@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from diffstride import (
     CostBudget,
+    DiffStride,
     MultiplyAdds,
     convert,
     freeze,
@@ -150,6 +152,13 @@ def test_rounded_strides_are_loaded_as_rounded(tmp_path):
     loaded = load(convolutions(), tmp_path / "frozen.pt")
     check_equal(loaded, frozen)
     assert MultiplyAdds(loaded, EXAMPLE).value() == MultiplyAdds(frozen, EXAMPLE).value()
+
+
+def test_a_frozen_single_layer_is_rebuilt_with_numbers_of_numpy():
+    layer = DiffStride(2.0, smoothness_factor=np.float32(4))
+    frozen = freeze(layer, torch.zeros(1, 1, 32, 32), round_to=np.int64(2))
+    again = rebuild(DiffStride(2.0), json.loads(json.dumps(recipe(frozen))))
+    assert repr(again) == repr(frozen) == "FrozenPooling((32, 32) -> (16, 16))"
 
 
 def test_a_part_that_was_converted_or_frozen_is_rebuilt_in_its_place(tmp_path):

@@ -371,6 +371,22 @@ def insist(m, x):
     return x
 
 
+def test_calls_after_an_error_that_the_network_catches_have_their_own_owner():
+    class Fast(nn.Module):
+        def forward(self, x):
+            return x.view(3, -1)
+
+    def forward(m, x):
+        try:
+            return m.fast(x)
+        except RuntimeError:
+            return F.max_pool2d(x, 2)
+
+    traced = trace(Net(forward, fast=Fast()), torch.zeros(1, 1, 8, 8))
+    (pool,) = [node for node in traced.graph.nodes if node.op == "call_function"]
+    assert traced.owners[pool] == ""
+
+
 def test_the_line_that_cannot_be_traced_is_quoted():
     net, x = Net(insist), torch.zeros(1, 4, 8, 8)
     with pytest.raises(ValueError, match=r"at 'assert.* line \d+\).*module of its own.*leaf_modu"):

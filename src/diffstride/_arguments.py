@@ -253,3 +253,17 @@ def check_input_size(layer: Any, input_size: Sequence[int]) -> None:
         raise ValueError(
             f"input_size must be {layer.num_axes} positive lengths, but got {tuple(input_size)}"
         )
+
+
+def check_counts(least: int = 1, /, **counts: Any) -> None:
+    """Refuse numbers that are not whole, or below ``least``.
+
+    >>> check_counts(width=0)
+    Traceback (most recent call last):
+    ValueError: width must be a whole number of at least 1, but got 0
+    """
+    for name, count in counts.items():
+        if not isinstance(count, Integral) or int(count) < least:
+            raise ValueError(
+                f"{name} must be a whole number of at least {least}, but got {count!r}"
+            )

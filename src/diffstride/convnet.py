@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffstride._arguments import check_counts
 from diffstride.resnet import (
     CONVOLUTIONS,
     PoolingFactory,
     Stride,
     batch_norm,
     check_block,
-    check_counts,
     check_num_axes,
     downsampling,
     parse_strides,

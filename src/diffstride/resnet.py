@@ -4,13 +4,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from diffstride._arguments import as_strides, as_whole_numbers
+from diffstride._arguments import as_strides, as_whole_numbers, check_counts
 from diffstride._wording import counted
 
 Stride = float | Sequence[float]
@@ -94,13 +94,6 @@ def check_num_axes(num_axes: Any) -> None:
     """Refuse numbers of spatial axes that no convolution has."""
     if num_axes not in (1, 2, 3):
         raise ValueError(f"num_axes must be 1, 2 or 3, but got {num_axes!r}")
-
-
-def check_counts(**counts: Any) -> None:
-    """Refuse numbers of channels or layers that are not whole or below 1."""
-    for name, count in counts.items():
-        if not isinstance(count, Integral) or count < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, but got {count!r}")
 
 
 def check_block(num_layers: int = 1, order: str = "after") -> None:

@@ -29,13 +29,14 @@ from diffstride.conversion.record import (
     records,
     without_data,
 )
-from diffstride.conversion.strided_call import StridedCall
-from diffstride.conversion.strided_modules import (
+from diffstride.conversion.stride_search import (
     PATCHIFIES,
     Filter,
+    Search,
     check_filter,
     find_strided_calls,
 )
+from diffstride.conversion.strided_call import StridedCall
 from diffstride.conversion.whole_map_pooling import pool_whole_maps
 from diffstride.cost.consistency import STRIDE_FACTORS, failed_at, scaled_strides
 from diffstride.cost.multiply_adds import MultiplyAdds
@@ -179,23 +180,6 @@ def convert(
     return converted
 
 
-class Search(NamedTuple):
-    """What to look for in a network: the arguments of `convert` of these names.
-
-    ``min_channels`` is 0 where layers may not start at a stride of 1.
-    """
-
-    order: Order
-    min_channels: int
-    filter_fn: Filter | None
-    include: tuple[str, ...]
-    patchify: bool
-    keep_ones: bool
-    leaf_modules: Sequence[Leaf]
-    shared_stride: bool
-    upper_limit_stride: Limit
-
-
 class Found(NamedTuple):
     """What a network has to convert.
 
@@ -241,9 +225,7 @@ def _find(converted: nn.Module, example: Any, search: Search) -> Found:
 
 def _find_in(traced: Trace, search: Search) -> Found:
     names = [name for name in search.include if not isinstance(traced.modules.get(name), Pooled)]
-    calls, left_out = find_strided_calls(
-        traced, search.filter_fn, names, search.patchify, search.leaf_modules
-    )
+    calls, left_out = find_strided_calls(traced, search, names)
     for call in calls:
         if not search.shared_stride:
             call.kept = _kept_axes(call.strides, search.keep_ones, search.upper_limit_stride)
@@ -316,7 +298,7 @@ def _record(converted: nn.Module, found: Found, example: Any, options: dict[str,
     calls = [call for group in found.groups for call in group.calls]
     modules = tuple(dict.fromkeys(call.name for call in calls))
     training = found.trace.model.training
-    step = ConversionStep(without_data(example), options, modules, dict(found.left_out), training)
+    step = ConversionStep(without_data(example), options, modules, training)
     conversion.steps.append(step)
     for call in calls:
         conversion.strides[call.name] = stride_of(call.module, len(call.strides))
@@ -373,9 +355,15 @@ def _check_runs(model: nn.Module, converted: nn.Module, traced: Trace, example: 
             with scaled_strides(layers, factor):
                 run()
         except NetworkRunError as error:
-            # At larger strides maps may be too small, which the cost of a network knows.
-            if factor < 1 or not MultiplyAdds(converted, example).has_empty_maps:
+            if factor < 1 or not _has_empty_maps(converted, example):
                 raise ValueError(failed_at(factor, error, [])) from error
+
+
+def _has_empty_maps(converted: nn.Module, example: Any) -> bool:
+    """Whether maps may be too small at larger strides, which the cost of a network knows."""
+    with suppress(ValueError):  # the cost is unknown
+        return MultiplyAdds(converted, example).has_empty_maps
+    return False
 
 
 def _check_model(model: nn.Module) -> None:

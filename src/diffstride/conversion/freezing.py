@@ -1,14 +1,16 @@
 """Freeze learned strides for deployment: constant matrices in place of pooling layers."""
 
+from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from diffstride._arguments import check_network
 from diffstride.conversion.network_copies import Model, deep_copy, replace_modules
 from diffstride.conversion.recipes import keep_in_config
 from diffstride.graph.example_inputs import cast_to_weights
+from diffstride.graph.fake_run import first_argument
 from diffstride.graph.restoring import evaluating
 from diffstride.pooling.base import SpectralPooling
 from diffstride.pooling.frozen import FrozenPooling, is_frozen
@@ -58,11 +60,10 @@ def freeze(model: Model, example: Any, round_to: float | None = None) -> Model:
     if not frozen:
         raise ValueError(_why_not(model))
     replace_modules(root, frozen)
-    hooks = [layer.register_forward_pre_hook(_add_size) for layer in frozen.values()]
-    with torch.no_grad(), evaluating(root):
+    with ExitStack() as hooks, torch.no_grad(), evaluating(root):
+        for layer in frozen.values():
+            hooks.callback(layer.register_forward_pre_hook(_add_size, with_kwargs=True).remove)
         root[0](*cast_to_weights(example, model))
-    for hook in hooks:
-        hook.remove()
     keep_in_config(root[0])
     return root[0]  # type: ignore[return-value]
 
@@ -80,7 +81,8 @@ def _why_not(model: nn.Module) -> str:
     )
 
 
-def _add_size(layer: FrozenPooling, args: tuple[Tensor, ...]) -> None:
-    size = tuple(args[0].shape[2:])
+def _add_size(layer: FrozenPooling, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    x = first_argument(args, kwargs)
+    size = tuple(x.shape[2:])
     if size not in layer.plans:
-        layer.add_size(size, args[0].dtype, args[0].device)
+        layer.add_size(size, x.dtype, x.device)

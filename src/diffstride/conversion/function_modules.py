@@ -65,7 +65,7 @@ class Call(NamedTuple):
     index: int
 
 
-Found = dict[nn.Module, dict[Call, tuple[nn.Module, dict[str, Any]]]]
+Replacements = dict[nn.Module, dict[Call, tuple[nn.Module, dict[str, Any]]]]
 """For each module that calls functions, the module to call instead and the call's arguments."""
 
 
@@ -201,7 +201,7 @@ class _Recording(_Watching):
             leave.remove()
 
 
-def find_functions(trace: Trace, example: Any) -> Found:
+def find_functions(trace: Trace, example: Any) -> Replacements:
     """The functions that stride or enlarge: by the module that calls them, the module to call.
 
     Functions stay where their arguments depend on sizes, where they are called with other arguments
@@ -216,7 +216,7 @@ def find_functions(trace: Trace, example: Any) -> Found:
             run_network(trace.model, example, trace.fake_mode)
     except NetworkRunError:
         return {}
-    found: Found = {}
+    found: Replacements = {}
     for owner, own in _by_owner(trace, nodes).items():
         calls = [each[1:] for each in recording.calls if each[0] is owner]
         if len(calls) == len(own):  # else the trace differs
@@ -240,7 +240,7 @@ def _modules_of(
     }
 
 
-def replace_functions(found: Found) -> None:
+def replace_functions(found: Replacements) -> None:
     """Have modules call the given modules in place of functions, in place."""
     for owner, modules in found.items():
         for call, (module, options) in modules.items():

@@ -119,11 +119,7 @@ def resample_convolution(conv: Conv, taps: Sequence[CoarseTaps]) -> None:
     conv.dilation = tuple(axis.dilation for axis in taps)
     if conv.padding_mode == "zeros" and conv.padding in ("valid", (0,) * len(taps)):
         conv.padding_mode = "replicate"  # without padding it has seen no zeros
-    set_padding(conv, [axis.pads for axis in taps])
-
-
-def set_padding(conv: Conv, pads: Sequence[tuple[int, int]]) -> None:
-    """Make a convolution pad by so many samples before and behind each axis."""
+    pads = [axis.pads for axis in taps]
     set_conv_padding(conv, [size for pair in reversed(pads) for size in pair])
     conv.padding = tuple(before for before, _ in pads)
     if conv.padding_mode == "zeros" and any(before != behind for before, behind in pads):

@@ -1,6 +1,5 @@
 """Rebuild a converted or frozen network by its recipe."""
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -75,7 +74,7 @@ def _rebuild(model: Model, recipe: Recipe) -> Model:
         layer = _submodule(root, name)
         frozen[layer] = frozen.get(layer) or _frozen_again(description)
         # Only here: a part may be frozen while another one keeps the layer that they shared.
-        parent, _, child = f"0.{name}".rpartition(".")
+        parent, _, child = f"0.{name}".rstrip(".").rpartition(".")
         setattr(root.get_submodule(parent), child, frozen[layer])
     set_modes({each: modes.get(name, model.training) for name, each in root.named_modules()})
     return root[0]  # type: ignore[return-value]
@@ -140,7 +139,6 @@ def _convert_again(model: nn.Module, step: dict[str, Any]) -> nn.Module:
             what = f"{name!r} has {made.get(name)}, not {wanted[name]}"
             raise ValueError(f"{DIFFERS} ({what}): {ADVICE}")
     record.left_out = dict(step["left_out"])
-    record.steps[-1] = replace(record.steps[-1], left_out=record.left_out)
     return converted
 
 

@@ -82,7 +82,7 @@ def _describe_step(part: str, record: Conversion, step: ConversionStep) -> dict[
         "example": describe_example(step.example),
         "options": {name: _as_json(value) for name, value in options.items()},
         "modules": converted_modules(record, step),
-        "left_out": step.left_out,
+        "left_out": record.left_out,
         "training": step.training,
     }
 
@@ -111,8 +111,8 @@ def _describe_frozen(layer: FrozenPooling) -> dict[str, Any]:
     dtype = next((str(matrix.dtype) for matrix in layer.buffers()), "torch.float32")
     return {
         "strides": list(layer.frozen_strides),
-        "settings": list(layer.settings),
-        "round_to": layer.round_to,
+        "settings": _as_json(layer.settings),
+        "round_to": _as_json(layer.round_to),
         "fixed_size": layer.fixed_size and list(layer.fixed_size),
         "sizes": [list(size) for size in layer.plans],
         "dtype": dtype.removeprefix("torch."),

@@ -20,14 +20,12 @@ class ConversionStep:
         example: the example on the meta device: shapes without data.
         options: the other arguments, without ``filter_fn``.
         modules: the modules that were converted.
-        left_out: the reason for each module that strides and was not converted.
         training: whether the network was in training mode; None in files of older versions.
     """
 
     example: Any
     options: dict[str, Any]
     modules: tuple[str, ...]
-    left_out: dict[str, str]
     training: bool | None = None
 
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffstride.conversion.mixed_classes import Mixin, mix_in
-from diffstride.conversion.strided_modules import takes_whole_maps
+from diffstride.conversion.stride_search import takes_whole_maps
 from diffstride.graph.tracer import Trace
 
 FUNCTIONS: dict[type[nn.Module], Any] = {
@@ -26,7 +26,8 @@ class PoolsWholeMaps(Mixin):
 
     def forward(self, x: Tensor) -> Tensor:
         # One call of the same function: `function_modules` tells calls apart by their number.
-        return _function(self)(x, tuple(x.shape[2:]))
+        function: Any = next(each for kind, each in FUNCTIONS.items() if isinstance(self, kind))
+        return function(x, tuple(x.shape[2:]))
 
 
 def pool_whole_maps(trace: Trace) -> None:
@@ -41,7 +42,3 @@ def pool_whole_maps(trace: Trace) -> None:
         )
         if plain and set(maps[1].shape[2:]) == {1} and takes_whole_maps(trace, node):
             mix_in(options, PoolsWholeMaps)
-
-
-def _function(module: nn.Module) -> Any:
-    return next(each for kind, each in FUNCTIONS.items() if isinstance(module, kind))

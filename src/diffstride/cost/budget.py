@@ -106,13 +106,13 @@ class CostBudget(StridesOnBudget):
         amount, of_present = asked_amount(model, example, budget, fraction, multiply_adds)
         cost = MultiplyAdds(model, example, leaf_modules)
         self._present = cost.value()
-        allowed = amount * self._present if of_present else amount
+        allowed = float(amount * self._present if of_present else amount)  # NumPy's, too
         super().__init__(uncompiled(model), cost, allowed)
         self._before, before = known_cost_before(self.model, example), self.in_use
         self._hooks: list[StepHooks] = []
         costs = self.cost.by_module() if budget == "before" else {}
         self.aim_(before)
-        self.compute_gradients(True)
+        self.held.compute_gradients(True)
         self._start_watch()
         if budget == "before":
             warn_of_raised_strides(self.model, before, self.in_use, costs)
@@ -197,7 +197,7 @@ class CostBudget(StridesOnBudget):
         """
         hooks = AttachedBudget(optimizer, self)
         self.watch.stop()
-        self.compute_gradients(True)
+        self.held.compute_gradients(True)
         self._hooks.append(hooks)
         return hooks
 

@@ -6,14 +6,15 @@ shapes for example. A run of the network at other strides finds the others, and 
 trace does not show.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from torch import Tensor
 
 from diffstride._arguments import clamp_strides
 from diffstride.graph.fake_run import NetworkRun, NetworkRunError
+from diffstride.graph.minimum_sizes import EmptyMapError
 from diffstride.graph.stride_groups import StrideGroups
 from diffstride.graph.tracer import Trace
 
@@ -23,7 +24,51 @@ MORE_STRIDE_FACTORS = 1.05, 1.1, 1.2, 1.5, 1.7, 0.95, 0.9, 0.7
 COST_TOLERANCE = 0.02
 
 
-def check_same(trace: Trace, run: NetworkRun) -> None:
+def check_costs(
+    groups: StrideGroups,
+    layers: Collection[Any],
+    expected: Callable[[], float],
+    run: Callable[[], NetworkRun],
+) -> None:
+    """Run a network itself, at its own and at other strides, and compare shapes and costs.
+
+    Args:
+        groups: of the traced network.
+        layers: its pooling layers.
+        expected: the cost of one sample at the strides that the layers have, without the layers.
+        run: runs the network.
+
+    Raises:
+        ValueError: it fails, returns another shape or costs something else.
+    """
+    with suppress(NetworkRunError):  # it reads numbers: only its parts can be traced
+        _check_same(groups.trace, run())
+        readers = _numbers_read(groups)
+        for factor in (*STRIDE_FACTORS, *MORE_STRIDE_FACTORS * bool(readers)):
+            with scaled_strides(layers, factor) as moved, suppress(EmptyMapError):
+                if moved:
+                    _check_at(factor, expected(), run, groups.trace.batch, readers)
+
+
+def _check_at(
+    factor: float, expected: float, run: Callable[[], NetworkRun], batch: int, readers: list[str]
+) -> None:
+    """Compare costs at the strides that the layers have now, ``factor`` times their own."""
+    try:
+        actual = run().costs[""] / batch
+    except NetworkRunError as error:
+        if factor in STRIDE_FACTORS:
+            raise ValueError(failed_at(factor, error, readers)) from error
+        return
+    if abs(expected - actual) > COST_TOLERANCE * actual:
+        raise ValueError(
+            "the cost of the network does not follow from its strides alone: at "
+            f"{factor:.2f} times the strides {expected:,.0f} multiply-adds were expected, but "
+            f"there are {actual:,.0f}{_numbers(readers)}"
+        )
+
+
+def _check_same(trace: Trace, run: NetworkRun) -> None:
     """Check that a network does what was traced: shapes and multiply-adds, at its own strides.
 
     Raises:
@@ -35,16 +80,13 @@ def check_same(trace: Trace, run: NetworkRun) -> None:
             "does something else while torch.fx traces it"
         )
     if run.costs[""] != sum(trace.multiply_adds.values()):
-        name = max((name for name in run.costs if _differs(trace, run, name)), key=len)
+        traced = {name: _traced_cost(trace, name) for name in run.costs}
+        name = max((name for name in run.costs if run.costs[name] != traced[name]), key=len)
         raise ValueError(
             f"{repr(name) if name else 'the model itself'} costs {run.costs[name]:,} "
-            f"multiply-adds for the batch, but {_traced_cost(trace, name):,} where it is traced: "
+            f"multiply-adds for the batch, but {traced[name]:,} where it is traced: "
             "it does something else while torch.fx traces it; exclude it with leaf_modules"
         )
-
-
-def _differs(trace: Trace, run: NetworkRun, name: str) -> bool:
-    return run.costs[name] != _traced_cost(trace, name)
 
 
 def _traced_cost(trace: Trace, name: str) -> int:
@@ -66,15 +108,6 @@ def failed_at(factor: float, error: NetworkRunError, readers: list[str]) -> str:
     )
 
 
-def costs_at(factor: float, expected: float, actual: float, readers: list[str]) -> str:
-    """The message for a network that costs something else at strides multiplied by a factor."""
-    return (
-        "the cost of the network does not follow from its strides alone: at "
-        f"{factor:.2f} times the strides {expected:,.0f} multiply-adds were expected, but there "
-        f"are {actual:,.0f}{_numbers(readers)}"
-    )
-
-
 def _numbers(readers: list[str]) -> str:
     if not readers:
         return ""
@@ -85,7 +118,7 @@ def _numbers(readers: list[str]) -> str:
     )
 
 
-def numbers_read(groups: StrideGroups) -> list[str]:
+def _numbers_read(groups: StrideGroups) -> list[str]:
     """The modules whose ``forward`` turned a size that depends on strides into a number."""
     constants = {n: o for n, o in groups.trace.constants.items() if n in groups.values}
     # Whether a size is odd may not have changed: then all that read such numbers are named.

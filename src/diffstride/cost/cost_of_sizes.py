@@ -142,11 +142,6 @@ class CostOfSizes:
         return {key: found for key, found in each.items() if found}
 
     @property
-    def order(self) -> list[str]:
-        """The names of the stride layers, in the order of their first calls."""
-        return list(dict.fromkeys(self.calls))
-
-    @property
     def calls(self) -> list[str]:
         """The names of the stride layers, as often as they are called at another resolution."""
         return [maps.name for maps in self._pooled_maps if maps.name in self.layers]

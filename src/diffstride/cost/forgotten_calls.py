@@ -30,7 +30,9 @@ class ForgottenCall:
         passes: int = MOST_WITHOUT_CALL,
     ) -> None:
         self._explain, self._left = WeakMethod(explain), passes
-        self._handle: Any = parameter.register_post_accumulate_grad_hook(self._look)
+        self._handle: Any = None
+        if parameter.requires_grad:  # others have no gradients to watch
+            self._handle = parameter.register_post_accumulate_grad_hook(self._look)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_handle": None}  # a copy watches nothing

@@ -1,6 +1,5 @@
 """Run a loss of a network in training without a trace, and gather what processes measured."""
 
-import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -17,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from diffstride._processes import process_count
+from diffstride._random_states import kept_random_states, seed_python_and_numpy
+from diffstride.graph.restoring import restore_buffer, set_modes
 
 ITEMS = 300  # of a container in which modules are looked for: others hold data
 DEPTH = 4  # of functions and containers between a loss and a module that it names
@@ -32,7 +33,7 @@ def as_before(model: nn.Module, loss: Callable[[], Any]) -> Iterator[int]:
     """Run a loss without gradients; buffers, modes and random numbers are then as they were.
 
     Those of the model and of other modules that the loss names, such as a head behind it, and the
-    random numbers of torch and of Python's `random`. Yields a seed for the runs.
+    random numbers of torch, NumPy and Python. Yields a seed for the runs.
     """
     modules = list({each: None for held in (model, *modules_of(loss)) for each in held.modules()})
     buffers = [
@@ -41,20 +42,17 @@ def as_before(model: nn.Module, loss: Callable[[], Any]) -> Iterator[int]:
         for name, buffer in module.named_buffers(recurse=False)
         if not (buffer.is_meta or is_lazy(buffer))
     ]
-    modes = [(module, module.training) for module in modules]
-    devices = {each.device.index for each in model.parameters() if each.is_cuda}
-    of_python = random.getstate()
-    with torch.no_grad(), torch.random.fork_rng(devices):
+    modes = {module: module.training for module in modules}
+    weights = (each for module in modules for each in module.parameters(recurse=False))
+    devices = {each.device.index for each in weights if each.is_cuda}
+    with torch.no_grad(), kept_random_states(devices):
         try:
             yield int(torch.randint(1 << 31, ()))
         finally:
-            random.setstate(of_python)
-            for module, mode in modes:
-                module.training = mode
+            set_modes(modes)
             for holder, name, buffer, value in buffers:
                 holder[name] = buffer  # where `forward` has put another one
-                if not torch.equal(buffer, value):  # others may not be written to, as expanded ones
-                    buffer.copy_(value)
+                restore_buffer(buffer, value)
 
 
 def modules_of(loss: Any) -> list[nn.Module]:
@@ -111,7 +109,7 @@ def run_loss(loss: Callable[[], Any], seed: int, where: str = "") -> float:
         NotFiniteError: its value is not finite.
     """
     torch.manual_seed(seed)  # the same dropout for all,
-    random.seed(seed)  # and the same random depth
+    seed_python_and_numpy(seed)  # and the same random depth
     try:
         found: Any = loss()
     except RuntimeError as error:

@@ -10,13 +10,14 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from math import floor, inf, log
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 from warnings import warn
 
 import torch
 from torch import Tensor, nn
 
+from diffstride._arguments import check_counts
 from diffstride._processes import has_process_group, process_count
 from diffstride.cost.budget import CostBudget
 from diffstride.cost.forgotten_calls import ForgottenCall
@@ -102,7 +103,7 @@ class MeasuredStrides:
     ) -> None:
         _check(budget, steps, decisions, batches)
         # Averages over processes wait for the gradients of all parameters.
-        budget.compute_gradients(has_process_group())
+        budget.held.compute_gradients(has_process_group())
         self.budget, self.batches = budget, int(batches)
         self._due = _steps_of_decisions(int(steps), int(decisions))
         self.worth: dict[Key, Worth] = {}
@@ -391,11 +392,8 @@ def _check(budget: Any, steps: Any, decisions: Any, batches: Any) -> None:
             "CostBudget(model, images, 'before')"
         )
     _check_not_attached(budget)
-    for name, number, least in (("batches", batches, 2), ("decisions", decisions, 1)):
-        if not (isinstance(number, Integral) and int(number) >= least):
-            raise ValueError(
-                f"{name} must be a whole number of at least {least}, but got {number!r}"
-            )
+    check_counts(2, batches=batches)
+    check_counts(decisions=decisions)
     if not (isinstance(steps, Real) and 2 <= float(steps) < inf):
         got = f"{steps}" if isinstance(steps, Real) else f"a {type(steps).__name__}"
         raise ValueError(

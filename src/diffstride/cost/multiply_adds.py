@@ -1,7 +1,6 @@
 """Multiply-adds of a network as a function of its strides."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -10,20 +9,9 @@ from torch import Tensor, fx, nn
 
 from diffstride._arguments import check_network
 from diffstride._torch_compat import uncompiled
-from diffstride.cost.consistency import (
-    COST_TOLERANCE,
-    MORE_STRIDE_FACTORS,
-    STRIDE_FACTORS,
-    check_same,
-    costs_at,
-    failed_at,
-    numbers_read,
-    scaled_strides,
-)
+from diffstride.cost.consistency import check_costs
 from diffstride.cost.cost_of_sizes import CostOfSizes
-from diffstride.graph.fake_run import NetworkRun, NetworkRunError, run_network
-from diffstride.graph.leaf_modules import as_leaves
-from diffstride.graph.minimum_sizes import EmptyMapError
+from diffstride.graph.fake_run import run_network
 from diffstride.graph.moved_strides import find_groups_at_all_strides
 from diffstride.graph.restoring import restoring
 from diffstride.graph.stride_conflicts import StrideConflictError
@@ -83,43 +71,17 @@ class MultiplyAdds(CostOfSizes):
         _refuse_single_layer(model)
         layers: dict[str, Any] = stride_layers(model)
         with restoring(model):
-            traced = trace(model, example, as_leaves(leaf_modules))
+            traced = trace(model, example, leaf_modules)
             calls = [node for node in traced.graph.nodes if traced.is_pooling(node)]
             groups = _find_groups(traced, calls, layers)
             _check_shared(groups)
             super().__init__(groups, calls, layers)
-            self._verify(groups, lambda: run_network(model, example, groups.trace.fake_mode))
-
-    def _verify(self, groups: StrideGroups, run: Callable[[], NetworkRun]) -> None:
-        """Run the network itself, at its own and at other strides, and compare costs and shapes.
-
-        Raises:
-            ValueError: if it fails, returns another shape or costs something else.
-        """
-        batch = groups.trace.batch
-        with suppress(NetworkRunError):  # it reads numbers: only its parts can be traced
-            check_same(groups.trace, run())
-            self._verify_moved(batch, run, numbers_read(groups))
-
-    def _verify_moved(self, batch: int, run: Callable[[], NetworkRun], readers: list[str]) -> None:
-        for factor in (*STRIDE_FACTORS, *MORE_STRIDE_FACTORS * bool(readers)):
-            with scaled_strides(self.layers.values(), factor) as moved, suppress(EmptyMapError):
-                if moved:
-                    self._verify_at(factor, batch, run, readers)
-
-    def _verify_at(
-        self, factor: float, batch: int, run: Callable[[], NetworkRun], readers: list[str]
-    ) -> None:
-        """Compare costs at the strides that the layers have now, `factor` times their own."""
-        expected = self._sum(self._pool({})[0])
-        try:
-            actual = run().costs[""] / batch
-        except NetworkRunError as error:
-            if factor in STRIDE_FACTORS:
-                raise ValueError(failed_at(factor, error, readers)) from error
-            return
-        if abs(expected - actual) > COST_TOLERANCE * actual:
-            raise ValueError(costs_at(factor, expected, actual, readers))
+            check_costs(
+                groups,
+                layers.values(),
+                expected=lambda: self._sum(self._pool({})[0]),
+                run=lambda: run_network(model, example, groups.trace.fake_mode),
+            )
 
     def __call__(self, strides: Strides | None = None) -> Tensor:
         """The cost as a float64 scalar, differentiable in the strides.
@@ -148,7 +110,7 @@ class MultiplyAdds(CostOfSizes):
         """Strides from outside as numbers, checked."""
         for name, values in strides.items():
             self._check(name, values)
-        return {name: as_numbers(values) for name, values in strides.items()}
+        return {name: as_vector(values).tolist() for name, values in strides.items()}
 
     def _check(self, name: str, strides: Any) -> None:
         if name not in self.layers:
@@ -195,11 +157,6 @@ def _refuse_single_layer(model: nn.Module) -> None:
             f"the model is a single {kind}, whose own maps have no name: put it into a network, as "
             f"in nn.Sequential({kind}(...)); {kind}.output_size((32, 32)) is the size of its maps"
         )
-
-
-def as_numbers(strides: Iterable[Any]) -> list[float]:
-    """Strides, or scalar tensors, as numbers."""
-    return [float(each.detach() if isinstance(each, Tensor) else each) for each in strides]
 
 
 def as_vector(strides: Tensor | Sequence[Any]) -> Tensor:

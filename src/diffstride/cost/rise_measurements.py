@@ -116,9 +116,8 @@ class RiseMeasurements:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a state; measurements of other maps are left out."""
         self.rises = {key: list(values) for key, values in state["rises"].items()}
-        self._losses, self._count = list(state.get("losses", [])), state.get("count", 0)
-        steps = state.get("steps", {})
-        measured = {key: steps.get(key) for key in self.rises}
+        self._losses, self._count = list(state["losses"]), state["count"]
+        measured = {key: state["steps"].get(key) for key in self.rises}
         self._smaller = smaller_maps(self._budget.space, self._budget.in_use) if self.rises else {}
         if measured != self._changes() or not self._losses:
             self.start_anew()

@@ -52,7 +52,7 @@ class StrideSpace:
     def __init__(self, cost: MultiplyAdds, layers: Mapping[str, DiffStride]) -> None:
         self.cost, self.layers = cost, layers
         self._settings = {name: layer.axis_settings for name, layer in layers.items()}
-        self._order = [name for name in cost.order if name in layers]
+        self._order = [name for name in dict.fromkeys(cost.calls) if name in layers]
 
         self.limits: dict[str, list[Limits]] = {
             name: [(log(low), log(high)) for low, high in layer.limits]
@@ -224,13 +224,12 @@ class StrideSpace:
             if self.cost.calls.count(name) > 1 or len(logs) < len(maps[name]):
                 continue
             for i, axis in enumerate(maps[name]):
-                fits = partial(self._runs_at, smallest, (name, i))
+
+                def fits(size: int, key: Key = (name, i)) -> bool:
+                    return self.at_sizes(smallest, {key: size}) is not None
+
                 least[name, i] = 1 + bisect_left(range(1, axis.output_size), True, key=fits)
         return least
-
-    def _runs_at(self, logs: Logs, key: Key, output_size: int) -> bool:
-        """Whether the network runs at these strides if one axis is made to have another size."""
-        return self.at_sizes(logs, {key: output_size}) is not None
 
     def _largest_runnable(self, logs: Logs) -> Logs:
         """The `runnable` strides, by trying all strides behind an axis at their lower limits."""

@@ -70,10 +70,6 @@ class StridesOnBudget:
             )
         self._compared = True
 
-    def compute_gradients(self, on: bool) -> None:
-        """Whether backward passes compute gradients of the strides; without, they save time."""
-        self.held.compute_gradients(on)
-
     @property
     def in_use(self) -> Logs:
         """The logarithms of the strides that the layers have."""

@@ -105,17 +105,13 @@ def _keeps_shape(module: nn.Module) -> bool:
 
 
 class NetworkRun(NamedTuple):
-    """What a whole network returns on shapes alone, and what it costs without its pooling layers.
+    """The shapes that a network returns, and what it costs without its pooling layers.
 
     ``costs`` are multiply-adds of the whole batch, with those of the modules inside, by module.
     """
 
-    output: Any
+    shapes: list[tuple[int, ...]]
     costs: dict[str, int]
-
-    @property
-    def shapes(self) -> list[tuple[int, ...]]:
-        return shapes_of(self.output)
 
 
 class NetworkRunError(ValueError):
@@ -157,7 +153,7 @@ def run_network(
             for name, counts in counter.flop_counts.items()
             if name != "Global"
         }
-    return NetworkRun(output, costs | {"": counter.get_total_flops() // 2})
+    return NetworkRun(shapes_of(output), costs | {"": counter.get_total_flops() // 2})
 
 
 def call_on_shapes(model: nn.Module, inputs: tuple) -> Any:

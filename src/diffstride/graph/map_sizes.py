@@ -3,6 +3,7 @@
 import operator
 from collections import ChainMap
 from collections.abc import Callable, Hashable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import floor, prod
 from typing import Any
@@ -147,10 +148,8 @@ class MapSizes:
             for i, operand in enumerate(self._groups.dims(source))
             if operand.growth in self._known
         ]
-        number = self._computed_number(node, dim)
         factors = proportional(dim, dict.fromkeys(dim for *_, dim in operands), most=3)
-        if factors is None and number is None and node.target in (operator.getitem, F.pad):
-            number = self._size_by_numbers(node, axis)
+        number = self._number(node, axis, dim, is_product=factors is not None)
         if factors is None and number is not None:  # about proportional to what it comes from
             same_axis = [operand for _, i, operand in operands if i == axis]
             factors = (same_axis or number.moving_dims)[:1]
@@ -163,23 +162,27 @@ class MapSizes:
         if size is not None:
             self._known[dim.growth] = replace(size, exact=number), dim.size
 
-    def _computed_number(self, node: fx.Node, dim: Dim) -> "ComputedNumber | None":
-        """The number that ``forward`` computes for this size and passes to the node, if any."""
-        for source in node.all_input_nodes:
-            value = self._groups.trace.values[source]
-            if isinstance(value, int) and self._groups.number(source) == dim:
-                try:
-                    return ComputedNumber(source, self._groups, self)
-                except LookupError:
-                    continue
-        return None
+    def _number(
+        self, node: fx.Node, axis: int, dim: Dim, is_product: bool
+    ) -> "ComputedNumber | None":
+        """The number that ``forward`` passes for this size; else that of a slice or a padded map.
 
-    def _size_by_numbers(self, node: fx.Node, axis: int) -> "ComputedNumber | None":
-        """The size of a slice, shorter where the map is smaller than its end, or a padded map."""
-        try:
-            return ComputedNumber(node, self._groups, self, axis)
-        except LookupError:
-            return None
+        A slice is shorter where the map is smaller than its end, and a map may be padded by as many
+        samples as it lacks. ``is_product`` says that the size is a product of others.
+        """
+        values = self._groups.trace.values
+        passed = [
+            source
+            for source in node.all_input_nodes
+            if isinstance(values[source], int) and self._groups.number(source) == dim
+        ]
+        candidates: list[tuple[fx.Node, int | None]] = [(source, None) for source in passed]
+        if not is_product and node.target in (operator.getitem, F.pad):
+            candidates.append((node, axis))
+        for source, of_axis in candidates:
+            with suppress(LookupError):
+                return ComputedNumber(source, self._groups, self, of_axis)
+        return None
 
     def _strided(
         self, node: fx.Node, axis: int, source: fx.Node, source_axis: int, operand: Dim
@@ -250,15 +253,18 @@ class ComputedNumber:
         self._calls[node] = None
 
     def __call__(self, known: Mapping[Hashable, Number]) -> float:
-        """The number for these sizes."""
+        """The number for these sizes, 0 for maps that are too small for its calls."""
         values: dict[fx.Node, Any] = {}
         for source, sizes in self._shapes.items():
-            shape = [round(size.at(known)) for size in sizes]
+            shape = [max(0, round(size.at(known))) for size in sizes]
             values[source] = torch.empty(shape, device="meta")
         found = ChainMap(values, self._groups.trace.values)
-        for node in self._calls:
-            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: found[n])
-            values[node] = run_node(None, node, args, kwargs)
+        try:
+            for node in self._calls:
+                args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: found[n])
+                values[node] = run_node(None, node, args, kwargs)
+        except (RuntimeError, ArithmeticError):  # of a map that is empty or too small
+            return 0.0
         result = values[self._node]
         return result if self._axis is None else result.shape[self._axis]
 

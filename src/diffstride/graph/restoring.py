@@ -51,7 +51,7 @@ class Snapshot:
     def restore(self) -> None:
         with ExitStack() as stack:  # if one restoration raises, the others still run
             for buffer, value in self._buffers:
-                stack.callback(_restore_buffer, buffer, value)
+                stack.callback(restore_buffer, buffer, value)
             for container, content in self._contents:
                 # A container without changes is not written to: it may be read-only.
                 if (container or content) and _changed(container, content):
@@ -111,7 +111,8 @@ def _identities(container: Any) -> list[int]:
 
 
 @torch.no_grad()
-def _restore_buffer(buffer: Tensor, value: Tensor) -> None:
+def restore_buffer(buffer: Tensor, value: Tensor) -> None:
+    """Write a value to a buffer that has another one; those that are expanded refuse writes."""
     if buffer.shape != value.shape:
         buffer.data = value
     elif not torch.equal(buffer, value):  # its version does not show writes of norms

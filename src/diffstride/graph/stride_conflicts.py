@@ -85,14 +85,11 @@ def _advice(groups: StrideGroups, node: fx.Node) -> str:
 def _meets_constant(groups: StrideGroups, node: fx.Node) -> bool:
     """Whether a node takes a tensor that depends on no input, such as stored positions."""
     return any(
-        dims and not any(dim.growth for dim in dims) and not _depends_on_input(groups, source)
+        not any(dim.growth for dim in dims)
+        and all(each.op != "placeholder" for each in groups.sources(source))
         for source in node.all_input_nodes
         if (dims := groups.dims(source))
     )
-
-
-def _depends_on_input(groups: StrideGroups, node: fx.Node) -> bool:
-    return any(source.op == "placeholder" for source in groups.sources(node))
 
 
 def _to_pin(groups: StrideGroups, node: fx.Node) -> tuple[fx.Node | None, Sequence[int]]:

@@ -31,7 +31,8 @@ def explain(error: Exception, tracer: "Tracer") -> str:
 
 
 def _explained(error: Exception, tracer: "Tracer") -> str:
-    name = tracer.stack[-1]
+    failed, name = tracer.failed
+    name = name if error is failed else ""
     module = tracer.traced.modules[name]
     kind, cause = type(module).__name__, f"{_where(error)}: {_described(error)}"
     reads_data = isinstance(error, DataDependentError | DynamicShapeError | ReadsDataError)

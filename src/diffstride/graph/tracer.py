@@ -7,7 +7,7 @@ The graph is for analysis only, and runs on fake tensors alone.
 
 import operator
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -43,7 +43,7 @@ from diffstride.graph.restoring import restoring
 from diffstride.graph.size_arguments import FACTORIES, recording_methods
 from diffstride.graph.stored_sizes import another_size_stored
 from diffstride.graph.trace_errors import ReadsDataError, explain
-from diffstride.graph.value_proxies import as_proxy
+from diffstride.graph.value_proxies import TensorProxy, ValueProxy
 from diffstride.pooling.base import SizedPooling
 
 IN_PLACE = ("iadd", "isub", "imul", "itruediv", "setitem")  # operators
@@ -187,7 +187,7 @@ def trace(model: nn.Module, example: Any, leaf_modules: Iterable[Leaf] = ()) -> 
     >>> [(node.name, tuple(value.shape)) for node, value in traced.values.items()][:2]
     [('input_1', (1, 3, 8, 8)), ('_0', (1, 8, 4, 4))]
     """
-    inputs = as_inputs(model, example)
+    inputs, leaf_modules = as_inputs(model, example), as_leaves(leaf_modules)
     check_traceable(model, inputs)
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
     with restoring(model):
@@ -200,7 +200,7 @@ def trace(model: nn.Module, example: Any, leaf_modules: Iterable[Leaf] = ()) -> 
 
 
 def _record(
-    model: nn.Module, inputs: tuple, leaf_modules: Iterable[Leaf], fake_mode: FakeTensorMode
+    model: nn.Module, inputs: tuple, leaf_modules: Sequence[Leaf], fake_mode: FakeTensorMode
 ) -> Trace:
     traced = Trace(model, fake_mode, batch_size(inputs))
     with restoring(model), shapes_only(fake_mode) as counter, recording_methods():
@@ -219,12 +219,12 @@ class Tracer(fx.Tracer):
     """Records the value, cost and owner of each node; control flow may depend on sizes."""
 
     def __init__(
-        self, traced: Trace, inputs: tuple, leaf_modules: Iterable[Leaf], counter: OperationCounter
+        self, traced: Trace, inputs: tuple, leaf_modules: Sequence[Leaf], counter: OperationCounter
     ) -> None:
         super().__init__(autowrap_functions=FACTORIES)
         self._autowrap_search.append(torch)  # ``torch.zeros``, besides ``from torch import zeros``
         model = traced.model
-        self.leaves = as_leaves(leaf_modules) or recorded_leaves(model)
+        self.leaves = leaf_modules or recorded_leaves(model)
         names = {leaf for leaf in self.leaves if isinstance(leaf, str)}
         if unknown := names - traced.modules.keys():
             raise ValueError(f"leaf_modules: the model has no module named {unknown.pop()!r}")
@@ -234,6 +234,7 @@ class Tracer(fx.Tracer):
         self.names = {id(tensor): name for name, tensor in self.tensors.items()}
         self.paths = {module: name for name, module in traced.modules.items()}
         self.stack = [""]
+        self.failed: tuple[Exception | None, str] = None, ""
         self.evaluating = False
         self.thread = threading.get_ident()
         device = next((x.device for x in tree_leaves(inputs) if isinstance(x, Tensor)), None)
@@ -260,9 +261,8 @@ class Tracer(fx.Tracer):
         return is_leaf(m, module_qualified_name, self.leaves)
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple, kwargs: dict) -> Any:
-        if threading.get_ident() != self.thread:  # torch.fx patches the calls of all threads
-            return forward(*args, **kwargs)
-        if self.evaluating:
+        # torch.fx patches the calls of all threads.
+        if self.evaluating or threading.get_ident() != self.thread:
             return forward(*args, **kwargs)
         name = self.paths.get(m)
         if name is None:
@@ -274,9 +274,14 @@ class Tracer(fx.Tracer):
             return self.create_proxy("call_module", name, args, kwargs)
 
         inner = record if self.is_leaf_module(m, name) else _forward_of(m)
-        result = call_with_hooks(m, inner, args, kwargs)
-        self.stack.pop()  # not after an error: `explain` needs it
-        return result
+        try:
+            return call_with_hooks(m, inner, args, kwargs)
+        except Exception as error:
+            if error is not self.failed[0]:  # else the innermost module is known
+                self.failed = error, name
+            raise
+        finally:
+            self.stack.pop()  # the network may catch the error
 
     def _check_weights(self, module: nn.Module) -> None:
         """Refuse weights that the network does not hold: they would not be learned."""
@@ -368,7 +373,8 @@ class Tracer(fx.Tracer):
             return self._run_on_data(node).item()
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return as_proxy(node, self)
+        kind = TensorProxy if isinstance(self.values[node], Tensor) else ValueProxy
+        return kind(node, self)
 
     def record_constant(self, node: fx.Node) -> None:
         """Record that ``forward`` made the value of a node a constant."""
@@ -396,5 +402,4 @@ def _is_random(node: fx.Node) -> bool:
 
 def _writes(node: fx.Node) -> bool:
     """Whether a node calls a method that changes its tensor: ``add_``, ``__setitem__``, …"""
-    name = str(node.target)
-    return node.op == "call_method" and (name.endswith("_") or name.startswith("__i"))
+    return node.op == "call_method" and str(node.target).endswith("_")

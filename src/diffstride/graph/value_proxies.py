@@ -123,9 +123,3 @@ class ValueAttribute(ValueProxyBase, Attribute):
     @property
     def __class__(self) -> type:
         return type(getattr(self.root._value(), self.attr))  # pyright: ignore
-
-
-def as_proxy(node: fx.Node, tracer: "Tracer") -> fx.Proxy:
-    """The proxy for the value of a node."""
-    kind = TensorProxy if isinstance(tracer.values[node], Tensor) else ValueProxy
-    return kind(node, tracer)

@@ -6,15 +6,15 @@ So each image is passed on its own, after the global states were seeded by the g
 batch.
 """
 
-import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Generator, Tensor
+
+from diffstride._random_states import kept_random_states, seed_python_and_numpy
 
 
 def per_image(function: Callable[[Tensor], Tensor]) -> "PerImage":
@@ -81,6 +81,8 @@ def checked_result(
 def global_states_seeded_by(generator: Generator) -> Iterator[None]:
     """Seed the global random states of torch (CPU), NumPy and Python, and restore them at the end.
 
+    >>> import random
+    >>> import numpy as np
     >>> with global_states_seeded_by(Generator().manual_seed(0)):
     ...     first = torch.rand(1), random.random(), np.random.rand()
     >>> with global_states_seeded_by(Generator().manual_seed(0)):
@@ -88,17 +90,10 @@ def global_states_seeded_by(generator: Generator) -> Iterator[None]:
     True
     """
     seed = int(torch.randint(2**32, (1,), generator=generator))
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    # Not torch.manual_seed, which would seed accelerators, too.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
+    with kept_random_states():
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed seeds accelerators, too
+        seed_python_and_numpy(seed)
+        yield
 
 
 def name_of(function: Callable[..., Any]) -> str:

@@ -3,13 +3,15 @@
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import fx, nn
 
+from diffstride._arguments import Limit
 from diffstride._torch_compat import Conv, ConvTranspose
 from diffstride._wording import counted
 from diffstride.conversion.module_strides import patchifies, per_axis, stride_of
+from diffstride.conversion.placement import Order
 from diffstride.conversion.pooled_module import Pooled
 from diffstride.conversion.stride_measurement import measure_call
 from diffstride.conversion.strided_call import StridedCall
@@ -19,19 +21,31 @@ from diffstride.pooling.base import SizedPooling
 
 Filter = Callable[[nn.Module, str], bool]
 
-
 UNUSED = "its output is not used"
 FIXED = "a pooling layer of fixed strides: put a DiffStride in its place"
 SCALES = "interpolates to a smaller map, whose scale stays: put a DiffStride in its place"
 PATCHIFIES = "patchifying convolution: its patches do not overlap (patchify=True takes it)"
 
 
+class Search(NamedTuple):
+    """What to look for in a network: the arguments of `convert` of these names.
+
+    ``min_channels`` is 0 where layers may not start at a stride of 1.
+    """
+
+    order: Order
+    min_channels: int
+    filter_fn: Filter | None
+    include: tuple[str, ...]
+    patchify: bool
+    keep_ones: bool
+    leaf_modules: Sequence[Leaf]
+    shared_stride: bool
+    upper_limit_stride: Limit
+
+
 def find_strided_calls(
-    trace: Trace,
-    filter_fn: Filter | None,
-    include: Iterable[str],
-    patchify: bool,
-    leaf_modules: Sequence[Leaf],
+    trace: Trace, search: Search, include: Iterable[str]
 ) -> tuple[list[StridedCall], dict[str, str]]:
     """The strided calls to convert, and the reason for each module that is left out."""
     included = set(include)
@@ -45,7 +59,7 @@ def find_strided_calls(
     used = trace.used()
     for node in trace.graph.nodes:
         name = trace.label(node) if trace.module(node) is None else str(node.target)
-        result = _examine(trace, node, included, filter_fn, patchify, leaf_modules)
+        result = _examine(trace, node, included, search)
         if isinstance(result, StridedCall):
             if node in used:
                 calls.append(result)
@@ -62,12 +76,7 @@ def find_strided_calls(
 
 
 def _examine(
-    trace: Trace,
-    node: fx.Node,
-    included: set[str],
-    filter_fn: Filter | None,
-    patchify: bool,
-    leaf_modules: Sequence[Leaf],
+    trace: Trace, node: fx.Node, included: set[str], search: Search
 ) -> StridedCall | str | None:
     """A node that strides, or the reason why its stride cannot be learned; None if it does not."""
     module, name = trace.module(node), str(node.target)
@@ -79,9 +88,9 @@ def _examine(
         return SCALES
     if name not in included and max(stride_of(module)) <= 1:
         return None
-    if is_among(leaf_modules, name, module):
+    if is_among(search.leaf_modules, name, module):
         return "in leaf_modules"
-    reason = _reason_to_skip(trace, node, module, filter_fn, patchify)
+    reason = _reason_to_skip(trace, node, module, search)
     return reason or measure_call(trace, node, module)
 
 
@@ -123,9 +132,7 @@ def _makes_smaller(trace: Trace, node: fx.Node) -> bool:
     return maps is not None and maps[1][0, 0].numel() < maps[0][0, 0].numel()
 
 
-def _reason_to_skip(
-    trace: Trace, node: fx.Node, module: nn.Module, filter_fn: Filter | None, patchify: bool
-) -> str | None:
+def _reason_to_skip(trace: Trace, node: fx.Node, module: nn.Module, search: Search) -> str | None:
     """Why a module is left out, as far as known without measuring."""
     maps = trace.maps(node)
     if node.kwargs and not node.args:
@@ -143,7 +150,7 @@ def _reason_to_skip(
         return "is a pooling layer already"
     if own := [name for name in Pooled.__annotations__ if hasattr(module, name)]:
         return f"has an attribute of its own named {own[0]}, which the conversion needs"
-    if filter_fn is not None and not filter_fn(module, str(node.target)):
+    if search.filter_fn is not None and not search.filter_fn(module, str(node.target)):
         return "left out by filter_fn"
     if isinstance(module, ConvTranspose) and max(module.stride) > 1:
         return "upsamples its input"
@@ -154,7 +161,7 @@ def _reason_to_skip(
         return f"strides along {along}, but its maps have {len(sizes)}"
     if not isinstance(module, Conv):
         return "pools the whole map" if takes_whole_maps(trace, node) else None
-    if not patchify and patchifies(kernels, strides):
+    if not search.patchify and patchifies(kernels, strides):
         return PATCHIFIES
     return None
 
