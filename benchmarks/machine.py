@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import diffstride
-from diffstride.spectral.memory_format import compute_dtype
+from diffstride.training.hardware import choose_precision
 from experiments.source_commit import DIRTY, read_commit
 
 ROOT = Path(__file__).parents[1]
@@ -54,7 +54,7 @@ def processor_name() -> str:
 
 def multiplies_bfloat16() -> bool:
     """Whether the processor has bf16 matrix products; torch emulates them otherwise."""
-    return compute_dtype(torch.bfloat16, "cpu") == torch.bfloat16
+    return choose_precision("auto", "cpu") == "bf16-mixed"
 
 
 def environment() -> dict[str, Any]:

@@ -1,20 +1,20 @@
 """Configuring the runs of a grid with Gin: their names, costs and trainings."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import gin
 import torch
-from torch import nn
 
 import experiments.learned_resizing  # noqa: F401  registers them with Gin
 from diffstride._files import atomic_file
 from diffstride.training import checkpoints, gin_registry, run_summary
 from diffstride.training.command_line import configure
 from diffstride.training.gin_compat import ConfigurableReference
+from diffstride.training.network import model_arguments
 from diffstride.training.network_cost import measure_cost
 from diffstride.training.sound import find_sound_function
 from experiments.gin_bindings import (
@@ -38,11 +38,7 @@ CONFIGS = Path(__file__).parent / "configs"
 COMMIT_NOTE = "commit.txt"
 UNKNOWN = "unknown"
 
-
-@cache
-def _registered_grid() -> Callable[[], Grid]:
-    """`grid`, registered with Gin when it is first used: the registry imports Lightning."""
-    return gin_registry.register(grid, "table")
+registered_grid = gin_registry.register(grid, "table")
 
 
 @dataclass(frozen=True)
@@ -75,13 +71,12 @@ class GridRunner:
     def _grid(self) -> Grid:
         check_overrides(self.gin_bindings)
         self._load([])
-        found = _registered_grid()()
+        found = registered_grid()
         if not found.runs:
             raise ValueError("the configuration has no table.grid.groups: see table.gin")
         return found
 
     def _load(self, bindings: list[str], workdir: Path | None = None) -> None:
-        _registered_grid()  # Gin has to know the names that files bind
         # The bindings of the command line come last and overrule those of the groups.
         configure(
             self.gin_config,
@@ -139,17 +134,12 @@ class GridRunner:
         words = "-".join(str(part) for part in parts if part is not None)
         return f"{row['config']}/{words}".replace(" ", "_")
 
-    def network(self, run: Run, num_classes: int = 10) -> tuple[nn.Module, tuple[int, ...]]:
-        """The network of a run before a budget is applied, and the shape of its input."""
-        self._configure(run)
-        model = gin.get_configurable(self._model_name(run))
-        channels, *size = shape = _example_shape(run.dataset)
-        axes = {"num_axes": len(size)} if len(size) != 2 else {}
-        return model(num_output_classes=num_classes, in_channels=channels, **axes), shape
-
     def cost(self, run: Run, num_classes: int = 10) -> int:
         """MACs of one image or sound at the initial strides, before a budget is applied."""
-        return measure_cost(*self.network(run, num_classes)).multiply_adds
+        self._configure(run)
+        model = gin.get_configurable(self._model_name(run))
+        shape = _example_shape(run.dataset)
+        return measure_cost(model(**model_arguments(num_classes, shape)), shape).multiply_adds
 
     def weight(self, run: Run) -> float:
         """An estimate of a run's duration, in MACs of one image times epochs."""

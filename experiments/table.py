@@ -10,9 +10,8 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from diffstride._commands import USAGE_ERROR, advise_bindings
+from diffstride._commands import KILLED_BY, STOPPED, USAGE_ERROR, advise_bindings
 from diffstride._wording import counted
-from diffstride.training import lightning_compat, trainer
 from diffstride.training.files import (
     LOCK,
     check_writable,
@@ -21,6 +20,7 @@ from diffstride.training.files import (
     removed_if_unused,
 )
 from diffstride.training.gin_errors import explain
+from diffstride.training.lightning_compat import exceptions
 from experiments import report
 from experiments.grid import DEFAULT_PATHS, Paths, Run
 from experiments.progress import Progress
@@ -57,6 +57,8 @@ def train_runs(
     for number, (name, run) in enumerate(runs.items(), start=1):
         workdir = folder / name
         try:
+            if name not in _without_row(chosen, file.parent):
+                continue  # before its folder is made
             with removed_if_unused(workdir, workdir, (COMMIT_NOTE, LOCK)):
                 workdir.mkdir(parents=True, exist_ok=True)
                 with locked(workdir, wait=False) as free:
@@ -206,9 +208,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         train_runs(runner, runs, options.runs, paths.results / file, failures)
     except KeyboardInterrupt:
-        code = trainer.KILLED_BY + signal.SIGINT
-    except lightning_compat.exceptions.SIGTERMException:
-        code = trainer.KILLED_BY + signal.SIGTERM
+        code = STOPPED
+    except exceptions.SIGTERMException:
+        code = KILLED_BY + signal.SIGTERM
     return _finish(runner, runs, failures, paths.results, code)
 
 

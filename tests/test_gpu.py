@@ -50,7 +50,8 @@ POOLINGS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.fixture(params=["cpu", "cuda"])
+# On a CPU other tests check the same.
+@pytest.fixture(params=[pytest.param("cpu", marks=pytest.mark.slow), "cuda"])
 def device(request: pytest.FixtureRequest) -> torch.device:
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip(NO_GPU)

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src").rglob("*.py")) + sorted((ROOT / "experiments").rglob("*.py"))
 # A part may import those above it; parts in one line do not import each other.
 ORDER = [
-    {"_commands", "_torch_compat", "_extras", "_files", "_lazy", "_processes", "_wording"},
+    {"_commands", "_torch_compat", "_extras", "_files", "_processes", "_random_states", "_wording"},
     {"_named_networks", "_picture_style", "_version"},
     {"spectral"},
     {"_arguments", "_stride_text"},
@@ -104,7 +104,6 @@ def test_importing_loads_nothing_and_the_first_name_loads_torch_and_nothing_heav
 
 HEAVY = {"datasets", "lightning", "matplotlib", "onnxruntime", "pytorch_lightning", "sklearn"}
 HEAVY |= {"timm", "torchmetrics", "torchvision", "transformers"}
-WITHOUT_HELP = ("benchmarks.memory",)  # reads a task from another process
 HELP = """
 import contextlib, io, json, runpy, sys
 for name in sys.argv[1:]:
@@ -116,19 +115,15 @@ for name in sys.argv[1:]:
 """
 
 
-def commands() -> list[str]:
-    """The modules that ``python -m`` runs, beside the command of the library."""
-    folders = (ROOT / "benchmarks", ROOT / "experiments", ROOT / "src" / "diffstride" / "examples")
-    files = [file for folder in folders for file in folder.rglob("*.py")]
-    found = [file for file in files if '__name__ == "__main__"' in file.read_text()]
-    names = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in found]
-    names = [name.removeprefix("src.").removesuffix(".__main__") for name in names]
-    return sorted(set(names) - set(WITHOUT_HELP))
+def examples() -> list[str]:
+    """The modules that users run by ``python -m``, beside the command of the library."""
+    folder = ROOT / "src" / "diffstride" / "examples"
+    return sorted(f"diffstride.examples.{file.stem}" for file in folder.glob("[!_]*.py"))
 
 
-def test_help_of_commands_loads_nothing_heavier_than_torch():
-    names = commands()
-    assert {"benchmarks.gpu", "benchmarks.scratch", "experiments.table"} <= set(names)
+def test_help_of_examples_loads_nothing_heavier_than_torch():
+    names = examples()
+    assert "diffstride.examples.convert_torchvision" in names
     program = [sys.executable, "-c", HELP, *names]
     done = subprocess.run(program, capture_output=True, text=True, check=True, cwd=ROOT)
     answers = [json.loads(line) for line in done.stdout.splitlines()]
@@ -137,19 +132,6 @@ def test_help_of_commands_loads_nothing_heavier_than_torch():
         assert printed.startswith("usage: "), name
         assert not set(loaded) & HEAVY, name
     assert any("torch" in loaded for *_, loaded in answers)
-
-
-@pytest.mark.slow
-def test_a_slow_module_is_loaded_when_it_is_used():
-    program = "from diffstride.training import gin_registry\nimport sys\n"
-    program += "before, name = set(sys.modules), 'diffstride.training.gin_registry'\n"
-    program += "gin_registry.train = 3\n"  # as tests replace functions
-    program += "print('torch' in before, name in before, sys.modules[name].train)\n"
-    program += "import diffstride.training as package\n"
-    program += "print(package.gin_registry is sys.modules[name], 'train' in dir(gin_registry))\n"
-    program += "print(vars(gin_registry)['train'])"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stdout.split() == ["False", "False", "3", "True", "True", "3"], done.stderr
 
 
 @pytest.mark.parametrize(

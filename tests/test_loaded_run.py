@@ -2,7 +2,7 @@
 
 import importlib.util
 import itertools
-import json
+import os
 import shutil
 from functools import partial
 
@@ -74,18 +74,6 @@ def test_images_are_normalised_as_in_the_training(folder):
     assert torch.allclose(run.normalize(raw), expected, atol=1e-6)
 
 
-def test_run_of_an_older_version_has_rounded_statistics(folder, tmp_path):
-    older = shutil.copytree(folder, tmp_path / "moved")
-    summary = json.loads((older / "summary.json").read_text())
-    for name in ("mean", "std", "image_shape"):
-        del summary[name]
-    (older / "summary.json").write_text(json.dumps(summary))
-    run, data = load_run(older, tiny_network), tiny_datasets()(seed=0)
-    raw, expected = first_test_examples(data)
-    assert run.image_shape == (1, 8, 8)
-    assert torch.allclose(run.normalize(raw), expected, atol=0.01)
-
-
 def quiet_tones(root):
     """Recordings whose standard deviation is 0 if it is rounded to thousandths."""
     import soundfile
@@ -152,6 +140,25 @@ def test_run_with_a_scope_of_its_network_is_loaded(tmp_path):
     configure(["digits.gin"], bindings, str(tmp_path / "run"))
     gin_registry.train()
     assert load_run(tmp_path / "run").network.stem.conv.out_channels == 4
+
+
+def test_run_with_the_default_network_is_loaded(tmp_path):
+    bindings = ["train.num_epochs = 1", "train.accelerator = 'cpu'", "torch.optim.SGD.lr = 0.01"]
+    bindings += ["data.load_datasets.name = 'digits'", "data.load_datasets.train_examples = 320"]
+    bindings += ["resnet18.width = 4", "resnet18.strides = [1, 1, 2, 2, 1]"]
+    configure([], bindings, str(tmp_path / "run"))
+    gin_registry.train()
+    assert load_run(tmp_path / "run").network.stem.conv.out_channels == 4
+
+
+def test_reading_leaves_a_damaged_checkpoint_where_it_is(folder, tmp_path, capsys):
+    damaged = shutil.copytree(folder, tmp_path / "run")
+    checkpoints = sorted(path.name for path in (damaged / "checkpoints").iterdir())
+    os.truncate(damaged / "checkpoints/last.ckpt", 100)
+    with pytest.raises(ValueError, match=r"previous\.ckpt has the weights .* put last\.ckpt back"):
+        load_run(damaged, tiny_network)
+    assert sorted(path.name for path in (damaged / "checkpoints").iterdir()) == checkpoints
+    assert "resum" not in capsys.readouterr().out
 
 
 def test_missing_model_is_named(folder):

@@ -223,10 +223,12 @@ def test_pictures_of_tensorboard_come_every_few_epochs_and_at_the_end(monkeypatc
     drawn = []
     board = SimpleNamespace(add_image=lambda name, image, step, **_: drawn.append((name, step)))
     monkeypatch.setattr(board_module, "writers", lambda trainer: [board])
-    monkeypatch.setattr(board_module.BoardPictures, "_figures", lambda *_: {"windows": Figure()})
+    monkeypatch.setattr(board_module, "draw", lambda *_: {"windows": Figure()})
+    module = SimpleNamespace(network=nn.Identity(), image_shape=(1, 8, 8))
     for epoch in range(7):
-        trainer: Any = SimpleNamespace(current_epoch=epoch, max_epochs=7, global_step=10 * epoch)
-        board_module.BoardPictures(every=3).on_train_epoch_end(trainer, None)
+        progress = {"current_epoch": epoch, "max_epochs": 7, "global_step": 10 * epoch}
+        trainer: Any = SimpleNamespace(loggers=[], **progress)
+        board_module.BoardPictures(every=3).on_train_epoch_end(trainer, module)
     assert drawn == [("windows", 20), ("windows", 50), ("windows", 60)]
 
 
@@ -737,6 +739,13 @@ def test_cost_is_that_of_the_layers_and_leaves_the_network_as_it_was():
         assert cost.map_sizes == {"1": (4, 6)}
     assert [each.training for each in network] == [True, True, False]
     assert int(network[2].num_batches_tracked) == 0
+
+
+def test_a_network_that_refuses_its_input_keeps_no_hooks():
+    network = nn.Sequential(DiffStride(2.0), nn.Flatten(), nn.Linear(3 * 64, 2))
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        measure_cost(network, (3, 32, 32))
+    assert not any(each._forward_hooks for each in network.modules())
 
 
 @pytest.mark.parametrize(

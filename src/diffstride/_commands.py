@@ -5,7 +5,8 @@ from difflib import get_close_matches
 from pathlib import Path
 
 USAGE_ERROR = 2
-STOPPED = 130  # by Ctrl+C, as in shells: 128 and the number of the signal
+KILLED_BY = 128  # plus the number of the signal, as in shells
+STOPPED = KILLED_BY + 2  # by Ctrl+C
 CONFIGS = Path(__file__).parent / "training" / "configs"
 ONE_EACH = "each --gin_bindings takes one binding, in quotes if it has spaces"
 SETTING = "settings are Gin bindings, as in --gin_bindings='train.num_epochs = 2'"

@@ -8,14 +8,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch.utils.tensorboard.summary import hparams
 
-from diffstride.plots import plot_stride_trajectories, plot_windows, trajectories_in
-from diffstride.pooling.fixed import FixedSpectralPooling
-from diffstride.pooling.learnable import DiffStride
+from diffstride.plots import trajectories_in
 from diffstride.training.lightning_compat import callbacks, loggers, pl
 from diffstride.training.metrics_log import MetricsFile
+from diffstride.training.run_summary import draw
 
 DPI = 100
-RESULTS = ("test_accuracy", "multiply_adds")  # scalars that the comparison of runs shows
 LONG = ("network",)  # settings that would fill the table of hyperparameters
 
 
@@ -36,21 +34,12 @@ class BoardPictures(callbacks.Callback):
         boards = list(writers(trainer))
         if not boards or (epoch % self.every and epoch != trainer.max_epochs):
             return
-        for name, figure in self._figures(trainer, pl_module).items():
+        files = [log for log in trainer.loggers if isinstance(log, MetricsFile)]
+        moves = trajectories_in(row for file in files for row in file.rows.values())
+        for name, figure in draw(pl_module.network, pl_module.image_shape, moves).items():
             image = pixels(figure)
             for board in boards:
                 board.add_image(name, image, trainer.global_step, dataformats="HWC")
-
-    def _figures(self, trainer: "pl.Trainer", pl_module: Any) -> dict[str, Figure]:
-        figures = {}
-        network = pl_module.network
-        if any(isinstance(each, DiffStride | FixedSpectralPooling) for each in network.modules()):
-            image = next(network.parameters()).new_zeros(1, *pl_module.image_shape)
-            figures["windows"] = plot_windows(network, image)
-        for log in trainer.loggers:
-            if isinstance(log, MetricsFile) and (moves := trajectories_in(log.rows.values())):
-                figures["strides"] = plot_stride_trajectories(moves)
-        return figures
 
     def on_train_end(self, trainer: "pl.Trainer", pl_module: Any) -> None:
         record = pl_module.record

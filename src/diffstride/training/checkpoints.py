@@ -185,7 +185,8 @@ def newest_checkpoint(
 ) -> tuple[Path, dict[str, Any]] | None:
     """The newest checkpoint in ``folder`` that is whole and belongs to ``network``.
 
-    If ``last.ckpt`` is damaged and ``previous.ckpt`` is not, the first is moved aside.
+    If ``last.ckpt`` is damaged and ``previous.ckpt`` is not, the second counts. To resume, the
+    first is moved aside.
 
     Args:
         folder: folder of the checkpoints; need not exist.
@@ -208,7 +209,8 @@ def newest_checkpoint(
         except ValueError as problem:
             problems.append(str(problem))
         else:
-            _set_aside(path, problems)
+            if content is TO_RESUME:  # only reading moves nothing
+                _set_aside(path, problems)
             return path, checkpoint
     if problems:
         advice = TO_LOAD if content is WEIGHTS else TO_RESUME_AGAIN

@@ -11,9 +11,9 @@ from typing import Any
 
 import gin
 
-from diffstride._commands import CONFIGS, USAGE_ERROR, advise_bindings
+from diffstride._commands import CONFIGS, KILLED_BY, USAGE_ERROR, advise_bindings
 from diffstride._wording import suggest
-from diffstride.training import gin_registry, lightning_compat, trainer
+from diffstride.training import gin_registry
 from diffstride.training.files import expand_home
 from diffstride.training.gin_compat import search_path
 from diffstride.training.gin_errors import (
@@ -22,6 +22,7 @@ from diffstride.training.gin_errors import (
     check_macros_of_file,
     explain,
 )
+from diffstride.training.lightning_compat import exceptions
 from diffstride.training.published_gin import check_published_names
 
 REFUSED = ValueError, TypeError, OSError, ModuleNotFoundError  # mistakes of the user
@@ -48,9 +49,6 @@ def configure(
         BindingError: Gin refuses one of ``gin_bindings``, or it sets a macro that nothing uses.
         Exception: Gin cannot parse a file or does not know a name; it raises many types.
     """
-    # Here, as it takes seconds: it registers the names that files have.
-    from diffstride.training.gin_registry import check_bindings
-
     given = [expand_home(configs_folder)] if configs_folder else []
     folders = [Path(), *given, *more_folders, CONFIGS]
     if given and not given[0].is_dir():
@@ -76,7 +74,7 @@ def configure(
         if value is not None:
             gin.bind_parameter(f"train.train.{name}", value)
     gin.finalize()
-    check_bindings()
+    gin_registry.check_bindings()
 
 
 def _parse_bindings(bindings: Sequence[str]) -> None:
@@ -131,9 +129,9 @@ def train(gin_config: Sequence[str], *, verbosity: int = 0, **flags: Any) -> int
     _silence_datasets()
     try:
         gin_registry.train()
-    except lightning_compat.exceptions.SIGTERMException:
-        return trainer.KILLED_BY + signal.SIGTERM
-    except (*REFUSED, lightning_compat.MisconfigurationException) as error:
+    except exceptions.SIGTERMException:
+        return KILLED_BY + signal.SIGTERM
+    except (*REFUSED, exceptions.MisconfigurationException) as error:  # pyright: ignore[reportPrivateImportUsage]
         if verbosity > 0:
             traceback.print_exc()
         return _fail(explain(error))

@@ -25,9 +25,7 @@ else:
 
 __all__ = [
     "LightningEnvironment",
-    "MisconfigurationException",
     "SLURMEnvironment",
-    "TQDMProgressBar",
     "WeightAveraging",
     "callbacks",
     "exceptions",
@@ -41,9 +39,6 @@ __all__ = [
     "set_main_process",
     "stop_between_batches",
 ]
-
-TQDMProgressBar = callbacks.TQDMProgressBar
-MisconfigurationException = exceptions.MisconfigurationException  # pyright: ignore[reportPrivateImportUsage]
 
 print_once = rank_zero_only(print)
 """`print` in the main process only."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffstride.training import gin_registry
 from diffstride.training.augment_per_image import name_of
 from diffstride.training.checkpoints import CHECKPOINTS, weights
 from diffstride.training.command_line import configure
@@ -112,23 +113,22 @@ def load_run(folder: str | Path, model: Model | None = None) -> LoadedRun:
     summary = read_summary(folder) if folder.is_dir() else None
     if summary is None:
         raise ValueError(_no_run(folder))
-    if "class_names" not in summary:
+    if "image_shape" not in summary:
         raise ValueError(
-            f"{folder} is of a version that did not save the names of the classes: train it again"
+            f"{folder} is of a version that did not save the classes and what their images need: "
+            "train it again"
         )
-    facts = summary["settings"] | summary  # older summaries have statistics in the settings alone
-    classes = tuple(summary["class_names"])
-    image_shape = tuple(facts.get("image_shape") or facts["images"][1:])
-    sounds, sound_fn = "sound_fn" in facts, None
+    classes, image_shape = tuple(summary["class_names"]), tuple(summary["image_shape"])
+    used_sound_fn, sound_fn = summary["settings"].get("sound_fn"), None
     if model is None:
         model = _configured_model(folder)
-        sound_fn = _configured_sound_function(facts["sound_fn"]) if sounds else None
+        sound_fn = _configured_sound_function(used_sound_fn) if used_sound_fn else None
     if not isinstance(model, nn.Module):
         model = model(**model_arguments(len(classes), image_shape))
     model.load_state_dict(weights(folder / CHECKPOINTS, model, summary["epochs"]))
-    mean, std = (torch.tensor(facts[name]) for name in ("mean", "std"))
-    network = model.eval()
-    return LoadedRun(network, classes, image_shape, mean, std, summary, sounds, sound_fn)
+    mean, std = (torch.tensor(summary[name]) for name in ("mean", "std"))
+    sounds = used_sound_fn is not None
+    return LoadedRun(model.eval(), classes, image_shape, mean, std, summary, sounds, sound_fn)
 
 
 def _no_run(folder: Path) -> str:
@@ -149,15 +149,16 @@ def _no_run(folder: Path) -> str:
 
 def _configured_model(folder: Path) -> Callable[..., nn.Module]:
     config = folder / CONFIG
-    if config.exists():
-        configure([str(config)])
-        for name, argument, value in bound_values():
-            if f"train.{name}".endswith("train.train") and argument == "model":
-                return value
-    raise ValueError(
-        f"{folder} does not say how its network is built, as it was not started by a Gin "
-        "configuration: pass model, as to train"
-    )
+    if not config.exists():
+        raise ValueError(
+            f"{folder} does not say how its network is built, as it was not started by a Gin "
+            "configuration: pass model, as to train"
+        )
+    configure([str(config)])
+    for name, argument, value in bound_values():
+        if (name, argument) == ("train.train", "model"):
+            return value
+    return gin_registry.resnet18  # the default of train, which Gin does not write
 
 
 def _configured_sound_function(used: str) -> SoundFunction | None:

@@ -59,16 +59,12 @@ def measure_cost(network: nn.Module, image_shape: tuple[int, ...]) -> NetworkCos
         size = tuple(inputs[0].shape[2:])
         given[name] = size if given.get(name, size) == size else ()
 
-    hooks = [
-        layer.register_forward_hook(partial(note_size, name))
-        for name, layer in stride_layers(network).items()
-    ]
-    with evaluating(network):
+    with ExitStack() as hooks, evaluating(network):
+        for name, layer in stride_layers(network).items():
+            hooks.callback(layer.register_forward_hook(partial(note_size, name)).remove)
         network(image)  # builds the pooling matrices, which are cached: not part of the cost
         with OperationCounter() as counter, _pooling_planned(network, counter.multiply_adds):
             network(image)
-    for hook in hooks:
-        hook.remove()
     return NetworkCost(round(sum(counter.multiply_adds)), sizes, given)
 
 

@@ -67,7 +67,11 @@ def check_published_names(files: Sequence[str], bindings: Sequence[str]) -> None
         PublishedNamesError: there are such names. The message has each of these lines with the
             lines to write instead.
     """
-    found = [each for name in files for each in changes(Path(name).read_text(), Path(name).name)]
+    found = [
+        each
+        for name in files
+        for each in changes(Path(name).read_text(encoding="utf-8"), Path(name).name)
+    ]
     found += [change for each in bindings for change in changes(each, "--gin_bindings")]
     if found:
         raise PublishedNamesError(_message(found))

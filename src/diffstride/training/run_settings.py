@@ -14,9 +14,6 @@ from torch.optim.lr_scheduler import LRScheduler
 from diffstride.training.data import Datasets
 from diffstride.training.schedules import build_schedule
 
-OPTIONAL = ("labels", "mean", "std", "strides", "scheduled")
-"""Settings that old runs did not save: a run without them is not compared in them."""
-
 OF_SCHEDULE = ("schedule", "scheduled")
 OFF = {
     "budget": None,
@@ -104,7 +101,7 @@ def check_settings(workdir: Path, found: Any, expected: dict[str, Any]) -> None:
     None asked for): choose another workdir, or remove this one
     """
     found = found if isinstance(found, dict) else {}
-    names = [name for name in [*expected, *found] if name in found or name not in OPTIONAL]
+    names = dict.fromkeys([*expected, *found])
     pairs = {name: (found.get(name), expected.get(name)) for name in names}
     different = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
     if any(name in different for name in SETS_SCHEDULE):

@@ -5,12 +5,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
 from torch import nn
 
 from diffstride._files import atomic_file
 from diffstride._stride_text import strides_text
 from diffstride._wording import counted
-from diffstride.plots import plot_stride_trajectories, plot_windows, read_trajectories
+from diffstride.plots import (
+    Trajectories,
+    plot_stride_trajectories,
+    plot_windows,
+    read_trajectories,
+)
 from diffstride.pooling.fixed import FixedSpectralPooling
 from diffstride.pooling.learnable import DiffStride
 from diffstride.strides import stride_layers
@@ -28,14 +34,30 @@ def save_summary(
     workdir: Path, summary: Mapping[str, Any], network: nn.Module, image_shape: tuple[int, ...]
 ) -> None:
     """Write ``summary.json`` and the pictures of stride trajectories and windows."""
-    trajectories = read_trajectories(workdir / "metrics.csv")
-    if trajectories:
-        plot_stride_trajectories(trajectories, workdir / "strides.png")
-    if any(isinstance(layer, DiffStride | FixedSpectralPooling) for layer in network.modules()):
-        image = next(network.parameters()).new_zeros(1, *image_shape)
-        plot_windows(network, image, workdir / "windows.png")
+    draw(network, image_shape, read_trajectories(workdir / "metrics.csv"), workdir)
     with atomic_file(workdir / SUMMARY) as file:
         file.write(json.dumps(summary, indent=2).encode() + b"\n")
+
+
+def draw(
+    network: nn.Module,
+    image_shape: tuple[int, ...],
+    trajectories: Trajectories,
+    folder: Path | None = None,
+) -> dict[str, Figure]:
+    """Pictures of the strides over the steps and of the windows, where the network has them.
+
+    With a ``folder`` they are files there, ``strides.png`` and ``windows.png``.
+    """
+    figures = {}
+    if trajectories:
+        file = folder / "strides.png" if folder else None
+        figures["strides"] = plot_stride_trajectories(trajectories, file)
+    if any(isinstance(layer, DiffStride | FixedSpectralPooling) for layer in network.modules()):
+        image = next(network.parameters()).new_zeros(1, *image_shape)
+        file = folder / "windows.png" if folder else None
+        figures["windows"] = plot_windows(network, image, file)
+    return figures
 
 
 def read_summary(workdir: Path) -> dict[str, Any] | None:

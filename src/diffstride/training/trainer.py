@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from diffstride._commands import KILLED_BY
 from diffstride.training.argument_types import shorten
 from diffstride.training.checkpoints import CHECKPOINTS, AtomicCheckpointIO, Checkpoints, stopped
 from diffstride.training.classifier import Classifier
@@ -16,7 +17,7 @@ from diffstride.training.data import Datasets
 from diffstride.training.lightning_compat import (
     LightningEnvironment,
     SLURMEnvironment,
-    TQDMProgressBar,
+    callbacks,
     exceptions,
     forks_processes,
     is_single_process,
@@ -26,11 +27,8 @@ from diffstride.training.lightning_compat import (
 )
 from diffstride.training.metrics_log import MetricsFile
 
-KILLED_BY = 128
-"""Plus the number of the signal: exit code of a killed program, as in shells."""
 
-
-class ProgressBar(TQDMProgressBar):
+class ProgressBar(callbacks.TQDMProgressBar):
     """Lightning's bar, which counts epochs from 1 as the lines do."""
 
     def on_train_epoch_start(self, trainer: pl.Trainer, *args: Any) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from diffstride.strides import project_strides, stride_layers
+from diffstride.strides import stride_layers
 from diffstride.training.lightning_compat import WeightAveraging
 
 
@@ -32,18 +32,6 @@ class MovingAverage(WeightAveraging):
             for name, averaged in stride_layers(average.module).items():
                 averaged.strides.copy_(layers[name].strides)
 
-    # Weights are exchanged through `.data`, which a layer on an accelerator does not notice: it
-    # would keep the map sizes of the other network's strides. Projecting reads the strides again.
-
-    def on_validation_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        super().on_validation_epoch_start(trainer, pl_module)
-        project_strides(pl_module)
-
-    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        super().on_validation_epoch_end(trainer, pl_module)
-        project_strides(pl_module)
-
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         # A run that was killed after its last checkpoint is resumed without an end of training.
         self.on_train_end(trainer, pl_module)
-        project_strides(pl_module)
