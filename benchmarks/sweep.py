@@ -103,7 +103,7 @@ def selected(patterns: Sequence[str]) -> Iterator[Kind]:
 
 
 def tables(rows: Sequence[Row]) -> str:
-    """The table of sources, and that of the kinds that do not pass."""
+    """The table of sources, that of the kinds that do not pass, and that of those that pass."""
     if not rows:
         return "No results yet: `python -m benchmarks.sweep`."
     sources = [source for source in SOURCES if select(rows, source=source)]
@@ -115,7 +115,9 @@ def tables(rows: Sequence[Row]) -> str:
     failed = [row for row in rows if row["outcome"] in OUTCOMES[1:]]
     failed.sort(key=lambda row: (OUTCOMES[::-1].index(row["outcome"]), row["source"], row["kind"]))
     listed = markdown.table(["kind", "outcome", "step", "reason"], map(_failed_line, failed))
-    return f"{split_table(header, lines)}\n\n{listed}"
+    passed = sorted(map(_passed_line, select(rows, outcome=OUTCOMES[0])))
+    counts = markdown.table(["kind that passed", "modules", "layers", "left out"], passed)
+    return f"{split_table(header, lines)}\n\n{listed}\n\n{counts}"
 
 
 def _line(source: str, rows: Sequence[Row]) -> list[str]:
@@ -140,6 +142,12 @@ def _failed_line(row: Row) -> list[str]:
     reason = row["reason"] if len(row["reason"]) <= REASON else f"{row['reason'][: REASON - 1]}…"
     code = reason.replace("`", "'").replace("|", "\\|")
     return [f"`{row['source']}/{row['kind']}`", row["outcome"], row["step"], f"`{code}`"]
+
+
+def _passed_line(row: Row) -> list[str]:
+    patchify = " (`patchify=True`)" if row.get("patchify") else ""
+    counts = row["modules"], row["layers"], len(row["left_out"])
+    return [f"`{row['source']}/{row['kind']}`{patchify}", *map(str, counts)]
 
 
 def run(options: argparse.Namespace, out: Path | None) -> list[Row]:

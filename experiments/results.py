@@ -3,7 +3,7 @@
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -162,16 +162,6 @@ def append_row(path: Path, row: Mapping[str, Any]) -> bool:
             return False
         _write(path, [*rows, {key: row[key] for key in KEYS}])
     return True
-
-
-def update_rows(path: Path, update: Callable[[Row], Row]) -> list[Row]:
-    """Replace each row of a file by what ``update`` makes of it; returns those that changed."""
-    path = path.resolve()
-    with locked(path.parent):
-        before = list(_read(path))
-        rows = [check_row(update(row)) for row in before]
-        _write(path, rows)
-    return [new for old, new in zip(before, rows, strict=True) if new != old]
 
 
 def _write(path: Path, rows: Iterable[Row]) -> None:

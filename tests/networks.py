@@ -1,11 +1,4 @@
-"""Networks that conversion is tested on, the test of one, and parts of small networks.
-
-To redo the table of ``docs/converted_networks.md``: ``python -m tests.networks``, a few minutes.
-"""
-
-import re
-import sys
-from dataclasses import dataclass
+"""Networks that conversion is tested on, the test of one, and parts of small networks."""
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +9,6 @@ from benchmarks.network_checks import operation_counter as operation_counter
 from benchmarks.sweep_networks import Net as Net
 from diffstride._named_networks import build_network
 from diffstride.conversion.converter import convert
-from diffstride.cost.multiply_adds import MultiplyAdds
-from diffstride.strides import stride_layers
 
 # Networks with most kinds of strided modules, which take little time.
 QUICK = (
@@ -47,9 +38,9 @@ THOROUGH = (
     "torchvision/vgg11_bn",
     "torchvision/wide_resnet50_2",
     "torchvision/convnext_tiny",
-    "torchvision/segmentation.fcn_resnet50",
-    "torchvision/segmentation.deeplabv3_mobilenet_v3_large",
-    "torchvision/video.r3d_18",
+    "torchvision/fcn_resnet50",
+    "torchvision/deeplabv3_mobilenet_v3_large",
+    "torchvision/r3d_18",
     "timm/convnext_atto",
     "timm/cspdarknet53",
     "timm/cspresnet50",
@@ -89,16 +80,6 @@ SIZES = {
 PATCHIFYING = ("convnext", "poolformer")
 
 
-@dataclass
-class Outcome:
-    """The row of a network in the table."""
-
-    modules: int
-    layers: int
-    left_out: int
-    cost: float
-
-
 IMAGE = (2, 3, 32, 32)
 
 
@@ -135,27 +116,21 @@ def strided(kernel_size=3, stride=2, channels=4, in_channels=4):
     return nn.Conv2d(in_channels, channels, kernel_size, stride, padding=kernel_size // 2)
 
 
-def build(name: str) -> nn.Module:
-    """A network with random weights by ``LIBRARY/NAME``, or ``torchvision/KIND.NAME``."""
-    return build_network(re.sub(r"(?<=/)(segmentation|video)\.", "", name))
-
-
 def example(name: str, size: int | None = None) -> Tensor:
     """A small batch of inputs for a network."""
     size = size or SIZES.get(name, 64)
-    return torch.rand(2, 3, 8, size, size) if "video." in name else torch.rand(2, 3, size, size)
+    return torch.rand(2, 3, 8, size, size) if "r3d" in name else torch.rand(2, 3, size, size)
 
 
-def check(name: str) -> Outcome:
+def check(name: str) -> None:
     """Convert a network, train a step, change its strides, train a step, and convert again."""
     torch.manual_seed(0)
-    model, x = build(name), example(name)
+    model, x = build_network(name), example(name)
     patchify = any(kind in name for kind in PATCHIFYING)
     converted = convert(model, x, patchify=patchify)
     loaded = converted.load_state_dict(model.state_dict(), strict=False)
     assert not loaded.unexpected_keys
     assert all(key.endswith(".pooling.strides") for key in loaded.missing_keys)
-    cost = MultiplyAdds(converted, x).value() / converted.conversion.multiply_adds[""]
     strided, pooled = outputs_of(model.eval()(x)), outputs_of(converted.eval()(x))
     assert [a.shape for a in strided] == [b.shape for b in pooled]
     converted.train()
@@ -165,22 +140,3 @@ def check(name: str) -> Outcome:
     again = convert(converted, x, patchify=patchify)
     assert list(again.state_dict()) == list(converted.state_dict())
     assert [type(m) for m in again.modules()] == [type(m) for m in converted.modules()]
-    return Outcome(
-        len(converted.conversion.strides),
-        len(stride_layers(converted)),
-        len(converted.conversion.left_out),
-        cost,
-    )
-
-
-def main() -> None:
-    print("| network | modules | layers | left out | multiply-adds |")
-    print("| --- | --- | --- | --- | --- |")
-    for name in sys.argv[1:] or sorted((*QUICK, *THOROUGH), reverse=True):
-        done = check(name)
-        numbers = f"{done.modules} | {done.layers} | {done.left_out} | x {done.cost:.2f}"
-        print(f"| `{name}` | {numbers} |", flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -545,13 +545,15 @@ def test_kinds_are_swept_and_those_with_a_row_are_skipped(
 def test_table_of_the_sweep_counts_what_was_tried() -> None:
     row = {"source": "torchvision", "version": "1", "convert_seconds": 2.0}
     failed = {**row, "kind": "x", "outcome": "refused", "step": "convert", "reason": "a | `b`" * 40}
-    rows = [{**row, "kind": str(i), "outcome": "passed"} for i in range(3)]
+    passed = {**row, "outcome": "passed", "modules": 4, "layers": 2, "left_out": {"conv": "why"}}
+    rows = [{**passed, "kind": str(i)} for i in range(3)]
     rows += [failed, {**row, "kind": "y", "outcome": "no stride"}]
-    counts, more, listed = sweep.tables(rows).split("\n\n")
+    counts, more, listed, well = sweep.tables(rows).split("\n\n")
     assert "| torchvision | 1 | 4 | 3 | 1 | 0 | 0 |" in counts
     assert "| torchvision | 0 | 0 | 75 % | 1 | 2.00 (2.00) | – |" in more
     assert "| `torchvision/x` | refused | convert | `a \\| 'b'a" in listed
     assert listed.count("\n") == 2
+    assert "| `torchvision/2` | 4 | 2 | 1 |" in well
     assert sweep.tables([]) == "No results yet: `python -m benchmarks.sweep`."
 
 

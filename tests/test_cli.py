@@ -42,19 +42,19 @@ class Patches(nn.Module):
         return self.patches(self.down(x))
 
 
-class Windows(Patches):
-    """Its cost is unknown, since maps are padded to whole windows of 7."""
+class Enlarging(Patches):
+    """Its cost is unknown, since maps are enlarged by a fraction."""
 
     def forward(self, x):
         x = self.down(x)
-        return self.patches(nn.functional.pad(x, (0, -x.shape[-1] % 7, 0, -x.shape[-2] % 7)))
+        return self.patches(nn.functional.interpolate(x, scale_factor=1.4))
 
 
 @pytest.fixture
 def own_networks(monkeypatch):
-    """Names of small networks, ``own/Patches``, ``own/Windows`` and ``own/Volume``."""
+    """Names of small networks, ``own/Patches``, ``own/Enlarging`` and ``own/Volume``."""
     volume = partial(nn.Sequential, nn.Conv3d(8, 8, 3, stride=2))
-    kinds = {"Patches": Patches, "Windows": Windows, "Volume": volume}
+    kinds = {"Patches": Patches, "Enlarging": Enlarging, "Volume": volume}
     monkeypatch.setitem(_named_networks.BUILDERS, "own", lambda name, channels: kinds[name]())
 
 
@@ -261,7 +261,7 @@ def test_report_converts_patches_if_asked_to(own_networks, capsys):
 
 
 def test_report_of_an_unknown_cost(own_networks, capsys):
-    assert cli.main(["report", "own/Windows", "--channels=8", "--order=after", "--size=32"]) == 0
+    assert cli.main(["report", "own/Enlarging", "--channels=8", "--order=after", "--size=32"]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"^  converted +unknown, see below the table$", printed, re.MULTILINE)
     assert re.search(r"^MACs are not known: the cost of patches", printed, re.MULTILINE)

@@ -3,7 +3,6 @@
 import copy
 import math
 import re
-from pathlib import Path
 
 import networks
 import pytest
@@ -349,16 +348,6 @@ def test_networks(name):
 def test_many_networks(name):
     pytest.importorskip(name.split("/")[0])
     networks.check(name)
-
-
-DOCS = (Path(__file__).parents[1] / "docs" / "converted_networks.md").read_text()
-
-
-def test_docs_list_the_networks_that_are_tested():
-    section = DOCS.partition("## Networks of torchvision and timm")[2].partition("\n## ")[0]
-    assert re.findall(r"^\| `(\w+/[\w.]+)`", section, re.MULTILINE) == sorted(
-        (*networks.QUICK, *networks.THOROUGH), reverse=True
-    )
 
 
 @pytest.mark.slow

@@ -68,7 +68,7 @@ def test_own_networks(edge, order):
 def test_six_networks_at_random_strides(name):
     pytest.importorskip(name.split("/")[0])
     x = networks.example(name, 128 if "inception" in name else 64)
-    plain = networks.build(name).eval()
+    plain = networks.build_network(name).eval()
     model = convert(plain, x)
     assert model.conversion.multiply_adds[""] == counted(plain, x)
     cost = MultiplyAdds(model, x)
@@ -662,7 +662,7 @@ def test_budget_is_kept_at_any_strides_although_maps_are_small(name):
     else:
         pytest.importorskip(name.split("/")[0])
         x = networks.example(name)
-        model = convert(networks.build(name), x)
+        model = convert(networks.build_network(name), x)
     for seed, fraction in enumerate([1.0, 0.7, 0.9] * 3):
         networks.move_strides(model, seed)
         budget = CostBudget(model, x, fraction)

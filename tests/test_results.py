@@ -12,7 +12,7 @@ from conftest import PUBLISHED
 
 from diffstride import pooling, resnet
 from diffstride.training.network_cost import measure_cost
-from experiments import grid_plots, published, recount, report, table
+from experiments import grid_plots, published, report, table
 from experiments.averages import average_seeds
 from experiments.grid import DEFAULT_PATHS
 from experiments.markdown import table_names
@@ -670,40 +670,3 @@ def test_widths_and_epochs_have_separate_tables():
         "Recipe `small`, width 16, 20 epochs:",
         "Recipe `small`, width 32, 10 epochs:",
     ]
-
-
-def test_rows_are_counted_again_by_the_network_they_are_of(tmp_path, capsys):
-    """Of a recipe's variations, too; other rows stay as they are."""
-    kept = [row for row in read_rows(ROOT / "results" / "fsdd") if row["seed"] == row["fold"] == 0]
-    rows = {
-        (row["config"], row["pooling"]): row
-        for row in kept
-        if row["strides_start"] == [4, 1, 4, 4, 4] and "wave" in row["config"]
-    }
-    fixed = rows["fsdd_wave", "spectral"]
-    learned = rows["fsdd_wave, measured strides, raw rises", "diffstride"]
-    other = fixed | {"config": "mine", "multiply_adds_start": 1, "multiply_adds_end": 2}
-    wrong = [row | {"multiply_adds_start": 1, "multiply_adds_end": 2} for row in (fixed, learned)]
-    for row in (*wrong, other):
-        append_row(tmp_path / "runs.jsonl", row)
-    arguments = ["--gin_config=fsdd_wave_table.gin", "--results", str(tmp_path)]
-    assert recount.main(arguments) == 0
-    assert read_rows(tmp_path) == [fixed, learned, other]
-    assert "2 rows changed" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_a_budget_in_words_cannot_be_counted_again(tmp_path, capsys):
-    (row,) = [
-        row
-        for row in read_rows(ROOT / "results" / "fsdd")
-        if (row["config"], row["fold"], row["seed"]) == ("fsdd_wave", 0, 0)
-        and row["pooling"] == "diffstride"
-    ]
-    append_row(tmp_path / "runs.jsonl", row | {"budget": "strided"})
-    bindings = tmp_path / "words.gin"
-    text = (ROOT / "experiments" / "configs" / "fsdd_wave_table.gin").read_text()
-    bindings.write_text(text.replace("17.14e6", "'strided'"))
-    arguments = [f"--gin_config={bindings}", "--results", str(tmp_path)]
-    assert recount.main(arguments) == 2
-    assert "budget 'strided'" in capsys.readouterr().err
