@@ -690,6 +690,37 @@ def test_an_if_on_odd_sizes_is_refused():
         MultiplyAdds(converted, X)
 
 
+class Octave(nn.Module):
+    """A leaf of two results, as of networks of two resolutions, the second of which is missing."""
+
+    def __init__(self):
+        super().__init__()
+        self.stride, self.weight = 1, nn.Parameter(torch.rand(4, 4, 1, 1))
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight), None
+
+
+def test_a_missing_result_of_a_module_is_none():
+    def forward(m, x):
+        high, low = m.octave(m.a(x))
+        if low is not None:
+            high = high + low
+        return m.b(high)
+
+    net = two(forward)
+    net.octave = Octave()
+    check(net, X)
+
+
+def test_a_network_that_reads_arrays_of_numpy_is_told_to_be_converted_in_part():
+    net = two(lambda m, x: m.b(m.a(x)) * float(x.detach().cpu().numpy().mean()))
+    with pytest.raises(
+        ValueError, match=r"depends on the data, .* convert the part of"
+    ):
+        convert(net, X)
+
+
 def of_even_size(m, x):
     x = m.a(x)
     return m.b(F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2)))

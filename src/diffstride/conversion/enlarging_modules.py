@@ -130,8 +130,11 @@ def _with_trips(
             trace.values[each].shape[axis] for each in (source_of(call), call, node)
         )
         try:
-            grown = [probe(groups, call, source_of(call), axis, i)[axis] for i in range(1 + stride)]
-            factor = probe(groups, node, source_of(node), axis, 1)[axis] - enlarged
+            grown = [
+                probe(groups, call, source_of(call), axis, more)[0][axis]
+                for more in range(1 + stride)
+            ]
+            factor = probe(groups, node, source_of(node), axis, 1)[0][axis] - enlarged
         except SizeMismatchError:
             return None
         if grown[0] != shortened or grown[-1] != shortened + 1:

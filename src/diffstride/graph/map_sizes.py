@@ -191,7 +191,7 @@ class MapSizes:
         dim = self._groups.dims(node)[axis]
 
         def grown(step: int) -> int:
-            return probe(self._groups, node, source, source_axis, step)[axis]
+            return probe(self._groups, node, source, source_axis, step)[0][axis]
 
         try:
             stride = self._stride(operand, dim, grown)

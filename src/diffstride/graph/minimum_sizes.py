@@ -110,10 +110,10 @@ def minimum_size(groups: StrideGroups, node: fx.Node, source: fx.Node, axis: int
 
     def runs(size: int) -> bool:
         try:
-            shape = probe(groups, node, source, axis, size - given)
+            shapes = probe(groups, node, source, axis, size - given)
         except SizeMismatchError:
             return False
-        return min(shape) > 0
+        return all(min(shape, default=1) > 0 for shape in shapes)
 
     given = groups.trace.values[source].shape[axis]
     if runs(1):

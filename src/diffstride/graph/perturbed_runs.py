@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from diffstride._wording import one_line
-from diffstride.graph.fake_run import first_argument, shapes_only
+from diffstride.graph.fake_run import first_argument, shapes_of, shapes_only
 from diffstride.graph.mirror import mirrored_size
 from diffstride.graph.perturbed_sizes import Dim
 from diffstride.graph.restoring import restoring
@@ -130,14 +130,14 @@ def _disagreement(groups: StrideGroups, node: fx.Node) -> list[Dim]:
 
 def probe(
     groups: StrideGroups, node: fx.Node, source: fx.Node, axis: int, added: int
-) -> tuple[int, ...]:
-    """The shape that a node returns if only one axis of one operand grows."""
+) -> list[tuple[int, ...]]:
+    """The shapes of the tensors that a node returns if only one axis of one operand grows."""
     shape = list(groups.trace.values[source].shape)
     shape[axis] += added
     module = groups.trace.module(node) or nn.Module()
     with restoring(module), shapes_only(groups.trace.fake_mode):
         values = {source: groups.trace.values[source].new_empty(shape)}
-        return tuple(_try_node(groups, node, ChainMap(values, groups.trace.values)).shape)
+        return shapes_of(_try_node(groups, node, ChainMap(values, groups.trace.values)))
 
 
 def refused_axes(groups: StrideGroups, node: fx.Node, leader: fx.Node) -> tuple[int, ...]:

@@ -36,6 +36,7 @@ def _explained(error: Exception, tracer: "Tracer") -> str:
     module = tracer.traced.modules[name]
     kind, cause = type(module).__name__, f"{_where(error)}: {_described(error)}"
     reads_data = isinstance(error, DataDependentError | DynamicShapeError | ReadsDataError)
+    reads_data = reads_data or str(error).startswith(".numpy() is not supported")
     if reads_data and tracer.traced.model.training:
         cause += " (if layers are dropped at random in training, call model.eval() before)"
     for part in (each for each in PARTS if hasattr(tracer.traced.model, each)):

@@ -373,8 +373,10 @@ class Tracer(fx.Tracer):
             return self._run_on_data(node).item()
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        kind = TensorProxy if isinstance(self.values[node], Tensor) else ValueProxy
-        return kind(node, self)
+        value = self.values[node]
+        if value is None:
+            return None  # type: ignore[return-value]  # no proxy passes for it in ``is None``
+        return (TensorProxy if isinstance(value, Tensor) else ValueProxy)(node, self)
 
     def record_constant(self, node: fx.Node) -> None:
         """Record that ``forward`` made the value of a node a constant."""
