@@ -193,7 +193,7 @@ def rolled(m, x):
 
 def expanded(m, x):
     x = m.a(x)
-    gains = torch.arange(4.0).expand(len(x), 4)
+    gains = torch.arange(4.0).roll(x.shape[2]).expand(len(x), 4)
     grid = torch.linspace(-1, 1, 64)[None, None, : x.shape[2], None]
     return m.b(x * gains[:, :, None, None] + grid.new_ones(len(x), 1, *x.shape[2:]) * grid)
 
@@ -690,6 +690,37 @@ def test_an_if_on_odd_sizes_is_refused():
         MultiplyAdds(converted, X)
 
 
+def test_a_network_that_knows_the_size_of_its_first_input_is_converted():
+    def forward(m, x):
+        m.size = getattr(m, "size", None) or tuple(x.shape)
+        if tuple(x.shape) != m.size:
+            raise ValueError(f"made for {m.size}")
+        return m.b(m.a(x))
+
+    assert list(convert(two(forward), X).conversion.strides) == ["a", "b"]
+
+
+def test_a_strided_convolution_without_padding_behind_a_slice_has_a_cost():
+    def forward(m, x):
+        x = m.b(m.a(x))
+        return m.c(x[..., : x.shape[-1] // 2 * 2])
+
+    names = ("a", "b", "c")
+    net = Net(forward, **{name: nn.Conv2d(4, 4, 3, 2) for name in names}).eval()
+    x = torch.rand(2, 4, 48, 60)
+    budget = CostBudget(convert(net, x, order="before"), x, fraction=0.8)
+    assert budget.cost.value() == counted(budget.model, x)
+
+
+@pytest.mark.parametrize("calls", [3, [], None])
+def test_attributes_of_the_user_may_have_the_names_of_ours(calls):
+    net = two(lambda m, x: m.b(m.a(x)))
+    net.calls, net.call_index = calls, 7
+    converted = convert(net, X)
+    converted(X)
+    assert (converted.calls, converted.call_index) == (calls, 7)
+
+
 class Octave(nn.Module):
     """A leaf of two results, as of networks of two resolutions, the second of which is missing."""
 
@@ -715,9 +746,7 @@ def test_a_missing_result_of_a_module_is_none():
 
 def test_a_network_that_reads_arrays_of_numpy_is_told_to_be_converted_in_part():
     net = two(lambda m, x: m.b(m.a(x)) * float(x.detach().cpu().numpy().mean()))
-    with pytest.raises(
-        ValueError, match=r"depends on the data, .* convert the part of"
-    ):
+    with pytest.raises(ValueError, match=r"depends on the data, .* convert the part of"):
         convert(net, X)
 
 

@@ -203,6 +203,24 @@ def test_costs_equal_those_counted(name):
         assert cost.value() == counted(model, x)
 
 
+@pytest.mark.parametrize("stride", [1.7, 2.2, 2.36, 2.71])
+def test_remainders_that_agree_by_chance_in_two_runs_are_told_apart(stride):
+    """149 samples, halved twice and padded to a multiple of three."""
+    net = Net(
+        lambda m, x: m.c(m.b(F.pad(m.a(x), (0, -m.a(x).shape[-1] % 3)))),
+        a=nn.Sequential(nn.Conv1d(3, 8, 3, 2, 1), nn.Conv1d(8, 16, 3, 2, 1)),
+        b=nn.Conv1d(16, 32, 3, padding=1),
+        c=nn.Conv1d(32, 32, 3, padding=1),
+    ).eval()
+    x = torch.rand(1, 3, 149)
+    converted = convert(net, x)
+    cost = MultiplyAdds(converted, x)
+    first, last = stride_layers(converted).values()
+    first.strides.data.fill_(1.3)
+    last.strides.data.fill_(stride)
+    assert cost.value() == counted(converted, x)
+
+
 def unfolded(m, x):
     return m.out(F.unfold(F.max_pool2d(m.pool(x), 2), 2, stride=2).transpose(1, 2))
 

@@ -102,6 +102,14 @@ def test_interpolation_to_a_smaller_map_is_reported(of_module):
     assert "put a DiffStride in its place" in next(iter(left_out.values()))
 
 
+def test_interpolation_to_a_constant_size_is_not_reported_and_may_be_included():
+    convs = (nn.Conv2d(8 if i else 3, 8, 3, stride=2, padding=1) for i in range(2))
+    net = nn.Sequential(next(convs), nn.Upsample(size=(12, 12)), next(convs))
+    assert convert(net, torch.rand(2, 3, 64, 64)).conversion.left_out == {}
+    converted = convert(net, torch.rand(2, 3, 64, 64), include=["1"])
+    assert converted.conversion.strides["1"] == (1, 1)
+
+
 def test_slices_of_channels_and_of_the_batch_are_no_strides():
     class Gated(nn.Module):
         def forward(self, x):

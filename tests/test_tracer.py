@@ -387,6 +387,22 @@ def test_calls_after_an_error_that_the_network_catches_have_their_own_owner():
     assert traced.owners[pool] == ""
 
 
+def test_the_innermost_module_is_named_where_another_wraps_its_error():
+    class Inner(nn.Module):
+        def forward(self, x):
+            return x * float(x.sum())
+
+    def forward(m, x):
+        try:
+            return m.inner(x)
+        except Exception as error:
+            raise RuntimeError("block failed") from error
+
+    net = Net(lambda m, x: m.outer(x), outer=Net(forward, inner=Inner()))
+    with pytest.raises(ValueError, match=r"into 'outer\.inner' \(Inner\)"):
+        trace(net, torch.zeros(1, 1, 8, 8))
+
+
 def test_the_line_that_cannot_be_traced_is_quoted():
     net, x = Net(insist), torch.zeros(1, 4, 8, 8)
     with pytest.raises(ValueError, match=r"at 'assert.* line \d+\).*module of its own.*leaf_modu"):

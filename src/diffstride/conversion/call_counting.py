@@ -5,6 +5,12 @@ from typing import Any
 
 from torch import nn
 
+from diffstride.conversion.mixed_classes import Mixin
+
+
+class CountsCalls(Mixin):
+    """Base of what is mixed into modules whose calls in a pass may differ."""
+
 
 def set_calls(module: Any, calls: int) -> None:
     """Let a module know how many ``calls`` a pass makes; ``call_index`` of them have been made."""
@@ -32,7 +38,8 @@ class PassStart:
 
 def count_calls_from_start(model: nn.Module) -> None:
     """Have modules whose calls in a pass differ count them anew in each pass of the network."""
-    several = [module for module in model.modules() if getattr(module, "calls", 1) > 1]
+    own: list[Any] = [module for module in model.modules() if isinstance(module, CountsCalls)]
+    several = [module for module in own if module.calls > 1]
     hooks = model._forward_pre_hooks.values()
     known = [module for hook in hooks if isinstance(hook, PassStart) for module in hook.modules]
     if set(several) - set(known):

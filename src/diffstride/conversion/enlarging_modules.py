@@ -16,9 +16,9 @@ from torch import Tensor, fx, nn
 
 from diffstride._arguments import map_size
 from diffstride._torch_compat import ConvTranspose
+from diffstride.conversion.call_counting import CountsCalls, next_call, set_calls
 from diffstride.conversion.call_counting import PassStart as PassStart  # of networks pickled before
-from diffstride.conversion.call_counting import next_call, set_calls
-from diffstride.conversion.mixed_classes import Mixin, mix_in
+from diffstride.conversion.mixed_classes import mix_in
 from diffstride.conversion.pooled_module import Slot
 from diffstride.conversion.strided_call import StridedCall
 from diffstride.graph.leaf_modules import TracedInto
@@ -35,7 +35,7 @@ LINEAR = {
 }
 
 
-class Mirroring(Mixin, TracedInto):
+class Mirroring(CountsCalls, TracedInto):
     """Mixed into the class of a module that enlarges maps: it returns the size that it mirrors.
 
     An ``nn.Upsample`` interpolates to that size; what other modules return is resized linearly.

@@ -14,10 +14,10 @@ from torch import Tensor, fx, nn
 
 from diffstride._arguments import map_size
 from diffstride._torch_compat import saves_by_hooks, shares_memory
-from diffstride.conversion.call_counting import next_call, set_calls
+from diffstride.conversion.call_counting import CountsCalls, next_call, set_calls
 from diffstride.conversion.dense_max_pooling import dense_axes, pool_densely
 from diffstride.conversion.kernel_resampling import CoarseTaps, resampled_kernel
-from diffstride.conversion.mixed_classes import Mixin, mix_in
+from diffstride.conversion.mixed_classes import mix_in
 from diffstride.conversion.module_strides import set_stride
 from diffstride.spectral.axis_plan import CPU
 from diffstride.spectral.memory_format import full_precision
@@ -37,7 +37,7 @@ While a network is traced, the second is None.
 """
 
 
-class Pooled(Mixin):
+class Pooled(CountsCalls):
     """Mixed into the class of a module: ``y = pooling(crop_or_pad(module(x)))``.
 
     With ``pool_first`` it is ``y = module(pooling(crop_or_pad(x)))``. A convolution whose kernel

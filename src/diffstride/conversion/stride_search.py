@@ -84,10 +84,9 @@ def _examine(
         return _strided_function(trace, node)
     if name not in included and isinstance(module, SizedPooling):
         return FIXED if _has_fixed_strides(module) else None
-    if isinstance(module, nn.Upsample) and _makes_smaller(trace, node):
-        return SCALES
+    scales = isinstance(module, nn.Upsample) and module.scale_factor is not None
     if name not in included and max(stride_of(module)) <= 1:
-        return None
+        return SCALES if scales and _makes_smaller(trace, node) else None
     if is_among(search.leaf_modules, name, module):
         return "in leaf_modules"
     reason = _reason_to_skip(trace, node, module, search)

@@ -106,7 +106,7 @@ class CostBudget(StridesOnBudget):
         amount, of_present = asked_amount(model, example, budget, fraction, multiply_adds)
         cost = MultiplyAdds(model, example, leaf_modules)
         self._present = cost.value()
-        allowed = float(amount * self._present if of_present else amount)  # NumPy's, too
+        allowed = float(amount) * (self._present if of_present else 1)  # NumPy's, too
         super().__init__(uncompiled(model), cost, allowed)
         self._before, before = known_cost_before(self.model, example), self.in_use
         self._hooks: list[StepHooks] = []

@@ -1,10 +1,12 @@
 """Find calls that must share a stride, by re-running the traced graph with perturbed sizes."""
 
+import operator
 from collections.abc import Iterable, Mapping
 from math import prod
 from typing import Any
 
-from torch import fx
+import torch.nn.functional as F
+from torch import Tensor, fx
 
 from diffstride.graph.perturbed_runs import SizeMismatchError, run_with_sizes
 from diffstride.graph.perturbed_sizes import REMAINDERS, Dim, proportional
@@ -92,6 +94,8 @@ def _merge_until_consistent(groups: StrideGroups) -> bool:
 def _may_round(groups: StrideGroups) -> bool:
     """Whether a size may be more than a product of others or one with a constant margin."""
     for node in groups.values:
+        if _is_cut_or_padded_by_a_number(groups, node):
+            return True
         operands = [dim for source in node.all_input_nodes for dim in groups.dims(source)]
         known = groups.origins.keys() | {dim.growth for dim in operands} | {()}
         for dim in groups.dims(node):
@@ -101,6 +105,16 @@ def _may_round(groups: StrideGroups) -> bool:
                 if not factors or dim.size % prod(factor.size for factor in factors):
                     return True
     return False
+
+
+def _is_cut_or_padded_by_a_number(groups: StrideGroups, node: fx.Node) -> bool:
+    """Whether ``forward`` computes how much of a map is kept or added: a remainder, perhaps."""
+    values = groups.trace.values
+    return (
+        node.target in (F.pad, operator.getitem)
+        and isinstance(values[node], Tensor)
+        and any(isinstance(values[n], int) for n in node.all_input_nodes if n in groups.values)
+    )
 
 
 def _check_inputs(groups: StrideGroups) -> None:

@@ -271,7 +271,7 @@ class ComputedNumber:
 
 def _reads_shape(node: fx.Node) -> bool:
     if node.op == "call_method":
-        return node.target == "size"
+        return node.target in ("size", "dim")
     return node.target is getattr and str(node.args[1]) == "shape"
 
 

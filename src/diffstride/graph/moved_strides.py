@@ -81,7 +81,8 @@ def _runs(
             yield _run(groups, {leader: factor**sign for leader, sign in signs.items()})
         except SizeMismatchError as mismatch:
             node = mismatch.node
-            meeting = sum(n in groups.values for n in node.all_input_nodes) > 1
+            met = [groups.values.get(source) for source in node.all_input_nodes]
+            meeting = sum(isinstance(value, Tensor) for value in met) > 1
             if node in doubtful and (meeting or factor == GROWING_FACTORS[0]):
                 raise _conflict(groups, mismatch) from mismatch
             return

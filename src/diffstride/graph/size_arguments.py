@@ -19,7 +19,7 @@ FACTORIES = (
 
 # Methods of constant tensors, those that are neither parameters nor buffers. A method left out
 # takes sizes as a list, in which torch finds proxies.
-METHODS = ("expand", "new_empty", "new_ones", "new_zeros", "__getitem__")
+METHODS = ("expand", "new_empty", "new_ones", "new_zeros", "roll", "__getitem__")
 
 
 @contextmanager

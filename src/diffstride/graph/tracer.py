@@ -8,7 +8,7 @@ The graph is for analysis only, and runs on fake tensors alone.
 import operator
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -195,7 +195,9 @@ def trace(model: nn.Module, example: Any, leaf_modules: Iterable[Leaf] = ()) -> 
         if traced.constants:  # of an ``if`` that asks whether a stored tensor fits, perhaps
             with another_size_stored(model, inputs, fake_mode) as is_stored:
                 if is_stored:
-                    traced = _record(model, inputs, leaf_modules, fake_mode)
+                    # A network that cannot renew what it stored for the first size fails here.
+                    with suppress(ValueError):
+                        traced = _record(model, inputs, leaf_modules, fake_mode)
     return traced
 
 
@@ -277,8 +279,11 @@ class Tracer(fx.Tracer):
         try:
             return call_with_hooks(m, inner, args, kwargs)
         except Exception as error:
-            if error is not self.failed[0]:  # else the innermost module is known
+            inner = self.failed[0]
+            if inner is None or inner not in (error, error.__cause__, error.__context__):
                 self.failed = error, name
+            else:
+                self.failed = error, self.failed[1]  # the innermost module is known
             raise
         finally:
             self.stack.pop()  # the network may catch the error
