@@ -113,7 +113,11 @@ def _is_cut_or_padded_by_a_number(groups: StrideGroups, node: fx.Node) -> bool:
     return (
         node.target in (F.pad, operator.getitem)
         and isinstance(values[node], Tensor)
-        and any(isinstance(values[n], int) for n in node.all_input_nodes if n in groups.values)
+        and any(
+            isinstance(values[n], int) and n.target not in ("size", operator.getitem)  # as it is
+            for n in node.all_input_nodes
+            if n in groups.values
+        )
     )
 
 
