@@ -403,6 +403,22 @@ def test_the_innermost_module_is_named_where_another_wraps_its_error():
         trace(net, torch.zeros(1, 1, 8, 8))
 
 
+def test_a_module_that_fails_in_place_of_another_is_named():
+    class Fails(nn.Module):
+        def forward(self, x):
+            return x * float(x.sum())
+
+    def forward(m, x):
+        try:
+            return m.fast(x)
+        except Exception:
+            return m.slow(x)
+
+    net = Net(forward, fast=Fails(), slow=Fails())
+    with pytest.raises(ValueError, match=r"into 'slow' \(Fails\)"):
+        trace(net, torch.zeros(1, 1, 8, 8))
+
+
 def test_the_line_that_cannot_be_traced_is_quoted():
     net, x = Net(insist), torch.zeros(1, 4, 8, 8)
     with pytest.raises(ValueError, match=r"at 'assert.* line \d+\).*module of its own.*leaf_modu"):

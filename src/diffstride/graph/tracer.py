@@ -236,7 +236,7 @@ class Tracer(fx.Tracer):
         self.names = {id(tensor): name for name, tensor in self.tensors.items()}
         self.paths = {module: name for name, module in traced.modules.items()}
         self.stack = [""]
-        self.failed: tuple[Exception | None, str] = None, ""
+        self.failed = Exception(), ""  # the last error of a module, and the innermost such module
         self.evaluating = False
         self.thread = threading.get_ident()
         device = next((x.device for x in tree_leaves(inputs) if isinstance(x, Tensor)), None)
@@ -279,11 +279,8 @@ class Tracer(fx.Tracer):
         try:
             return call_with_hooks(m, inner, args, kwargs)
         except Exception as error:
-            inner = self.failed[0]
-            if inner is None or inner not in (error, error.__cause__, error.__context__):
-                self.failed = error, name
-            else:
-                self.failed = error, self.failed[1]  # the innermost module is known
+            known, innermost = self.failed
+            self.failed = error, innermost if known in (error, error.__cause__) else name
             raise
         finally:
             self.stack.pop()  # the network may catch the error
