@@ -41,7 +41,8 @@ Row = dict[str, Any]
 def trained(network: str, seed: int, epochs: int, data: Datasets, workdir: Path) -> nn.Module:
     """The network of a run at equal fixed strides, which is trained if it is not there."""
     scratch.run(network, "fixed", seed, epochs, workdir, {})
-    file = scratch.run_folder(workdir, network, "fixed", seed) / "checkpoints" / "last.ckpt"
+    folder = scratch.run_folder(workdir, network, "fixed", seed, data.name)
+    file = folder / "checkpoints" / "last.ckpt"
     state = torch.load(file, map_location="cpu", weights_only=False)["state_dict"]
     model, _ = scratch.build(network, "fixed", data, seed)
     model.load_state_dict({name.removeprefix("network."): each for name, each in state.items()})

@@ -102,7 +102,7 @@ def run(
     model, before = build(network, method, data, seed)
     learns = method.startswith(("learned", "measured"))
     summary = gin_registry.train(
-        workdir=run_folder(workdir, network, method, seed),
+        workdir=run_folder(workdir, network, method, seed, data.name),
         model=model,
         num_epochs=epochs,
         seed=seed,
@@ -128,9 +128,10 @@ def run(
     }
 
 
-def run_folder(workdir: Path, network: str, method: str, seed: int) -> Path:
-    """The folder of a run."""
-    return workdir / f"{network} {method} {seed}".replace(", ", " ").replace(" ", "_")
+def run_folder(workdir: Path, network: str, method: str, seed: int, dataset: str) -> Path:
+    """The folder of a run, whose name says all of it."""
+    name = f"{network} {method} {seed} {dataset}"
+    return workdir / name.replace(", ", " ").replace(" ", "_").replace("/", "_")
 
 
 def epochs_of(network: str, method: str) -> int:

@@ -449,6 +449,14 @@ def test_networks_are_trained_from_scratch_and_finished_runs_are_skipped(tmp_pat
     assert scratch.main(arguments) == rows
 
 
+def test_runs_of_two_data_sets_have_two_folders(tmp_path):
+    run = (tmp_path, "torchvision resnet18", "learned, equal time", 0)
+    cifar10, of_owner = (scratch.run_folder(*run, name) for name in ("cifar10", "owner/name"))
+    assert cifar10.name == "torchvision_resnet18_learned_equal_time_0_cifar10"
+    assert cifar10.parent == of_owner.parent == tmp_path
+    assert cifar10 != of_owner
+
+
 @pytest.mark.slow
 def test_denoising_writes_rows_and_a_table(tmp_path, capsys):
     out = tmp_path / "rows.jsonl"
