@@ -750,6 +750,17 @@ def test_a_network_that_reads_arrays_of_numpy_is_told_to_be_converted_in_part():
         convert(net, X)
 
 
+def test_a_number_of_a_plain_tensor_is_told_to_become_a_buffer():
+    net = two(lambda m, x: m.b(m.a(x)) * float(m.scales.max()))
+    net.scales = torch.tensor([1.0, 2.0])
+    with pytest.raises(ValueError, match=r"a plain attribute, make it a buffer by self\.register"):
+        convert(net, X)
+    scales = net.scales
+    del net.scales
+    net.register_buffer("scales", scales)
+    check(net, X)
+
+
 def of_even_size(m, x):
     x = m.a(x)
     return m.b(F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2)))

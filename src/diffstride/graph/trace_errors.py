@@ -45,6 +45,13 @@ def _explained(error: Exception, tracer: "Tracer") -> str:
     where = f"the forward pass of {kind} cannot be traced"
     if name:
         where = f"the forward pass cannot be traced into {name!r} ({kind})"
+    if isinstance(error, DataDependentError):  # outside of the calls that are recorded
+        return (
+            f"{where}{cause}; a number is read there from a tensor: if the module keeps it as a "
+            "plain attribute, make it a buffer by self.register_buffer('name', tensor); if it "
+            "depends on the data, convert the part of the network before it, as in "
+            f"{_conversion_of('encoder')}"
+        )
     if reads_data:
         return (
             f"{where}{cause}; what is computed there depends on the data, and would in "
