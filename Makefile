@@ -20,7 +20,7 @@ help:  ## list the targets
 # Of torch, the oldest release and its fixes.
 .venv-oldest/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-oldest
-	.venv-oldest/bin/pip $(INSTALL) --editable ".[dev]" "torch==$(OLDEST).*"
+	.venv-oldest/bin/pip $(INSTALL) --editable ".[dev]" "torch==$(OLDEST).*" "torchaudio==$(OLDEST).*"
 	touch $@
 
 .venv-newest/installed: pyproject.toml

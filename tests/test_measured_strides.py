@@ -556,7 +556,7 @@ def test_measurements_count_until_a_map_changes(noise):
     strides, counts = MeasuredStrides(budget, steps=400, decisions=8, batches=3), []
     for _ in range(400):
         before = output_sizes(budget)
-        strides.step(lambda: torch.tensor(source.gauss()) if noise else clear())
+        strides.step(lambda: torch.tensor(source.gauss(0, 1)) if noise else clear())
         counts.append(max((len(each) for each in strides._measurements.rises.values()), default=0))
         if output_sizes(budget) != before:
             assert counts[-1] == 0
@@ -1023,7 +1023,7 @@ def test_measurements_at_other_strides_are_left_out():
 
     noise, first = Random(0), start()
     for _ in range(12):
-        first.step(lambda: torch.tensor(noise.gauss()))
+        first.step(lambda: torch.tensor(noise.gauss(0, 1)))
     state = first.state_dict()
     assert any(state["rises"].values())
     same, other = start(), start()
@@ -1033,7 +1033,7 @@ def test_measurements_at_other_strides_are_left_out():
     other.continue_(state)
     assert not any(other.state_dict()["rises"].values())
     for _ in range(28):
-        other.step(lambda: torch.tensor(noise.gauss()))
+        other.step(lambda: torch.tensor(noise.gauss(0, 1)))
 
 
 def test_a_state_of_another_network_is_not_continued():
@@ -1182,8 +1182,9 @@ def test_all_processes_move_alike(tmp_path):
     ]
     printed, errors = zip(*(each.communicate(timeout=120) for each in ranks), strict=True)
     assert [each.returncode for each in ranks] == [0, 0], errors
-    assert printed[0] == printed[1] != ""
-    assert json.loads(printed[0]) != [[2.0, 2.0], [2.0, 2.0]]
+    first, second = (each.splitlines()[-1] for each in printed)  # gloo may print before
+    assert first == second
+    assert json.loads(first) != [[2.0, 2.0], [2.0, 2.0]]
 
 
 def test_batches_are_measured_with_other_random_numbers_each():

@@ -2,9 +2,11 @@
 
 import io
 import json
+import sys
 import wave
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import datasets
 import numpy as np
@@ -101,6 +103,18 @@ def test_channels_are_averaged():
     left, right = sine(300), sine(500)
     found, _ = decode_sound(encoded(np.stack([left, right], 1)))
     assert np.abs(found.numpy() - (left + right) / 2).max() <= 2**-15
+
+
+class TorchaudioOfAnotherTorch(ModuleType):
+    def __getattr__(self, name):
+        raise OSError("undefined symbol: torch_library_impl")
+
+
+def test_a_torchaudio_of_another_torch_is_told_with_the_release_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchaudio", TorchaudioOfAnotherTorch("torchaudio"))
+    release = ".".join(torch.__version__.split(".")[:2])
+    with pytest.raises(OSError, match=rf"pip install 'torchaudio=={release}\.\*' .*undefined"):
+        waveform(torch.zeros(100), 2 * RATE, RATE)
 
 
 def test_other_rates_are_resampled():

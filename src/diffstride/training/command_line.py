@@ -6,6 +6,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,10 @@ def configure(
         for path in files:
             check_macros_of_file(path)
     except RecursionError as error:
-        among = dict.fromkeys(re.findall(r'In file "([^"]+)"', str(error))) or files
+        text = ""
+        with suppress(RecursionError):  # on Python 3.10 Gin's text is nested too deeply itself
+            text = str(error)
+        among = dict.fromkeys(re.findall(r'In file "([^"]+)"', text)) or files
         raise ValueError(
             f"the Gin files {', '.join(among)} include each other, or nest values too deeply: "
             "remove one of the includes"

@@ -87,6 +87,7 @@ def log_mel(
         ValueError: an argument is out of its range, the recording is not mono, or a filter has no
             bin of the transform.
         ModuleNotFoundError: torchaudio is not installed.
+        OSError: it was built for another release of torch.
 
     >>> tone = torch.sin(torch.arange(8000) * 2 * torch.pi * 1000 / 8000)  # 1,000 Hz
     >>> spectrogram = log_mel(tone, 8000)  # doctest: +SKIP
@@ -168,9 +169,20 @@ def _mono(sound: Any) -> Tensor:
 def _resample(sound: Tensor, rate: int, sample_rate: int) -> Tensor:
     if rate == sample_rate:
         return sound
-    from torchaudio.functional import resample
+    return _torchaudio_functional().resample(sound, rate, sample_rate)
 
-    return resample(sound, rate, sample_rate)
+
+def _torchaudio_functional() -> Any:
+    """The functions of torchaudio, whose releases pip installs beside any release of torch."""
+    try:
+        from torchaudio import functional
+    except OSError as error:
+        release = ".".join(torch.__version__.split(".")[:2])
+        raise OSError(
+            f"the installed torchaudio cannot be loaded with torch {torch.__version__}: install "
+            f"that of the same release, as in pip install 'torchaudio=={release}.*' ({error})"
+        ) from error
+    return functional
 
 
 def _scale(sound: Tensor, level: float | None) -> Tensor:
@@ -192,8 +204,7 @@ def _fit(sound: Tensor, samples: int) -> Tensor:
 @lru_cache(maxsize=16)
 def _mel_filters(bins: int, lowest: float, highest: float, bands: int, rate: int) -> Tensor:
     """Weights of the bins in each filter: `(bins, bands)`."""
-    from torchaudio.functional import melscale_fbanks
-
+    melscale_fbanks = _torchaudio_functional().melscale_fbanks
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of filters without bins, which are refused below
         filters = melscale_fbanks(bins, lowest, highest, bands, rate)
