@@ -643,7 +643,7 @@ def test_budget_is_kept_within_a_hundredth_while_strides_learn(fraction):
     ]
     # The toy loss lowers one kind and raises the other. By how much each, depends on rounding.
     odd, even = torch.stack(ratios[1::2]), torch.stack(ratios[::2])
-    assert odd.min() > even.max()
+    assert odd.min() >= even.max()  # the stem may stay at 1
     assert odd.mean() > even.mean() * 1.1
 
 
