@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from diffstride.spectral.axis_plan import plan_axis
-from experiments.averages import Entry
+from experiments.averages import DATASETS, Entry
 from experiments.guesses import SEARCHES, for_axes
 from experiments.markdown import table
 
 POWERS = (0.0, 0.5, 1.0, 2.0)
+FEWEST = 2  # guesses of a data set for each number that is fitted
 AXES = 2
 
 
@@ -70,11 +71,20 @@ def worth(factor: Tensor, size: Tensor, power: float) -> Tensor:
 
 
 def size_worth_table(entries: Sequence[Entry]) -> str:
-    """A line for each power: how well it fits, and the worth of the maps of the best guess.
+    """A line for each data set and power: how well it fits, and the worth of the best guess's maps.
 
     Args:
-        entries: guesses of one data set of images, more than there are maps.
+        entries: guesses of data sets of images. Those with too few guesses to fit are left out.
     """
+    lines = []
+    for dataset in dict.fromkeys(entry["dataset"] for entry in entries):
+        lines += _lines_of(dataset, [each for each in entries if each["dataset"] == dataset])
+    maps = ("first map", "second map", "third map", "third at half its size")
+    header = ["data set, maps", "power of the size", "error of the fit", *maps]
+    return table(header, lines, align="---:")
+
+
+def _lines_of(dataset: str, entries: Sequence[Entry]) -> list[list[str]]:
     search = SEARCHES["cifar"]
     entries = sorted(entries, key=lambda each: -each.accuracy)
     strides = [entry["strides_start"][len(search.first) :] for entry in entries]
@@ -82,11 +92,13 @@ def size_worth_table(entries: Sequence[Entry]) -> str:
     accuracies = torch.tensor([entry.accuracy for entry in entries]).double()
     weights = torch.tensor([entry.count for entry in entries]).double()
     best = sizes[0].mean(-1)
-    lines = []
+    if len(entries) < FEWEST * (1 + len(best)):
+        return []
+    lines, name = [], f"{DATASETS[dataset]}, {', '.join(f'{each:g}' for each in best)}"
     for power in POWERS:
         found = fit(sizes, accuracies, weights, power)
         points = [*worth(found.factors, best, power), worth(found.factors[-1], best[-1] / 2, power)]
-        lines.append([f"{power:g}", f"{found.error:.2f}", *(f"{each:.1f}" for each in points)])
-    names = [f"map of {size:g}" for size in best]
-    header = ["power of the size", "error of the fit", *names, f"the last at {best[-1] / 2:g}"]
-    return table(header, lines, align="---:")
+        lines.append(
+            [name, f"{power:g}", f"{found.error:.2f}", *(f"{each:.1f}" for each in points)]
+        )
+    return lines
