@@ -13,6 +13,7 @@ from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 
 from diffstride import DiffStride, FixedSpectralPooling
+from diffstride._torch_compat import COMPILES_FUNCTIONS
 from diffstride.conversion.converter import convert
 from diffstride.conversion.freezing import freeze
 from diffstride.cost.multiply_adds import MultiplyAdds
@@ -302,8 +303,9 @@ def test_compiled_products_are_of_two_matrices(strides):
     compiled = torch.compile(frozen, fullgraph=True, backend=aot_autograd(fw_compiler=note))
     with torch.no_grad():
         torch.testing.assert_close(compiled(x), frozen(x), check_stride=True)
-    assert called.count(torch.ops.aten.mm.default) == sum(stride > 1 for stride in strides)
-    assert torch.ops.aten.bmm.default not in called
+    if COMPILES_FUNCTIONS:  # the compiler of older releases makes batched ones
+        assert called.count(torch.ops.aten.mm.default) == sum(stride > 1 for stride in strides)
+        assert torch.ops.aten.bmm.default not in called
 
 
 # Deprecations inside the exporter.

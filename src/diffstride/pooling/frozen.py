@@ -116,8 +116,9 @@ class FrozenPooling(SizedPooling):
         check_tensor(x)
         sizes = tuple(int(size) for size in x.shape[2:])  # TorchScript traces them as tensors
         axes = self.plan(sizes)
-        order = [i for i in axis_order(axes) if not axes[i].is_identity]
-        matrices = {i: getattr(self, f"matrix_{i}_{sizes[i]}") for i in order}
+        names = {i: f"matrix_{i}_{sizes[i]}" for i in axis_order(axes)}
+        # Identities have none. On torch 2.8 the compiler cannot ask axes for it.
+        matrices = {i: getattr(self, each) for i, each in names.items() if hasattr(self, each)}
         if not matrices:
             return x.clone()  # an operation in place may follow
         with full_precision(x):
