@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diffstride.spectral.axis_plan import plan_axis
-from experiments.averages import DATASETS, Entry
+from experiments.averages import Entry
 from experiments.guesses import SEARCHES, for_axes
 from experiments.markdown import table
 
@@ -77,14 +77,14 @@ def size_worth_table(entries: Sequence[Entry]) -> str:
         entries: guesses of data sets of images. Those with too few guesses to fit are left out.
     """
     lines = []
-    for dataset in dict.fromkeys(entry["dataset"] for entry in entries):
-        lines += _lines_of(dataset, [each for each in entries if each["dataset"] == dataset])
+    for dataset in dict.fromkeys(entry.dataset for entry in entries):
+        lines += _lines_of([entry for entry in entries if entry.dataset == dataset])
     maps = ("first map", "second map", "third map", "third at half its size")
     header = ["data set, maps", "power of the size", "error of the fit", *maps]
     return table(header, lines, align="---:")
 
 
-def _lines_of(dataset: str, entries: Sequence[Entry]) -> list[list[str]]:
+def _lines_of(entries: Sequence[Entry]) -> list[list[str]]:
     search = SEARCHES["cifar"]
     entries = sorted(entries, key=lambda each: -each.accuracy)
     strides = [entry["strides_start"][len(search.first) :] for entry in entries]
@@ -94,7 +94,7 @@ def _lines_of(dataset: str, entries: Sequence[Entry]) -> list[list[str]]:
     best = sizes[0].mean(-1)
     if len(entries) < FEWEST * (1 + len(best)):
         return []
-    lines, name = [], f"{DATASETS[dataset]}, {', '.join(f'{each:g}' for each in best)}"
+    lines, name = [], f"{entries[0].dataset}, {', '.join(f'{each:g}' for each in best)}"
     for power in POWERS:
         found = fit(sizes, accuracies, weights, power)
         points = [*worth(found.factors, best, power), worth(found.factors[-1], best[-1] / 2, power)]

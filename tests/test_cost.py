@@ -10,7 +10,7 @@ import networks
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import PUBLISHED, WINDOWED
+from conftest import PUBLISHED, RELEASE, WINDOWED
 from hypothesis import given
 from hypothesis import strategies as st
 from networks import counted, operation_counter
@@ -643,7 +643,8 @@ def test_budget_is_kept_within_a_hundredth_while_strides_learn(fraction):
     ]
     # The toy loss lowers one kind and raises the other. By how much each, depends on rounding.
     odd, even = torch.stack(ratios[1::2]), torch.stack(ratios[::2])
-    assert odd.min() >= even.max()  # the stem may stay at 1
+    if RELEASE >= (2, 11):  # on older ones an axis of the stem stays at 1
+        assert odd.min() > even.max()
     assert odd.mean() > even.mean() * 1.1
 
 

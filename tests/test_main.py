@@ -248,7 +248,8 @@ def test_files_that_include_each_other_give_a_short_error(capsys):
     Path("b.gin").write_text("include 'a.gin'")
     assert command("--gin_config=a.gin") == 2
     printed = capsys.readouterr().err
-    assert re.search(r"the Gin files .*[ab]\.gin.* include each other", printed)
+    named = r"b\.gin" if sys.version_info >= (3, 11) else r"a\.gin"  # Gin's text or the argument
+    assert re.search(rf"the Gin files .*{named}.* include each other", printed)
     assert len(printed) < 500
 
 

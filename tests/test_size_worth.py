@@ -44,7 +44,7 @@ def test_each_data_set_is_fitted_by_itself():
         for number in range(count):
             strides = [1, 1, 1.5 + 0.1 * number, 3.0 - 0.2 * number, 2.0 + 0.3 * (number % 3)]
             sizes = torch.tensor(map_sizes(strides[2:], 32)).double()
-            row = {"dataset": dataset, "strides_start": strides, "seed": 0}
+            row = {"dataset": dataset, "strides_start": strides, "seed": 0, "fold": None}
             yield Entry(({**row, "test_accuracy": offset + sizes.log().sum().item()},))
 
     text = size_worth_table([*guesses("cifar10", 80, 8), *guesses("cifar100", 50, 8)])

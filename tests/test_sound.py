@@ -12,7 +12,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import DATA
+from conftest import DATA, RELEASE
 
 from diffstride import cli
 from diffstride.training import augment, command_line, gin_registry, load_run
@@ -112,7 +112,7 @@ class TorchaudioOfAnotherTorch(ModuleType):
 
 def test_a_torchaudio_of_another_torch_is_told_with_the_release_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchaudio", TorchaudioOfAnotherTorch("torchaudio"))
-    release = ".".join(torch.__version__.split(".")[:2])
+    release = ".".join(map(str, RELEASE))
     with pytest.raises(OSError, match=rf"pip install 'torchaudio=={release}\.\*' .*undefined"):
         waveform(torch.zeros(100), 2 * RATE, RATE)
 

@@ -10,6 +10,7 @@ from functools import cache, lru_cache, partial
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import RELEASE
 from networks import Net, strided
 from torch import nn
 
@@ -197,7 +198,7 @@ class Ramped(nn.Module):
     def __init__(self, where):
         super().__init__()
         self.where, self.ramps = where, Ramps()
-        self.cached_ramp = lru_cache(lambda size: torch.arange(size))
+        self.cached_ramp = lru_cache(torch.arange)
         self.first, self.second = (nn.Conv1d(4, 4, 3, stride=2, padding=1) for _ in range(2))
 
     def forward(self, x):
@@ -232,6 +233,8 @@ PLACES += ["default argument", "cache of the module"]
 @pytest.mark.parametrize("ran_before", [False, True])
 @pytest.mark.parametrize("where", PLACES)
 def test_caches_outside_of_the_network_hold_true_tensors_after_tracing(where, ran_before, analyse):
+    if where == "cache of the module" and RELEASE < (2, 11):
+        pytest.skip("functions of torch 2.8 refuse stand-ins for numbers")
     cached_ramp.cache_clear()
     cached_ramps.cache_clear()
     RAMPS["by size"].clear()
