@@ -119,10 +119,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--configs_folder", help="folder with your own Gin files")
     add(
         "--only",
-        action="append",
+        action="extend",
+        nargs="+",
         default=[],
+        metavar="PART",
         help="select the runs whose name contains this text, or that match KEY=VALUE such as "
-        f"'seed=0' (KEY is one of {', '.join(KEYS)}); if repeated, all must match",
+        f"'seed=0' (KEY is one of {', '.join(KEYS)}); if there are several, all must match",
     )
     add(
         "--shard",

@@ -484,6 +484,16 @@ def test_grid_may_set_its_folder_of_results(fake_training):
     assert len(read_rows(Path("results"))) == 4
 
 
+def test_parts_of_a_grid_follow_one_flag_or_several(fake_training, capsys):
+    command("--list", "--only", "pooling=max", "seed=0")
+    (name, count) = capsys.readouterr().out.splitlines()
+    assert "-max-" in name
+    assert name.endswith("-seed0")
+    assert count == "0 of 1 runs are done"
+    command("--list", "--only=pooling=max", "--only=seed=0")
+    assert capsys.readouterr().out.splitlines() == [name, count]
+
+
 def test_several_bindings_after_one_flag_are_refused_with_how_to_give_them(capsys):
     with pytest.raises(SystemExit):
         command("--gin_bindings", "train.threads=1", "train.precision=32")
