@@ -255,6 +255,8 @@ def test_networks_that_cannot_be_traced_are_refused():
             convert(model, x)
     with pytest.raises(ValueError, match=r"'0\.weight' has no shape yet: call the network"):
         convert(nn.Sequential(nn.LazyConv2d(8, 3, stride=2)), x)
+    with pytest.raises(ValueError, match=r"'1\.weight' has no shape yet: call the network"):
+        convert(nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), x)
 
 
 def test_networks_without_a_stride_to_convert_are_refused_with_reasons():

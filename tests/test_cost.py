@@ -1153,6 +1153,30 @@ def test_a_budget_below_the_cost_of_a_stem_that_keeps_its_stride_can_be_met_with
     assert budget.cost.value() <= 5e4
 
 
+class Standardised(nn.Conv2d):
+    def forward(self, x):
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+
+@pytest.mark.parametrize("order", ["auto", "before"])
+@pytest.mark.parametrize(
+    ("conv", "why"),
+    [
+        (
+            weight_norm(nn.Conv2d(8, 16, 3, 2, 1)),
+            "its kernel is parametrised or computed by a hook",
+        ),
+        (Standardised(8, 16, 3, 2, 1), "its class has a forward of its own"),
+    ],
+)
+def test_no_advice_to_pool_before_where_a_kernel_cannot_be_resampled(conv, why, order):
+    net, x = nn.Sequential(conv, nn.Conv2d(16, 16, 3, 2, 1)), torch.zeros(1, 8, 32, 32)
+    told = f"It is pooled after, as {why}: convert the original network with a filter_fn"
+    with pytest.raises(ValueError, match=told):
+        CostBudget(convert(net, x, order=order), x, "before")
+
+
 def test_a_convolution_at_stride_1_is_named_where_strides_rise():
     net = nn.Sequential(nn.Conv2d(8, 16, 3, 2, 1), weight_norm(nn.Conv2d(16, 64, 5, 4, 2)))
     x = torch.zeros(1, 8, 64, 64)

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations, parametrize
 from diffstride import CostBudget, DiffStride, MultiplyAdds, convert, freeze, stride_layers
 from diffstride._torch_compat import FakeTensorMode, OperationCounter, tree_leaves
 from diffstride.graph.fake_run import shapes_only
-from diffstride.graph.fast_shapes import StepsAtOnce
+from diffstride.graph.fast_shapes import FastFunctions
 from diffstride.graph.tracer import trace
 
 X = torch.rand(2, 4, 32, 32)
@@ -492,7 +492,7 @@ def test_recurrent_layers_run_all_steps_at_once_on_shapes(layer, shape):
     with torch.no_grad():
         expected = [each.shape for each in tree_leaves(layer(x))]
     for steps in (x.shape, [1000 if size == 5 else size for size in x.shape]):
-        with shapes_only(FakeTensorMode(allow_non_fake_inputs=True)) as counter, StepsAtOnce():
+        with shapes_only(FakeTensorMode(allow_non_fake_inputs=True)) as counter, FastFunctions():
             found = layer(torch.empty(steps))
         matrices = [weight for weight in layer.parameters() if weight.dim() == 2]
         assert len(counter.multiply_adds) == len(matrices)

@@ -10,8 +10,17 @@ import torch
 import torch.nn.functional as F
 from networks import IMAGE, Block, Several
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from diffstride import BlurPooling, DiffStride, FixedSpectralPooling, MaxPooling, SpatialPooling
+from diffstride import (
+    BlurPooling,
+    CostBudget,
+    DiffStride,
+    FixedSpectralPooling,
+    MaxPooling,
+    SpatialPooling,
+    stride_layers,
+)
 from diffstride.conversion.converter import convert
 from diffstride.conversion.reporting import report
 from diffstride.cost.multiply_adds import MultiplyAdds
@@ -41,6 +50,52 @@ def test_include_adds_a_layer_at_stride_1():
     # The module was run to measure its output, in training mode as well.
     assert norm.norm.running_mean.eq(0).all()
     assert norm.norm.num_batches_tracked == 0
+
+
+class NormThatPools(nn.BatchNorm2d):
+    def forward(self, input):
+        return F.max_pool2d(super().forward(input), 2)
+
+
+def executed(model, x):
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(x)
+    return counter.get_total_flops() // 2
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("norm", "options", "name"),
+    [
+        (nn.BatchNorm2d(8), {"include": ["1"]}, "1.pooling"),
+        (NormThatPools(8), {}, "1.maxpool2d_0.pooling"),
+    ],
+)
+def test_a_pooled_norm_counts_with_the_map_that_it_returns(norm, options, name, training):
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), norm, nn.Conv2d(8, 8, 3, 2, 1))
+    x = torch.rand(1, 3, 32, 32)
+    model = convert(net.train(training), x, **options)
+    assert name in stride_layers(model)
+    budget = CostBudget(model, x, fraction=0.9)
+    assert budget.cost.value() == executed(model, x)
+    with torch.no_grad():
+        stride_layers(model)[name].strides.fill_(1.5)
+    assert budget.cost.value() == executed(model, x)
+
+
+class ConvolutionThatPools(nn.Conv2d):
+    def forward(self, input):
+        return F.max_pool2d(super().forward(input), 2)
+
+
+def test_a_convolution_that_makes_its_map_smaller_by_itself_is_reported():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), ConvolutionThatPools(8, 8, 3, 1, 1))
+    once = convert(net, torch.rand(IMAGE))
+    assert list(once.conversion.left_out) == ["1"]
+    assert once.conversion.left_out["1"].startswith("makes its map smaller by its own forward")
+    # Converted modules do that by their pooling.
+    again = convert(convert(Block(), torch.rand(IMAGE)), torch.rand(IMAGE), include=["stem"])
+    assert again.conversion.left_out == {}
 
 
 class Functional(nn.Module):

@@ -104,7 +104,7 @@ def convert(
     Args:
         model: any convolutional network that `torch.fx` can trace.
         example: an input, a tuple of inputs, or a dictionary of them by the names of the arguments
-            of ``forward``; only shapes matter.
+            of ``forward``, without any that it takes by keyword only; only shapes matter.
         order: where modules are pooled. ``"before"``: convolutions of torch before, with their
             kernel resampled, all else after. ``"after"``: all after, at stride 1, which is exact
             and costs a convolution up to the square of its stride; only pointwise convolutions
@@ -303,6 +303,7 @@ def _record(converted: nn.Module, found: Found, example: Any, options: dict[str,
     for call in calls:
         conversion.strides[call.name] = stride_of(call.module, len(call.strides))
         conversion.placements[call.name] = call.placement
+        conversion.only_after[call.name] = call.only_after
     for enlarging, mirror in found.mirrors.items():
         name, of = str(enlarging.target), str(mirror.call.target)
         conversion.mirrors[name] = (*conversion.mirrors.get(name, ()), of)

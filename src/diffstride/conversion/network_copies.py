@@ -12,6 +12,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from diffstride._torch_compat import hook_dictionaries
 from diffstride._wording import one_line
+from diffstride.graph.example_inputs import check_has_shapes
 from diffstride.graph.restoring import set_modes
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -33,6 +34,7 @@ def deep_copy(model: Model) -> Model:
         "torch.nn.utils.parametrizations, or remove them first; make a pruned weight a plain "
         'one by torch.nn.utils.prune.remove(module, "weight")'
     )
+    check_has_shapes(model)
     for name, module in model.named_modules():
         if any(
             isinstance(hook, WeightNorm | SpectralNorm)

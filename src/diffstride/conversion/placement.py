@@ -8,7 +8,7 @@ but the old stride stays.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 from torch import nn
@@ -42,11 +42,10 @@ def place(calls: Sequence[StridedCall], trace: Trace, order: str, min_channels: 
     uses = Counter(call.module for call in calls)
     for call in calls:
         conv = call.module
-        shared = isinstance(conv, Conv) and users[id(conv.weight)] > 1
-        can_resample = convolves(conv) and has_own_kernel(conv) and not shared
+        call.only_after = "" if call.pointwise else _why_only_after(conv, users)
         if call.pointwise:
             call.placement = "before"
-        elif order == "after" or not can_resample:
+        elif order == "after" or call.only_after:
             call.placement = "after"
         elif order == "before":
             call.placement = "before"
@@ -55,6 +54,17 @@ def place(calls: Sequence[StridedCall], trace: Trace, order: str, min_channels: 
         else:
             few = getattr(conv, "in_channels", 0) < min_channels and uses[conv] == 1
             call.placement = "on top" if few else "before"
+
+
+def _why_only_after(module: nn.Module, users: Mapping[int, int]) -> str:
+    """Why the kernel of a module cannot be resampled, empty if it can."""
+    if not isinstance(module, Conv):
+        return "it is no convolution"
+    if not convolves(module):
+        return "its class has a forward of its own"
+    if not has_own_kernel(module):
+        return "its kernel is parametrised or computed by a hook"
+    return "its kernel is used elsewhere, too" if users[id(module.weight)] > 1 else ""
 
 
 def _users_of_weights(trace: Trace) -> Counter[int]:

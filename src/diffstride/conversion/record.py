@@ -39,6 +39,7 @@ class Conversion(LeafModulesRecord):
         strides: the old stride of each converted module.
         placements: where each converted module is pooled, ``"before"`` or ``"after"`` it, or
             ``"on top"`` of its old stride.
+        only_after: why each converted module cannot be pooled before, empty if it can.
         mirrors: for each module that enlarges maps, the strided modules to the size of whose input
             it brings them, one for each call.
         left_out: the reason for each module that strides and was not converted.
@@ -50,6 +51,7 @@ class Conversion(LeafModulesRecord):
     leaf_modules: tuple[Leaf, ...] = ()
     strides: dict[str, tuple[int, ...]] = field(default_factory=dict)
     placements: dict[str, str] = field(default_factory=dict)
+    only_after: dict[str, str] = field(default_factory=dict)
     mirrors: dict[str, tuple[str, ...]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     multiply_adds: dict[str, int] = field(default_factory=dict)
@@ -83,6 +85,7 @@ def _add_part(conversion: Conversion, prefix: str, part: Conversion) -> None:
         conversion.multiply_adds[f"{prefix}.{name}".rstrip(".")] = cost
     conversion.strides |= {f"{prefix}.{name}": old for name, old in part.strides.items()}
     conversion.placements |= {f"{prefix}.{name}": at for name, at in part.placements.items()}
+    conversion.only_after |= {f"{prefix}.{name}": why for name, why in part.only_after.items()}
     for name, mirrored in part.mirrors.items():
         conversion.mirrors[f"{prefix}.{name}"] = tuple(f"{prefix}.{each}" for each in mirrored)
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import fx, nn
 
 from diffstride._arguments import Limit
-from diffstride._torch_compat import Conv, ConvTranspose
+from diffstride._torch_compat import Conv, ConvTranspose, class_of
 from diffstride._wording import counted
 from diffstride.conversion.module_strides import patchifies, per_axis, stride_of
 from diffstride.conversion.placement import Order
@@ -24,6 +24,7 @@ Filter = Callable[[nn.Module, str], bool]
 UNUSED = "its output is not used"
 FIXED = "a pooling layer of fixed strides: put a DiffStride in its place"
 SCALES = "interpolates to a smaller map, whose scale stays: put a DiffStride in its place"
+BY_ITSELF = "makes its map smaller by its own forward: call a pooling module there to convert it"
 PATCHIFIES = "patchifying convolution: its patches do not overlap (patchify=True takes it)"
 
 
@@ -84,9 +85,8 @@ def _examine(
         return _strided_function(trace, node)
     if name not in included and isinstance(module, SizedPooling):
         return FIXED if _has_fixed_strides(module) else None
-    scales = isinstance(module, nn.Upsample) and module.scale_factor is not None
     if name not in included and max(stride_of(module)) <= 1:
-        return SCALES if scales and _makes_smaller(trace, node) else None
+        return _why_smaller(trace, node, module)
     if is_among(search.leaf_modules, name, module):
         return "in leaf_modules"
     reason = _reason_to_skip(trace, node, module, search)
@@ -126,9 +126,25 @@ def _has_fixed_strides(module: SizedPooling) -> bool:
     return isinstance(strides, tuple) and max(strides, default=1) > 1
 
 
-def _makes_smaller(trace: Trace, node: fx.Node) -> bool:
+def _why_smaller(trace: Trace, node: fx.Node, module: nn.Module) -> str | None:
+    """Why a module without a stride makes its map smaller, if that could be pooling."""
+    if isinstance(module, nn.Upsample) and module.scale_factor is not None:
+        return SCALES if any(new < old for old, new in _map_sizes(trace, node)) else None
+    if class_of(module).__module__.startswith("torch.") or isinstance(module, Pooled):
+        return None
+    halves = hasattr(module, "stride") and any(map(_is_half, _map_sizes(trace, node)))
+    return BY_ITSELF if halves else None
+
+
+def _map_sizes(trace: Trace, node: fx.Node) -> list[tuple[int, int]]:
+    """The sizes of the input and of the output of a call along each axis; empty without maps."""
     maps = trace.maps(node)
-    return maps is not None and maps[1][0, 0].numel() < maps[0][0, 0].numel()
+    return list(zip(maps[0].shape[2:], maps[1].shape[2:], strict=True)) if maps else []
+
+
+def _is_half(sizes: tuple[int, int]) -> bool:
+    old, new = sizes
+    return 1 < new <= (old + 1) // 2
 
 
 def _reason_to_skip(trace: Trace, node: fx.Node, module: nn.Module, search: Search) -> str | None:
@@ -182,12 +198,11 @@ def takes_whole_maps(trace: Trace, node: fx.Node) -> bool:
 
 def _strided_function(trace: Trace, node: fx.Node) -> str | None:
     """Why a function or a slice is left out, None if it does not stride."""
-    name, maps = getattr(node.target, "__name__", ""), trace.maps(node)
-    if node.op != "call_function" or maps is None:
+    name, pairs = getattr(node.target, "__name__", ""), _map_sizes(trace, node)
+    if node.op != "call_function":
         return None
     if isinstance(trace.modules[trace.owners[node]], Pooled):
         return None  # pooled on top of its stride
-    pairs = list(zip(maps[0].shape[2:], maps[1].shape[2:], strict=True))
     if name == "getitem":
         index = node.args[1]
         parts = index if isinstance(index, tuple) else (index,)
@@ -197,7 +212,7 @@ def _strided_function(trace: Trace, node: fx.Node) -> str | None:
             return "a slice, whose step stays: call nn.AvgPool2d(1, 2), for example, to convert it"
         return None
     pools = ("pool" in name or "conv" in name) and "adaptive" not in name
-    if pools and any(1 < new <= (old + 1) // 2 for old, new in pairs):
+    if pools and any(map(_is_half, pairs)):
         return "a function, whose stride stays: call a module instead to convert it"
     return None
 

@@ -26,6 +26,7 @@ class StridedCall:
         strided_size: size of the strided output.
         affine: whether the module is an affine function of its input, if it is a convolution.
         placement: where the pooling goes, see `diffstride.conversion.placement`.
+        only_after: why it cannot be pooled before, empty if it can.
         kept: the axes that keep their samples, of stride 1.
     """
 
@@ -38,6 +39,7 @@ class StridedCall:
     strided_size: tuple[int, ...]
     affine: bool = True
     placement: str = "after"
+    only_after: str = ""
     kept: frozenset[int] = frozenset()
 
     @property

@@ -83,14 +83,19 @@ def warn_of_raised_strides(
 
 def how_to_pool_before(model: nn.Module, name: str) -> str:
     """Where a converted module is pooled that holds a cost up, and how it can be pooled before."""
-    placements: dict[str, str] = getattr(getattr(model, "conversion", None), "placements", {})
+    record: Any = getattr(model, "conversion", None)
+    placements: dict[str, str] = getattr(record, "placements", {})
     where = {"after": "after", "on top": "on top of a stride that it keeps"}
     if placements.get(name) not in where:
         return ""
-    return (
-        f". It is pooled {where[placements[name]]}: convert the original network with "
-        "order='before' and min_channels=0, which pools it before"
+    how = (
+        "convert the original network with order='before' and min_channels=0, which pools it before"
     )
+    why = getattr(record, "only_after", {}).get(name, "")
+    if why or any(step.options.get("order") == "before" for step in record.steps):
+        why = f", as {why}" if why else ""
+        how = "convert the original network with a filter_fn that leaves it out"
+    return f". It is pooled {where[placements[name]]}{why}: {how}"
 
 
 def check_amount(name: str, value: Any) -> None:

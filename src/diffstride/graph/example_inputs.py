@@ -97,15 +97,20 @@ def check_traceable(model: nn.Module, inputs: tuple) -> None:
                 f"{name!r} is compiled already and cannot be traced: compile it in place, by "
                 "its method compile(), or torch.compile the whole network afterwards"
             )
-    for name, parameter in model.named_parameters():
-        if isinstance(parameter, UninitializedParameter):
-            raise ValueError(f"{name!r} has no shape yet: call the network on an input first")
+    check_has_shapes(model)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta:
             raise ValueError(
                 f"{name!r} is on the meta device and has no data, so strides could have none: "
                 "call model.to_empty(device=...) and load the weights first"
             )
+
+
+def check_has_shapes(model: nn.Module) -> None:
+    """Refuse lazy layers that no input has told their shape yet."""
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, UninitializedParameter):
+            raise ValueError(f"{name!r} has no shape yet: call the network on an input first")
 
 
 def batch_size(inputs: tuple) -> int:

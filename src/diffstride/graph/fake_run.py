@@ -23,7 +23,7 @@ from diffstride._torch_compat import (
 )
 from diffstride._wording import one_line
 from diffstride.graph.example_inputs import as_inputs, empty_like_weights
-from diffstride.graph.fast_shapes import RememberedShapes, StepsAtOnce
+from diffstride.graph.fast_shapes import FastFunctions, RememberedShapes
 from diffstride.graph.restoring import restoring
 from diffstride.pooling.base import SizedPooling
 
@@ -32,7 +32,7 @@ SHAPE_KEEPING_MODULES = {
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh),
     *(nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Dropout, nn.Dropout2d),
 }
-SHAPE_KEEPING_FUNCTIONS = {F.relu, F.relu6, F.gelu, F.silu, F.dropout, F.batch_norm, torch.relu}
+SHAPE_KEEPING_FUNCTIONS = {F.relu, F.relu6, F.gelu, F.silu, F.dropout, torch.relu}
 
 
 @contextmanager
@@ -81,7 +81,7 @@ def run_node(module: nn.Module | None, node: fx.Node, args: Any, kwargs: Any) ->
             return torch.empty_like(x)
     if isinstance(module, SizedPooling):
         return _pooled(module, first_argument(args, kwargs))
-    with StepsAtOnce():
+    with FastFunctions():
         if module is not None:
             return module.forward(*args, **kwargs)
         if node.op == "call_method":
@@ -99,9 +99,12 @@ def _changeable(value: Any) -> Any:
 
 
 def _keeps_shape(module: nn.Module) -> bool:
-    # In training, batch norms refuse single values. Other subclasses may do something else.
-    known = type(module) in SHAPE_KEEPING_MODULES or isinstance(module, BatchNorm)
-    return known and "forward" not in vars(module)
+    """Whether a module does what its class in torch does; subclasses may do something else."""
+    kind = type(module)
+    forward = getattr(kind, "forward", None)  # scripted modules have none
+    # Norms over several processes refuse tensors of a CPU.
+    is_norm = forward is BatchNorm.forward or isinstance(module, nn.SyncBatchNorm)
+    return (is_norm or kind in SHAPE_KEEPING_MODULES) and "forward" not in vars(module)
 
 
 class NetworkRun(NamedTuple):
@@ -169,7 +172,7 @@ def call_on_shapes(model: nn.Module, inputs: tuple) -> Any:
                 continue
             replaced.append(module)
     try:
-        with StepsAtOnce():
+        with FastFunctions():
             return model(*inputs)
     finally:
         for module in replaced:

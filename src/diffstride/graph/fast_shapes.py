@@ -1,4 +1,4 @@
-"""What fake tensors take long for: recurrent layers, step by step, and products of matrices.
+"""What fake tensors take long for: norms, the steps of recurrent layers, products of matrices.
 
 A network is analysed several times, and repeats its layers.
 """
@@ -23,11 +23,12 @@ PRODUCTS = {
 MOST = 1 << 14  # results, of less than a kilobyte each
 
 
-class StepsAtOnce(TorchFunctionMode):
-    """Runs recurrent layers as products of all steps at once, where only shapes matter.
+class FastFunctions(TorchFunctionMode):
+    """Runs batch norms and recurrent layers faster, where only shapes matter.
 
-    On fake tensors PyTorch runs a GRU step by step, which takes seconds for a thousand steps. The
-    shapes and the products are the same. Packed sequences run as they are.
+    A batch norm keeps the shape, and does not refuse single values in training. On fake tensors
+    PyTorch runs a GRU step by step, which takes seconds for a thousand steps. Here the products of
+    all steps run at once; packed sequences run as they are.
     """
 
     def __torch_function__(
@@ -37,6 +38,8 @@ class StepsAtOnce(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
+        if func is F.batch_norm and args:
+            return torch.empty_like(args[0])
         if func in RECURRENT and len(args) == 9 and isinstance(args[2], list):
             return _all_steps(*args)
         return func(*args, **(kwargs or {}))
