@@ -3,6 +3,7 @@
 import copy
 import functools
 import itertools
+import pickle
 import warnings
 from math import ceil, floor, log2, trunc
 
@@ -1175,6 +1176,14 @@ def test_no_advice_to_pool_before_where_a_kernel_cannot_be_resampled(conv, why, 
     told = f"It is pooled after, as {why}: convert the original network with a filter_fn"
     with pytest.raises(ValueError, match=told):
         CostBudget(convert(net, x, order=order), x, "before")
+
+
+def test_a_network_pickled_by_version_0_2_is_still_read():
+    x = torch.zeros(1, 3, 32, 32)
+    model = convert(nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1)), x)
+    del model.conversion.only_after
+    with pytest.raises(ValueError, match=r"on top .*: convert the original network with order="):
+        CostBudget(pickle.loads(pickle.dumps(model)), x, multiply_adds=5e4)
 
 
 def test_a_convolution_at_stride_1_is_named_where_strides_rise():

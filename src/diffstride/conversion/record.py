@@ -57,6 +57,9 @@ class Conversion(LeafModulesRecord):
     multiply_adds: dict[str, int] = field(default_factory=dict)
     steps: list[ConversionStep] = field(default_factory=list)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update({"only_after": {}} | state)  # files of version 0.2 have none
+
 
 def record_costs(traced: Trace, example: Any, leaf_modules: tuple[Leaf, ...]) -> Conversion:
     """A record with the cost before conversion, also of parts that were converted before."""

@@ -91,7 +91,7 @@ def how_to_pool_before(model: nn.Module, name: str) -> str:
     how = (
         "convert the original network with order='before' and min_channels=0, which pools it before"
     )
-    why = getattr(record, "only_after", {}).get(name, "")
+    why = record.only_after.get(name, "")
     if why or any(step.options.get("order") == "before" for step in record.steps):
         why = f", as {why}" if why else ""
         how = "convert the original network with a filter_fn that leaves it out"
