@@ -257,6 +257,10 @@ def test_networks_that_cannot_be_traced_are_refused():
         convert(nn.Sequential(nn.LazyConv2d(8, 3, stride=2)), x)
     with pytest.raises(ValueError, match=r"'1\.weight' has no shape yet: call the network"):
         convert(nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), x)
+    for affine, name in ((True, "weight"), (False, "running_mean")):
+        norm = nn.LazyBatchNorm2d(affine=affine)
+        with pytest.raises(ValueError, match=rf"'1\.{name}' has no shape yet: call the network"):
+            convert(nn.Sequential(nn.Conv2d(3, 8, 3, 2), norm), x)
 
 
 def test_networks_without_a_stride_to_convert_are_refused_with_reasons():

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import is_lazy
 
 from diffstride._torch_compat import (
     Conv,
@@ -107,9 +107,9 @@ def check_traceable(model: nn.Module, inputs: tuple) -> None:
 
 
 def check_has_shapes(model: nn.Module) -> None:
-    """Refuse lazy layers that no input has told their shape yet."""
-    for name, parameter in model.named_parameters():
-        if isinstance(parameter, UninitializedParameter):
+    """Refuse lazy layers that no input has told their shape yet, whose buffers cannot be copied."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
             raise ValueError(f"{name!r} has no shape yet: call the network on an input first")
 
 
