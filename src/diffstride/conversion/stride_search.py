@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 from torch import fx, nn
 
 from diffstride._arguments import Limit
-from diffstride._torch_compat import Conv, ConvTranspose, class_of
+from diffstride._torch_compat import Conv, ConvTranspose
 from diffstride._wording import counted
 from diffstride.conversion.module_strides import patchifies, per_axis, stride_of
 from diffstride.conversion.placement import Order
 from diffstride.conversion.pooled_module import Pooled
 from diffstride.conversion.stride_measurement import measure_call
 from diffstride.conversion.strided_call import StridedCall
-from diffstride.graph.leaf_modules import Leaf, is_among
+from diffstride.graph.leaf_modules import Leaf, is_among, is_of_torch
 from diffstride.graph.tracer import Trace
 from diffstride.pooling.base import SizedPooling
 
@@ -130,7 +130,7 @@ def _why_smaller(trace: Trace, node: fx.Node, module: nn.Module) -> str | None:
     """Why a module without a stride makes its map smaller, if that could be pooling."""
     if isinstance(module, nn.Upsample) and module.scale_factor is not None:
         return SCALES if any(new < old for old, new in _map_sizes(trace, node)) else None
-    if class_of(module).__module__.startswith("torch.") or isinstance(module, Pooled):
+    if is_of_torch(module) or isinstance(module, Pooled):
         return None
     halves = hasattr(module, "stride") and any(map(_is_half, _map_sizes(trace, node)))
     return BY_ITSELF if halves else None

@@ -81,8 +81,8 @@ def warn_of_raised_strides(
     )
 
 
-def how_to_pool_before(model: nn.Module, name: str) -> str:
-    """Where a converted module is pooled that holds a cost up, and how it can be pooled before."""
+def advise_on_placement(model: nn.Module, name: str) -> str:
+    """Where a converted module is pooled that holds a cost up, and how to change that."""
     record: Any = getattr(model, "conversion", None)
     placements: dict[str, str] = getattr(record, "placements", {})
     where = {"after": "after", "on top": "on top of a stride that it keeps"}

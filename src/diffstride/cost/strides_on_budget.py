@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import nn
 
 from diffstride._processes import process_count
-from diffstride.cost.budget_amount import how_to_pool_before
+from diffstride.cost.budget_amount import advise_on_placement
 from diffstride.cost.budget_scaling import UnreachableBudgetError, scale_to_budget
 from diffstride.cost.held_strides import HeldStrides
 from diffstride.cost.multiply_adds import MultiplyAdds
@@ -87,7 +87,7 @@ class StridesOnBudget:
             self.wanted = scale_to_budget(wanted, self.space, *limits)
         except UnreachableBudgetError as error:
             if self.space.value(self.in_use) > self.multiply_adds:
-                remedy = how_to_pool_before(self.model, error.costliest)
+                remedy = advise_on_placement(self.model, error.costliest)
                 raise UnreachableBudgetError(f"{error}{remedy}", error.costliest) from None
             self.wanted = self.in_use
         if not stay:

@@ -38,11 +38,12 @@ class FastFunctions(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        if func is F.batch_norm and args:
-            return torch.empty_like(args[0])
+        given = kwargs or {}
+        if func is F.batch_norm:
+            return torch.empty_like(args[0] if args else given["input"])
         if func in RECURRENT and len(args) == 9 and isinstance(args[2], list):
             return _all_steps(*args)
-        return func(*args, **(kwargs or {}))
+        return func(*args, **given)
 
 
 def _all_steps(

@@ -57,7 +57,7 @@ def is_leaf(module: nn.Module, name: str, leaves: Sequence[Leaf]) -> bool:
         is_among(leaves, name, module)
         or isinstance(module, SizedPooling | torch.jit.ScriptModule)
         or (hasattr(module, "stride") and not any(map(_is_network, _inner_modules(module))))
-        or (_is_of_torch(module) and not any(map(_is_to_be_traced, _inner_modules(module))))
+        or (is_of_torch(module) and not any(map(_is_to_be_traced, _inner_modules(module))))
     )
 
 
@@ -73,7 +73,8 @@ def _is_network(module: nn.Module) -> bool:
     return pools or any(True for _ in module.parameters(recurse=False))
 
 
-def _is_of_torch(module: nn.Module) -> bool:
+def is_of_torch(module: nn.Module) -> bool:
+    """Whether the class of a module is one of torch's layers, and none that only holds others."""
     name = class_of(module).__module__
     of_torch = name.startswith(("torch.nn.", "torch.ao.nn."))
     return of_torch and not isinstance(module, nn.Sequential | nn.DataParallel)
@@ -81,4 +82,4 @@ def _is_of_torch(module: nn.Module) -> bool:
 
 def _is_to_be_traced(module: nn.Module) -> bool:
     """Whether a module inside one of torch, such as a user's layer, may have a stride."""
-    return hasattr(module, "stride") or not _is_of_torch(module)
+    return hasattr(module, "stride") or not is_of_torch(module)
